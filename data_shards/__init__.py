@@ -1,0 +1,1 @@
+"""Counts to token shards to position-addressed batches; knows nothing of models."""

@@ -1,0 +1,68 @@
+"""Counter hashes: the only source of randomness in the data path.
+
+Everything drawn (ties, dither, block order, masks, pathway genes) is a pure function of 64-bit keys,
+so that it is the same on every machine, for any number of ranks and loader workers, and after any restart.
+The mixer is the finaliser of SplitMix64 (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195).
+"""
+
+import hashlib
+from collections.abc import Iterable
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+_GOLDEN = 0x9E3779B97F4A7C15
+_M1 = 0xBF58476D1CE4E5B9
+_M2 = 0x94D049BB133111EB
+_MASK64 = (1 << 64) - 1
+
+U64 = npt.NDArray[np.uint64]
+
+
+@numba.njit("uint64(uint64)", cache=True, inline="always")
+def mix64_scalar(x):  # type: ignore[no-untyped-def]
+    """`mix64` of one uint64, for use inside compiled kernels."""
+    x = x + np.uint64(_GOLDEN)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(_M1)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(_M2)
+    return x ^ (x >> np.uint64(31))
+
+
+def mix64(x: U64) -> U64:
+    """Mix every uint64 of an array into a well-spread uint64 (same shape)."""
+    x = x + np.uint64(_GOLDEN)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(_M1)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(_M2)
+    return np.asarray(x ^ (x >> np.uint64(31)), dtype=np.uint64)
+
+
+def mix64_int(x: int) -> int:
+    """`mix64` of one Python int (taken modulo 2^64)."""
+    x = (x + _GOLDEN) & _MASK64
+    x = ((x ^ (x >> 30)) * _M1) & _MASK64
+    x = ((x ^ (x >> 27)) * _M2) & _MASK64
+    return x ^ (x >> 31)
+
+
+def fold(*keys: int) -> int:
+    """One 64-bit key from several whole numbers; the order matters."""
+    state = 0
+    for key in keys:
+        state = mix64_int(state ^ mix64_int(key))
+    return state
+
+
+def hash_string(text: str) -> int:
+    """A 64-bit hash of a string that is the same on every machine (BLAKE2b)."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
+
+
+def hash_strings(texts: Iterable[str]) -> U64:
+    """`hash_string` of each: uint64 (n,)."""
+    return np.fromiter((hash_string(text) for text in texts), dtype=np.uint64)
+
+
+def uniform(hashes: U64) -> npt.NDArray[np.float64]:
+    """Hashes as float64 in [0, 1), from their upper 53 bits (same shape)."""
+    return np.asarray((hashes >> np.uint64(11)) * 2.0**-53, dtype=np.float64)

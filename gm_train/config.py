@@ -1,0 +1,101 @@
+"""Every setting of a run: its type, its default and what it means."""
+
+from dataclasses import dataclass, field
+
+
+@dataclass
+class RunConfig:
+    dir: str = "runs/default"  # the run's directory, which is its identity: fit resumes what it finds there
+    seed: int = 0  # weights, order of the data, masks and pathway genes
+
+
+@dataclass
+class DataConfig:
+    store: str = ""  # token store made by `gm-train data shards`
+    lanes: int = 192  # independent streams of blocks; the number of ranks must divide it
+    rows_per_lane: int = 1  # rows that a step takes from each lane: the global batch is lanes * rows_per_lane rows
+    micro_rows: int = 8  # rows in one forward pass of one rank
+    row_length: int = 2048  # tokens in a row; whole cells are packed into rows
+    pool_blocks: int = 8  # blocks of a lane that are shuffled together
+    group_cells: int = 512  # cells that are packed together, about
+    workers: int = 0  # loader processes; 0 reads in the training process
+    cache_mb: int = 256  # chunk cache of a reading process, MiB
+
+
+@dataclass
+class ModelConfig:
+    arch: str = "bimamba"  # bimamba | mamba (unidirectional)
+    aggregation: str = "gate"  # gate | mean | sum | concat: how the two directions are joined
+    gate_per_layer: bool = False  # a gate (or concat) projection for each layer instead of one shared by all, as published
+    norm: str = "none"  # none (as published) | pre: RMSNorm before each mixer
+    d_model: int = 512  # width of the residual stream
+    n_layers: int = 24
+    d_state: int = 64  # state of the recurrence, per head channel
+    d_conv: int = 4  # taps of the depthwise convolution
+    expand: int = 2  # inner width / d_model
+    head_dim: int = 64  # channels of a head; divides expand * d_model
+    chunk: int = 64  # tokens that the scan handles by matrix products
+    tie_output: bool = False  # share the embedding with the output layer
+    kernel: str = "auto"  # auto | torch
+
+
+@dataclass
+class ObjectiveConfig:
+    language: str = "masked"  # masked | next_token (unidirectional model)
+    mask_rate: float = 0.15  # share of tokens to predict
+    random_rate: float = 0.1  # share of those that show a random gene instead of <mask>
+    gamma: float = 0.1  # weight of L_pathway
+    pathways: str = ""  # GMT file of gene sets; empty: no L_pathway
+    pathway_size: list[int] = field(default_factory=lambda: [10, 200])  # smallest and largest set that is used
+    pathway_genes: int = 32  # genes drawn in a cell, at most
+    temperature: float = 0.1  # tau of L_pathway
+    paper_compat: bool = False  # allow next_token on the bidirectional model, which leaks its targets
+
+
+@dataclass
+class OptimConfig:
+    lr: float = 5e-4  # peak learning rate of AdamW
+    min_lr_ratio: float = 0.1  # final learning rate / peak
+    warmup_steps: int = 1000
+    schedule_steps: int | None = None  # steps until the final learning rate; none: trainer.max_steps of the first start
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
+    eps: float = 1e-8
+    weight_decay: float = 0.1  # matrices only
+    clip: float = 1.0  # largest norm of the whole gradient
+
+
+@dataclass
+class TrainerConfig:
+    max_steps: int = 100_000  # optimizer steps, counted from the start of the run
+    strategy: str = "auto"  # auto: one process
+    devices: int = 1  # processes on this node
+    num_nodes: int = 1
+    precision: str = "fp32"  # fp32 | bf16 (compute; parameters and decay stay fp32)
+    validate_every_steps: int = 1000  # 0: never
+    validation_cells: int = 2048  # held-out cells in a validation, at most
+    max_bad_steps: int = 10  # steps with non-finite numbers, in a window of 1,000, before rolling back
+    max_rollbacks: int = 2  # rollbacks before the run stops
+
+
+@dataclass
+class CheckpointConfig:
+    every_steps: int = 1000
+    keep_last: int = 2  # newest checkpoints kept; the one of the best validation loss is kept besides
+
+
+@dataclass
+class TrackingConfig:
+    mlflow: str = "auto"  # auto: an SQLite file beside the run directory | off | a tracking URI
+    experiment: str = "gm-train"
+
+
+@dataclass
+class Config:
+    run: RunConfig = field(default_factory=RunConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
