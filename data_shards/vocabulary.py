@@ -66,4 +66,6 @@ class Vocabulary:
             content = json.loads(path.read_text())
             return cls(content["kind"], tuple(content["genes"]))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{path}: not a vocabulary ({error}): build the store again with `gm-train data shards`") from error
+            raise DataError(
+                f"{path}: not a vocabulary ({error}): build the store again with `gm-train data shards`"
+            ) from error

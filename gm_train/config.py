@@ -26,7 +26,7 @@ class DataConfig:
 class ModelConfig:
     arch: str = "bimamba"  # bimamba | mamba (unidirectional)
     aggregation: str = "gate"  # gate | mean | sum | concat: how the two directions are joined
-    gate_per_layer: bool = False  # a gate (or concat) projection for each layer instead of one shared by all, as published
+    gate_per_layer: bool = False  # a gate (or concat) projection a layer, not one shared by all as published
     norm: str = "none"  # none (as published) | pre: RMSNorm before each mixer
     d_model: int = 512  # width of the residual stream
     n_layers: int = 24

@@ -1,0 +1,84 @@
+"""Cell and gene annotations (`obs`, `var`) of AnnData files, readable by rows."""
+
+from functools import cached_property
+from typing import Any
+
+import h5py
+import numpy as np
+import pandas as pd
+from anndata.io import read_elem
+
+
+def read_annotations(element: Any, uns: Any = None) -> pd.DataFrame:
+    """A whole annotation table, indexed by name; takes the compound arrays of anndata before 0.7 too."""
+    if not isinstance(element, h5py.Dataset):
+        frame: pd.DataFrame = read_elem(element)
+        return frame
+    table = element[()]
+    columns: dict[str, Any] = {}
+    for name in table.dtype.names:
+        values = table[name]
+        columns[name] = np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
+        categories = f"{name}_categories"
+        if uns is not None and categories in uns:
+            texts = [text.decode() if isinstance(text, bytes) else str(text) for text in uns[categories][()]]
+            columns[name] = pd.Categorical.from_codes(values, pd.Index(texts))
+    index = columns.pop(table.dtype.names[0])
+    return pd.DataFrame(columns, index=pd.Index(index, dtype=object))
+
+
+class CellAnnotations:
+    """The table `obs` of one file.
+
+    Columns in today's encodings are read by rows; others are read whole, once.
+
+    Attributes:
+        n_cells: number of rows.
+        columns: names of the columns.
+    """
+
+    def __init__(self, obs: Any, uns: Any = None) -> None:
+        self._obs = obs
+        self._uns = uns
+        self._by_rows = not isinstance(obs, h5py.Dataset) and obs.attrs.get("encoding-version") == "0.2.0"
+        self._cache: dict[str, Any] = {}
+        if self._by_rows:
+            self.columns = [str(name) for name in obs.attrs["column-order"]]
+            self.n_cells = int(obs[obs.attrs["_index"]].shape[0])
+        else:
+            self.columns = [str(name) for name in self._whole.columns]
+            self.n_cells = len(self._whole)
+
+    @cached_property
+    def _whole(self) -> pd.DataFrame:
+        return read_annotations(self._obs, self._uns)
+
+    def read(self, start: int = 0, stop: int | None = None) -> pd.DataFrame:
+        """Rows [start, stop): pandas DataFrame indexed by the cells' names."""
+        rows = slice(start, self.n_cells if stop is None else min(stop, self.n_cells))
+        if not self._by_rows:
+            return self._whole.iloc[rows]
+        index = pd.Index(_strings(self._obs[self._obs.attrs["_index"]], rows), dtype=object)
+        return pd.DataFrame({name: self._column(name, rows) for name in self.columns}, index=index)
+
+    def _column(self, name: str, rows: slice) -> Any:
+        element = self._obs[name]
+        encoding = element.attrs.get("encoding-type")
+        if encoding == "array":
+            return element[rows]
+        if encoding == "string-array":
+            return _strings(element, rows)
+        if encoding == "categorical":
+            if name not in self._cache:
+                self._cache[name] = pd.Index(read_elem(element["categories"]))
+            ordered = bool(element.attrs.get("ordered", False))
+            return pd.Categorical.from_codes(np.asarray(element["codes"][rows]), self._cache[name], ordered=ordered)
+        if name not in self._cache:
+            self._cache[name] = read_elem(element)
+        return self._cache[name][rows]
+
+
+def _strings(element: Any, rows: slice) -> Any:
+    if isinstance(element, h5py.Dataset) and h5py.check_string_dtype(element.dtype) is not None:
+        return element.asstr()[rows]
+    return np.asarray(element[rows]).astype(object)

@@ -1,0 +1,287 @@
+"""Reading counts from AnnData files (`.h5ad` or Zarr) a few thousand cells at a time."""
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import scipy.sparse as sp
+import zarr
+
+from data_shards.annotations import CellAnnotations, read_annotations
+from data_shards.by_cell import CellMajorCopy, copy_by_cell
+from data_shards.errors import DataError
+
+#: Elements of a dense matrix that are held at a time.
+_DENSE_BLOCK = 1 << 24
+
+
+@dataclass(frozen=True)
+class CountOptions:
+    """Where the counts of a file are and what was done to them.
+
+    Attributes:
+        layer: name in `layers` instead of `X`.
+        raw: read `raw/X` and its genes instead of `X`.
+        counts_from: "log1p" takes log1p of counts that were scaled per cell back to counts.
+        gene_column: column of `var` with gene ids or symbols instead of its index.
+        allow_non_integer: accept counts that are not whole, such as those of ambient RNA removal.
+    """
+
+    layer: str | None = None
+    raw: bool = False
+    counts_from: str | None = None
+    gene_column: str | None = None
+    allow_non_integer: bool = False
+
+    def __post_init__(self) -> None:
+        if self.layer is not None and self.raw:
+            raise DataError("--layer and --raw name two different matrices: give one of them")
+        if self.counts_from not in (None, "log1p"):
+            raise DataError(f"--counts-from {self.counts_from!r} is not known: the one choice is 'log1p'")
+
+
+@dataclass(frozen=True)
+class CountSource:
+    """What another process needs to open the same counts."""
+
+    path: Path
+    options: CountOptions
+    by_cell: CellMajorCopy | None
+
+    def open(self) -> "CountFile":
+        return CountFile(self.path, self.options, self.by_cell)
+
+
+def open_counts(path: str | Path, options: CountOptions | None = None) -> "CountFile":
+    """Open an AnnData file for reading its counts.
+
+    Raises:
+        DataError: the file is missing, damaged or not AnnData, or the matrix that the options name is not in it.
+    """
+    return CountFile(Path(path), options or CountOptions())
+
+
+class CountFile:
+    """The counts of one AnnData file, with the names of its genes and its cell annotations.
+
+    Attributes:
+        path: the file, or the directory of an AnnData-Zarr.
+        name: the file's stem, which names the data set.
+        n_cells: number of rows.
+        var: annotations of the genes, pandas DataFrame.
+        gene_names: names of the genes as delivered (`gene_column` or the index of `var`).
+        annotations: the cell annotations, readable by rows.
+    """
+
+    def __init__(self, path: Path, options: CountOptions, by_cell: CellMajorCopy | None = None) -> None:
+        self.path = path
+        self.options = options
+        self.name = path.name.removesuffix(".h5ad").removesuffix(".zarr")
+        self._root = _open_root(path)
+        self._by_cell = by_cell
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        try:
+            with _readable(path):
+                self._read_structure()
+        except BaseException:
+            self.close()
+            raise
+
+    def _read_structure(self) -> None:
+        root, path, options = self._root, self.path, self.options
+        if not ("obs" in root and "var" in root):
+            raise DataError(f"{path}: not an AnnData file: it has no obs and var: convert it with anndata first")
+        where, var_key = "X", "var"
+        if options.layer is not None:
+            where = f"layers/{options.layer}"
+            if where not in root:
+                layers = ", ".join(sorted(root["layers"])) if "layers" in root else ""
+                raise DataError(f"{path}: no layer {options.layer!r}: --layer can be one of: {layers or '(none)'}")
+        elif options.raw:
+            # Files from before anndata 0.7 keep raw in groups named "raw.X" and "raw.var".
+            where, var_key = ("raw.X", "raw.var") if "raw.X" in root else ("raw/X", "raw/var")
+            if where not in root or var_key not in root:
+                raise DataError(f"{path}: has no raw counts: leave out --raw or name a layer with --layer")
+        if where not in root:
+            raise DataError(f"{path}: has no X: name its counts with --layer or --raw")
+        self._matrix: Any = root[where]
+        self.format, (self.n_cells, self.n_genes) = _matrix_format(path, where, self._matrix)
+        var = read_annotations(root[var_key])
+        if len(var) != self.n_genes:
+            raise DataError(f"{path}: {where} has {self.n_genes:,} columns but {var_key} names {len(var):,} genes")
+        self.var = var
+        self.annotations = CellAnnotations(root["obs"], root.get("uns"))
+        if self.annotations.n_cells != self.n_cells:
+            raise DataError(
+                f"{path}: {where} has {self.n_cells:,} rows but obs describes {self.annotations.n_cells:,} cells"
+            )
+        if options.gene_column is not None and options.gene_column not in var.columns:
+            columns = ", ".join(map(str, var.columns)) or "(none)"
+            raise DataError(
+                f"{path}: no column {options.gene_column!r} in {var_key}: --gene-column can be one of: {columns}"
+            )
+
+    @cached_property
+    def gene_names(self) -> list[str]:
+        column = self.var.index if self.options.gene_column is None else self.var[self.options.gene_column]
+        return ["" if pd.isna(name) else str(name) for name in column]
+
+    @cached_property
+    def obs(self) -> pd.DataFrame:
+        """All cell annotations: pandas DataFrame indexed by the cells' names."""
+        return self.read_obs()
+
+    def read_obs(self, start: int = 0, stop: int | None = None) -> pd.DataFrame:
+        """The annotations of cells [start, stop): pandas DataFrame indexed by the cells' names."""
+        with _readable(self.path):
+            return self.annotations.read(start, stop)
+
+    @property
+    def source(self) -> CountSource:
+        """A picklable handle; counts stored by gene are first copied by cell to a temporary folder."""
+        if self.format == "csc" and self._by_cell is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="gm-train-")
+            folder = Path(self._temporary.name)
+            with _readable(self.path):
+                self._by_cell = copy_by_cell(self._matrix, self.n_cells, self.n_genes, self.path, folder)
+        return CountSource(self.path, self.options, self._by_cell)
+
+    def chunks(self, rows: int = 4096, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, sp.csr_matrix]]:
+        """The checked counts of cells [start, stop), `rows` cells at a time.
+
+        Yields:
+            The first row of the chunk and its counts: csr_matrix (rows, n_genes), float64, indices sorted and
+            each once, without explicit zeros.
+
+        Raises:
+            DataError: NaN, infinite or negative values, counts that are not whole unless allowed, values that
+                `counts_from` cannot take back to counts, or a damaged file.
+        """
+        stop = self.n_cells if stop is None else min(stop, self.n_cells)
+        for first in range(start, stop, rows):
+            last = min(first + rows, stop)
+            with _readable(self.path):
+                chunk = self._read_rows(first, last)
+            yield first, self._checked(chunk, first)
+
+    def _read_rows(self, first: int, last: int) -> sp.csr_matrix:
+        if self.format == "dense":
+            step = max(1, _DENSE_BLOCK // max(1, self.n_genes))
+            parts = [
+                sp.csr_matrix(np.asarray(self._matrix[a : min(a + step, last)]).astype(np.float64))
+                for a in range(first, last, step)
+            ]
+            return sp.vstack(parts, format="csr")
+        if self.format == "csc":
+            by_cell = self.source.by_cell
+            assert by_cell is not None
+            return by_cell.rows(first, last)
+        indptr = np.asarray(self._matrix["indptr"][first : last + 1]).astype(np.int64)
+        if len(indptr) != last - first + 1 or np.any(np.diff(indptr) < 0):
+            raise DataError(f"{self.path}: the row pointers of cells {first:,} to {last:,} are damaged: fetch it again")
+        span = slice(int(indptr[0]), int(indptr[-1]))
+        indices = np.asarray(self._matrix["indices"][span])
+        data = np.asarray(self._matrix["data"][span]).astype(np.float64)
+        if not len(indices) == len(data) == indptr[-1] - indptr[0]:
+            raise DataError(f"{self.path}: the counts of cells {first:,} to {last:,} are cut short: fetch it again")
+        if len(indices) and (indices.min() < 0 or indices.max() >= self.n_genes):
+            raise DataError(f"{self.path}: a column index of cells {first:,} to {last:,} is outside: fetch it again")
+        chunk = sp.csr_matrix((data, indices.astype(np.int32), indptr - indptr[0]), (last - first, self.n_genes))
+        chunk.sum_duplicates()  # sorts the indices too
+        return chunk
+
+    def _checked(self, chunk: sp.csr_matrix, first: int) -> sp.csr_matrix:
+        chunk.eliminate_zeros()
+        data = chunk.data
+        self._refuse(chunk, first, ~np.isfinite(data), "is not a number", "mend or drop the cell")
+        self._refuse(chunk, first, data < 0, "is negative", "counts are in another matrix: try --layer or --raw")
+        if self.options.counts_from == "log1p":
+            return self._from_log1p(chunk, first)
+        if not self.options.allow_non_integer:
+            mend = "name the raw counts with --layer or --raw, or use --counts-from log1p or --allow-non-integer"
+            self._refuse(chunk, first, data != np.rint(data), "is not a whole count", mend)
+        return chunk
+
+    def _from_log1p(self, chunk: sp.csr_matrix, first: int) -> sp.csr_matrix:
+        """Counts from log1p(count * scale of the cell), taking the cell's smallest value for a count of 1."""
+        filled = np.flatnonzero(np.diff(chunk.indptr))
+        if len(filled) == 0:
+            return chunk
+        scaled = np.expm1(chunk.data)
+        smallest = np.minimum.reduceat(scaled, chunk.indptr[filled])
+        counts = scaled / np.repeat(smallest, np.diff(chunk.indptr)[filled])
+        whole = np.rint(counts)
+        chunk.data = counts
+        mend = "--counts-from log1p does not fit this matrix"
+        self._refuse(chunk, first, ~(np.abs(counts - whole) <= 0.25), "times its smallest is far from whole", mend)
+        chunk.data = whole
+        return chunk
+
+    def _refuse(self, chunk: sp.csr_matrix, first: int, bad: npt.NDArray[np.bool_], what: str, mend: str) -> None:
+        if not bad.any():
+            return
+        place = int(np.argmax(bad))
+        row = int(np.searchsorted(chunk.indptr, place, side="right")) - 1
+        gene = self.gene_names[chunk.indices[place]]
+        raise DataError(f"{self.path}: cell {first + row:,}, gene {gene}: {chunk.data[place]:.6g} {what}: {mend}")
+
+    def close(self) -> None:
+        """Close the file and remove its copy by cell."""
+        if self._temporary is not None:
+            self._temporary.cleanup()
+        if isinstance(self._root, h5py.File):
+            self._root.close()
+
+    def __enter__(self) -> "CountFile":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _open_root(path: Path) -> Any:
+    if not path.exists():
+        raise DataError(f"{path}: no such file")
+    try:
+        if path.is_dir():
+            return zarr.open_group(path, mode="r")
+        return h5py.File(path, "r")
+    except Exception as error:
+        # h5py names both a foreign and a truncated file with OSError; its text says which.
+        raise DataError(
+            f"{path}: not an AnnData file, or a truncated one ({error}): fetch or export it again"
+        ) from error
+
+
+def _matrix_format(path: Path, where: str, matrix: Any) -> tuple[str, tuple[int, int]]:
+    if isinstance(matrix, h5py.Dataset | zarr.Array):
+        shape, kind = matrix.shape, "dense"
+    else:
+        attrs = dict(matrix.attrs)
+        encoding = str(attrs.get("encoding-type", attrs.get("h5sparse_format", "unknown")))
+        kind = encoding.removesuffix("_matrix")
+        shape = attrs.get("shape", attrs.get("h5sparse_shape", ()))
+        if kind not in ("csr", "csc"):
+            raise DataError(f"{path}: {where} is stored as {encoding!r}: counts must be csr, csc or dense")
+    if len(shape) != 2:
+        raise DataError(f"{path}: {where} has shape {tuple(shape)}: counts have two dimensions, cells and genes")
+    return kind, (int(shape[0]), int(shape[1]))
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """Turns what h5py, zarr and anndata raise for damaged files into one kind of error."""
+    try:
+        yield
+    except DataError:
+        raise
+    except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+        raise DataError(f"{path}: cannot be read ({error}): truncated or damaged, fetch it again") from error

@@ -1,0 +1,140 @@
+"""The compiled kernel that ranks the genes of a cell.
+
+Keys are positive float32, whose bits order as the numbers do: a least-significant-digit radix sort of 11 + 11 + 9
+bits ranks a cell without comparisons. Equal keys are then put in the order of their hashes.
+"""
+
+import numba
+import numpy as np
+
+from data_shards.hashing import mix64_scalar
+from data_shards.kernels import map_cell
+from data_shards.vocabulary import FIRST_GENE
+
+_TIE = 0x7469655F6F726465
+_DITHER = 0x6469746865725F75
+_RADIX = 2048
+_SMALL_RUN = 32
+
+
+@numba.njit(cache=True, nogil=True)
+def cell_key(purpose, total, detected):  # type: ignore[no-untyped-def]
+    """Hash of what a cell is, apart from its genes: uint64."""
+    bits = np.array([total]).view(np.uint64)[0]
+    state = mix64_scalar(np.uint64(purpose))
+    state = mix64_scalar(state ^ bits)
+    return mix64_scalar(state ^ np.uint64(detected))
+
+
+@numba.njit(cache=True, nogil=True)
+def dithered(count, hashed):  # type: ignore[no-untyped-def]
+    """`count` moved by less than a half (by less than itself if it is below a half), always above zero."""
+    uniform = (np.float64(hashed >> np.uint64(12)) + 0.5) * 2.0**-52
+    return count + (uniform - 0.5) * min(1.0, 2.0 * count)
+
+
+@numba.njit(cache=True, nogil=True)
+def rank_genes(indptr, indices, data, numbers, totals, medians, gene_hashes, top_k, dither):  # type: ignore[no-untyped-def]
+    """Tokens of cells, best-ranked first; see `Tokenizer.encode`.
+
+    Args:
+        indptr: (n_cells + 1,).
+        indices: delivered genes, (n,), each once in a cell.
+        data: counts float64 (n,), above zero.
+        numbers: int32 (n_delivered,), number of each delivered gene or -1.
+        totals: float64 (n_cells,), over all genes as delivered.
+        medians: float64 (n_genes,).
+        gene_hashes: uint64 (n_genes,).
+        top_k: most tokens of a cell.
+        dither: rank dithered counts.
+
+    Returns:
+        tokens uint16 (n_tokens,), indptr int64 (n_cells + 1,).
+    """
+    n_cells = len(indptr) - 1
+    n_genes = len(medians)
+    longest = most = 0
+    for cell in range(n_cells):
+        size = indptr[cell + 1] - indptr[cell]
+        longest = max(longest, size)
+        most += min(size, top_k)
+    tokens = np.empty(most, np.uint16)
+    out_indptr = np.zeros(n_cells + 1, np.int64)
+    genes, counts = np.empty(longest, np.int32), np.empty(longest, np.float64)
+    seen_in, place_of = np.full(n_genes, -1, np.int64), np.empty(n_genes, np.int64)
+    floats = np.empty(longest, np.float32)
+    bits = floats.view(np.uint32)
+    keys_a, keys_b = np.empty(longest, np.uint32), np.empty(longest, np.uint32)
+    genes_a, genes_b = np.empty(longest, np.int32), np.empty(longest, np.int32)
+    histograms = np.zeros((3, _RADIX), np.int32)
+    for cell in range(n_cells):
+        n = map_cell(indices, data, indptr[cell], indptr[cell + 1], numbers, cell, seen_in, place_of, genes, counts, 0)
+        detected = indptr[cell + 1] - indptr[cell]
+        if dither:
+            key = cell_key(_DITHER, totals[cell], detected)
+            for i in range(n):
+                counts[i] = dithered(counts[i], mix64_scalar(key ^ gene_hashes[genes[i]]))
+        for i in range(n):
+            floats[i] = np.float32(counts[i] / medians[genes[i]])
+        histograms[:] = 0
+        for i in range(n):
+            # Positive floats leave the highest bit clear; its complement orders descending.
+            inverse = np.uint32(0x7FFFFFFF) ^ bits[i]
+            keys_a[i] = inverse
+            genes_a[i] = genes[i]
+            histograms[0, inverse & np.uint32(2047)] += 1
+            histograms[1, (inverse >> np.uint32(11)) & np.uint32(2047)] += 1
+            histograms[2, inverse >> np.uint32(22)] += 1
+        for digit in range(3):
+            shift = np.uint32(11 * digit)
+            histogram = histograms[digit]
+            place = np.int32(0)
+            for value in range(_RADIX):
+                size = histogram[value]
+                histogram[value] = place
+                place += size
+            for i in range(n):
+                value = (keys_a[i] >> shift) & np.uint32(2047)
+                place = histogram[value]
+                histogram[value] = place + 1
+                keys_b[place] = keys_a[i]
+                genes_b[place] = genes_a[i]
+            keys_a, keys_b = keys_b, keys_a
+            genes_a, genes_b = genes_b, genes_a
+        kept = min(n, top_k)
+        _order_ties(keys_a[:n], genes_a[:n], kept, totals[cell], detected, gene_hashes)
+        base = out_indptr[cell]
+        for i in range(kept):
+            tokens[base + i] = genes_a[i] + FIRST_GENE
+        out_indptr[cell + 1] = base + kept
+    return tokens[: out_indptr[-1]].copy(), out_indptr
+
+
+@numba.njit(cache=True, nogil=True)
+def _order_ties(keys, genes, kept, total, detected, gene_hashes):  # type: ignore[no-untyped-def]
+    """Put runs of equal keys that reach into the first `kept` places in the order of their hashes."""
+    n = len(keys)
+    key_of_tie = cell_key(_TIE, total, detected)
+    start = 0
+    while start < kept:
+        stop = start + 1
+        while stop < n and keys[stop] == keys[start]:
+            stop += 1
+        size = stop - start
+        if size > 1:
+            hashes = np.empty(size, np.uint64)
+            for i in range(size):
+                hashes[i] = mix64_scalar(key_of_tie ^ gene_hashes[genes[start + i]])
+            if size <= _SMALL_RUN:
+                for i in range(1, size):
+                    hashed, gene = hashes[i], genes[start + i]
+                    j = i
+                    while j > 0 and hashes[j - 1] > hashed:
+                        hashes[j] = hashes[j - 1]
+                        genes[start + j] = genes[start + j - 1]
+                        j -= 1
+                    hashes[j] = hashed
+                    genes[start + j] = gene
+            else:
+                genes[start:stop] = genes[start:stop][np.argsort(hashes)]
+        start = stop

@@ -1,0 +1,339 @@
+"""From counts and medians to a token store.
+
+Ranges of cells are read, filtered and ranked in parallel; one writer takes them in the order of the files.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tqdm import tqdm
+
+from data_shards.counts import CountFile, CountOptions, CountSource, open_counts
+from data_shards.errors import DataError
+from data_shards.genes import map_gene
+from data_shards.kernels import cell_totals
+from data_shards.medians import Medians, check_names, dataset_name
+from data_shards.obs_file import SOURCE_ROW, ObsWriter, read_column
+from data_shards.output import hash_path, refuse_existing, whole_directory
+from data_shards.parallel import map_in_order
+from data_shards.splits import SplitOptions, assign_donors, donor_names, split_by_cell
+from data_shards.store import (
+    SCHEMA,
+    TEST,
+    TRAIN,
+    VALIDATION,
+    DatasetEntry,
+    DatasetWriter,
+    Manifest,
+    choose_block_cells,
+    content_hash,
+    hash_files,
+)
+from data_shards.tokenizer import FILES, GENE_TABLE_FILE, GeneColumns, Tokenizer
+from data_shards.vocabulary import Vocabulary
+
+_CELLS = 16_384
+_CHUNK = 4096
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class CellFilter:
+    """Cells with fewer detected genes or counts, over all genes as delivered, are left out."""
+
+    min_genes: int = 0
+    min_counts: float = 0.0
+
+
+def make_store(
+    paths: Sequence[Path],
+    medians_path: Path,
+    out: Path,
+    options: CountOptions | None = None,
+    *,
+    top_k: int = 2048,
+    dither: bool = False,
+    genes_file: Path | None = None,
+    cells: CellFilter | None = None,
+    splits: SplitOptions | None = None,
+    min_mapped: float = 0.5,
+    workers: int = 1,
+    say: Say = print,
+) -> Manifest:
+    """Tokenize the cells of files into a new store.
+
+    Args:
+        paths: AnnData files; their stems name the data sets, in this order.
+        medians_path: what `make_medians` wrote.
+        out: a new `.zarr` directory.
+        options: how counts are read, for all files.
+        top_k: most tokens of a cell.
+        dither: rank dithered counts.
+        genes_file: genes of the vocabulary, one a line; none takes all with a median.
+        cells: which cells are left out.
+        splits: which cells are held out.
+        min_mapped: share of a file's genes that must have Ensembl ids, if ids are Ensembl ids.
+        workers: processes that rank; the result does not depend on it.
+        say: takes lines of the report.
+
+    Raises:
+        DataError: `out` exists, files that cannot be used, bad counts, or nothing left to write.
+    """
+    options, cells, splits = options or CountOptions(), cells or CellFilter(), splits or SplitOptions()
+    refuse_existing(out)
+    check_names([dataset_name(path) for path in paths])
+    tokenizer = make_tokenizer(Medians.load(medians_path), genes_file, top_k, dither, say)
+    with whole_directory(out) as folder:
+        tokenizer.save(folder)
+        written = []
+        for path in paths:
+            with open_counts(path, options) as counts:
+                written.append(_write_dataset(folder, counts, tokenizer, cells, splits, min_mapped, workers, say))
+        manifest = Manifest(
+            schema=SCHEMA,
+            vocabulary_hash=tokenizer.vocabulary.hash,
+            medians_hash=tokenizer.medians_hash,
+            tokenizer_hash=tokenizer.hash,
+            kind=tokenizer.vocabulary.kind,
+            n_genes=len(tokenizer.vocabulary.genes),
+            top_k=top_k,
+            dither=dither,
+            block_cells=choose_block_cells([one.n_cells for one in written], sum(one.n_tokens for one in written)),
+            options={"splits": asdict(splits), "min_mapped": min_mapped},
+            datasets=_draw_splits(folder, written, splits, say),
+            files=hash_files(folder, [*FILES, GENE_TABLE_FILE]),
+        )
+        manifest.save(folder)
+    say(
+        f"{out}: {manifest.n_cells:,} cells, {manifest.n_tokens:,} tokens of {manifest.n_genes:,} genes, "
+        f"blocks of {manifest.block_cells} cells"
+    )
+    return manifest
+
+
+def make_tokenizer(medians: Medians, genes_file: Path | None, top_k: int, dither: bool, say: Say) -> Tokenizer:
+    """The tokenizer of all genes with a median, or of those that a file lists.
+
+    Raises:
+        DataError: the file cannot be read, or none of its genes has a median.
+    """
+    chosen = {gene: i for i, gene in enumerate(medians.genes) if medians.counts[i] > 0}
+    if genes_file is not None:
+        try:
+            names = [line.strip() for line in genes_file.read_text().splitlines() if line.strip()]
+        except (OSError, ValueError) as error:
+            raise DataError(f"{genes_file}: cannot be read ({error}): give a text file with one gene a line") from error
+        wanted = {map_gene(name, medians.kind, medians.gene_table)[0] for name in names}
+        kept = {gene: i for gene, i in chosen.items() if gene in wanted}
+        dropped = len(names) - len(kept)
+        say(
+            f"{genes_file.name}: {len(kept):,} of {len(names):,} genes have a median"
+            + (f"; {dropped:,} dropped" if dropped else "")
+        )
+        if not kept:
+            raise DataError(
+                f"{genes_file}: none of its {len(names):,} genes ({', '.join(names[:3])} …) has a median: "
+                f"the medians are of {medians.kind} ids such as {', '.join(medians.genes[:3])}"
+            )
+        chosen = kept
+    vocabulary = Vocabulary(medians.kind, tuple(chosen))
+    return Tokenizer(vocabulary, medians.medians[list(chosen.values())], top_k, dither, medians.gene_table)
+
+
+@dataclass(frozen=True)
+class _Range:
+    """Cells [start, stop) of a file."""
+
+    source: CountSource
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class _Ranked:
+    """Tokens of a range of cells: those kept, their rows in the file, and counts for the report."""
+
+    tokens: npt.NDArray[np.uint16]
+    indptr: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
+    filtered: int
+    empty: int
+    detected: int
+    in_vocabulary: int
+
+
+def _rank(tokenizer: Tokenizer, columns: GeneColumns, cells: CellFilter, task: _Range) -> _Ranked:
+    """Read, filter and tokenize a range of cells."""
+    tokens, lengths, rows = [], [], []
+    filtered = empty = detected = in_vocabulary = 0
+    known = columns.numbers >= 0
+    with task.source.open() as counts:
+        for first, chunk in counts.chunks(_CHUNK, task.start, task.stop):
+            n_genes = np.diff(chunk.indptr)
+            enough = (n_genes >= cells.min_genes) & (cell_totals(chunk.indptr, chunk.data) >= cells.min_counts)
+            if not enough.all():
+                chunk = chunk[enough]
+            found, indptr = tokenizer.encode(chunk, columns)
+            length = np.diff(indptr)
+            has_tokens = length > 0
+            tokens.append(found)
+            lengths.append(length[has_tokens])
+            rows.append(np.flatnonzero(enough)[has_tokens] + first)
+            filtered += int((~enough).sum())
+            empty += int((~has_tokens).sum())
+            detected += chunk.nnz
+            in_vocabulary += int(known[chunk.indices].sum())
+    indptr = np.concatenate([np.zeros(1, np.int64), np.concatenate(lengths).cumsum()])
+    return _Ranked(np.concatenate(tokens), indptr, np.concatenate(rows), filtered, empty, detected, in_vocabulary)
+
+
+@dataclass(frozen=True)
+class _Written:
+    """A data set whose cells are written and whose splits are not drawn yet."""
+
+    writer: DatasetWriter
+    hashes: tuple[str, str]
+    donor_key: str | None
+    n_cells: int
+    n_tokens: int
+    described: dict[str, object]
+
+
+def _write_dataset(
+    folder: Path,
+    counts: CountFile,
+    tokenizer: Tokenizer,
+    cells: CellFilter,
+    splits: SplitOptions,
+    min_mapped: float,
+    workers: int,
+    say: Say,
+) -> _Written:
+    columns = tokenizer.bind(counts, min_mapped)
+    donor_key = splits.find_donor_key(counts.name, counts.annotations.columns)
+    say(
+        f"{counts.name}: {counts.n_cells:,} cells; {columns.report}; "
+        f"{columns.found:,} of the {len(tokenizer.vocabulary.genes):,} genes of the vocabulary"
+    )
+    writer = DatasetWriter(folder, counts.name)
+    obs = ObsWriter(writer.folder / "obs.parquet")
+    filtered = empty = detected = in_vocabulary = 0
+    with tqdm(total=counts.n_cells, desc=f"tokens {counts.name}", unit=" cells", disable=None) as progress:
+        for task, ranked in _ranked(counts, tokenizer, columns, cells, workers):
+            writer.append(ranked.tokens, ranked.indptr)
+            annotations = counts.read_obs(task.start, task.stop)
+            if len(ranked.rows):
+                obs.append(annotations.iloc[ranked.rows - task.start], ranked.rows)
+            filtered += ranked.filtered
+            empty += ranked.empty
+            detected += ranked.detected
+            in_vocabulary += ranked.in_vocabulary
+            progress.update(task.stop - task.start)
+    obs.close()
+    if writer.n_cells == 0:
+        raise DataError(
+            f"{counts.path}: no cell is left of {counts.n_cells:,} ({filtered:,} filtered, {empty:,} without a gene of "
+            "the vocabulary): lower --min-genes and --min-counts, or leave the file out"
+        )
+    say(
+        f"{counts.name}: {writer.n_cells:,} cells kept, {filtered:,} filtered, {empty:,} without a token left out; "
+        f"{writer.n_tokens:,} tokens; of {detected:,} non-zero counts {in_vocabulary / detected:.1%} are in the "
+        f"vocabulary and {writer.n_tokens / detected:.1%} became tokens"
+    )
+    described: dict[str, object] = {
+        "source_file": counts.path.name,
+        "source_hash": hash_path(counts.path),
+        "source_cells": counts.n_cells,
+        "filtered_cells": filtered,
+        "empty_cells": empty,
+        "counts": asdict(counts.options),
+        "min_genes": cells.min_genes,
+        "min_counts": cells.min_counts,
+        "obs_hash": hash_path(writer.folder / "obs.parquet"),
+    }
+    return _Written(writer, writer.close(), donor_key, writer.n_cells, writer.n_tokens, described)
+
+
+def _ranked(
+    counts: CountFile, tokenizer: Tokenizer, columns: GeneColumns, cells: CellFilter, workers: int
+) -> Iterator[tuple[_Range, _Ranked]]:
+    source = counts.source
+    tasks = [_Range(source, start, min(start + _CELLS, counts.n_cells)) for start in range(0, counts.n_cells, _CELLS)]
+    # Workers need no gene table: the columns are bound already.
+    rank = partial(_rank, replace(tokenizer, gene_table=None), columns, cells)
+    return zip(tasks, map_in_order(rank, tasks, workers), strict=True)
+
+
+def _draw_splits(
+    folder: Path, written: Sequence[_Written], options: SplitOptions, say: Say
+) -> tuple[DatasetEntry, ...]:
+    """Draw and write the splits of all data sets; a donor that several of them have is in one split everywhere."""
+    donors = {one.writer.folder.name: _count_donors(one) for one in written if one.donor_key is not None}
+    assigned: dict[str, int] = {}
+    entries = []
+    for one in written:
+        name = one.writer.folder.name
+        cells = donors.get(name)
+        shared = cells is not None and any(
+            donor in other for other_name, other in donors.items() if other_name != name for donor in cells if donor
+        )
+        by = options.by
+        if by == "auto":
+            by = "donor" if cells is not None and (shared or len([donor for donor in cells if donor]) > 1) else "cell"
+        if by == "donor":
+            assert cells is not None
+            of_donor = assign_donors(cells, options, assigned)
+            assigned |= {donor: split for donor, split in of_donor.items() if donor}
+        writer = one.writer.split_writer()
+        held: Counter[int] = Counter()
+        obs_path = folder / name / "obs.parquet"
+        for column in read_column(obs_path, one.donor_key if by == "donor" and one.donor_key else SOURCE_ROW):
+            if by == "donor":
+                split = np.array([of_donor[donor] for donor in donor_names(column)], np.uint8)
+            elif by == "cell":
+                split = split_by_cell(name, column.to_numpy(np.int64), options)
+            else:
+                split = np.full(len(column), TRAIN, np.uint8)
+            writer.append(split)
+            held.update(split.tolist())
+        say(_describe_split(name, by, one, held, cells))
+        tokens_hash, indptr_hash = one.hashes
+        entries.append(
+            DatasetEntry(
+                name=name,
+                n_cells=one.n_cells,
+                n_tokens=one.n_tokens,
+                n_train=held[TRAIN],
+                n_validation=held[VALIDATION],
+                n_test=held[TEST],
+                content_hash=content_hash(tokens_hash, indptr_hash, writer.close()),
+                split_by=by,
+                donor_key=one.donor_key if by == "donor" else None,
+                **one.described,  # type: ignore[arg-type]
+            )
+        )
+    return tuple(entries)
+
+
+def _count_donors(one: _Written) -> Counter[str]:
+    cells: Counter[str] = Counter()
+    assert one.donor_key is not None
+    for column in read_column(one.writer.folder / "obs.parquet", one.donor_key):
+        cells.update(donor_names(column))
+    return cells
+
+
+def _describe_split(name: str, by: str, one: _Written, held: Counter[int], donors: Counter[str] | None) -> str:
+    text = f"{name}: {held[TRAIN]:,} training, {held[VALIDATION]:,} validation, {held[TEST]:,} test cells"
+    if by == "donor" and donors is not None:
+        unknown = f"; {donors['']:,} cells of unknown donor are trained on" if donors[""] else ""
+        return f"{text}, by {len([d for d in donors if d]):,} whole donors ({one.donor_key}){unknown}"
+    if by == "cell":
+        return f"{text}, by single cells: weaker than by donor, since cells of one donor resemble each other"
+    return f"{text}, nothing held out"

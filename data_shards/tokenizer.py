@@ -1,0 +1,172 @@
+"""The one tokenizer: a cell's genes, ranked by count / median, as tokens.
+
+Pretraining, evaluation and embedding all call `Tokenizer.encode`. A cell's total cancels in its own ranking: it
+matters for the medians, and as a part of the hash that orders exact ties.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from data_shards.counts import CountFile
+from data_shards.errors import DataError
+from data_shards.genes import GeneReport, GeneTable, find_gene_ids
+from data_shards.hashing import U64, hash_strings
+from data_shards.kernels import cell_totals
+from data_shards.ranking import rank_genes
+from data_shards.vocabulary import FIRST_GENE, Vocabulary
+
+FILES = ("vocabulary.json", "medians.npy", "tokenizer.json")
+GENE_TABLE_FILE = "gene_table.parquet"
+_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class GeneColumns:
+    """The genes of one file in the numbers of a vocabulary.
+
+    Attributes:
+        numbers: int32 (n_delivered,), number of each delivered gene in the vocabulary or -1.
+        found: genes of the vocabulary that the file has.
+        report: how its gene ids were found.
+    """
+
+    numbers: npt.NDArray[np.int32]
+    found: int
+    report: GeneReport
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """Everything that decides which tokens a cell becomes.
+
+    Attributes:
+        vocabulary: the genes that have tokens.
+        medians: float64 (n_genes,), non-zero median of each gene in `count / total * 10,000`.
+        top_k: most tokens of a cell.
+        dither: spread each count evenly over its interval of one before ranking.
+        gene_table: maps the symbols of files without Ensembl ids.
+    """
+
+    vocabulary: Vocabulary
+    medians: npt.NDArray[np.float64]
+    top_k: int = 2048
+    dither: bool = False
+    gene_table: GeneTable | None = None
+
+    def __post_init__(self) -> None:
+        if self.medians.shape != (len(self.vocabulary.genes),) or self.medians.dtype != np.float64:
+            raise DataError(f"{len(self.vocabulary.genes):,} genes need as many medians, not {self.medians.shape}")
+        if not bool(np.all(self.medians > 0) and np.all(np.isfinite(self.medians))):
+            raise DataError("every gene of a vocabulary needs a median above zero")
+        if self.top_k < 1:
+            raise DataError(f"--top-k {self.top_k}: a cell needs at least one token")
+
+    @cached_property
+    def medians_hash(self) -> str:
+        """SHA-256 (hex) of the vocabulary and its medians."""
+        digest = hashlib.sha256(self.vocabulary.hash.encode())
+        digest.update(self.medians.astype("<f8").tobytes())
+        return digest.hexdigest()
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) of everything that decides the tokens."""
+        table = self.gene_table.hash if self.gene_table is not None else None
+        content = [self.medians_hash, self.top_k, self.dither, table]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    @cached_property
+    def _gene_hashes(self) -> U64:
+        return hash_strings(self.vocabulary.genes)
+
+    def bind(self, counts: CountFile, min_mapped: float = 0.5) -> GeneColumns:
+        """Find the vocabulary's genes in a file.
+
+        Raises:
+            DataError: fewer of its genes than `min_mapped` could be mapped to ids, or none is in the vocabulary.
+        """
+        found = find_gene_ids(counts, self.gene_table, min_mapped, self.vocabulary.kind)
+        token_of = self.vocabulary.token_of
+        tokens = [token_of.get(gene, -1) if gene is not None else -1 for gene in found.ids]
+        numbers = np.array([token - FIRST_GENE if token >= 0 else -1 for token in tokens], np.int32)
+        n_found = len(np.unique(numbers[numbers >= 0]))
+        if n_found == 0:
+            raise DataError(
+                f"{counts.path}: none of its {len(numbers):,} genes ({', '.join(counts.gene_names[:3])} …) is in the "
+                f"vocabulary ({self.vocabulary.kind} ids: {', '.join(self.vocabulary.genes[:3])} …): "
+                "name the column of var with its ids with --gene-column"
+            )
+        return GeneColumns(numbers, n_found, found.report)
+
+    def encode(
+        self, counts: sp.csr_matrix, columns: GeneColumns
+    ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
+        """Tokens of the cells, best-ranked first.
+
+        The key of a gene is float32(count / median), descending. Exact ties stand in the order of a hash of gene id,
+        the cell's total and its number of detected genes, both over all genes as delivered.
+
+        Args:
+            counts: csr_matrix (n_cells, n_delivered), float64, without explicit zeros and without repeated columns,
+                as `CountFile.chunks` yields it.
+            columns: what `bind` found for the file.
+
+        Returns:
+            tokens uint16 (n_tokens,) and indptr int64 (n_cells + 1,).
+        """
+        tokens, indptr = rank_genes(
+            counts.indptr,
+            counts.indices,
+            counts.data,
+            columns.numbers,
+            cell_totals(counts.indptr, counts.data),
+            self.medians,
+            self._gene_hashes,
+            self.top_k,
+            self.dither,
+        )
+        return tokens, indptr
+
+    def save(self, directory: Path) -> None:
+        """Write `vocabulary.json`, `medians.npy`, `tokenizer.json` and, with a gene table, `gene_table.parquet`."""
+        self.vocabulary.save(directory / "vocabulary.json")
+        np.save(directory / "medians.npy", self.medians.astype("<f8"))
+        if self.gene_table is not None:
+            self.gene_table.save(directory / GENE_TABLE_FILE)
+        content = {
+            "schema": _SCHEMA,
+            "top_k": self.top_k,
+            "dither": self.dither,
+            "gene_table": self.gene_table is not None,
+            "vocabulary_hash": self.vocabulary.hash,
+            "medians_hash": self.medians_hash,
+            "hash": self.hash,
+        }
+        (directory / "tokenizer.json").write_text(json.dumps(content, indent=1) + "\n")
+
+    @classmethod
+    def load(cls, directory: Path) -> "Tokenizer":
+        """Read what `save` wrote.
+
+        Raises:
+            DataError: a file is missing or is not what it was when it was written.
+        """
+        try:
+            content = json.loads((directory / "tokenizer.json").read_text())
+            medians = np.load(directory / "medians.npy").astype(np.float64)
+            table = GeneTable.load(directory / GENE_TABLE_FILE) if content["gene_table"] else None
+            vocabulary = Vocabulary.load(directory / "vocabulary.json")
+            tokenizer = cls(vocabulary, medians, int(content["top_k"]), bool(content["dither"]), table)
+            expected = content["hash"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{directory}: no tokenizer can be read there ({error})") from error
+        if tokenizer.hash != expected:
+            raise DataError(f"{directory}: vocabulary, medians and tokenizer.json do not belong together")
+        return tokenizer

@@ -1,0 +1,58 @@
+"""The command line: `gm-train <command>`."""
+
+import argparse
+import logging
+import sys
+import traceback
+from collections.abc import Sequence
+
+from data_shards.errors import DataError
+from gm_train.commands import data, fit
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each sets `run`, a function of the parsed arguments that returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="gm-train",
+        description="Pretrain GeneMamba on ranked genes: from counts to a trained, checked model.",
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    data.add_parser(subparsers)
+    fit.add_parser(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0 (done), 1 (failed) or 2 (wrong usage)."""
+    arguments = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    for noisy in ("lightning", "lightning.pytorch", "mlflow", "alembic", "matplotlib", "fsspec"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    # Imported late: reading a configuration needs OmegaConf, `gm-train --help` does not.
+    from gm_train.settings import ConfigError
+
+    try:
+        code: int = arguments.run(arguments)
+        return code
+    except ConfigError as error:
+        return _fail(error, arguments.debug, 2)
+    except DataError as error:
+        return _fail(error, arguments.debug, 1)
+    except KeyboardInterrupt:
+        print("gm-train: interrupted", file=sys.stderr)
+        return 1
+    except Exception as error:
+        print(f"gm-train: unexpected {type(error).__name__}", file=sys.stderr)
+        return _fail(error, arguments.debug, 1)
+
+
+def _fail(error: Exception, debug: bool, code: int) -> int:
+    if debug:
+        traceback.print_exception(error)
+    print(f"gm-train: error: {error}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,62 @@
+"""`gm-train eval`."""
+
+import argparse
+from pathlib import Path
+
+_EPILOG = """\
+examples:
+  gm-train eval runs/demo pbmc.h5ad --label bulk_labels
+  gm-train eval runs/atlas/checkpoints/step-00010000 donors/*.h5ad --label cell_type --max-cells 5000
+
+The count files are those that the store was made from: held-out cells are ranked anew, plain and dithered.
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "eval",
+        help="score a checkpoint beside its controls",
+        description="Masked-gene scores and probes of a checkpoint on held-out cells, every control beside them.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run for its newest one")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="count files of the store's data sets")
+    parser.add_argument("--store", type=Path, help="token store (default: the run's data.store)")
+    parser.add_argument("--label", metavar="KEY", help="column of obs for the probes (default: no probes)")
+    parser.add_argument(
+        "--max-cells", type=int, default=2_000, metavar="N", help="most cells that are read (%(default)s)"
+    )
+    parser.add_argument("--mask-seeds", type=int, default=3, metavar="N", help="times genes are hidden (%(default)s)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for eval.json, eval.md, pictures (default: RUN/eval)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    # Late: importing torch takes seconds, `--help` should not.
+    import torch
+
+    from data_shards.errors import DataError
+    from gm_train.checkpoint import load_model
+    from gm_train.evaluation.cells import read_cells
+    from gm_train.evaluation.evaluate import evaluate
+    from gm_train.evaluation.table import render_text
+    from gm_train.report import EVAL_DIR, write_report
+
+    for name in ("max_cells", "mask_seeds"):
+        if getattr(arguments, name) < 1:
+            raise DataError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
+    model, tokenizer, config = load_model(arguments.checkpoint)
+    store = arguments.store or Path(config.data.store)
+    cells = read_cells(store, arguments.files, tokenizer, arguments.label, arguments.max_cells)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trained_on = "dithered" if tokenizer.dither else "plain"
+    evaluation = evaluate(model.to(device), config, cells, trained_on, arguments.mask_seeds)
+    print(render_text(evaluation.results))
+    given = arguments.checkpoint
+    run_dir = given if (given / "checkpoints").is_dir() else given.parent.parent
+    written = evaluation.write(arguments.out or run_dir / EVAL_DIR)
+    if arguments.out is None:
+        written.append(write_report(run_dir))
+    print("written: " + ", ".join(map(str, written)))
+    return 0

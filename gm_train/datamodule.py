@@ -1,0 +1,114 @@
+"""The DataModule: each rank's lanes of the store, as micro-batches, from a position on."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import lightning as L
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from data_shards.reader import StoreReader
+from data_shards.stream import LaneStream, Plan, validation_rows
+from gm_train.batches import Examples, MicroBatch, Recipe, join, make_examples, split
+from gm_train.config import DataConfig
+from gm_train.position import Position
+
+
+@dataclass
+class LanePiece:
+    """The rows that a step takes from one lane, and the lane's position behind them."""
+
+    lane: int
+    examples: Examples
+    position: tuple[int, int]
+
+
+class LaneDataset(IterableDataset[list[LanePiece]]):
+    """Yields, step by step, the pieces of the lanes that a loader worker owns (worker w of W: every W-th lane)."""
+
+    def __init__(
+        self, data: DataConfig, plan: Plan, recipe: Recipe, lanes: dict[int, tuple[int, int]], n_steps: int
+    ) -> None:
+        self.data, self.plan, self.recipe, self.lanes, self.n_steps = data, plan, recipe, lanes, n_steps
+
+    def __iter__(self) -> Iterator[list[LanePiece]]:
+        worker = get_worker_info()
+        own = sorted(self.lanes) if worker is None else sorted(self.lanes)[worker.id :: worker.num_workers]
+        n_readers = 1 if worker is None else worker.num_workers
+        reader = StoreReader(self.data.store, (self.data.cache_mb << 20) // n_readers)
+        streams = [LaneStream(reader, self.plan, lane, *self.lanes[lane]) for lane in own]
+        for _ in range(self.n_steps):
+            pieces = []
+            for stream in streams:
+                examples = make_examples(stream.take(self.data.rows_per_lane), self.recipe)
+                pieces.append(LanePiece(stream.lane, examples, (stream.pool, stream.row)))
+            yield pieces
+
+
+def _as_it_is(item: list[LanePiece]) -> list[LanePiece]:
+    return item
+
+
+class StepLoader:
+    """Micro-batches of the steps from a position on: an iterable for one pass.
+
+    The rows of a step stand in the order of the lanes, whatever the number of workers.
+    """
+
+    def __init__(self, dataset: LaneDataset) -> None:
+        self._dataset = dataset
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        n_workers = min(self._dataset.data.workers, len(self._dataset.lanes))
+        loader: DataLoader[list[LanePiece]] = DataLoader(
+            self._dataset,
+            batch_size=None,
+            num_workers=n_workers,
+            collate_fn=_as_it_is,
+            # TensorStore has threads of its own, which a forked child would lack.
+            multiprocessing_context="spawn" if n_workers else None,
+        )
+        # The loader draws a base seed from the global generator on iter(); nothing here uses it.
+        with torch.random.fork_rng(devices=[]):
+            items = iter(loader)
+        for _ in range(self._dataset.n_steps):
+            pieces = [piece for _ in range(max(1, n_workers)) for piece in next(items)]
+            pieces.sort(key=lambda piece: piece.lane)
+            yield from split(
+                join([piece.examples for piece in pieces]),
+                self._dataset.data.micro_rows,
+                {piece.lane: piece.position for piece in pieces},
+            )
+
+
+class CellDataModule(L.LightningDataModule):
+    """Batches for one rank.
+
+    Args:
+        data: settings of the data.
+        recipe: what turns rows into examples.
+        position: where training begins; not changed here.
+        max_steps: step at which the loader ends.
+        validation_cells: held-out cells in a validation, at most.
+    """
+
+    def __init__(
+        self, data: DataConfig, recipe: Recipe, position: Position, max_steps: int, validation_cells: int
+    ) -> None:
+        super().__init__()
+        self.data, self.recipe, self.position = data, recipe, position
+        self.max_steps, self.validation_cells = max_steps, validation_cells
+        self.plan = Plan(recipe.seed, data.lanes, data.pool_blocks, data.group_cells, recipe.row_length)
+        self._validation: list[MicroBatch] | None = None
+
+    def train_dataloader(self) -> StepLoader:
+        n_steps = max(0, self.max_steps - self.position.step)
+        return StepLoader(LaneDataset(self.data, self.plan, self.recipe, dict(self.position.lanes), n_steps))
+
+    def validation_batches(self) -> list[MicroBatch]:
+        """Held-out cells with fixed masks: the same batches at every validation. Empty if no cells are held out."""
+        if self._validation is None:
+            reader = StoreReader(self.data.store, self.data.cache_mb << 20)
+            rows = validation_rows(reader, self.plan, self.validation_cells)
+            self._validation = split(make_examples(rows, self.recipe), self.data.micro_rows, {}) if rows else []
+        return self._validation

@@ -1,0 +1,101 @@
+"""`make demo`: the main job, end to end, through the commands that a user would type."""
+
+import argparse
+import hashlib
+import importlib.util
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from data_shards.errors import DataError
+from data_shards.store import Manifest
+from gm_train.cli import main
+from gm_train.rundir import METRICS, read_rows
+from gm_train.settings import load_config
+
+CONFIG = "configs/demo.yaml"
+
+
+def pbmc_file() -> Path:
+    """The file of 700 labelled blood cells inside scanpy's package (10x Genomics' PBMC 68k, reduced).
+
+    Raises:
+        DataError: scanpy is not installed.
+    """
+    found = importlib.util.find_spec("scanpy")
+    if found is None or not found.submodule_search_locations:
+        raise DataError("the demo's cells come with scanpy: pip install 'gm-train[demo]'")
+    return Path(found.submodule_search_locations[0]) / "datasets" / "10x_pbmc68k_reduced.h5ad"
+
+
+def _command(*words: str | Path) -> None:
+    texts = [str(word) for word in words]
+    print(f"\n$ gm-train {shlex.join(texts)}", flush=True)
+    code = main(texts)
+    if code:
+        sys.exit(code)
+
+
+def _budget(directory: Path, steps: int) -> int:
+    """The next whole multiple of the demo's steps: an interrupted demo is finished, a finished one goes on."""
+    done = max((row["step"] for row in read_rows(directory / METRICS)), default=0)
+    return (done // steps + 1) * steps
+
+
+def demo(data: Path | None, fresh: bool) -> None:
+    """Counts to medians, shards, a trained model and its evaluation; again, it goes on from its last checkpoint.
+
+    Raises:
+        DataError: the store of an earlier demo holds other cells than those asked for.
+    """
+    started = time.monotonic()
+    config = load_config([CONFIG])
+    store, run = Path(config.data.store), Path(config.run.dir)
+    medians = store.parent / "medians.zarr"
+    if fresh:
+        for folder in (store, medians, run):
+            shutil.rmtree(folder, ignore_errors=True)
+    # The blood cells carry log-normalised values, from which their counts come back; a file of yours has counts.
+    reading = [] if data else ["--raw", "--counts-from", "log1p"]
+    cells = data or pbmc_file()
+    if not cells.is_file():
+        raise DataError(f"DATA={cells}: there is no such file")
+    if store.exists():
+        with cells.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        if Manifest.load(store).datasets[0].source_hash != digest:
+            raise DataError(f"{store} holds other cells than {cells}: `make demo FRESH=1` starts over with these")
+        print(f"the store {store} is there already")
+    else:
+        store.parent.mkdir(parents=True, exist_ok=True)
+        if not medians.exists():
+            _command("data", "medians", cells, *reading, "--out", medians)
+        _command(
+            "data", "shards", cells, *reading, "--medians", medians, "--out", store,
+            "--top-k", str(config.data.row_length), "--validation", "0.2",
+        )  # fmt: skip
+    _command("fit", CONFIG, f"trainer.max_steps={_budget(run, config.trainer.max_steps)}")
+    _command("eval", run, cells)
+    print(f"\nThe demo took {time.monotonic() - started:.0f} s. What it made:")
+    for path, what in (
+        (store, "the cells as ranked tokens: gm-train data inspect"),
+        (run / "checkpoints", "weights, optimizer, position and tokenizer, committed"),
+        (run / "metrics.jsonl", "every step"),
+        (run / "report.html", "curves, the table above and the embedding: open it in a browser"),
+        (run.parent / "mlflow.db", f"mlflow ui --backend-store-uri sqlite:///{run.parent / 'mlflow.db'}"),
+    ):
+        print(f"  {path!s:32} {what}")
+    print(f"`make demo` again goes on training; `gm-train fit {CONFIG} run.dir=runs/mine` trains another model.")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--data", type=Path, help="an .h5ad file with counts; default: blood cells from scanpy")
+    parser.add_argument("--fresh", action="store_true", help="start over")
+    arguments = parser.parse_args()
+    try:
+        demo(arguments.data, arguments.fresh)
+    except DataError as error:
+        sys.exit(f"demo: error: {error}")

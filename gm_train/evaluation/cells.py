@@ -1,0 +1,209 @@
+"""The cells of an evaluation, tokenised again from their counts: dithered ranks cannot be had from a store's tokens."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+import pyarrow.parquet
+import scipy.sparse
+import zarr
+from tqdm import tqdm
+
+from data_shards.counts import CountFile, open_counts
+from data_shards.errors import DataError
+from data_shards.hashing import U64, fold, hash_string, mix64
+from data_shards.kernels import cell_totals, map_genes, normalise
+from data_shards.medians import dataset_name
+from data_shards.obs_file import SOURCE_ROW, read_column
+from data_shards.output import hash_path
+from data_shards.store import TRAIN, VALIDATION, DatasetEntry, Manifest
+from data_shards.tokenizer import Tokenizer
+from gm_train.evaluation.probes import Labels
+from gm_train.evaluation.ragged import Ragged
+
+#: Cells that are read at a time.
+_ROWS = 4_096
+#: Cells whose split is looked at at a time.
+_SPLITS = 1 << 20
+_PURPOSE = hash_string("evaluation")
+
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Cells:
+    """Training and held-out cells, in the order of the store.
+
+    Attributes:
+        plain, dithered: their tokens on both kinds of ranks.
+        expression: float32 (n_cells, n_genes), log1p of counts per 10,000, the genes of the vocabulary.
+        held_out: bool (n_cells,); the others are training cells.
+        data_set, row: int64 (n_cells,), where each cell stands in the store.
+        label: name of the column of obs, None without labels.
+        labels: object (n_cells,), str or None where a cell has none; None without labels.
+        n_empty: cells left out because they have no token.
+        missing: data sets of the store whose files were not given.
+    """
+
+    plain: Ragged
+    dithered: Ragged
+    expression: scipy.sparse.csr_matrix
+    held_out: npt.NDArray[np.bool_]
+    data_set: I64
+    row: I64
+    label: str | None
+    labels: Labels | None
+    n_empty: int
+    missing: tuple[str, ...]
+
+    def ranked(self, ranks: str) -> Ragged:
+        """The tokens on "plain" or "dithered" ranks."""
+        return {"plain": self.plain, "dithered": self.dithered}[ranks]
+
+
+def read_cells(
+    store: Path, files: Sequence[Path], tokenizer: Tokenizer, label: str | None = None, max_cells: int = 2_000
+) -> Cells:
+    """Read cells of a store from the count files that it was made from.
+
+    Of more cells than `max_cells`, a fixed choice is taken, spread evenly by a hash: a quarter held out if there are
+    as many, the rest for training. Test cells are left alone.
+
+    Args:
+        store: names the cells, their splits and labels, and how their counts are read.
+        files: count files, matched with the store's data sets by their stems.
+        tokenizer: the model's; it must have the store's vocabulary and medians.
+        label: a column of obs.
+        max_cells: most cells that are read.
+
+    Raises:
+        DataError: a file is not of the store or has changed, the tokenizer is not the store's, there is no training
+            or no held-out cell, or no data set has the label.
+    """
+    manifest = Manifest.load(store)
+    if tokenizer.medians_hash != manifest.medians_hash:
+        raise DataError(
+            f"{store}: made with another vocabulary or other medians than the model: name the model's store"
+        )
+    counted = _match(store, manifest, files)
+    where = {which: entry for which, entry in enumerate(manifest.datasets) if entry.name in counted}
+    data_set, row, held_out = _choose(store, where, max_cells)
+    parts = []
+    with tqdm(total=len(row), desc="reading cells", unit="cell", disable=None) as bar:
+        for which, entry in where.items():
+            rows = row[data_set == which]
+            source_row = _obs_column(store, entry, SOURCE_ROW).to_numpy()[rows]
+            parts += _read(counted[entry.name], source_row, tokenizer, manifest.options["min_mapped"], bar)
+    plain, dithered = (Ragged.concatenate([part[i] for part in parts]) for i in (0, 1))
+    expression = scipy.sparse.vstack([part[2] for part in parts], format="csr")
+    labels = None if label is None else _labels(store, where, label, data_set, row)
+    kept = np.flatnonzero(plain.lengths > 0)
+    return Cells(
+        plain.take(kept),
+        dithered.take(kept),
+        expression[kept],
+        held_out[kept],
+        data_set[kept],
+        row[kept],
+        label,
+        None if labels is None else labels[kept],
+        plain.n_cells - len(kept),
+        tuple(entry.name for entry in manifest.datasets if entry.name not in counted),
+    )
+
+
+def _obs_column(store: Path, entry: DatasetEntry, column: str) -> pd.Series:
+    """A column of the cell annotations of one data set."""
+    return pd.concat(read_column(store / entry.name / "obs.parquet", column), ignore_index=True)
+
+
+def _match(store: Path, manifest: Manifest, files: Sequence[Path]) -> dict[str, CountFile]:
+    """The count file of each data set that has one, checked against the manifest."""
+    entries = {entry.name: entry for entry in manifest.datasets}
+    found = {}
+    for path in files:
+        entry = entries.get(dataset_name(path))
+        if entry is None:
+            raise DataError(f"{path}: not of {store}, whose data sets are {', '.join(entries)}: name their count files")
+        if hash_path(path) != entry.source_hash:
+            raise DataError(f"{path}: not the file that {store} was made from (its hash differs): name that one")
+        found[entry.name] = open_counts(path, entry.count_options)
+    return found
+
+
+def _choose(store: Path, where: dict[int, DatasetEntry], max_cells: int) -> tuple[I64, I64, npt.NDArray[np.bool_]]:
+    """Data set, row and whether it is held out, of the chosen cells, in the order of the store."""
+    chosen: dict[int, tuple[U64, I64, I64]] = {}
+    for split in (TRAIN, VALIDATION):
+        draws, sets, rows = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+        for which, entry in where.items():
+            array = zarr.open_array(store / entry.name / "split", mode="r")
+            for start in range(0, entry.n_cells, _SPLITS):
+                here = start + np.flatnonzero(np.asarray(array[start : start + _SPLITS]) == split)
+                draw = mix64(here.astype(np.uint64) ^ np.uint64(fold(_PURPOSE, hash_string(entry.name))))
+                least = np.argsort(draw, kind="stable")[:max_cells]
+                draws.append(draw[least])
+                sets.append(np.full(len(least), which, np.int64))
+                rows.append(here[least])
+        order = np.argsort(np.concatenate(draws), kind="stable")[:max_cells]
+        chosen[split] = np.concatenate(draws)[order], np.concatenate(sets)[order], np.concatenate(rows)[order]
+    n_train, n_held_out = (len(chosen[split][0]) for split in (TRAIN, VALIDATION))
+    if not n_train or not n_held_out:
+        raise DataError(
+            f"{store}: {n_train:,} training and {n_held_out:,} validation cells: an evaluation needs both; "
+            "hold cells out with `gm-train data shards --validation`"
+        )
+    n_held_out = min(n_held_out, max(max_cells // 4, max_cells - n_train, 1))
+    n_train = min(n_train, max(max_cells - n_held_out, 1))
+    takes = [(chosen[TRAIN], n_train), (chosen[VALIDATION], n_held_out)]
+    data_set, row = (np.concatenate([part[i][:n] for part, n in takes]) for i in (1, 2))
+    held_out = np.arange(n_train + n_held_out) >= n_train
+    order = np.lexsort((row, data_set))
+    return data_set[order], row[order], held_out[order]
+
+
+def _read(
+    counts: CountFile, rows: I64, tokenizer: Tokenizer, min_mapped: float, bar: tqdm
+) -> list[tuple[Ragged, Ragged, scipy.sparse.csr_matrix]]:
+    """Plain tokens, dithered tokens and expression of rows of a file (ascending), by stretches of the file."""
+    columns = tokenizer.bind(counts, min_mapped)
+    plain, dithered = replace(tokenizer, dither=False), replace(tokenizer, dither=True)
+    n_genes = len(tokenizer.vocabulary.genes)
+    parts = []
+    with counts:
+        for stretch in np.unique(rows // _ROWS):
+            wanted = rows[rows // _ROWS == stretch]
+            for first, chunk in counts.chunks(_ROWS, start=stretch * _ROWS, stop=(stretch + 1) * _ROWS):
+                cells = chunk[wanted - first]
+                indptr, genes, values = map_genes(cells.indptr, cells.indices, cells.data, columns.numbers, n_genes)
+                scaled = normalise(indptr, values, cell_totals(cells.indptr, cells.data), 10_000.0)
+                expression = scipy.sparse.csr_matrix(
+                    (np.log1p(scaled).astype(np.float32), genes, indptr), shape=(len(wanted), n_genes)
+                )
+                parts.append(
+                    (Ragged(*plain.encode(cells, columns)), Ragged(*dithered.encode(cells, columns)), expression)
+                )
+            bar.update(len(wanted))
+    return parts
+
+
+def _labels(store: Path, where: dict[int, DatasetEntry], label: str, data_set: I64, row: I64) -> Labels:
+    """The label of each cell as text, None where it has none or its data set has no such column."""
+    labels = np.full(len(row), None, dtype=object)
+    columns: set[str] = set()
+    found = False
+    for which, entry in where.items():
+        names = pyarrow.parquet.read_schema(store / entry.name / "obs.parquet").names
+        columns.update(names)
+        if label not in names:
+            continue
+        found = True
+        here = data_set == which
+        values = _obs_column(store, entry, label).iloc[row[here]]
+        labels[here] = [None if missing else str(v) for v, missing in zip(values, values.isna(), strict=True)]
+    if not found:
+        raise DataError(f"{store}: no column {label!r} in obs: --label can be one of {', '.join(sorted(columns))}")
+    return labels

@@ -1,0 +1,95 @@
+"""How much of a label simple classifiers read from frozen cell embeddings."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score, f1_score
+from sklearn.model_selection import GridSearchCV, KFold
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+NEIGHBOURS = 10
+#: Each probe seed fits on this share of the training cells, drawn anew.
+SUBSAMPLE = 0.8
+#: Inverse strengths of the logistic regression's penalty.
+PENALTIES = (0.001, 0.01, 0.1, 1.0)
+
+Labels = npt.NDArray[np.object_]
+
+
+@dataclass(frozen=True)
+class ProbeSplit:
+    """Which cells a probe learns from and which it is scored on.
+
+    Attributes:
+        labels: object (n_cells,), None where a cell has no label.
+        train, held_out: int64, cell numbers.
+        unseen: labels of held-out cells that no training cell has, with the number of such cells. They are left out of
+            `held_out`: no probe could name them.
+        unlabelled: cells without a label, left out of both.
+    """
+
+    labels: Labels
+    train: npt.NDArray[np.int64]
+    held_out: npt.NDArray[np.int64]
+    unseen: dict[str, int]
+    unlabelled: int
+
+    @classmethod
+    def of(cls, labels: Labels, is_held_out: npt.NDArray[np.bool_]) -> "ProbeSplit":
+        labelled = np.array([label is not None for label in labels], dtype=np.bool_)
+        train = np.flatnonzero(labelled & ~is_held_out)
+        known = set(labels[train])
+        held_out = np.flatnonzero(labelled & is_held_out)
+        is_known = np.array([label in known for label in labels[held_out]], dtype=np.bool_)
+        names, counts = np.unique(labels[held_out[~is_known]].astype(str), return_counts=True)
+        unseen = dict(zip(names.tolist(), counts.tolist(), strict=True))
+        return cls(labels, train, held_out[is_known], unseen, int((~labelled).sum()))
+
+    @property
+    def usable(self) -> bool:
+        """Whether there are two labels to tell apart, and cells to score on."""
+        return len(set(self.labels[self.train])) > 1 and len(self.held_out) > 0
+
+
+def _linear(seed: int) -> GridSearchCV:
+    """Standardised logistic regression; its penalty is chosen inside the training cells, for each kind of features."""
+    regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+    folds = KFold(3, shuffle=True, random_state=seed)
+    return GridSearchCV(regression, {"logisticregression__C": PENALTIES}, cv=folds)
+
+
+def probe(features: npt.NDArray[np.float32], split: ProbeSplit, seed: int) -> dict[str, float]:
+    """Fit a logistic regression on standardised features and a kNN by cosine; score both on the held-out cells.
+
+    A label that the subsample lacks by chance counts as missed.
+
+    Args:
+        features: float32 (n_cells, n_features).
+        split: labels and cells.
+        seed: draws the subsample of training cells.
+
+    Returns:
+        Accuracy and macro-F1 (over the labels of the held-out cells) of both, in %.
+    """
+    labels = split.labels.astype(str)
+    generator = np.random.default_rng(seed)
+    n_fit = max(2, round(SUBSAMPLE * len(split.train)))
+    fit = generator.permutation(split.train)[:n_fit]
+    truth = labels[split.held_out]
+    scores = {}
+    for name, classifier in (
+        ("linear", _linear(seed)),
+        ("knn", KNeighborsClassifier(min(NEIGHBOURS, len(fit)), metric="cosine")),
+    ):
+        if len(set(labels[fit])) > 1:
+            guess = classifier.fit(features[fit], labels[fit]).predict(features[split.held_out])
+        else:
+            guess = np.full(len(truth), labels[fit[0]])
+        scores[f"{name}_accuracy"] = 100 * float(accuracy_score(truth, guess))
+        f1 = f1_score(truth, guess, labels=np.unique(truth), average="macro", zero_division=0.0)
+        scores[f"{name}_macro_f1"] = 100 * float(f1)
+    return scores

@@ -1,0 +1,87 @@
+"""Cells of different lengths, end to end, and the padded batches that a model takes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from data_shards.vocabulary import PAD
+
+
+def batch_tokens(device: torch.device) -> int:
+    """Tokens of a padded batch, pads included: small enough for a CPU's caches, large enough to fill a GPU."""
+    return 4_096 if device.type == "cpu" else 65_536
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Token lists of cells, best-ranked gene first.
+
+    Attributes:
+        tokens: integers (n_tokens,), cells one after another.
+        indptr: int64 (n_cells + 1,), where each cell starts.
+    """
+
+    tokens: npt.NDArray[np.integer]
+    indptr: npt.NDArray[np.int64]
+
+    @classmethod
+    def concatenate(cls, parts: Sequence["Ragged"]) -> "Ragged":
+        """All cells of several, one part after another."""
+        lengths = np.concatenate([part.lengths for part in parts])
+        return cls(np.concatenate([part.tokens for part in parts]), np.concatenate([[0], np.cumsum(lengths)]))
+
+    @property
+    def n_cells(self) -> int:
+        return len(self.indptr) - 1
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """int64 (n_cells,)."""
+        return np.diff(self.indptr)
+
+    def cell(self, number: int) -> npt.NDArray[np.integer]:
+        """The tokens of one cell: (length,)."""
+        return self.tokens[self.indptr[number] : self.indptr[number + 1]]
+
+    def take(self, cells: npt.NDArray[np.int64]) -> "Ragged":
+        """The named cells, in the order given."""
+        lengths = self.lengths[cells]
+        indptr = np.concatenate([[0], np.cumsum(lengths)])
+        within = np.arange(indptr[-1]) - np.repeat(indptr[:-1], lengths)
+        return Ragged(self.tokens[np.repeat(self.indptr[cells], lengths) + within], indptr)
+
+
+def padded_batches(cells: Ragged, device: torch.device) -> Iterator[tuple[npt.NDArray[np.int64], Tensor, Tensor]]:
+    """Cells in rows of their own, alike in length, longest first (so that memory runs out at once or never).
+
+    Cells without tokens are passed over.
+
+    Args:
+        cells: the cells.
+        device: where the tensors go.
+
+    Yields:
+        The cells' numbers, int64 (batch,); tokens, int64 (batch, length), pads behind; segments, int64 (batch,
+        length), 1 on the cell and 0 on pads.
+    """
+    budget = batch_tokens(device)  # at least one cell is taken, whatever its length
+    lengths = cells.lengths
+    order = np.argsort(-lengths, kind="stable")
+    order = order[lengths[order] > 0]
+    start = 0
+    while start < len(order):
+        length = int(lengths[order[start]])
+        numbers = order[start : start + max(1, budget // length)]
+        start += len(numbers)
+        real = np.arange(length) < lengths[numbers][:, None]
+        input_ids = np.full(real.shape, PAD, dtype=np.int64)
+        input_ids[real] = cells.take(numbers).tokens
+        yield (
+            numbers,
+            torch.from_numpy(input_ids).to(device),
+            torch.from_numpy(real.astype(np.int64)).to(device),
+        )

@@ -1,0 +1,106 @@
+"""GeneMamba: from the tokens of packed cells to their states, and from states to logits and cell embeddings."""
+
+import math
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gm_train.config import ModelConfig
+from gm_train.model.bimamba import Stack
+from gm_train.model.norm import RMSNorm
+from gm_train.model.segments import make_segments
+
+
+class OutputLayer(nn.Module):
+    """Logits over the vocabulary, with weights of its own or the embedding's.
+
+    Tied, the states are divided by sqrt(d_model), as in T5 (arXiv 1910.10683): the embedding is drawn with unit
+    variance, which the mixers need where no norm stands before them, and would make the first logits far too large.
+    """
+
+    def __init__(self, d_model: int, vocabulary_size: int, tied: bool) -> None:
+        super().__init__()
+        self.scale = 1 / math.sqrt(d_model)
+        self.weight = None if tied else nn.Parameter(torch.empty(vocabulary_size, d_model))
+        self.bias = nn.Parameter(torch.empty(vocabulary_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights uniform within 1 / sqrt(d_model), PyTorch's default for a linear layer; bias zero."""
+        if self.weight is not None:
+            nn.init.uniform_(self.weight, -self.scale, self.scale)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
+        """Map (..., d_model) to (..., vocabulary_size); `embedding` (vocabulary_size, d_model) is used if tied."""
+        if self.weight is None:
+            return F.linear(states * self.scale, embedding, self.bias)
+        return F.linear(states, self.weight, self.bias)
+
+
+class GeneMamba(nn.Module):
+    """A stack of Mamba-2 layers over the ranked genes of cells (arXiv 2504.16956).
+
+    Several cells may share a row. Nothing passes between them, nor to or from the unused tail: a cell's states are the
+    same alone, padded to any length or packed with others.
+
+    Args:
+        config: sizes and variants.
+        vocabulary_size: number of tokens, specials included.
+
+    Raises:
+        ValueError: an unknown variant, or a head_dim that does not divide expand * d_model.
+    """
+
+    def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
+        super().__init__()
+        self.chunk = config.chunk
+        self.taps = config.d_conv
+        self.embedding = nn.Embedding(vocabulary_size, config.d_model)
+        self.stack = Stack(config)
+        self.norm = RMSNorm(config.d_model)
+        self.output = OutputLayer(config.d_model, vocabulary_size, config.tie_output)
+
+    def forward(self, input_ids: Tensor, segment: Tensor) -> Tensor:
+        """States of packed cells.
+
+        Args:
+            input_ids: int64 (batch, length), `<pad>` on the unused tail.
+            segment: integer (batch, length), 0 on the unused tail, 1..n on the row's cells, each in one piece.
+
+        Returns:
+            Final-norm states, (batch, length, d_model). Those of the tail are finite and mean nothing.
+        """
+        x = self.embedding(input_ids)
+        segments = make_segments(segment, self.chunk, self.taps, x.dtype)
+        return cast(Tensor, self.norm(self.stack(x, segments)))
+
+    def logits(self, states: Tensor) -> Tensor:
+        """Logits (..., vocabulary_size) of states (..., d_model).
+
+        The output layer costs as much as several layers of the stack: give it the positions to predict alone.
+        """
+        return cast(Tensor, self.output(states, self.embedding.weight))
+
+
+def cell_embeddings(states: Tensor, segment: Tensor) -> Tensor:
+    """The mean of the final-norm states over each cell's tokens.
+
+    Args:
+        states: (batch, length, d_model).
+        segment: integer (batch, length), 0 on the unused tail.
+
+    Returns:
+        (n_cells, d_model), in the type of states but at least float32: the cells of row 0 in the order of their
+        segment numbers, then those of row 1, and so on. Numbers that a row does not use yield nothing.
+    """
+    states = states.to(torch.promote_types(states.dtype, torch.float32))
+    numbers = torch.arange(1, int(segment.max()) + 1, device=segment.device)
+    member = segment[:, None, :] == numbers[:, None]  # (batch, numbers, length)
+    with torch.autocast(states.device.type, enabled=False):
+        sums = member.to(states.dtype) @ states
+    tokens = member.sum(-1)
+    used = tokens > 0
+    return sums[used] / tokens[used, None]

@@ -1,0 +1,85 @@
+"""The Mamba-2 mixer, in one direction or in both with shared weights."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gm_train.config import ModelConfig
+from gm_train.model.conv import DepthwiseConv
+from gm_train.model.norm import GatedRMSNorm
+from gm_train.model.segments import Segments
+from gm_train.model.ssd import ssd
+
+DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # initial step sizes, as Mamba-2's defaults
+A_MIN, A_MAX = 1.0, 16.0  # initial decay rates, likewise
+
+
+class Mamba2Mixer(nn.Module):
+    """Mamba-2's mixer (Dao and Gu 2024, arXiv 2405.21060), parameters named and laid out as in mamba_ssm.
+
+    [z, x, B, C, dt] = in_proj(u); x, B, C pass a depthwise convolution and SiLU; y = SSD(x, dt, A, B, C) + D x; the
+    result is out_proj(RMSNorm(y * SiLU(z))).
+
+    The reverse direction equals running all this on a flipped copy of each cell and flipping the result back. What acts
+    on each position alone, the input projection and SiLU(z), is computed once for both.
+
+    Raises:
+        ValueError: head_dim does not divide expand * d_model.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.d_inner = config.expand * config.d_model
+        if self.d_inner % config.head_dim:
+            raise ValueError(
+                f"model.head_dim={config.head_dim} does not divide model.expand * model.d_model = {self.d_inner}"
+            )
+        self.n_heads = self.d_inner // config.head_dim
+        self.d_state = config.d_state
+        d_conv = self.d_inner + 2 * self.d_state
+        self.in_proj = nn.Linear(config.d_model, self.d_inner + d_conv + self.n_heads, bias=False)
+        self.conv1d = DepthwiseConv(d_conv, config.d_conv)
+        self.dt_bias = nn.Parameter(torch.empty(self.n_heads))
+        self.A_log = nn.Parameter(torch.empty(self.n_heads))
+        self.D = nn.Parameter(torch.empty(self.n_heads))
+        self.norm = GatedRMSNorm(self.d_inner)
+        self.out_proj = nn.Linear(self.d_inner, config.d_model, bias=False)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Mamba-2's defaults for the parameters this module owns itself: dt log-uniform, A uniform, D ones."""
+        with torch.no_grad():
+            log_dt = torch.empty_like(self.dt_bias).uniform_(math.log(DT_MIN), math.log(DT_MAX))
+            dt = log_dt.exp().clamp(min=DT_FLOOR)
+            self.dt_bias.copy_(dt + (-torch.expm1(-dt)).log())  # the inverse of softplus
+            self.A_log.uniform_(A_MIN, A_MAX).log_()
+            self.D.fill_(1.0)
+
+    def forward(self, u: Tensor, segments: Segments, bidirectional: bool) -> tuple[Tensor, ...]:
+        """Mix the tokens of each cell.
+
+        Args:
+            u: (batch, length, d_model).
+            segments: boundaries of the cells in the rows.
+            bidirectional: also read from the right.
+
+        Returns:
+            The forward direction's output and, if bidirectional, the reverse one's, each (batch, length, d_model).
+        """
+        widths = [self.d_inner, self.d_inner + 2 * self.d_state, self.n_heads]
+        z, xBC, dt = self.in_proj(u).split(widths, dim=-1)
+        gate = F.silu(z)
+        # Step sizes and decay stay in the parameters' type (float32 or wider) under autocast.
+        dt = F.softplus(dt.to(self.dt_bias.dtype) + self.dt_bias)
+        A = -self.A_log.exp()
+        mixed = self.conv1d(xBC, segments, bidirectional)
+        return tuple(
+            self._scan(F.silu(m), dt, A, gate, segments, reverse) for m, reverse in zip(mixed, (False, True), strict=False)
+        )
+
+    def _scan(self, xBC: Tensor, dt: Tensor, A: Tensor, gate: Tensor, segments: Segments, reverse: bool) -> Tensor:
+        x, B, C = xBC.split([self.d_inner, self.d_state, self.d_state], dim=-1)
+        y = ssd(x.unflatten(-1, (self.n_heads, -1)), dt, A, B, C, self.D, segments, reverse)
+        return self.out_proj(self.norm(y.flatten(-2), gate))

@@ -1,0 +1,69 @@
+"""Where one cell ends and the next begins in a packed row, in the forms that convolution and scan need."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Direction:
+    """Boundaries as the chunked scan meets them in one direction; `n` is batch * number of chunks."""
+
+    within: Tensor  # (n, 1, chunk, chunk), 0 where output i may read input j, -inf elsewhere
+    into: Tensor  # (n, chunk, 1) bool: position reaches the state that leaves its chunk
+    out: Tensor  # (n, chunk, 1) bool: position reads the state that enters its chunk
+    carry: Tensor  # (batch, n_chunks, 1) bool: the entering state also leaves
+
+
+@dataclass(frozen=True)
+class Segments:
+    """Boundaries of a batch of packed rows: made once a forward pass, read by every layer."""
+
+    same: tuple[Tensor, ...]  # same[k - 1]: (batch, length - k, 1) bool, positions t and t + k are of one cell
+    forward: Direction
+    reverse: Direction
+    chunk: int  # positions in a chunk of the scan
+    length: int  # positions in a row, before it is filled up to whole chunks
+
+
+def make_segments(segment: Tensor, chunk: int, taps: int, dtype: torch.dtype = torch.float32) -> Segments:
+    """Prepare the boundaries of packed rows.
+
+    Args:
+        segment: integer (batch, length); each cell is a contiguous run of one number, and so is the unused tail.
+        chunk: positions that the scan handles by matrix products.
+        taps: width of the depthwise convolution.
+        dtype: type of the decay, at least float32.
+    """
+    batch, length = segment.shape
+    # Numbering the runs afresh makes equality at two positions mean that all between them are equal, too.
+    change = torch.ones_like(segment, dtype=torch.bool)
+    change[:, 1:] = segment[:, 1:] != segment[:, :-1]
+    run = change.cumsum(1)
+    same = tuple((run[:, k:] == run[:, :-k])[..., None] for k in range(1, min(taps, length)))
+
+    n_chunks = -(-length // chunk)
+    filled = torch.nn.functional.pad(run, (0, n_chunks * chunk - length)).view(batch, n_chunks, chunk)
+    pair = filled[..., :, None] == filled[..., None, :]
+    first, last = filled[..., :1], filled[..., -1:]
+    none = torch.full_like(first[:, :1], -1)  # no cell lies beyond either end of the row
+    before = torch.cat([none, last[:, :-1]], dim=1)
+    after = torch.cat([first[:, 1:], none], dim=1)
+
+    def direction(readable: Tensor, exit_run: Tensor, entry_run: Tensor) -> Direction:
+        within = torch.zeros(pair.shape, dtype=dtype, device=segment.device).masked_fill_(~readable, -torch.inf)
+        return Direction(
+            within=within.view(-1, 1, chunk, chunk),
+            into=(filled == exit_run).view(-1, chunk, 1),
+            out=(filled == entry_run).view(-1, chunk, 1),
+            carry=entry_run == exit_run,
+        )
+
+    return Segments(
+        same=same,
+        forward=direction(pair.tril(), last, before),
+        reverse=direction(pair.triu(), first, after),
+        chunk=chunk,
+        length=length,
+    )

@@ -1,0 +1,169 @@
+"""Gene sets, the capped sampler of gene pairs, and the pathway-aware contrastive loss of GeneMamba."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numba
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from data_shards.errors import DataError
+from data_shards.hashing import U64
+from gm_train.objective.masking import token_hashes
+
+_PURPOSE_DRAW = 21
+I64 = npt.NDArray[np.int64]
+
+
+def read_gmt(path: Path) -> dict[str, list[str]]:
+    """Gene sets of a GMT file: name to gene names.
+
+    Raises:
+        DataError: the file is missing or a line has not name, description and genes between tabs.
+    """
+    try:
+        lines = path.read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"{path}: cannot be read as gene sets ({error}): set objective.pathways to a .gmt file"
+        ) from error
+    sets: dict[str, list[str]] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        name, *rest = line.split("\t")
+        if len(rest) < 2:
+            raise DataError(f"{path}, line {number}: expected name, description and genes between tabs: {line[:60]!r}")
+        sets[name] = [gene for gene in rest[1:] if gene]
+    if not sets:
+        raise DataError(f"{path}: holds no gene sets")
+    return sets
+
+
+@dataclass(frozen=True)
+class PathwayIndex:
+    """Which token belongs to which gene sets, as bits.
+
+    Attributes:
+        bits: uint64 (vocabulary size, words): bit b of word w of a token is set if its gene is in set 64 w + b.
+        n_sets: sets in use.
+    """
+
+    bits: npt.NDArray[np.uint64]
+    n_sets: int
+
+    @classmethod
+    def build(
+        cls, sets: Mapping[str, list[str]], token_of: Mapping[str, int], vocabulary_size: int, size: tuple[int, int]
+    ) -> "PathwayIndex":
+        """Index the sets whose number of genes, as the file lists them, lies within `size`.
+
+        Args:
+            sets: name to gene names.
+            token_of: gene name to token; names that it lacks are passed over.
+            vocabulary_size: number of tokens.
+            size: smallest and largest set that is used.
+
+        Raises:
+            DataError: no set is left, or none shares a gene with the vocabulary.
+        """
+        used = [genes for genes in sets.values() if size[0] <= len(set(genes)) <= size[1]]
+        bits = np.zeros((vocabulary_size, max(1, -(-len(used) // 64))), dtype=np.uint64)
+        for number, genes in enumerate(used):
+            tokens = [token_of[gene] for gene in genes if gene in token_of]
+            bits[tokens, number // 64] |= np.uint64(1 << (number % 64))
+        if not bits.any():
+            raise DataError(
+                f"of {len(sets):,} gene sets, {len(used):,} have {size[0]} to {size[1]} genes, and none of them names "
+                "a gene of the store's vocabulary: check that both use symbols, or build the store with --gene-table"
+            )
+        return cls(bits, len(used))
+
+    @property
+    def annotated(self) -> npt.NDArray[np.bool_]:
+        """Which tokens are in any set: bool (vocabulary size,)."""
+        return np.asarray(self.bits.any(axis=1))
+
+
+@numba.njit(cache=True)
+def _draw(tokens, hidden, lengths, hashes, bits, annotated, n_draw):  # type: ignore[no-untyped-def]
+    n_cells = len(lengths)
+    drawn = np.full((n_cells, n_draw), -1, np.int64)
+    positive = np.zeros((n_cells, n_draw, n_draw), np.bool_)
+    start = 0
+    for cell in range(n_cells):
+        stop = start + lengths[cell]
+        candidates = np.empty(stop - start, np.int64)
+        n = 0
+        for index in range(start, stop):
+            if annotated[tokens[index]] and not hidden[index]:
+                candidates[n] = index
+                n += 1
+        candidates = candidates[:n]
+        # A hash is 64 bits wide: two equal ones within a cell do not occur in practice, and would only swap places.
+        chosen = candidates[np.argsort(hashes[candidates])[:n_draw]]
+        for a in range(len(chosen)):
+            drawn[cell, a] = chosen[a]
+            for b in range(a):
+                for word in range(bits.shape[1]):
+                    if bits[tokens[chosen[a]], word] & bits[tokens[chosen[b]], word]:
+                        positive[cell, a, b] = True
+                        positive[cell, b, a] = True
+                        break
+        start = stop
+    return drawn, positive
+
+
+def draw_pairs(
+    tokens: I64, hidden: npt.NDArray[np.bool_], lengths: I64, keys: U64, index: PathwayIndex, n_draw: int
+) -> tuple[I64, npt.NDArray[np.bool_]]:
+    """Draw genes of each cell, and which pairs of them share a set.
+
+    Only genes that are annotated and not hidden are drawn: a pair with a gene of no set can never be positive.
+
+    Args:
+        tokens: int64 (n_tokens,), cells one after another.
+        hidden: bool (n_tokens,), the masked positions.
+        lengths: int64 (n_cells,).
+        keys: uint64 (n_cells,), from `cell_keys`.
+        index: the gene sets.
+        n_draw: genes a cell, at most; the cap that keeps the loss linear in the number of cells.
+
+    Returns:
+        `drawn`, int64 (n_cells, n_draw), positions in `tokens`, -1 where a cell has no more; `positive`,
+        bool (n_cells, n_draw, n_draw), symmetric, False on the diagonal.
+    """
+    hashes = token_hashes(keys, lengths, _PURPOSE_DRAW)
+    drawn, positive = _draw(tokens, hidden, lengths, hashes, index.bits, index.annotated, n_draw)
+    return drawn, positive
+
+
+def pathway_loss_sum(states: Tensor, drawn: Tensor, positive: Tensor, temperature: float) -> Tensor:
+    """Sum of the pathway-aware contrastive loss over all positive pairs (arXiv 2504.16956, InfoNCE).
+
+    For a positive pair (i, j) of a cell: -log( exp(s_ij) / (exp(s_ij) + sum_k exp(s_ik)) ), where s is the cosine
+    divided by the temperature and k runs over the drawn genes that are neither i nor a positive of i.
+
+    Args:
+        states: (n_positions, d_model), final-norm states of all rows, flattened.
+        drawn: int64 (n_cells, n_draw), positions in `states`, -1 where there is none.
+        positive: bool (n_cells, n_draw, n_draw).
+        temperature: tau.
+
+    Returns:
+        The sum, a float32 (float64 for float64 states) scalar; the number of pairs is `positive.sum()`.
+    """
+    there = drawn >= 0
+    wide = states.float() if states.dtype in (torch.bfloat16, torch.float16) else states
+    vectors = F.normalize(wide[drawn.clamp(min=0)], dim=-1, eps=1e-6)
+    similarity = vectors @ vectors.transpose(1, 2) / temperature
+    itself = torch.eye(drawn.shape[1], dtype=torch.bool, device=drawn.device)
+    negative = there[:, :, None] & there[:, None, :] & ~positive & ~itself
+    # Finite, so that a gene without negatives has a loss of zero and a gradient of zero, not of NaN.
+    against = similarity.masked_fill(~negative, -1e9).logsumexp(dim=-1, keepdim=True)
+    loss = torch.logaddexp(similarity, against) - similarity
+    return loss.masked_fill(~positive, 0.0).sum()

@@ -1,0 +1,203 @@
+"""What happens between two optimizer steps: record, validate, save, recover from bad numbers."""
+
+import logging
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from tqdm import tqdm
+
+from data_shards.errors import DataError
+from data_shards.tokenizer import Tokenizer
+from gm_train.batches import MicroBatch
+from gm_train.checkpoint import latest_whole, load_training_state, prune, save_checkpoint
+from gm_train.datamodule import CellDataModule
+from gm_train.module import GeneMambaModule, StepResult, validation_losses
+from gm_train.position import Position
+from gm_train.rundir import METRICS, SKIPPED, append_row, read_rows
+
+log = logging.getLogger(__name__)
+
+_BAD_WINDOW = 1000  # steps
+_LINE_EVERY_S = 15.0  # between two lines of progress where there is no terminal
+
+
+class Recorder(L.Callback):
+    """Keeps the run directory in step with the training.
+
+    After each optimizer step, in this order: the position advances, the step is recorded, held-out cells are
+    validated, a checkpoint is committed. A step whose loss or gradient is not finite changes no weight; too many of
+    them in a window bring the weights of the last checkpoint back, while the position stays behind the bad steps.
+
+    Args:
+        directory: the run directory.
+        position: where the run stands; advanced here and nowhere else.
+        identity: what the run's checkpoints must agree with.
+        tokenizer: saved with every checkpoint.
+        store_hash: the manifest's hash.
+        val_loss: the last validation loss, if the run is resumed and has one.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        position: Position,
+        identity: dict[str, Any],
+        tokenizer: Tokenizer,
+        store_hash: str,
+        val_loss: float | None,
+    ) -> None:
+        self.directory = directory
+        self.position = position
+        self._identity, self._tokenizer, self._store_hash = identity, tokenizer, store_hash
+        self._saved_step = position.step
+        self._val_loss = val_loss
+        events = read_rows(directory / SKIPPED)
+        rollbacks = [event["step"] for event in events if event["event"] == "rollback"]
+        self._rollbacks = len(rollbacks)
+        self._bad_steps = [event["step"] for event in events if event["step"] > max(rollbacks, default=0)]
+        self._bar: tqdm[Any] | None = None
+        self._clock = self._last_line = time.perf_counter()
+
+    # Lightning's hooks -----------------------------------------------------------------------------------------------
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, GeneMambaModule)
+        total = module.config.trainer.max_steps
+        self._bar = tqdm(
+            total=total, initial=self.position.step, desc="training", unit="step", disable=None, dynamic_ncols=True
+        )
+        self._clock = self._last_line = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: MicroBatch, batch_idx: int
+    ) -> None:
+        if not batch.last:
+            return
+        assert isinstance(module, GeneMambaModule)
+        result = module.last_result
+        seconds = time.perf_counter() - self._clock
+        self._advance(batch)
+        self._record(result, batch, seconds)
+        config = module.config
+        every = config.trainer.validate_every_steps
+        if every and self.position.step % every == 0:
+            self._validate(module, trainer)
+        if not result.finite:
+            self._count_bad(module)
+        if self.position.step % config.checkpoint.every_steps == 0:
+            self._save(module)
+        self._clock = time.perf_counter()
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, GeneMambaModule)
+        if self._bar is not None:
+            self._bar.close()
+        if self.position.step != self._saved_step:
+            self._save(module)
+
+    # Steps ------------------------------------------------------------------------------------------------------------
+
+    def _advance(self, batch: MicroBatch) -> None:
+        self.position.step += 1
+        self.position.cells += batch.info.n_cells
+        self.position.lanes.update(batch.info.lanes)
+
+    def _record(self, result: StepResult, batch: MicroBatch, seconds: float) -> None:
+        info = batch.info
+        row: dict[str, Any] = {
+            "step": self.position.step,
+            "position": self.position.cells,
+            "loss": result.loss,
+            "l_lang": result.l_lang,
+            "l_pathway": result.l_pathway,
+            "grad_norm": result.grad_norm,
+            "lr": result.lr,
+            "tokens_per_s": info.n_tokens / seconds,
+            "tokens": info.n_tokens,
+            "fill": info.n_tokens / info.n_slots,
+            "sample_hash": f"{info.sample_hash:016x}",
+            "time": time.time(),
+        }
+        if not result.finite:
+            append_row(
+                self.directory / SKIPPED,
+                {key: _json(row[key]) for key in ("step", "position", "loss", "grad_norm", "sample_hash", "time")}
+                | {"event": "skipped"},
+            )
+        append_row(self.directory / METRICS, {key: _json(value) for key, value in row.items()})
+        self._show(result, row["tokens_per_s"])
+
+    def _show(self, result: StepResult, tokens_per_s: float) -> None:
+        assert self._bar is not None
+        val = "-" if self._val_loss is None else f"{self._val_loss:.3f}"
+        text = (
+            f"loss {result.loss:.3f}, L_lang {result.l_lang:.3f}, L_pathway {result.l_pathway:.3f}, "
+            f"{tokens_per_s:,.0f} tokens/s, grad {result.grad_norm:.2f}, val {val}"
+        )
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update()
+        if self._bar.disable and time.perf_counter() - self._last_line > _LINE_EVERY_S:
+            self._last_line = time.perf_counter()
+            print(f"step {self.position.step:,}/{self._bar.total:,}: {text}", file=sys.stderr, flush=True)
+
+    def _validate(self, module: GeneMambaModule, trainer: L.Trainer) -> None:
+        data: CellDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        batches = data.validation_batches()
+        if not batches:
+            return
+        objective = module.config.objective
+        with trainer.precision_plugin.forward_context():
+            losses = validation_losses(module.model, batches, objective.gamma, objective.temperature)
+        self._val_loss = losses["val_loss"]
+        row = {"step": self.position.step, "position": self.position.cells, **losses, "time": time.time()}
+        append_row(self.directory / METRICS, {key: _json(value) for key, value in row.items()})
+
+    def _save(self, module: GeneMambaModule) -> None:
+        folder = self.directory / "checkpoints"
+        save_checkpoint(
+            folder,
+            module.model,
+            module.optimizer,
+            self.position,
+            module.config,
+            self._identity,
+            self._tokenizer,
+            self._store_hash,
+            self._val_loss,
+        )
+        self._saved_step = self.position.step
+        prune(folder, module.config.checkpoint.keep_last)
+
+    # Bad numbers ------------------------------------------------------------------------------------------------------
+
+    def _count_bad(self, module: GeneMambaModule) -> None:
+        trainer = module.config.trainer
+        step = self.position.step
+        self._bad_steps = [bad for bad in self._bad_steps if bad > step - _BAD_WINDOW] + [step]
+        log.warning("step %d: loss or gradient is not finite; the step changes no weight", step)
+        if len(self._bad_steps) <= trainer.max_bad_steps:
+            return
+        count = f"{len(self._bad_steps)} of the last {_BAD_WINDOW:,} steps were not finite"
+        checkpoint = latest_whole(self.directory / "checkpoints")
+        if checkpoint is None or self._rollbacks >= trainer.max_rollbacks:
+            why = "there is no checkpoint to go back to" if checkpoint is None else f"after {self._rollbacks} rollbacks"
+            raise DataError(
+                f"{self.directory}: {count}, {why}: training stops. {SKIPPED} names the steps; try a lower optim.lr "
+                "or a longer optim.warmup_steps in another run.dir"
+            )
+        self._rollbacks += 1
+        self._bad_steps = []
+        load_training_state(checkpoint, module.model, module.optimizer)
+        log.warning("%s: the weights of step %d come back; the data goes on from here", count, checkpoint.step)
+        row = {"step": step, "event": "rollback", "to_step": checkpoint.step, "time": time.time()}
+        append_row(self.directory / SKIPPED, row)
+        # At once, so that a resume cannot meet the bad steps again.
+        self._save(module)
+
+
+def _json(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not -float("inf") < value < float("inf") else value

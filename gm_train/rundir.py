@@ -1,0 +1,176 @@
+"""The run directory: its lock, its records, and what makes it this run and no other."""
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from data_shards.errors import DataError
+from gm_train.config import Config
+
+METRICS, SKIPPED = "metrics.jsonl", "skipped.jsonl"
+
+# What a resumed run may change: where and how fast it computes, how long, and how it is recorded.
+_MAY_CHANGE = {
+    "run.dir",
+    "data.store",  # the store's hash is compared instead
+    "data.workers",
+    "data.cache_mb",
+    "data.micro_rows",
+    "model.kernel",
+    "objective.pathways",  # the file's hash is compared instead
+    "optim.schedule_steps",  # compared on its own: left out means the run's own
+}
+
+
+def identity_of(config: Config, store_hash: str, vocabulary_hash: str, medians_hash: str) -> dict[str, Any]:
+    """What a run cannot change without becoming another one: flat keys and values.
+
+    Raises:
+        DataError: the file of gene sets cannot be read.
+    """
+    identity: dict[str, Any] = {"store": store_hash, "vocabulary": vocabulary_hash, "medians": medians_hash}
+    for section in ("run", "data", "model", "objective", "optim"):
+        for key, value in asdict(getattr(config, section)).items():
+            if f"{section}.{key}" not in _MAY_CHANGE:
+                identity[f"{section}.{key}"] = value
+    identity["trainer.precision"] = config.trainer.precision
+    identity["optim.schedule_steps"] = config.optim.schedule_steps
+    pathways = config.objective.pathways
+    try:
+        identity["pathways"] = hashlib.sha256(Path(pathways).read_bytes()).hexdigest() if pathways else ""
+    except OSError as error:
+        raise DataError(f"objective.pathways={pathways}: cannot be read ({error.strerror})") from error
+    return identity
+
+
+def refuse_other_identity(path: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Compare a checkpoint's identity with the run's.
+
+    Raises:
+        DataError: they differ; the message is the diff.
+    """
+    different = [key for key in sorted(saved | current) if saved.get(key) != current.get(key)]
+    if different:
+        lines = [f"  {key}: {saved.get(key)!r} in the checkpoint, {current.get(key)!r} now" for key in different]
+        raise DataError(
+            f"{path}: belongs to another run than this configuration:\n"
+            + "\n".join(lines)
+            + "\nset these back to go on with it, or train into another run.dir"
+        )
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Hold the run directory for this process.
+
+    Raises:
+        DataError: another process trains into it, or it cannot be written.
+    """
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        file = (directory / ".lock").open("a+")
+    except OSError as error:
+        raise DataError(f"run.dir={directory}: cannot be written ({error.strerror}): choose another run.dir") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise DataError(
+                f"run.dir={directory}: another process is training into it; wait for it or choose another run.dir"
+            ) from error
+        yield
+
+
+def write_config(directory: Path, config: Config) -> None:
+    """Write `config.yaml` as resolved."""
+    _replace(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def write_environment(directory: Path, start_step: int) -> None:
+    """Append this start to `environment.json`: git revision, package versions, hardware, and the step it began at."""
+    path = directory / "environment.json"
+    starts = json.loads(path.read_text())["starts"] if path.is_file() else []
+    packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    starts.append(
+        {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "step": start_step,
+            "git": _git_revision(),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "processor": _processor(),
+            "cpus": len(os.sched_getaffinity(0)),
+            "threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "packages": dict(sorted(packages.items())),
+        }
+    )
+    _replace(path, json.dumps({"starts": starts}, indent=1) + "\n")
+
+
+def _git_revision() -> str | None:
+    """Revision of the checkout that the package runs from, with "+" if files differ from it."""
+    here = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10)
+        return done.stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Append one JSON line, handed to the operating system before returning."""
+    with path.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file; a last line that a killed process left torn is not one."""
+    if not path.is_file():
+        return []
+    rows = []
+    for line in path.read_text().splitlines():
+        with contextlib.suppress(ValueError):
+            rows.append(json.loads(line))
+    return rows
+
+
+def forget_after(path: Path, step: int) -> int:
+    """Drop the rows behind `step`: they tell of weights that were not kept. Returns how many."""
+    rows = read_rows(path)
+    kept = [row for row in rows if row["step"] <= step]
+    if path.is_file():
+        _replace(path, "".join(json.dumps(row) + "\n" for row in kept))
+    return len(rows) - len(kept)
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text)
+    temporary.rename(path)

@@ -1,0 +1,98 @@
+"""GeneMamba once more, slowly: one cell at a time, one step at a time, straight from the equations.
+
+Mamba-2's recurrence (arXiv 2405.21060) as a loop over tokens, the convolution as loops over tokens and taps, and the
+reverse direction as the whole layer run on a flipped copy. Nothing here knows of chunks, packing or pads.
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from gm_train.config import ModelConfig
+
+Parameters = dict[str, Tensor]
+
+
+def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-5) * weight
+
+
+def silu(x: Tensor) -> Tensor:
+    return x / (1 + torch.exp(-x))
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """x (length, channels), weight (channels, 1, taps): the last tap meets the token itself."""
+    taps = weight.shape[-1]
+    rows = []
+    for t in range(len(x)):
+        y = bias
+        for k in range(taps):
+            if t - k >= 0:
+                y = y + weight[:, 0, taps - 1 - k] * x[t - k]
+        rows.append(y)
+    return torch.stack(rows)
+
+
+def scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
+    """h_t = exp(dt_t A) h_(t-1) + dt_t B_t x_t and y_t = C_t h_t + D x_t; x is (length, heads, head_dim)."""
+    h = torch.zeros(*x.shape[1:], B.shape[-1], dtype=x.dtype)
+    rows = []
+    for t in range(len(x)):
+        h = torch.exp(dt[t] * A)[:, None, None] * h + dt[t][:, None, None] * x[t][:, :, None] * B[t]
+        rows.append((h * C[t]).sum(-1) + D[:, None] * x[t])
+    return torch.stack(rows)
+
+
+def mixer(u: Tensor, p: Parameters, config: ModelConfig) -> Tensor:
+    d_inner = config.expand * config.d_model
+    heads = d_inner // config.head_dim
+    z, xBC, dt = (u @ p["in_proj.weight"].T).split([d_inner, d_inner + 2 * config.d_state, heads], dim=-1)
+    xBC = silu(convolve(xBC, p["conv1d.weight"], p["conv1d.bias"]))
+    x, B, C = xBC.split([d_inner, config.d_state, config.d_state], dim=-1)
+    dt = torch.log(1 + torch.exp(dt + p["dt_bias"]))
+    y = scan(x.reshape(-1, heads, config.head_dim), dt, -torch.exp(p["A_log"]), B, C, p["D"])
+    y = rms_norm(y.reshape(-1, d_inner) * silu(z), p["norm.weight"])
+    return y @ p["out_proj.weight"].T
+
+
+def aggregate(x_f: Tensor, x_b: Tensor, kind: str, p: Parameters) -> Tensor:
+    if kind == "mean":
+        return (x_f + x_b) / 2
+    if kind == "sum":
+        return x_f + x_b
+    joined = torch.cat([x_f, x_b], dim=-1) @ p["proj.weight"].T + p["proj.bias"]
+    if kind == "concat":
+        return joined
+    z = 1 / (1 + torch.exp(-joined))
+    return z * x_f + (1 - z) * x_b
+
+
+def states(tokens: Tensor, p: Parameters, config: ModelConfig) -> Tensor:
+    """Final-norm states (length, d_model) of one cell, int64 (length,), from a model's named parameters."""
+
+    def under(prefix: str) -> Parameters:
+        return {name.removeprefix(prefix): value for name, value in p.items() if name.startswith(prefix)}
+
+    def normed(x: Tensor, layer: str) -> Tensor:
+        return rms_norm(x, p[f"{layer}norm.weight"]) if config.norm == "pre" else x
+
+    x = p["embedding.weight"][tokens]
+    for i in range(config.n_layers):
+        layer = f"stack.layers.{i}."
+        weights = under(f"{layer}mixer.")
+        x_f = x + mixer(normed(x, layer), weights, config)
+        if config.arch == "mamba":
+            x = x_f
+            continue
+        flipped = x.flip(0)
+        x_b = (flipped + mixer(normed(flipped, layer), weights, config)).flip(0)
+        x = aggregate(x_f, x_b, config.aggregation, under(f"stack.aggregations.{i if config.gate_per_layer else 0}."))
+    return rms_norm(x, p["norm.weight"])
+
+
+def logits(x: Tensor, p: Parameters, config: ModelConfig) -> Tensor:
+    if config.tie_output:
+        return x @ p["embedding.weight"].T / math.sqrt(config.d_model) + p["output.bias"]
+    return x @ p["output.weight"].T + p["output.bias"]

@@ -1,0 +1,34 @@
+"""Parameter groups by name, and the schedule by step."""
+
+import itertools
+
+import pytest
+
+from gm_train.config import ModelConfig, OptimConfig
+from gm_train.model.genemamba import GeneMamba
+from gm_train.optim import learning_rate, parameter_groups
+
+
+@pytest.mark.parametrize("norm", ["none", "pre"])
+def test_only_matrices_decay(norm: str) -> None:
+    model = GeneMamba(ModelConfig(d_model=32, n_layers=2, head_dim=16, norm=norm), 50)
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decayed, kept = ([names[id(p)] for p in group["params"]] for group in parameter_groups(model, 0.1))  # type: ignore[attr-defined]
+    assert len(decayed) + len(kept) == len(names)
+    for name in decayed:
+        assert name.endswith("weight")
+        assert "norm" not in name
+    for part in ("A_log", "dt_bias", "bias", "norm"):
+        assert any(part in name for name in kept)
+    assert any(name.endswith(".D") for name in kept)
+    assert any("in_proj" in name for name in decayed)
+
+
+def test_schedule_warms_up_falls_and_stays() -> None:
+    config = OptimConfig(lr=1.0, min_lr_ratio=0.1, warmup_steps=10, schedule_steps=110)
+    rates = [learning_rate(step, config) for step in range(200)]
+    assert rates[0] == pytest.approx(0.1)
+    assert rates[9] == rates[10] == 1.0
+    assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
+    assert rates[60] == pytest.approx(0.55)
+    assert rates[110] == rates[199] == pytest.approx(0.1)

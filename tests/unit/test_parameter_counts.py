@@ -1,0 +1,117 @@
+"""Sizes of the published models, to the unit, and initial values."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from gm_train.config import ModelConfig
+from gm_train.model.genemamba import GeneMamba
+
+VOCABULARY = 25_426
+
+
+def count(**changes: Any) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in GeneMamba(ModelConfig(**changes), VOCABULARY).parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, 66_269_138),
+        ({"aggregation": "concat"}, 66_269_138),
+        ({"aggregation": "mean"}, 65_744_338),
+        ({"aggregation": "sum"}, 65_744_338),
+        ({"arch": "mamba"}, 65_744_338),
+        ({"gate_per_layer": True}, 65_744_338 + 24 * (1024 * 512 + 512)),
+        ({"aggregation": "mean", "tie_output": True}, 65_744_338 - VOCABULARY * 512),
+        ({"aggregation": "mean", "norm": "pre"}, 65_744_338 + 24 * 512),
+    ],
+)
+def test_counts_of_the_24_x_512_model(changes: dict[str, Any], expected: int) -> None:
+    assert count(**changes) == expected
+
+
+@pytest.mark.parametrize(("n_layers", "d_model", "millions"), [(48, 512, 105), (24, 768, 127), (48, 768, 215)])
+def test_counts_of_the_larger_models(n_layers: int, d_model: int, millions: int) -> None:
+    assert count(n_layers=n_layers, d_model=d_model, aggregation="mean") // 1_000_000 == millions
+
+
+def test_mixer_parameters_are_named_and_shaped_as_in_mamba_ssm() -> None:
+    with torch.device("meta"):
+        mixer = GeneMamba(ModelConfig(n_layers=1), 10).stack.layers[0].get_submodule("mixer")
+    assert {name: tuple(p.shape) for name, p in mixer.named_parameters()} == {
+        "in_proj.weight": (2 * 1024 + 2 * 64 + 16, 512),
+        "conv1d.weight": (1024 + 2 * 64, 1, 4),
+        "conv1d.bias": (1024 + 2 * 64,),
+        "dt_bias": (16,),
+        "A_log": (16,),
+        "D": (16,),
+        "norm.weight": (1024,),
+        "out_proj.weight": (512, 1024),
+    }
+
+
+def test_the_shared_gate_belongs_to_no_layer() -> None:
+    with torch.device("meta"):
+        model = GeneMamba(ModelConfig(n_layers=3), 10)
+    assert [name for name, _ in model.named_parameters() if "aggregation" in name] == [
+        "stack.aggregations.0.proj.weight",
+        "stack.aggregations.0.proj.bias",
+    ]
+
+
+@pytest.mark.parametrize("tie_output", [False, True])
+def test_initial_values_through_the_meta_device_are_those_of_direct_construction(tie_output: bool) -> None:
+    config = ModelConfig(d_model=256, n_layers=2, head_dim=2, norm="pre", tie_output=tie_output)
+    torch.manual_seed(0)
+    direct = GeneMamba(config, 500)
+    with torch.device("meta"):
+        model = GeneMamba(config, 500)
+    model.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(torch.nan)
+    torch.manual_seed(1)
+    for module in model.modules():
+        if any(True for _ in module.parameters(recurse=False)):
+            module.reset_parameters()  # type: ignore[operator]
+    values = dict(model.named_parameters())
+    for name, expected in direct.named_parameters():
+        value = values[name]
+        assert torch.isfinite(value).all(), name
+        error = 6 * float(expected.std()) / math.sqrt(expected.numel()) + 1e-7
+        assert abs(float(value.mean() - expected.mean())) < 1.5 * error, name
+        assert abs(float(value.std() - expected.std())) < error, name
+
+
+def test_initial_steps_and_decays_lie_in_mamba_2s_ranges() -> None:
+    torch.manual_seed(0)
+    mixer = GeneMamba(ModelConfig(d_model=256, n_layers=1, head_dim=1), 10).stack.layers[0].get_submodule("mixer")
+    parameters = dict(mixer.named_parameters())
+    dt = F.softplus(parameters["dt_bias"].double())
+    assert 0.99e-3 <= float(dt.min())
+    assert float(dt.max()) <= 1.01e-1
+    assert abs(float(dt.log10().mean()) + 2) < 0.1  # log-uniform
+    decay = parameters["A_log"].exp()
+    assert 1 <= float(decay.min())
+    assert float(decay.max()) <= 16.001
+    assert abs(float(decay.mean()) - 8.5) < 0.6
+    assert (parameters["D"] == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"head_dim": 60}, "head_dim=60 does not divide"),
+        ({"arch": "transformer"}, "model.arch='transformer'"),
+        ({"aggregation": "max"}, "model.aggregation='max'"),
+        ({"norm": "post"}, "model.norm='post'"),
+    ],
+)
+def test_impossible_models_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        count(**changes)

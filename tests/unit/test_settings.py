@@ -1,0 +1,74 @@
+"""Configurations: merged left to right, refused with every problem at once."""
+
+from pathlib import Path
+
+import pytest
+
+from gm_train.cli import main
+from gm_train.settings import ConfigError, load_config
+
+GOOD = ["data.store=a.zarr", "data.lanes=4", "data.micro_rows=4"]
+
+
+def problems(*words: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load_config([*GOOD, *words])
+    return str(caught.value)
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("optim:\n  lr: 0.1\nmodel:\n  n_layers: 3\n")
+    config = load_config([*GOOD, "optim.lr=1", str(file), "model.n_layers=5"])
+    assert (config.optim.lr, config.model.n_layers, config.model.d_model) == (0.1, 5, 512)
+
+
+def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("model:\n  width: 3\n  n_layers: many\nnonsense: 1\n")
+    text = problems(str(file), "optim.learning_rate=1", "lr=3")
+    for fragment in ("model.width", "n_layers", "nonsense", "optim.learning_rate", "is it optim.lr"):
+        assert fragment in text
+
+
+@pytest.mark.parametrize(
+    ("words", "fragment"),
+    [
+        (["objective.language=next_token"], "already seen the token"),
+        (["model.d_model=100"], "does not divide"),
+        (["model.arch=lstm"], "bimamba | mamba"),
+        (["model.aggregation=max"], "gate | mean | sum | concat"),
+        (["data.micro_rows=3"], "these do: 1, 2, 4"),
+        (["trainer.devices=2"], "one process"),
+        (["optim.lr=0"], "greater than 0"),
+        (["objective.mask_rate=1"], "between 0 and 1"),
+        (["objective.pathway_size=[5]"], "smallest, largest"),
+        (["data.workers=-1"], "not be negative"),
+        (["data.store="], "data.store is empty"),
+    ],
+)
+def test_what_cannot_work_is_refused(words: list[str], fragment: str) -> None:
+    assert fragment in problems(*words)
+
+
+def test_next_token_is_for_the_unidirectional_model_or_for_the_paper() -> None:
+    load_config([*GOOD, "objective.language=next_token", "model.arch=mamba"])
+    load_config([*GOOD, "objective.language=next_token", "objective.paper_compat=true"])
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n"])
+def test_a_broken_file_is_named(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "broken.yaml"
+    file.write_text(text)
+    assert "broken.yaml" in problems(str(file))
+
+
+def test_the_command_leaves_with_2_and_makes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["fit", *GOOD, f"run.dir={tmp_path / 'run'}", "model.width=3"]) == 2
+    assert "unknown key model.width" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["demo", "genemamba-66m", "genemamba-66m-4096"])
+def test_presets_are_whole(name: str) -> None:
+    load_config([f"configs/{name}.yaml"])
