@@ -84,7 +84,7 @@ class CountFile:
     def __init__(self, path: Path, options: CountOptions, by_cell: CellMajorCopy | None = None) -> None:
         self.path = path
         self.options = options
-        self.name = path.name.removesuffix(".h5ad").removesuffix(".zarr")
+        self.name = path.stem
         self._root = _open_root(path)
         self._by_cell = by_cell
         self._temporary: tempfile.TemporaryDirectory[str] | None = None

@@ -6,13 +6,11 @@ small and the result is the same for any number of workers. The digest of each d
 sets are one flat merge of these, and a new data set is added without reading the old ones.
 """
 
-import hashlib
 import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,77 +24,14 @@ from data_shards.digests import Digests, Partition, digest_partition
 from data_shards.errors import DataError
 from data_shards.exact import exact_medians
 from data_shards.genes import GeneIds, GeneTable, find_gene_ids
+from data_shards.medians_file import GENE_TABLE_FILE, GENES_FILE, SCHEMA, Medians, merged_medians, store_array
 from data_shards.output import hash_path, refuse_existing, whole_directory
 from data_shards.parallel import map_in_order
 
-SCHEMA = 1
 PARTITION_CELLS = 16_384
 FAN_IN = 16
-_GENE_BLOCK = 2048
-_GENES = "genes.json"
-_GENE_TABLE = "gene_table.parquet"
 
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Medians:
-    """The medians of a `medians.zarr`.
-
-    Attributes:
-        kind: "ensembl" or "as-is".
-        genes: gene ids, sorted, each once.
-        medians: float64 (n_genes,), median of non-zero `count / total * 10,000`; NaN without a value.
-        counts: int64 (n_genes,), non-zero values.
-        method: "t-digest" or "exact".
-        datasets: names.
-        gene_table: maps the symbols of later files.
-    """
-
-    kind: str
-    genes: tuple[str, ...]
-    medians: npt.NDArray[np.float64]
-    counts: npt.NDArray[np.int64]
-    method: str
-    datasets: tuple[str, ...]
-    gene_table: GeneTable | None
-
-    @cached_property
-    def hash(self) -> str:
-        """SHA-256 (hex) of genes and medians."""
-        digest = hashlib.sha256("\n".join([self.kind, *self.genes]).encode())
-        digest.update(self.medians.astype("<f8").tobytes())
-        return digest.hexdigest()
-
-    @classmethod
-    def load(cls, path: Path) -> "Medians":
-        """Read a `medians.zarr`.
-
-        Raises:
-            DataError: it is missing, not a medians file, or damaged.
-        """
-        if not path.exists():
-            raise DataError(f"{path}: no such medians file: make it with `gm-train data medians`")
-        try:
-            root = zarr.open_group(path, mode="r")
-            attrs: dict[str, Any] = dict(root.attrs)
-            names = json.loads((path / _GENES).read_text())
-            medians = cls(
-                kind=names["kind"],
-                genes=tuple(names["genes"]),
-                medians=_read(root, "medians"),
-                counts=_read(root, "counts"),
-                method=attrs["method"],
-                datasets=tuple(dataset["name"] for dataset in attrs["datasets"]),
-                gene_table=GeneTable.load(path / _GENE_TABLE) if attrs["gene_table"] else None,
-            )
-            if attrs["schema"] != SCHEMA or attrs["hash"] != medians.hash:
-                raise DataError(f"{path}: damaged or of another version: make it again with `gm-train data medians`")
-            return medians
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(
-                f"{path}: not a medians file, or damaged ({error}): make it again with `gm-train data medians`"
-            ) from error
 
 
 def make_medians(
@@ -153,7 +88,7 @@ def make_medians(
 
 def dataset_name(path: Path) -> str:
     """The name of a file's data set: its stem."""
-    return path.name.removesuffix(".h5ad").removesuffix(".zarr")
+    return path.stem
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -215,7 +150,7 @@ def _write(
     root = zarr.open_group(folder, mode="a")
     attrs: dict[str, Any] = dict(root.attrs)
     described: list[dict[str, Any]] = list(attrs.get("datasets", []))
-    known = {entry["name"]: tuple(json.loads((folder / entry["name"] / _GENES).read_text())) for entry in described}
+    known = {entry["name"]: tuple(json.loads((folder / entry["name"] / GENES_FILE).read_text())) for entry in described}
     datasets = [_dataset(file, found) for file, found in zip(files, ids, strict=True)]
     for dataset, found in zip(datasets, ids, strict=True):
         name = dataset.file.name
@@ -223,8 +158,8 @@ def _write(
         if not exact:
             digests = _digest(dataset, scratch / name, workers)
             for array in ("means", "weights", "indptr", "counts"):
-                _store(group, array, getattr(digests, array))
-        (folder / name / _GENES).write_text(json.dumps(list(dataset.genes)) + "\n")
+                store_array(group, array, getattr(digests, array))
+        (folder / name / GENES_FILE).write_text(json.dumps(list(dataset.genes)) + "\n")
         known[name] = dataset.genes
         described.append(
             {
@@ -247,14 +182,14 @@ def _write(
         ]
         values, counts = exact_medians(partitions, len(genes), workers)
     else:
-        values, counts = _merged_medians(root, numbers, len(genes))
-    (folder / _GENES).write_text(json.dumps({"kind": ids[0].kind, "genes": genes}, indent=0) + "\n")
+        values, counts = merged_medians(root, numbers, len(genes))
+    (folder / GENES_FILE).write_text(json.dumps({"kind": ids[0].kind, "genes": genes}, indent=0) + "\n")
     if gene_table is not None:
-        gene_table.save(folder / _GENE_TABLE)
+        gene_table.save(folder / GENE_TABLE_FILE)
     method = "exact" if exact else "t-digest"
     medians = Medians(ids[0].kind, genes, values, counts, method, tuple(known), gene_table)
-    _store(root, "medians", values)
-    _store(root, "counts", counts)
+    store_array(root, "medians", values)
+    store_array(root, "counts", counts)
     root.attrs.update(
         schema=SCHEMA,
         method=method,
@@ -301,35 +236,3 @@ def _digest(dataset: _Dataset, scratch: Path, workers: int) -> Digests:
             progress.update(partition.stop - partition.start)
     rest = [folder for folders in levels for folder in folders]
     return Digests.merge([Digests.load(folder) for folder in rest], [own] * len(rest), len(own))
-
-
-def _store(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
-    # zarr cannot make chunks of no elements.
-    group.create_array(name, data=np.asarray(values), chunks=(min(max(1, len(values)), 1 << 20),), overwrite=True)
-
-
-def _merged_medians(
-    root: zarr.Group, numbers: dict[str, npt.NDArray[np.int32]], n_genes: int
-) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Medians and counts over the digests of all data sets, a block of genes at a time."""
-    medians, counts = np.full(n_genes, np.nan), np.zeros(n_genes, np.int64)
-    for first in tqdm(range(0, n_genes, _GENE_BLOCK), desc="medians of all data sets", disable=None):
-        last = min(first + _GENE_BLOCK, n_genes)
-        parts, places = [], []
-        for name, own in numbers.items():
-            # A data set's genes are sorted as all genes are: those of a block stand together.
-            low, high = (int(place) for place in np.searchsorted(own, [first, last]))
-            group: Any = root[name]
-            indptr = np.asarray(group["indptr"][low : high + 1])
-            span = slice(int(indptr[0]), int(indptr[-1]))
-            parts.append(
-                Digests(group["means"][span], group["weights"][span], indptr - indptr[0], group["counts"][low:high])
-            )
-            places.append(own[low:high] - first)
-        merged = Digests.merge(parts, places, last - first)
-        medians[first:last], counts[first:last] = merged.medians(), merged.counts
-    return medians, counts
-
-
-def _read(group: Any, name: str) -> Any:
-    return np.asarray(group[name][:])

@@ -34,9 +34,10 @@ def whole_directory(path: Path, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             temporary.rename(path)
-    except BaseException:
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error})") from error
+    finally:
         shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def refuse_existing(path: Path, replace: bool = False) -> None:
@@ -55,3 +56,22 @@ def hash_path(path: Path) -> str:
         if file_path.is_file():
             digest.update(f"{file_path.relative_to(path).as_posix()}\n{hash_path(file_path)}\n".encode())
     return digest.hexdigest()
+
+
+@contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A temporary name beside `path` for a new file, renamed to it when the block ends without an error.
+
+    Raises:
+        DataError: `path` exists, or the place cannot be written to.
+    """
+    refuse_existing(path)
+    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.rename(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error})") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -3,11 +3,11 @@
 Ranges of cells are read, filtered and ranked in parallel; one writer takes them in the order of the files.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +17,12 @@ from data_shards.counts import CountFile, CountOptions, CountSource, open_counts
 from data_shards.errors import DataError
 from data_shards.genes import map_gene
 from data_shards.kernels import cell_totals
-from data_shards.medians import Medians, check_names, dataset_name
-from data_shards.obs_file import SOURCE_ROW, ObsWriter, read_column
+from data_shards.medians import check_names, dataset_name
+from data_shards.medians_file import Medians
+from data_shards.obs_file import ObsWriter
 from data_shards.output import hash_path, refuse_existing, whole_directory
 from data_shards.parallel import map_in_order
-from data_shards.splits import SplitOptions, assign_donors, donor_names, split_by_cell
+from data_shards.splits import Annotated, SplitOptions, draw_splits
 from data_shards.store import (
     SCHEMA,
     TEST,
@@ -104,9 +105,11 @@ def make_store(
             n_genes=len(tokenizer.vocabulary.genes),
             top_k=top_k,
             dither=dither,
-            block_cells=choose_block_cells([one.n_cells for one in written], sum(one.n_tokens for one in written)),
+            block_cells=choose_block_cells(
+                [one.writer.n_cells for one in written], sum(one.writer.n_tokens for one in written)
+            ),
             options={"splits": asdict(splits), "min_mapped": min_mapped},
-            datasets=_draw_splits(folder, written, splits, say),
+            datasets=_finish(folder, written, splits, say),
             files=hash_files(folder, [*FILES, GENE_TABLE_FILE]),
         )
         manifest.save(folder)
@@ -200,9 +203,7 @@ class _Written:
     writer: DatasetWriter
     hashes: tuple[str, str]
     donor_key: str | None
-    n_cells: int
-    n_tokens: int
-    described: dict[str, object]
+    described: dict[str, Any]
 
 
 def _write_dataset(
@@ -246,7 +247,7 @@ def _write_dataset(
         f"{writer.n_tokens:,} tokens; of {detected:,} non-zero counts {in_vocabulary / detected:.1%} are in the "
         f"vocabulary and {writer.n_tokens / detected:.1%} became tokens"
     )
-    described: dict[str, object] = {
+    described: dict[str, Any] = {
         "source_file": counts.path.name,
         "source_hash": hash_path(counts.path),
         "source_cells": counts.n_cells,
@@ -257,7 +258,7 @@ def _write_dataset(
         "min_counts": cells.min_counts,
         "obs_hash": hash_path(writer.folder / "obs.parquet"),
     }
-    return _Written(writer, writer.close(), donor_key, writer.n_cells, writer.n_tokens, described)
+    return _Written(writer, writer.close(), donor_key, described)
 
 
 def _ranked(
@@ -270,70 +271,29 @@ def _ranked(
     return zip(tasks, map_in_order(rank, tasks, workers), strict=True)
 
 
-def _draw_splits(
-    folder: Path, written: Sequence[_Written], options: SplitOptions, say: Say
-) -> tuple[DatasetEntry, ...]:
-    """Draw and write the splits of all data sets; a donor that several of them have is in one split everywhere."""
-    donors = {one.writer.folder.name: _count_donors(one) for one in written if one.donor_key is not None}
-    assigned: dict[str, int] = {}
+def _finish(folder: Path, written: Sequence[_Written], splits: SplitOptions, say: Say) -> tuple[DatasetEntry, ...]:
+    """Draw and write the splits; what the manifest says of each data set."""
+    names = [one.writer.folder.name for one in written]
+    writers = {one.writer.folder.name: one.writer.split_writer() for one in written}
+    annotated = [
+        Annotated(name, folder / name / "obs.parquet", one.donor_key) for name, one in zip(names, written, strict=True)
+    ]
     entries = []
-    for one in written:
-        name = one.writer.folder.name
-        cells = donors.get(name)
-        shared = cells is not None and any(
-            donor in other for other_name, other in donors.items() if other_name != name for donor in cells if donor
-        )
-        by = options.by
-        if by == "auto":
-            by = "donor" if cells is not None and (shared or len([donor for donor in cells if donor]) > 1) else "cell"
-        if by == "donor":
-            assert cells is not None
-            of_donor = assign_donors(cells, options, assigned)
-            assigned |= {donor: split for donor, split in of_donor.items() if donor}
-        writer = one.writer.split_writer()
-        held: Counter[int] = Counter()
-        obs_path = folder / name / "obs.parquet"
-        for column in read_column(obs_path, one.donor_key if by == "donor" and one.donor_key else SOURCE_ROW):
-            if by == "donor":
-                split = np.array([of_donor[donor] for donor in donor_names(column)], np.uint8)
-            elif by == "cell":
-                split = split_by_cell(name, column.to_numpy(np.int64), options)
-            else:
-                split = np.full(len(column), TRAIN, np.uint8)
-            writer.append(split)
-            held.update(split.tolist())
-        say(_describe_split(name, by, one, held, cells))
-        tokens_hash, indptr_hash = one.hashes
+    drawn = draw_splits(annotated, splits, lambda name, split: writers[name].append(split))
+    for name, one, split in zip(names, written, drawn, strict=True):
+        say(f"{name}: {split}")
         entries.append(
             DatasetEntry(
                 name=name,
-                n_cells=one.n_cells,
-                n_tokens=one.n_tokens,
-                n_train=held[TRAIN],
-                n_validation=held[VALIDATION],
-                n_test=held[TEST],
-                content_hash=content_hash(tokens_hash, indptr_hash, writer.close()),
-                split_by=by,
-                donor_key=one.donor_key if by == "donor" else None,
-                **one.described,  # type: ignore[arg-type]
+                n_cells=one.writer.n_cells,
+                n_tokens=one.writer.n_tokens,
+                n_train=split.cells[TRAIN],
+                n_validation=split.cells[VALIDATION],
+                n_test=split.cells[TEST],
+                content_hash=content_hash(*one.hashes, writers[name].close()),
+                split_by=split.by,
+                donor_key=split.donor_key,
+                **one.described,
             )
         )
     return tuple(entries)
-
-
-def _count_donors(one: _Written) -> Counter[str]:
-    cells: Counter[str] = Counter()
-    assert one.donor_key is not None
-    for column in read_column(one.writer.folder / "obs.parquet", one.donor_key):
-        cells.update(donor_names(column))
-    return cells
-
-
-def _describe_split(name: str, by: str, one: _Written, held: Counter[int], donors: Counter[str] | None) -> str:
-    text = f"{name}: {held[TRAIN]:,} training, {held[VALIDATION]:,} validation, {held[TEST]:,} test cells"
-    if by == "donor" and donors is not None:
-        unknown = f"; {donors['']:,} cells of unknown donor are trained on" if donors[""] else ""
-        return f"{text}, by {len([d for d in donors if d]):,} whole donors ({one.donor_key}){unknown}"
-    if by == "cell":
-        return f"{text}, by single cells: weaker than by donor, since cells of one donor resemble each other"
-    return f"{text}, nothing held out"

@@ -4,8 +4,9 @@ Cells of one donor resemble each other beyond their type, so a split by cell fla
 """
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -13,6 +14,7 @@ import pandas as pd
 
 from data_shards.errors import DataError
 from data_shards.hashing import fold, hash_string, mix64, uniform
+from data_shards.obs_file import SOURCE_ROW, read_column
 from data_shards.store import TEST, TRAIN, VALIDATION
 
 DONOR_COLUMNS = ("donor_id", "donor", "patient", "individual")
@@ -108,6 +110,90 @@ def split_by_cell(name: str, rows: npt.NDArray[np.int64], options: SplitOptions)
     return split
 
 
-def donor_names(column: pd.Series) -> list[str]:
+@dataclass(frozen=True)
+class Annotated:
+    """Cells whose splits are to be drawn: a data set's name, its `obs.parquet`, and its column of donors, if any."""
+
+    name: str
+    obs_path: Path
+    donor_key: str | None
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """How the cells of a data set were split.
+
+    Attributes:
+        by: "donor", "cell" or "none".
+        donor_key: column with the donors, if by donor.
+        cells: cells of each split.
+        donors: cells of each donor, "" where unknown; empty if not by donor.
+    """
+
+    by: str
+    donor_key: str | None
+    cells: Counter[int]
+    donors: Counter[str]
+
+    def __str__(self) -> str:
+        text = ", ".join(
+            f"{self.cells[split]:,} {word}"
+            for split, word in ((TRAIN, "training"), (VALIDATION, "validation"), (TEST, "test"))
+        )
+        if self.by == "donor":
+            known = len(self.donors) - ("" in self.donors)
+            unknown = f"; the {self.donors['']:,} cells of unknown donor are trained on" if self.donors[""] else ""
+            return f"{text} cells, by {known:,} whole donors ({self.donor_key}){unknown}"
+        if self.by == "cell":
+            return f"{text} cells, by single cells: weaker than by donor, since cells of one donor resemble each other"
+        return f"{text} cells: nothing is held out"
+
+
+def draw_splits(
+    datasets: Sequence[Annotated], options: SplitOptions, write: Callable[[str, npt.NDArray[np.uint8]], None]
+) -> list[Drawn]:
+    """Draw the splits of all data sets; a donor that several of them have is in the same split in each.
+
+    Args:
+        datasets: the data sets of a store, in order.
+        options: how to split.
+        write: takes the name of a data set and the splits of its next cells.
+    """
+    donors = [_count_donors(dataset) for dataset in datasets]
+    of_donor: dict[str, int] = {}
+    drawn = []
+    for number, dataset in enumerate(datasets):
+        own = {donor for donor in donors[number] if donor}
+        others = {donor for other, cells in enumerate(donors) if other != number for donor in cells}
+        by = options.by
+        if by == "auto":
+            by = "donor" if len(own) > 1 or own & others else "cell"
+        held: Counter[int] = Counter()
+        if by == "donor":
+            of_donor |= assign_donors(donors[number], options, of_donor)
+        donor_key = dataset.donor_key if by == "donor" else None
+        for column in read_column(dataset.obs_path, donor_key or SOURCE_ROW):
+            if by == "donor":
+                split = np.array([of_donor[donor] for donor in _names(column)], np.uint8)
+            elif by == "cell":
+                split = split_by_cell(dataset.name, column.to_numpy(np.int64), options)
+            else:
+                split = np.full(len(column), TRAIN, np.uint8)
+            write(dataset.name, split)
+            held.update(split.tolist())
+        found = donors[number] if by == "donor" else Counter()
+        drawn.append(Drawn(by, donor_key, held, found))
+    return drawn
+
+
+def _count_donors(dataset: Annotated) -> Counter[str]:
+    cells: Counter[str] = Counter()
+    if dataset.donor_key is not None:
+        for column in read_column(dataset.obs_path, dataset.donor_key):
+            cells.update(_names(column))
+    return cells
+
+
+def _names(column: pd.Series) -> list[str]:
     """Donors as strings, "" where unknown."""
     return ["" if missing else str(value) for value, missing in zip(column, column.isna(), strict=True)]

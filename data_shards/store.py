@@ -165,7 +165,7 @@ def choose_block_cells(cells: Sequence[int], n_tokens: int) -> int:
     """
     mean_tokens = n_tokens / max(1, sum(cells))
     ideal = LAYOUT["tokens"][0] / max(1.0, mean_tokens)
-    block = min(MAX_BLOCK_CELLS, 2 ** max(0, round(math.log2(ideal))))
+    block = min(MAX_BLOCK_CELLS, 1 << max(0, round(math.log2(ideal))))
     while block > 1 and sum(-(-n // block) for n in cells) < MIN_BLOCKS:
         block //= 2
     return block

@@ -56,6 +56,7 @@ def draw_curves(rows: list[Row], skipped: list[Row], path: Path) -> None:
     if bad:
         axes[3].plot(bad, np.zeros(len(bad)), "x", color="#c44e52", markersize=6, label=f"skipped ({len(bad)})")
         axes[3].legend(frameon=False, fontsize=8)
+    axes[4].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
     axes[5].set_ylim(bottom=0)
     axes[5].yaxis.set_major_formatter("{x:,.0f}")
     figure.savefig(path, dpi=DPI)
@@ -66,7 +67,7 @@ def _draw(axis: Axes, rows: list[Row], train: str, validation: str | None) -> No
     if validation is not None:
         steps, values = column(rows, validation)
         if len(steps):
-            axis.plot(steps, values, "o-", color="#dd8452", markersize=3.5, linewidth=1.2, label="validation")
+            axis.plot(steps, values, "o:", color="#dd8452", markersize=4, linewidth=1.2, label="validation")
             axis.legend(frameon=False, fontsize=8)
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)

@@ -23,7 +23,7 @@ h1 { font-size: 1.6em; margin-bottom: 0; } h2 { font-size: 1.2em; margin-top: 2e
 p.sub { color: #666; margin-top: .2em; overflow-wrap: anywhere; }
 img { max-width: 100%; }
 table { border-collapse: collapse; margin: .6em 0 1.4em; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding: .3em 0; }
+caption { text-align: left; font-weight: 600; padding: .3em 0; white-space: nowrap; }
 th, td { padding: .2em .9em .2em 0; text-align: right; border-bottom: 1px solid #eee; }
 th:first-child, td:first-child { text-align: left; }
 tr.model td { background: #fdf1ee; } td.best { font-weight: 700; }

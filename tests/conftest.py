@@ -1,10 +1,19 @@
 """What all tests share."""
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
+import anndata as ad
+import numpy as np
+import pandas as pd
 import pytest
+import scipy.sparse as sp
 from hypothesis import settings
+
+from data_shards.medians import make_medians
+from data_shards.shards import make_store
+from data_shards.splits import SplitOptions
 
 # Compiling a kernel on the first example takes seconds; on CI the examples are the same each time.
 settings.register_profile("gm-train", deadline=None, derandomize="CI" in os.environ)
@@ -17,3 +26,50 @@ def real_data() -> Path:
     if "GM_TEST_DATA" not in os.environ:
         pytest.skip("GM_TEST_DATA is not set: the folder with scp1884_gut_1020.h5ad")
     return Path(os.environ["GM_TEST_DATA"])
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """A small store, and the files that it was made from."""
+
+    store: Path
+    files: tuple[Path, ...]
+
+
+def write_cells(path: Path, n_cells: int, n_genes: int, seed: int) -> Path:
+    """An .h5ad file of two cell types over skewed gene rates; about a third of the entries are above zero."""
+    rng = np.random.default_rng(seed)
+    rates = rng.gamma(0.4, 2.0, size=n_genes)
+    types = rng.integers(2, size=n_cells)
+    boost = np.where((np.arange(n_genes) % 2 == 0) == (types[:, None] == 0), 1.5, 0.5)
+    counts = rng.poisson(rates * boost * rng.gamma(4, 0.25, size=(n_cells, 1)))
+    counts[:, 0] += 1  # no cell is empty
+    obs = pd.DataFrame(
+        {"cell_type": [f"type {t}" for t in types], "donor_id": [f"donor {d}" for d in rng.integers(6, size=n_cells)]},
+        index=[f"cell {i}" for i in range(n_cells)],
+    )
+    var = pd.DataFrame(index=[f"gene{i:04d}" for i in range(n_genes)])
+    ad.AnnData(sp.csr_matrix(counts.astype(np.float32)), obs=obs, var=var).write_h5ad(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def atlas(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
+    """Two data sets of 150 and 41 cells over 80 genes in one store."""
+    folder = tmp_path_factory.mktemp("atlas")
+    files = (write_cells(folder / "first.h5ad", 150, 80, seed=1), write_cells(folder / "second.h5ad", 41, 80, seed=2))
+    make_medians(files, folder / "medians.zarr", say=lambda line: None)
+    splits = SplitOptions(by="cell", validation=0.2)
+    make_store(files, folder / "medians.zarr", folder / "store.zarr", top_k=48, splits=splits, say=lambda line: None)
+    return Atlas(folder / "store.zarr", files)
+
+
+def tiny_words(store: Path, run: Path) -> list[str]:
+    """Configuration of a run that takes milliseconds a step."""
+    return [
+        f"data.store={store}", f"run.dir={run}", "data.lanes=4", "data.micro_rows=2", "data.row_length=96",
+        "data.pool_blocks=2", "data.group_cells=16", "model.d_model=32", "model.n_layers=2", "model.d_state=8",
+        "model.head_dim=16", "model.chunk=32", "model.norm=pre", "optim.lr=3e-3", "optim.warmup_steps=5",
+        "trainer.max_steps=12", "trainer.validate_every_steps=5", "trainer.validation_cells=20",
+        "checkpoint.every_steps=4", "tracking.mlflow=off",
+    ]  # fmt: skip

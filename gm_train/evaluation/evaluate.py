@@ -107,7 +107,7 @@ def evaluate(model: GeneMamba, config: Config, cells: Cells, trained_on: str, ma
             bar.update()
             probes += _probe_rows(task, ranks, split, features, pca)
             if ranks == trained_on:
-                embeddings = {"GeneMamba": features, "PCA": pca}
+                embeddings = {f"GeneMamba, {ranks} ranks": features, f"PCA, {pca.shape[1]} components": pca}
     results: table.Row = {
         "model": {
             "arch": config.model.arch,

@@ -11,17 +11,24 @@ RANDOM, PCA = "random weights", "PCA"
 MASKED_CONTROLS = (ORDER, BY_RANK, FREQUENCY, RANDOM)
 PROBE_CONTROLS = (PCA, RANDOM)
 
-#: Key in a row, heading, decimals, and whether more is better.
-MASKED_COLUMNS = (("cross_entropy", "CE, nats", 2, False), ("top1", "top-1 %", 1, True), ("top10", "top-10 %", 1, True))
-PROBE_COLUMNS = (
-    ("linear_accuracy", "linear acc. %", 1, True),
-    ("linear_macro_f1", "linear F1 %", 1, True),
-    ("knn_accuracy", "kNN acc. %", 1, True),
-    ("knn_macro_f1", "kNN F1 %", 1, True),
+#: Key in a row, heading, the same in words, decimals, and whether more is better.
+MASKED_COLUMNS = (
+    ("cross_entropy", "CE, nats", "Cross-entropy of hidden genes (nats)", 2, False),
+    ("top1", "top-1 %", "Hidden gene named first (%)", 1, True),
+    ("top10", "top-10 %", "Hidden gene among the first ten (%)", 1, True),
 )
+PROBE_COLUMNS = (
+    ("linear_accuracy", "linear acc. %", "Accuracy of a linear probe (%)", 1, True),
+    ("linear_macro_f1", "linear F1 %", "Macro-F1 of a linear probe (%)", 1, True),
+    ("knn_accuracy", "kNN acc. %", "Accuracy of nearest neighbours (%)", 1, True),
+    ("knn_macro_f1", "kNN F1 %", "Macro-F1 of nearest neighbours (%)", 1, True),
+)
+#: Nats by which the order control must differ from frequency for neighbours to tell anything.
+NEXT_TO_NOTHING = 0.05
 
 Row = dict[str, Any]
-Columns = Sequence[tuple[str, str, int, bool]]
+Column = tuple[str, str, str, int, bool]
+Columns = Sequence[Column]
 
 
 class Figure(TypedDict):
@@ -64,37 +71,34 @@ def _row(rows: list[Row], ranks: str, scored: str) -> Row:
     return next(row for row in rows if row["ranks"] == ranks and row["scored"] == scored)
 
 
-def _against(rows: list[Row], ranks: str, controls: Sequence[str], column: tuple[str, str, int, bool]) -> str:
+def _against(rows: list[Row], ranks: str, controls: Sequence[str], column: Column) -> str:
     """One sentence: which controls the model beats by a column, and which beat it."""
-    key, heading, decimals, more = column
+    key, _, what, decimals, more = column
     model = _row(rows, ranks, MODEL)[key]
     outcomes: dict[int, list[str]] = {1: [], 0: [], -1: []}
     for control in controls:
         value = _row(rows, ranks, control)[key]
         outcomes[_gap(model, value, more)].append(f"{control} ({value['mean']:.{decimals}f})")
     words = {1: "beats", 0: "is level with", -1: "loses to"}
-    said = [f"{words[o]} {', '.join(names)}" for o, names in outcomes.items() if names]
-    return f"{heading}, {ranks} ranks: the model ({model['mean']:.{decimals}f}) {'; '.join(said)}."
+    said = [f"{words[outcome]} {', '.join(names)}" for outcome, names in outcomes.items() if names]
+    return f"{what} on {ranks} ranks: the model ({model['mean']:.{decimals}f}) {'; '.join(said)}."
 
 
 def verdicts(results: Row) -> list[str]:
     """What the tables say: who wins where, and what that means for what the model knows."""
-    entropy = MASKED_COLUMNS[0]
-    trained_on = results["model"]["trained_on"]
+    rows, trained_on = results["masked"], results["model"]["trained_on"]
     said = []
     for ranks in RANKS:
-        rows = results["masked"]
-        sentence = _against(rows, ranks, MASKED_CONTROLS, entropy)
+        sentence = _against(rows, ranks, MASKED_CONTROLS, MASKED_COLUMNS[0])
         order, model, frequency = (_row(rows, ranks, name)["cross_entropy"] for name in (ORDER, MODEL, FREQUENCY))
-        outcome = _gap(model, order, more_is_better=False)
-        if outcome < 0:
-            sentence += " The order control wins: what the model knows there is less than what neighbours tell."
-        elif outcome > 0 and _gap(order, frequency, more_is_better=False) > 0:
-            sentence += " It knows more about cells than what neighbours tell."
-        if abs(order["mean"] - frequency["mean"]) < 0.05:
-            sentence += " Neighbours tell next to nothing on these ranks."
+        if abs(order["mean"] - frequency["mean"]) < NEXT_TO_NOTHING:
+            sentence += " Neighbours tell next to nothing here: what the model has beyond frequency, it knows of cells."
+        elif _gap(model, order, more_is_better=False) > 0:
+            sentence += " It knows more of cells than what neighbours tell."
+        else:
+            sentence += " The model has not beaten the order control: it knows no more than what neighbours tell."
         if ranks != trained_on:
-            sentence += f" The model was trained on {trained_on} ranks; these are foreign to it."
+            sentence += f" It was trained on {trained_on} ranks: these are foreign to it."
         said.append(sentence)
     if results["probes"]:
         for column in (PROBE_COLUMNS[0], PROBE_COLUMNS[2]):
@@ -107,7 +111,7 @@ def _cells(rows: list[Row], columns: Columns) -> list[list[str]]:
     texts = []
     for row in rows:
         line = [row["scored"]]
-        for key, _, decimals, more in columns:
+        for key, _, _, decimals, more in columns:
             means = [other[key]["mean"] for other in rows]
             best = row[key]["mean"] == (max(means) if more else min(means))
             sd = row[key]["sd"]
@@ -143,7 +147,7 @@ def blocks(results: Row) -> list[tuple[str, list[str], list[list[str]]]]:
                 )
             if ranks == results["model"]["trained_on"]:
                 title += ", as the model was trained"
-            tables.append((title, ["", *(heading for _, heading, _, _ in columns)], _cells(rows, columns)))
+            tables.append((title, ["", *(heading for _, heading, *_ in columns)], _cells(rows, columns)))
     return tables
 
 

@@ -1,7 +1,5 @@
 """Layers of the bidirectional and the unidirectional stack."""
 
-from typing import cast
-
 import torch
 from torch import Tensor, nn
 
@@ -41,9 +39,9 @@ class Aggregation(nn.Module):
         if self.aggregation == "sum":
             return 2 * x + f + b
         assert self.proj is not None
-        joined = self.proj(torch.cat([x + f, x + b], dim=-1))
+        joined: Tensor = self.proj(torch.cat([x + f, x + b], dim=-1))
         if self.aggregation == "concat":
-            return cast(Tensor, joined)
+            return joined
         return x + torch.lerp(b, f, torch.sigmoid(joined))
 
 
@@ -59,10 +57,10 @@ class Layer(nn.Module):
         """Map (batch, length, d_model) to the same shape; without an aggregation, in the forward direction alone."""
         u = self.norm(x)
         if aggregation is None:
-            (f,) = self.mixer(u, segments, bidirectional=False)
-            return x + f
-        f, b = self.mixer(u, segments, bidirectional=True)
-        return aggregation(x, f, b)
+            out: Tensor = x + self.mixer(u, segments, bidirectional=False)[0]
+            return out
+        out = aggregation(x, *self.mixer(u, segments, bidirectional=True))
+        return out
 
 
 class Stack(nn.Module):

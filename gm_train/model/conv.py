@@ -1,7 +1,7 @@
 """Depthwise convolution over the tokens of a cell, causal and mirrored, as shifted products."""
 
 import math
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,9 @@ class DepthwiseConv(nn.Module):
         """
         same = [mask.to(x.dtype) for mask in segments.same]  # fewer than taps - 1 where rows are that short
         taps = self.weight.squeeze(1).T.flip(0)[: len(same) + 1].to(x.dtype)
-        return cast(tuple[Tensor, ...], _Shifted.apply(x, taps, self.bias.to(x.dtype), bidirectional, *same))
+        bias = self.bias.to(x.dtype)
+        out: tuple[Tensor, ...] = _Shifted.apply(x, taps, bias, bidirectional, *same)  # type: ignore[no-untyped-call]
+        return out
 
 
 class _Shifted(torch.autograd.Function):

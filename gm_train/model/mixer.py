@@ -69,17 +69,16 @@ class Mamba2Mixer(nn.Module):
             The forward direction's output and, if bidirectional, the reverse one's, each (batch, length, d_model).
         """
         widths = [self.d_inner, self.d_inner + 2 * self.d_state, self.n_heads]
-        z, xBC, dt = self.in_proj(u).split(widths, dim=-1)
+        z, xBC, dt = torch.split(self.in_proj(u), widths, dim=-1)
         gate = F.silu(z)
         # Step sizes and decay stay in the parameters' type (float32 or wider) under autocast.
         dt = F.softplus(dt.to(self.dt_bias.dtype) + self.dt_bias)
         A = -self.A_log.exp()
         mixed = self.conv1d(xBC, segments, bidirectional)
-        return tuple(
-            self._scan(F.silu(m), dt, A, gate, segments, reverse) for m, reverse in zip(mixed, (False, True), strict=False)
-        )
+        return tuple(self._scan(F.silu(m), dt, A, gate, segments, reverse=i == 1) for i, m in enumerate(mixed))
 
     def _scan(self, xBC: Tensor, dt: Tensor, A: Tensor, gate: Tensor, segments: Segments, reverse: bool) -> Tensor:
-        x, B, C = xBC.split([self.d_inner, self.d_state, self.d_state], dim=-1)
-        y = ssd(x.unflatten(-1, (self.n_heads, -1)), dt, A, B, C, self.D, segments, reverse)
-        return self.out_proj(self.norm(y.flatten(-2), gate))
+        x, B, C = torch.split(xBC, [self.d_inner, self.d_state, self.d_state], dim=-1)
+        y = ssd(x.view(*x.shape[:-1], self.n_heads, -1), dt, A, B, C, self.D, segments, reverse)
+        out: Tensor = self.out_proj(self.norm(y.flatten(-2), gate))
+        return out

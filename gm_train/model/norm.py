@@ -1,6 +1,6 @@
 """Root-mean-square norms (Zhang and Sennrich 2019, arXiv 1910.07467): x / sqrt(mean(x^2) + eps) * weight."""
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +31,8 @@ class GatedRMSNorm(RMSNorm):
 
     def forward(self, y: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
         """Gate and normalise (..., width) to the same shape and type."""
-        return cast(Tensor, _GatedNorm.apply(y, gate, self.weight, self.eps))
+        out: Tensor = _GatedNorm.apply(y, gate, self.weight, self.eps)  # type: ignore[no-untyped-call]
+        return out
 
 
 class _GatedNorm(torch.autograd.Function):

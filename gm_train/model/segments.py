@@ -11,8 +11,8 @@ class Direction:
     """Boundaries as the chunked scan meets them in one direction; `n` is batch * number of chunks."""
 
     within: Tensor  # (n, 1, chunk, chunk), 0 where output i may read input j, -inf elsewhere
-    into: Tensor  # (n, chunk, 1) bool: position reaches the state that leaves its chunk
-    out: Tensor  # (n, chunk, 1) bool: position reads the state that enters its chunk
+    into: Tensor  # (n, chunk, 1), 0 where a position reaches the state that leaves its chunk, -inf elsewhere
+    out: Tensor  # (n, chunk, 1), 0 where a position reads the state that enters its chunk, -inf elsewhere
     carry: Tensor  # (batch, n_chunks, 1) bool: the entering state also leaves
 
 
@@ -23,8 +23,8 @@ class Segments:
     same: tuple[Tensor, ...]  # same[k - 1]: (batch, length - k, 1) bool, positions t and t + k are of one cell
     forward: Direction
     reverse: Direction
+    sums: Tensor  # float64 (n, chunk, chunk), times values: their running sums within a chunk, afresh for each cell
     chunk: int  # positions in a chunk of the scan
-    length: int  # positions in a row, before it is filled up to whole chunks
 
 
 def make_segments(segment: Tensor, chunk: int, taps: int, dtype: torch.dtype = torch.float32) -> Segments:
@@ -51,12 +51,15 @@ def make_segments(segment: Tensor, chunk: int, taps: int, dtype: torch.dtype = t
     before = torch.cat([none, last[:, :-1]], dim=1)
     after = torch.cat([first[:, 1:], none], dim=1)
 
+    def log_mask(allowed: Tensor, *shape: int) -> Tensor:
+        zeros = torch.zeros(allowed.shape, dtype=dtype, device=segment.device)
+        return zeros.masked_fill_(~allowed, -torch.inf).view(-1, *shape)
+
     def direction(readable: Tensor, exit_run: Tensor, entry_run: Tensor) -> Direction:
-        within = torch.zeros(pair.shape, dtype=dtype, device=segment.device).masked_fill_(~readable, -torch.inf)
         return Direction(
-            within=within.view(-1, 1, chunk, chunk),
-            into=(filled == exit_run).view(-1, chunk, 1),
-            out=(filled == entry_run).view(-1, chunk, 1),
+            within=log_mask(readable, 1, chunk, chunk),
+            into=log_mask(filled == exit_run, chunk, 1),
+            out=log_mask(filled == entry_run, chunk, 1),
             carry=entry_run == exit_run,
         )
 
@@ -64,6 +67,6 @@ def make_segments(segment: Tensor, chunk: int, taps: int, dtype: torch.dtype = t
         same=same,
         forward=direction(pair.tril(), last, before),
         reverse=direction(pair.triu(), first, after),
+        sums=pair.tril().view(-1, chunk, chunk).to(torch.float64),
         chunk=chunk,
-        length=length,
     )

@@ -1,12 +1,10 @@
 """Outputs and gradients of the model against the step-by-step oracle, in float64."""
 
+import oracle
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from gm_train.config import ModelConfig
-import oracle
 from small_models import (
     VARIANTS,
     VOCABULARY,
@@ -19,6 +17,8 @@ from small_models import (
     seeds,
     small_config,
 )
+
+from gm_train.config import ModelConfig
 
 TOLERANCE = 1e-10
 

@@ -1,0 +1,135 @@
+"""A simulated atlas whose cell types and gene programmes are known.
+
+Each count of a cell is one molecule. It comes from the cell type's base expression or, with the cell's own activity,
+from one of the programmes of its type; batch and donor catch each gene's molecules with their own probability; library
+sizes spread log-normally; dropout then removes genes from a cell, low counts first. The programmes are written as GMT.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import scipy.sparse as sp
+
+from data_shards.errors import DataError
+
+I64 = npt.NDArray[np.int64]
+F64 = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class AtlasOptions:
+    """What to simulate.
+
+    Attributes:
+        cells, genes, cell_types, programmes, donors, batches: how many.
+        genes_per_programme: size of each gene set.
+        programmes_per_type: programmes that a type uses.
+        counts_per_cell: median molecules of a cell before dropout.
+        dropout: probability that a gene with one molecule is lost; falls off exponentially with the count.
+        seed: of everything drawn.
+    """
+
+    cells: int = 2000
+    genes: int = 2000
+    cell_types: int = 8
+    programmes: int = 24
+    donors: int = 8
+    batches: int = 4
+    genes_per_programme: int = 30
+    programmes_per_type: int = 4
+    counts_per_cell: float = 2000.0
+    dropout: float = 0.1
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("cells", "genes", "cell_types", "programmes", "donors", "batches", "genes_per_programme"):
+            if getattr(self, name) < 1:
+                raise DataError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        if self.genes_per_programme > self.genes:
+            raise DataError(f"--genes-per-programme {self.genes_per_programme} exceeds --genes {self.genes}")
+        if not 1 <= self.programmes_per_type <= self.programmes:
+            raise DataError(
+                f"--programmes-per-type {self.programmes_per_type}: must be 1 to --programmes {self.programmes}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise DataError(f"--dropout {self.dropout:g}: must be at least 0 and below 1")
+        if self.counts_per_cell < 1:
+            raise DataError(f"--counts-per-cell {self.counts_per_cell:g}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class Atlas:
+    """What is fixed before any cell is drawn.
+
+    Attributes:
+        programmes: int64 (programmes, genes_per_programme), gene numbers.
+        of_type: int64 (cell_types, programmes_per_type), programmes of each type.
+        profiles: float64 (cell_types + programmes, genes), cumulative probability of a molecule's gene.
+        caught: float64 (donors, genes), probability that a molecule is caught.
+        batch_of: int64 (donors,).
+    """
+
+    programmes: I64
+    of_type: I64
+    profiles: F64
+    caught: F64
+    batch_of: I64
+
+
+def draw_atlas(options: AtlasOptions) -> Atlas:
+    rng = np.random.default_rng([options.seed, 0])
+    base = rng.lognormal(0.0, 1.5, options.genes)
+    size = options.genes_per_programme
+    programmes = np.stack([rng.choice(options.genes, size, replace=False) for _ in range(options.programmes)])
+    of_type = np.stack(
+        [rng.choice(options.programmes, options.programmes_per_type, replace=False) for _ in range(options.cell_types)]
+    )
+    profiles = np.zeros((options.cell_types + options.programmes, options.genes))
+    for cell_type in range(options.cell_types):
+        profiles[cell_type] = base * rng.lognormal(0.0, 0.3, options.genes)
+    for number, genes in enumerate(programmes):
+        profiles[options.cell_types + number, genes] = rng.lognormal(0.0, 0.5, size)
+    cumulative = profiles.cumsum(axis=1)
+    cumulative /= cumulative[:, -1:]
+    batch_of = np.arange(options.donors) % options.batches
+    batch_effect = rng.uniform(0.6, 1.0, (options.batches, options.genes))
+    donor_effect = rng.uniform(0.8, 1.0, (options.donors, options.genes))
+    return Atlas(programmes, of_type, cumulative, batch_effect[batch_of] * donor_effect, batch_of)
+
+
+def draw_cells(atlas: Atlas, options: AtlasOptions, chunk: int, size: int) -> tuple[I64, I64, sp.csr_matrix]:
+    """Types, donors and counts of one chunk of cells, from a generator of its own."""
+    rng = np.random.default_rng([options.seed, 1, chunk])
+    types = rng.integers(options.cell_types, size=size)
+    donors = rng.integers(options.donors, size=size)
+    molecules = np.maximum(1, rng.lognormal(np.log(options.counts_per_cell), 0.4, size)).astype(np.int64)
+    # Shares of the base profile and of each programme of the type: the activity differs between cells.
+    shares = rng.dirichlet([6.0] + [1.0] * options.programmes_per_type, size)
+    parts = rng.multinomial(molecules, shares)
+    sources = np.column_stack([types, options.cell_types + atlas.of_type[types]])
+    cells, genes = [], []
+    for profile, cumulative in enumerate(atlas.profiles):
+        n = np.where(sources == profile, parts, 0).sum(axis=1)
+        drawn = np.searchsorted(cumulative, rng.random(int(n.sum())), side="right")
+        cells.append(np.repeat(np.arange(size), n))
+        genes.append(np.minimum(drawn, options.genes - 1))
+    cell, gene = np.concatenate(cells), np.concatenate(genes)
+    caught = rng.random(len(cell)) < atlas.caught[donors[cell], gene]
+    cell, gene = cell[caught], gene[caught]
+    counts = sp.csr_matrix((np.ones(len(cell)), (cell, gene)), (size, options.genes))
+    lost = rng.random(counts.nnz) < options.dropout * np.exp(1.0 - counts.data)
+    counts.data[lost] = 0
+    counts.eliminate_zeros()
+    return types, donors, counts
+
+
+def format_gmt(atlas: Atlas, gene_names: Sequence[str]) -> str:
+    """The programmes as gene sets: name, who uses it, genes, separated by tabs."""
+    lines = []
+    for number, genes in enumerate(atlas.programmes):
+        users = [f"type{i:03d}" for i, used in enumerate(atlas.of_type) if number in used]
+        described = "used by " + (", ".join(users) or "no cell type")
+        lines.append("\t".join([f"PROGRAMME_{number:03d}", described, *(gene_names[gene] for gene in sorted(genes))]))
+    return "\n".join(lines) + "\n"

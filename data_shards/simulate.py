@@ -1,0 +1,90 @@
+"""Writing a simulated atlas as `.h5ad`, a few thousand cells at a time."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from anndata.io import write_elem
+from tqdm import tqdm
+
+from data_shards.atlas import Atlas, AtlasOptions, draw_atlas, draw_cells, format_gmt
+from data_shards.output import whole_file
+
+_CELLS = 4096
+
+
+def simulate(out: Path, options: AtlasOptions) -> Path:
+    """Write an atlas to `out` (`.h5ad`, counts as CSR) and its programmes beside it as `.gmt`.
+
+    The same options give the same atlas. Memory does not grow with the number of cells.
+
+    Returns:
+        The path of the GMT file.
+
+    Raises:
+        DataError: one of the files exists or cannot be written.
+    """
+    gmt = out.with_suffix(".gmt")
+    atlas = draw_atlas(options)
+    gene_names = [f"GENE{i:05d}" for i in range(options.genes)]
+    with whole_file(gmt) as gmt_file, whole_file(out) as h5ad_file:
+        with h5py.File(h5ad_file, "w") as file:
+            _write_cells(file, atlas, options, gene_names)
+        gmt_file.write_text(format_gmt(atlas, gene_names))
+    return gmt
+
+
+def _write_cells(file: h5py.File, atlas: Atlas, options: AtlasOptions, gene_names: Sequence[str]) -> None:
+    file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+    matrix = file.create_group("X")
+    matrix.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
+    matrix.attrs["shape"] = np.array([options.cells, options.genes])
+    arrays = {
+        name: matrix.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(1 << 16,), compression="lzf")
+        for name, dtype in (("data", "<f4"), ("indices", "<i4"), ("indptr", "<i8"))
+    }
+    _extend(arrays["indptr"], np.zeros(1, np.int64))
+    obs = file.create_group("obs")
+    columns = ["cell_type", "donor_id", "batch"]
+    obs.attrs.update({"encoding-type": "dataframe", "encoding-version": "0.2.0", "_index": "_index"})
+    obs.attrs["column-order"] = np.array(columns, dtype=object)
+    names = obs.create_dataset("_index", (0,), h5py.string_dtype(), maxshape=(None,), chunks=(1 << 12,))
+    names.attrs.update({"encoding-type": "string-array", "encoding-version": "0.2.0"})
+    codes = {}
+    for column, text, size in zip(
+        columns,
+        ("type{:03d}", "donor{:03d}", "batch{:03d}"),
+        (options.cell_types, options.donors, options.batches),
+        strict=True,
+    ):
+        group = obs.create_group(column)
+        group.attrs.update({"encoding-type": "categorical", "encoding-version": "0.2.0", "ordered": False})
+        write_elem(group, "categories", np.array([text.format(i) for i in range(size)], dtype=object))
+        codes[column] = group.create_dataset("codes", (0,), "<i2", maxshape=(None,), chunks=(1 << 14,))
+        codes[column].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    n_entries = 0
+    with tqdm(total=options.cells, desc="simulating", unit=" cells", disable=None) as progress:
+        for first in range(0, options.cells, _CELLS):
+            size = min(_CELLS, options.cells - first)
+            types, donors, counts = draw_cells(atlas, options, first // _CELLS, size)
+            _extend(arrays["data"], counts.data)
+            _extend(arrays["indices"], counts.indices)
+            _extend(arrays["indptr"], counts.indptr[1:].astype(np.int64) + n_entries)
+            n_entries += counts.nnz
+            _extend(names, np.array([f"cell{i:08d}" for i in range(first, first + size)], dtype=object))
+            for column, values in zip(columns, (types, donors, atlas.batch_of[donors]), strict=True):
+                _extend(codes[column], values)
+            progress.update(size)
+    write_elem(file, "var", pd.DataFrame(index=pd.Index(gene_names)))
+    for name in ("layers", "obsm", "obsp", "uns", "varm", "varp"):
+        write_elem(file, name, {})
+
+
+def _extend(dataset: h5py.Dataset, values: npt.NDArray[Any]) -> None:
+    start = dataset.shape[0]
+    dataset.resize(start + len(values), axis=0)
+    dataset[start:] = values

@@ -1,0 +1,244 @@
+"""`gm-train data`: from count files to a token store."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from data_shards.atlas import AtlasOptions
+
+_FORMATS = argparse.RawDescriptionHelpFormatter
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `data` and its subcommands; each sets `run`, which returns the exit code."""
+    parser = subparsers.add_parser("data", help="simulate, prepare and check data")
+    commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
+    _add_simulate(commands)
+    _add_medians(commands)
+    _add_shards(commands)
+    _add_inspect(commands)
+    _add_verify(commands)
+
+
+def _add(commands: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=f"example:\n  {example}",
+        formatter_class=_FORMATS,
+    )
+    return parser
+
+
+def _add_simulate(commands: Any) -> None:
+    example = "gm-train data simulate --out atlas.h5ad --cells 20000 --genes 4000 --cell-types 12"
+    parser = _add(commands, "simulate", "simulate an atlas with known cell types and gene programmes", example)
+    parser.add_argument("--out", type=Path, required=True, help="new .h5ad; the programmes go beside it as .gmt")
+    helps = {
+        "cells": "number of cells",
+        "genes": "number of genes",
+        "cell_types": "number of cell types",
+        "programmes": "number of gene programmes",
+        "donors": "number of donors",
+        "batches": "number of batches; each donor is in one",
+        "genes_per_programme": "genes of a programme",
+        "programmes_per_type": "programmes that a cell type uses",
+        "counts_per_cell": "median molecules of a cell",
+        "dropout": "probability of losing a gene that has one molecule",
+        "seed": "of everything drawn",
+    }
+    for field in fields(AtlasOptions):
+        default: Any = field.default
+        text = f"{helps[field.name]} (default {default:g})"
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(default), default=default, help=text)
+    parser.set_defaults(run=_simulate)
+
+
+def _simulate(arguments: argparse.Namespace) -> int:
+    from data_shards.simulate import simulate
+
+    options = AtlasOptions(**{field.name: getattr(arguments, field.name) for field in fields(AtlasOptions)})
+    gmt = simulate(arguments.out, options)
+    print(f"{arguments.out}: {options.cells:,} cells of {options.cell_types} types, {options.genes:,} genes")
+    print(f"{gmt}: {options.programmes} gene programmes")
+    return 0
+
+
+def _add_counts(parser: argparse.ArgumentParser) -> None:
+    """Options on how the counts of the files are read."""
+    parser.add_argument(
+        "files", nargs="+", type=Path, metavar="FILE", help="AnnData file (.h5ad) or AnnData-Zarr folder"
+    )
+    group = parser.add_argument_group("counts")
+    group.add_argument("--layer", help="layer with the counts (default: X)")
+    group.add_argument("--raw", action="store_true", help="read raw/X instead of X")
+    group.add_argument(
+        "--counts-from",
+        choices=["log1p"],
+        help="take log1p of scaled counts back to counts: expm1, over the cell's smallest",
+    )
+    group.add_argument("--allow-non-integer", action="store_true", help="accept counts that are not whole")
+    group.add_argument("--gene-column", help="column of var with gene ids or symbols (default: its index)")
+    group.add_argument(
+        "--min-mapped",
+        type=_share,
+        default=0.5,
+        help="refuse a file when a smaller share of its genes is mapped (default 0.5)",
+    )
+
+
+def _count_options(arguments: argparse.Namespace) -> Any:
+    from data_shards.counts import CountOptions
+
+    return CountOptions(
+        layer=arguments.layer,
+        raw=arguments.raw,
+        counts_from=arguments.counts_from,
+        gene_column=arguments.gene_column,
+        allow_non_integer=arguments.allow_non_integer,
+    )
+
+
+def _add_medians(commands: Any) -> None:
+    example = "gm-train data medians gut.h5ad placenta.h5ad --out medians.zarr --gene-table genes.csv.gz"
+    parser = _add(commands, "medians", "compute each gene's median non-zero expression over data sets", example)
+    _add_counts(parser)
+    parser.add_argument("--out", type=Path, required=True, help="new medians file (.zarr)")
+    parser.add_argument(
+        "--gene-table", type=Path, help="CSV of Ensembl id, symbol, …: maps symbols; kept in the output"
+    )
+    parser.add_argument(
+        "--workers", type=_positive, default=1, help="processes (default 1); the result is the same for any"
+    )
+    parser.add_argument("--exact", action="store_true", help="exact medians instead of t-digests; cannot be added to")
+    parser.add_argument("--add", action="store_true", help="add the files to an existing --out")
+    parser.set_defaults(run=_medians)
+
+
+def _medians(arguments: argparse.Namespace) -> int:
+    from data_shards.genes import GeneTable
+    from data_shards.medians import make_medians
+
+    make_medians(
+        arguments.files,
+        arguments.out,
+        _count_options(arguments),
+        GeneTable.read_csv(arguments.gene_table) if arguments.gene_table else None,
+        min_mapped=arguments.min_mapped,
+        workers=arguments.workers,
+        exact=arguments.exact,
+        add=arguments.add,
+    )
+    return 0
+
+
+def _add_shards(commands: Any) -> None:
+    example = "gm-train data shards gut.h5ad placenta.h5ad --medians medians.zarr --out store.zarr --top-k 2048"
+    parser = _add(commands, "shards", "rank the genes of every cell into a token store", example)
+    _add_counts(parser)
+    parser.add_argument("--medians", type=Path, required=True, help="what `gm-train data medians` made")
+    parser.add_argument("--out", type=Path, required=True, help="new token store (.zarr)")
+    parser.add_argument("--top-k", type=_positive, default=2048, help="most tokens of a cell (default 2048)")
+    parser.add_argument("--genes", type=Path, help="use only these genes: ids or symbols, one a line")
+    parser.add_argument(
+        "--dither", action="store_true", help="spread equal counts: ± a half, drawn by a hash, before ranking"
+    )
+    parser.add_argument(
+        "--workers", type=_positive, default=1, help="processes (default 1); the result is the same for any"
+    )
+    filters = parser.add_argument_group("filters")
+    filters.add_argument(
+        "--min-genes", type=int, default=0, help="leave out cells with fewer detected genes (default: off)"
+    )
+    filters.add_argument(
+        "--min-counts", type=float, default=0.0, help="leave out cells with fewer counts (default: off)"
+    )
+    splits = parser.add_argument_group("held-out cells")
+    splits.add_argument(
+        "--split-by",
+        choices=["auto", "donor", "cell", "none"],
+        default="auto",
+        help="auto: whole donors where obs names two or more, else single cells, which is weaker",
+    )
+    splits.add_argument(
+        "--donor-key", help="column of obs with donors (default: donor_id, donor, patient or individual)"
+    )
+    splits.add_argument("--validation", type=_share, default=0.1, help="share of validation cells, about (default 0.1)")
+    splits.add_argument("--test", type=_share, default=0.0, help="share of test cells, about (default 0)")
+    splits.add_argument("--split-seed", type=int, default=0, help="of the drawing (default 0)")
+    parser.set_defaults(run=_shards)
+
+
+def _shards(arguments: argparse.Namespace) -> int:
+    from data_shards.shards import CellFilter, make_store
+    from data_shards.splits import SplitOptions
+
+    make_store(
+        arguments.files,
+        arguments.medians,
+        arguments.out,
+        _count_options(arguments),
+        top_k=arguments.top_k,
+        dither=arguments.dither,
+        genes_file=arguments.genes,
+        cells=CellFilter(arguments.min_genes, arguments.min_counts),
+        splits=SplitOptions(
+            by=arguments.split_by,
+            donor_key=arguments.donor_key,
+            validation=arguments.validation,
+            test=arguments.test,
+            seed=arguments.split_seed,
+        ),
+        min_mapped=arguments.min_mapped,
+        workers=arguments.workers,
+    )
+    return 0
+
+
+def _add_inspect(commands: Any) -> None:
+    parser = _add(commands, "inspect", "print what a token store holds", "gm-train data inspect store.zarr")
+    parser.add_argument("store", type=Path, metavar="STORE")
+    parser.set_defaults(run=_inspect)
+
+
+def _inspect(arguments: argparse.Namespace) -> int:
+    from data_shards.inspect import describe_store
+
+    print("\n".join(describe_store(arguments.store)))
+    return 0
+
+
+def _add_verify(commands: Any) -> None:
+    text = "read a whole token store again and name every damaged file and chunk"
+    parser = _add(commands, "verify", text, "gm-train data verify store.zarr")
+    parser.add_argument("store", type=Path, metavar="STORE")
+    parser.set_defaults(run=_verify)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from data_shards.verify import find_damage
+
+    problems = find_damage(arguments.store)
+    for problem in problems:
+        print(problem)
+    print(
+        f"{arguments.store}: "
+        + (f"{len(problems)} problems: build it again" if problems else "all is as it was written")
+    )
+    return 1 if problems else 0
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} is below 1")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{value:g} is not between 0 and 1")
+    return value

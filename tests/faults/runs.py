@@ -1,0 +1,48 @@
+"""Real training processes that can be killed, started quickly from a server that has torch imported already."""
+
+import contextlib
+import multiprocessing
+import os
+import resource
+import sys
+from pathlib import Path
+from typing import Any
+
+from gm_train.rundir import METRICS, read_rows
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+_CONTEXT.set_forkserver_preload(["gm_train.cli", "gm_train.fit"])
+
+# What must agree between a run that was interrupted and one that was not. Speed and time of day may differ.
+EXACT = ("step", "position", "loss", "l_lang", "l_pathway", "grad_norm", "lr", "sample_hash", "val_loss")
+
+
+def _train(words: list[str], log: str, file_limit: int | None) -> None:
+    with open(log, "a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
+        if file_limit is not None:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+        from gm_train.cli import main
+
+        code = main(["fit", *words])
+        file.flush()
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def start(words: list[str], log: Path, file_limit: int | None = None) -> Any:
+    """Start `gm-train fit` in a process of its own; `file_limit` is the largest file that it may write, in bytes."""
+    process = _CONTEXT.Process(target=_train, args=(words, str(log), file_limit))
+    process.start()
+    return process
+
+
+def train(words: list[str], log: Path, file_limit: int | None = None) -> int:
+    """`gm-train fit` to its end; returns its exit code."""
+    process = start(words, log, file_limit)
+    process.join()
+    return int(process.exitcode)
+
+
+def history(run: Path) -> list[dict[str, Any]]:
+    """The rows of metrics.jsonl, reduced to what must be exact."""
+    return [{key: row[key] for key in EXACT if key in row} for row in read_rows(run / METRICS)]

@@ -1,0 +1,86 @@
+"""Promise 8: a loss or gradient that is not finite never reaches the weights."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import gm_train.module as module
+from data_shards.errors import DataError
+from gm_train.checkpoint import list_checkpoints, load_model
+from gm_train.fit import fit
+from gm_train.rundir import METRICS, SKIPPED, read_rows
+from gm_train.settings import load_config
+from tests.conftest import Atlas, tiny_words
+
+
+def poison(monkeypatch: pytest.MonkeyPatch, bad: set[int], value: float = float("nan")) -> None:
+    """Make the loss of some micro-batches (counted from 0, validation left out) not finite."""
+    real = module.loss_sums
+    calls = -1
+
+    def poisoned(model, batch, temperature):  # type: ignore[no-untyped-def]
+        nonlocal calls
+        lang, pathway = real(model, batch, temperature)
+        if torch.is_grad_enabled():
+            calls += 1
+            if calls in bad:
+                lang = lang * value
+        return lang, pathway
+
+    monkeypatch.setattr(module, "loss_sums", poisoned)
+
+
+def train(atlas: Atlas, run: Path, *words: str) -> None:
+    fit(load_config([*tiny_words(atlas.store, run), "data.micro_rows=4", *words]))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_promise_08_a_bad_step_is_skipped_and_recorded(
+    atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, value: float
+) -> None:
+    poison(monkeypatch, {3}, value)
+    train(atlas, tmp_path / "run", "trainer.max_steps=4", "checkpoint.every_steps=3", "checkpoint.keep_last=9")
+    before, after = (load_model(c.path)[0].state_dict() for c in list_checkpoints(tmp_path / "run" / "checkpoints"))
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    skipped = read_rows(tmp_path / "run" / SKIPPED)
+    assert [(row["event"], row["step"]) for row in skipped] == [("skipped", 4)]
+    rows = [row for row in read_rows(tmp_path / "run" / METRICS) if "loss" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4]
+    assert rows[3]["loss"] is None
+    assert rows[3]["position"] > rows[2]["position"]
+
+
+def test_promise_08_training_goes_on_after_a_bad_step(
+    atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, {2, 6})
+    train(atlas, tmp_path / "run")
+    rows = [row for row in read_rows(tmp_path / "run" / METRICS) if "loss" in row]
+    assert [row["step"] for row in rows if row["loss"] is None] == [3, 7]
+    model = load_model(tmp_path / "run")[0]
+    assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
+
+
+def test_promise_08_past_the_budget_the_run_rolls_back_past_the_bad_steps(
+    atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, {5, 6, 7})
+    train(atlas, tmp_path / "run", "trainer.max_bad_steps=2", "checkpoint.every_steps=4", "checkpoint.keep_last=9")
+    events = [(row["event"], row["step"], row.get("to_step")) for row in read_rows(tmp_path / "run" / SKIPPED)]
+    assert events == [("skipped", 6, None), ("skipped", 7, None), ("skipped", 8, None), ("rollback", 8, 4)]
+    folder = tmp_path / "run" / "checkpoints"
+    back, kept = (load_model(folder / name)[0].state_dict() for name in ("step-00000004", "step-00000008"))
+    assert all(torch.equal(back[name], kept[name]) for name in back)
+    rows = [row for row in read_rows(tmp_path / "run" / METRICS) if "loss" in row]
+    assert [row["step"] for row in rows] == list(range(1, 13))
+    assert len({row["sample_hash"] for row in rows}) == 12
+
+
+def test_promise_08_without_a_way_back_the_run_stops(
+    atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    poison(monkeypatch, set(range(100)))
+    with pytest.raises(DataError, match="no checkpoint to go back to"):
+        train(atlas, tmp_path / "run", "trainer.max_bad_steps=1")
+    assert len(read_rows(tmp_path / "run" / SKIPPED)) == 2

@@ -1,0 +1,86 @@
+"""From rows to tensors: nothing lost, nothing added, however the rows are grouped."""
+
+import numpy as np
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_shards.stream import Row
+from gm_train.batches import Examples, Recipe, join, make_examples, split
+from gm_train.config import ObjectiveConfig
+from gm_train.objective.pathway import PathwayIndex
+
+LENGTH, SIZE = 24, 30
+PATHWAYS = PathwayIndex.build({"a": [str(i) for i in range(10)], "b": [str(i) for i in range(8, 20)]},
+                              {str(i): i + 2 for i in range(SIZE - 2)}, SIZE, (2, 100))  # fmt: skip
+
+
+@st.composite
+def row_lists(draw: st.DrawFn) -> list[Row]:
+    rng = np.random.default_rng(draw(st.integers(0, 10_000)))
+    rows = []
+    for number in range(draw(st.integers(1, 6))):
+        lengths = draw(st.lists(st.integers(1, 12), min_size=1, max_size=4).filter(lambda n: sum(n) <= LENGTH))
+        tokens = np.concatenate([rng.permutation(np.arange(2, SIZE))[:n] for n in lengths]).astype(np.uint16)
+        cells = np.arange(len(lengths))
+        rows.append(Row(tokens, np.array(lengths), np.full(len(lengths), number * 7), cells))
+    return rows
+
+
+def recipe(**objective: object) -> Recipe:
+    settings = ObjectiveConfig(mask_rate=0.4, random_rate=0.3, pathway_genes=6, **objective)  # type: ignore[arg-type]
+    return Recipe(settings, 3, SIZE, LENGTH, PATHWAYS)
+
+
+def same(a: Examples, b: Examples) -> bool:
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in vars(a))
+
+
+@settings(max_examples=50)
+@given(rows=row_lists())
+def test_layout_keeps_every_token(rows: list[Row]) -> None:
+    made = make_examples(rows, recipe())
+    for index, row in enumerate(rows):
+        n = len(row.tokens)
+        truth = made.input_ids[index].copy()
+        inside = (made.target_at // LENGTH) == index
+        truth[made.target_at[inside] % LENGTH] = made.targets[inside]
+        assert truth[:n].tolist() == row.tokens.tolist()
+        assert (made.input_ids[index, n:] == 0).all()
+        assert (
+            made.segment[index].tolist()
+            == np.repeat([*range(1, len(row.lengths) + 1), 0], [*row.lengths, LENGTH - n]).tolist()
+        )
+    assert made.n_tokens == sum(len(row.tokens) for row in rows)
+    # A hidden token never shows itself, and is never drawn for a pathway pair.
+    assert (made.input_ids.reshape(-1)[made.target_at] != made.targets).all()
+    assert not set(made.drawn[made.drawn >= 0]) & set(made.target_at)
+
+
+@settings(max_examples=50)
+@given(rows=row_lists(), cut=st.integers(0, 6), micro_rows=st.integers(1, 7))
+def test_grouping_changes_nothing(rows: list[Row], cut: int, micro_rows: int) -> None:
+    whole = make_examples(rows, recipe())
+    parts = [part for part in (rows[:cut], rows[cut:]) if part]
+    assert same(join([make_examples(part, recipe()) for part in parts]), whole)
+    batches = split(whole, micro_rows, {})
+    assert torch.equal(torch.cat([b.input_ids for b in batches]), torch.from_numpy(whole.input_ids))
+    assert [b.first for b in batches] == [True] + [False] * (len(batches) - 1)
+    assert [b.last for b in batches] == [False] * (len(batches) - 1) + [True]
+    shifts = np.cumsum([0] + [b.input_ids.numel() for b in batches[:-1]])
+    targets = np.concatenate([b.target_at.numpy() + s for b, s in zip(batches, shifts, strict=True)])
+    assert np.array_equal(targets, whole.target_at)
+    assert np.array_equal(np.concatenate([b.targets.numpy() for b in batches]), whole.targets)
+    drawn = [np.where(b.drawn >= 0, b.drawn.numpy() + s, -1) for b, s in zip(batches, shifts, strict=True)]
+    assert np.array_equal(np.concatenate(drawn), whole.drawn)
+    assert sum(int(b.positive.sum()) for b in batches) == batches[0].info.n_pairs
+
+
+@settings(max_examples=50)
+@given(rows=row_lists())
+def test_next_token_targets_stay_within_their_cell(rows: list[Row]) -> None:
+    made = make_examples(rows, recipe(language="next_token"))
+    flat_ids, flat_segment = made.input_ids.reshape(-1), made.segment.reshape(-1)
+    assert np.array_equal(flat_ids[made.target_at + 1], made.targets)
+    assert np.array_equal(flat_segment[made.target_at], flat_segment[made.target_at + 1])
+    assert len(made.targets) == sum(int((row.lengths - 1).sum()) for row in rows)
