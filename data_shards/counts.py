@@ -221,7 +221,13 @@ class CountFile:
         whole = np.rint(counts)
         chunk.data = counts
         mend = "--counts-from log1p does not fit this matrix"
-        self._refuse(chunk, first, ~(np.abs(counts - whole) <= 0.25), "times its smallest is far from whole", mend)
+        self._refuse(
+            chunk,
+            first,
+            ~(np.abs(counts - whole) <= 0.25),
+            "(over the smallest) is more than 0.25 from a whole count",
+            mend,
+        )
         chunk.data = whole
         return chunk
 

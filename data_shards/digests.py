@@ -25,7 +25,7 @@ F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Digests:
     """A t-digest for each of n genes, ragged.
 
@@ -128,7 +128,7 @@ def _digest(values: F64, weights: F64 | None, max_centroids: int) -> TDigest:
     return TDigest.from_values(values, weights, max_centroids=max_centroids)  # type: ignore[arg-type]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Partition:
     """Cells [start, stop) of one file, digested together.
 
@@ -162,4 +162,5 @@ def digest_partition(partition: Partition) -> Digests:
     parts = list(normalised_values(partition))
     genes = np.concatenate([part[0] for part in parts] or [np.empty(0, np.int32)])
     values = np.concatenate([part[1] for part in parts] or [np.empty(0)])
+    parts.clear()  # the values of all chunks need the memory once
     return Digests.from_values(*group_by_gene(genes, values, partition.n_genes))

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from tqdm import tqdm
 
 from data_shards.digests import Partition, normalised_values
-from data_shards.parallel import map_in_order
+from data_shards.parallel import Workers
 
 _WIDTHS = (11, 10, 10)
 
@@ -32,7 +32,9 @@ class _Search:
     width: int
 
 
-def exact_medians(partitions: Sequence[Partition], n_genes: int, workers: int) -> tuple[npt.NDArray[np.float64], I64]:
+def exact_medians(
+    partitions: Sequence[Partition], n_genes: int, workers: Workers
+) -> tuple[npt.NDArray[np.float64], I64]:
     """Median of each gene's values, rounded to float32, and their number.
 
     Returns:
@@ -46,7 +48,7 @@ def exact_medians(partitions: Sequence[Partition], n_genes: int, workers: int) -
         sides = 1 if known == 0 else 2
         search = _Search(prefixes[:sides], known, width)
         histogram = np.zeros((sides, n_genes, 1 << width), np.int64)
-        found = map_in_order(partial(_count, search), partitions, workers)
+        found = workers.map_in_order(partial(_count, search), partitions)
         for part in tqdm(found, total=len(partitions), desc=f"exact medians, pass {number} of 3", disable=None):
             histogram += part
         if known == 0:

@@ -26,9 +26,9 @@ from data_shards.exact import exact_medians
 from data_shards.genes import GeneIds, GeneTable, find_gene_ids
 from data_shards.medians_file import GENE_TABLE_FILE, GENES_FILE, SCHEMA, Medians, merged_medians, store_array
 from data_shards.output import hash_path, refuse_existing, whole_directory
-from data_shards.parallel import map_in_order
+from data_shards.parallel import Workers
 
-PARTITION_CELLS = 16_384
+PARTITION_CELLS = 8192
 FAN_IN = 16
 
 Say = Callable[[str], None]
@@ -74,10 +74,14 @@ def make_medians(
         for file, found in zip(files, ids, strict=True):
             say(f"{file.name}: {file.n_cells:,} cells; {found.report}")
         _refuse_mixed(files, ids)
-        with whole_directory(out, replace=add) as folder, tempfile.TemporaryDirectory(dir=folder) as scratch:
+        with (
+            Workers(workers) as pool,
+            whole_directory(out, replace=add) as folder,
+            tempfile.TemporaryDirectory(dir=folder) as scratch,
+        ):
             if earlier is not None:
                 shutil.copytree(out, folder, dirs_exist_ok=True)
-            medians = _write(folder, Path(scratch), files, ids, gene_table, workers, exact)
+            medians = _write(folder, Path(scratch), files, ids, gene_table, pool, exact)
     finally:
         for file in files:
             file.close()
@@ -144,7 +148,7 @@ def _write(
     files: Sequence[CountFile],
     ids: Sequence[GeneIds],
     gene_table: GeneTable | None,
-    workers: int,
+    workers: Workers,
     exact: bool,
 ) -> Medians:
     root = zarr.open_group(folder, mode="a")
@@ -204,7 +208,7 @@ def _renumbered(numbers: npt.NDArray[np.int32], new: npt.NDArray[np.int32]) -> n
     return np.where(numbers >= 0, new[numbers], -1).astype(np.int32)
 
 
-def _digest(dataset: _Dataset, scratch: Path, workers: int) -> Digests:
+def _digest(dataset: _Dataset, scratch: Path, workers: Workers) -> Digests:
     """The digests of a data set, through a tree of flat merges whose shape only the number of cells decides."""
     partitions = list(dataset.partitions())
     own = np.arange(len(dataset.genes), dtype=np.int32)
@@ -231,7 +235,7 @@ def _digest(dataset: _Dataset, scratch: Path, workers: int) -> Digests:
 
     progress = tqdm(total=dataset.file.n_cells, desc=f"medians {dataset.file.name}", unit=" cells", disable=None)
     with progress:
-        for partition, digests in zip(partitions, map_in_order(digest_partition, partitions, workers), strict=True):
+        for partition, digests in zip(partitions, workers.map_in_order(digest_partition, partitions), strict=True):
             add(digests, 0)
             progress.update(partition.stop - partition.start)
     rest = [folder for folders in levels for folder in folders]

@@ -28,7 +28,7 @@ _GENE_BLOCK = 2048
 _CHUNK = 1 << 18
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Medians:
     """The medians of a `medians.zarr`.
 

@@ -2,6 +2,8 @@
 
 Keys are positive float32, whose bits order as the numbers do: a least-significant-digit radix sort of 11 + 11 + 9
 bits ranks a cell without comparisons. Equal keys are then put in the order of their hashes.
+
+numba's cache does not see changes in other files: after one in kernels.py or hashing.py, remove __pycache__.
 """
 
 import numba
@@ -65,7 +67,7 @@ def rank_genes(indptr, indices, data, numbers, totals, medians, gene_hashes, top
     floats = np.empty(longest, np.float32)
     bits = floats.view(np.uint32)
     keys_a, keys_b = np.empty(longest, np.uint32), np.empty(longest, np.uint32)
-    genes_a, genes_b = np.empty(longest, np.int32), np.empty(longest, np.int32)
+    genes_a, genes_b = np.empty(longest, np.uint16), np.empty(longest, np.uint16)
     histograms = np.zeros((3, _RADIX), np.int32)
     for cell in range(n_cells):
         n = map_cell(indices, data, indptr[cell], indptr[cell + 1], numbers, cell, seen_in, place_of, genes, counts, 0)
@@ -89,7 +91,8 @@ def rank_genes(indptr, indices, data, numbers, totals, medians, gene_hashes, top
             shift = np.uint32(11 * digit)
             histogram = histograms[digit]
             place = np.int32(0)
-            for value in range(_RADIX):
+            # The third digit has nine bits.
+            for value in range(_RADIX if digit < 2 else 512):
                 size = histogram[value]
                 histogram[value] = place
                 place += size

@@ -21,7 +21,7 @@ from data_shards.medians import check_names, dataset_name
 from data_shards.medians_file import Medians
 from data_shards.obs_file import ObsWriter
 from data_shards.output import hash_path, refuse_existing, whole_directory
-from data_shards.parallel import map_in_order
+from data_shards.parallel import Workers
 from data_shards.splits import Annotated, SplitOptions, draw_splits
 from data_shards.store import (
     SCHEMA,
@@ -90,12 +90,12 @@ def make_store(
     refuse_existing(out)
     check_names([dataset_name(path) for path in paths])
     tokenizer = make_tokenizer(Medians.load(medians_path), genes_file, top_k, dither, say)
-    with whole_directory(out) as folder:
+    with Workers(workers) as pool, whole_directory(out) as folder:
         tokenizer.save(folder)
         written = []
         for path in paths:
             with open_counts(path, options) as counts:
-                written.append(_write_dataset(folder, counts, tokenizer, cells, splits, min_mapped, workers, say))
+                written.append(_write_dataset(folder, counts, tokenizer, cells, splits, min_mapped, pool, say))
         manifest = Manifest(
             schema=SCHEMA,
             vocabulary_hash=tokenizer.vocabulary.hash,
@@ -213,7 +213,7 @@ def _write_dataset(
     cells: CellFilter,
     splits: SplitOptions,
     min_mapped: float,
-    workers: int,
+    workers: Workers,
     say: Say,
 ) -> _Written:
     columns = tokenizer.bind(counts, min_mapped)
@@ -262,13 +262,13 @@ def _write_dataset(
 
 
 def _ranked(
-    counts: CountFile, tokenizer: Tokenizer, columns: GeneColumns, cells: CellFilter, workers: int
+    counts: CountFile, tokenizer: Tokenizer, columns: GeneColumns, cells: CellFilter, workers: Workers
 ) -> Iterator[tuple[_Range, _Ranked]]:
     source = counts.source
     tasks = [_Range(source, start, min(start + _CELLS, counts.n_cells)) for start in range(0, counts.n_cells, _CELLS)]
     # Workers need no gene table: the columns are bound already.
     rank = partial(_rank, replace(tokenizer, gene_table=None), columns, cells)
-    return zip(tasks, map_in_order(rank, tasks, workers), strict=True)
+    return zip(tasks, workers.map_in_order(rank, tasks), strict=True)
 
 
 def _finish(folder: Path, written: Sequence[_Written], splits: SplitOptions, say: Say) -> tuple[DatasetEntry, ...]:

@@ -70,8 +70,8 @@ class SplitOptions:
 def assign_donors(cells: Counter[str], options: SplitOptions, assigned: dict[str, int]) -> dict[str, int]:
     """Split of each donor of one data set.
 
-    Donors are taken in the order of a hash, and go to test, then to validation, for as long as each brings its share
-    of cells nearer. If none fits, the smallest donor is held out.
+    Donors are taken in the order of a hash, and go to validation, then to test, where they bring its share of cells
+    nearer. If none does, the smallest donor is held out.
 
     Args:
         cells: cells of each donor; cells of unknown donor ("") are trained on.
@@ -84,12 +84,12 @@ def assign_donors(cells: Counter[str], options: SplitOptions, assigned: dict[str
         key=lambda donor: (fold(_PURPOSE, options.seed, hash_string(donor)), donor),
     )
     total = cells.total()
-    for split, share in ((TEST, options.test), (VALIDATION, options.validation)):
-        if share == 0:
-            continue
+    wanted = [(split, share) for split, share in ((VALIDATION, options.validation), (TEST, options.test)) if share > 0]
+    for number, (split, share) in enumerate(wanted):
         held = sum(cells[donor] for donor, where in found.items() if where == split)
+        spare = len(wanted) - number  # a donor for training and for each split that is still to come
         for donor in list(free):
-            if len(free) > 1 and abs(held + cells[donor] - share * total) < abs(held - share * total):
+            if len(free) > spare and abs(held + cells[donor] - share * total) < abs(held - share * total):
                 found[donor] = split
                 held += cells[donor]
                 free.remove(donor)

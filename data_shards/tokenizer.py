@@ -27,7 +27,7 @@ GENE_TABLE_FILE = "gene_table.parquet"
 _SCHEMA = 1
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class GeneColumns:
     """The genes of one file in the numbers of a vocabulary.
 
@@ -42,7 +42,7 @@ class GeneColumns:
     report: GeneReport
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Tokenizer:
     """Everything that decides which tokens a cell becomes.
 

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 
 from data_shards.errors import DataError
-from gm_train.commands import data, fit
+from gm_train.commands import data, eval, fit
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -20,6 +20,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     data.add_parser(subparsers)
     fit.add_parser(subparsers)
+    eval.add_parser(subparsers)
     return parser
 
 

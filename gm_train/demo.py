@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow.parquet as pq
+
 from data_shards.errors import DataError
 from data_shards.store import Manifest
 from gm_train.cli import main
@@ -16,6 +18,7 @@ from gm_train.rundir import METRICS, read_rows
 from gm_train.settings import load_config
 
 CONFIG = "configs/demo.yaml"
+LABELS = ("cell_type", "celltype", "Celltype", "CellType", "bulk_labels", "louvain", "leiden")
 
 
 def pbmc_file() -> Path:
@@ -42,6 +45,13 @@ def _budget(directory: Path, steps: int) -> int:
     """The next whole multiple of the demo's steps: an interrupted demo is finished, a finished one goes on."""
     done = max((row["step"] for row in read_rows(directory / METRICS)), default=0)
     return (done // steps + 1) * steps
+
+
+def _label_column(store: Path) -> str | None:
+    """The column of obs that names cell types, if it has one of the usual names."""
+    name = Manifest.load(store).datasets[0].name
+    columns = pq.read_schema(store / name / "obs.parquet").names
+    return next((column for column in LABELS if column in columns), None)
 
 
 def demo(data: Path | None, fresh: bool) -> None:
@@ -77,7 +87,8 @@ def demo(data: Path | None, fresh: bool) -> None:
             "--top-k", str(config.data.row_length), "--validation", "0.2",
         )  # fmt: skip
     _command("fit", CONFIG, f"trainer.max_steps={_budget(run, config.trainer.max_steps)}")
-    _command("eval", run, cells)
+    label = _label_column(store)
+    _command("eval", run, cells, *(["--label", label] if label else []))
     print(f"\nThe demo took {time.monotonic() - started:.0f} s. What it made:")
     for path, what in (
         (store, "the cells as ranked tokens: gm-train data inspect"),

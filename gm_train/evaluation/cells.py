@@ -96,7 +96,8 @@ def read_cells(
         for which, entry in where.items():
             rows = row[data_set == which]
             source_row = _obs_column(store, entry, SOURCE_ROW).to_numpy()[rows]
-            parts += _read(counted[entry.name], source_row, tokenizer, manifest.options["min_mapped"], bar)
+            with open_counts(counted[entry.name], entry.count_options) as counts:
+                parts += _read(counts, source_row, tokenizer, manifest.options["min_mapped"], bar)
     plain, dithered = (Ragged.concatenate([part[i] for part in parts]) for i in (0, 1))
     expression = scipy.sparse.vstack([part[2] for part in parts], format="csr")
     labels = None if label is None else _labels(store, where, label, data_set, row)
@@ -120,7 +121,7 @@ def _obs_column(store: Path, entry: DatasetEntry, column: str) -> pd.Series:
     return pd.concat(read_column(store / entry.name / "obs.parquet", column), ignore_index=True)
 
 
-def _match(store: Path, manifest: Manifest, files: Sequence[Path]) -> dict[str, CountFile]:
+def _match(store: Path, manifest: Manifest, files: Sequence[Path]) -> dict[str, Path]:
     """The count file of each data set that has one, checked against the manifest."""
     entries = {entry.name: entry for entry in manifest.datasets}
     found = {}
@@ -128,9 +129,11 @@ def _match(store: Path, manifest: Manifest, files: Sequence[Path]) -> dict[str, 
         entry = entries.get(dataset_name(path))
         if entry is None:
             raise DataError(f"{path}: not of {store}, whose data sets are {', '.join(entries)}: name their count files")
+        if not path.exists():
+            raise DataError(f"{path}: no such file")
         if hash_path(path) != entry.source_hash:
             raise DataError(f"{path}: not the file that {store} was made from (its hash differs): name that one")
-        found[entry.name] = open_counts(path, entry.count_options)
+        found[entry.name] = path
     return found
 
 
@@ -173,20 +176,17 @@ def _read(
     plain, dithered = replace(tokenizer, dither=False), replace(tokenizer, dither=True)
     n_genes = len(tokenizer.vocabulary.genes)
     parts = []
-    with counts:
-        for stretch in np.unique(rows // _ROWS):
-            wanted = rows[rows // _ROWS == stretch]
-            for first, chunk in counts.chunks(_ROWS, start=stretch * _ROWS, stop=(stretch + 1) * _ROWS):
-                cells = chunk[wanted - first]
-                indptr, genes, values = map_genes(cells.indptr, cells.indices, cells.data, columns.numbers, n_genes)
-                scaled = normalise(indptr, values, cell_totals(cells.indptr, cells.data), 10_000.0)
-                expression = scipy.sparse.csr_matrix(
-                    (np.log1p(scaled).astype(np.float32), genes, indptr), shape=(len(wanted), n_genes)
-                )
-                parts.append(
-                    (Ragged(*plain.encode(cells, columns)), Ragged(*dithered.encode(cells, columns)), expression)
-                )
-            bar.update(len(wanted))
+    for stretch in np.unique(rows // _ROWS):
+        wanted = rows[rows // _ROWS == stretch]
+        for first, chunk in counts.chunks(_ROWS, start=stretch * _ROWS, stop=(stretch + 1) * _ROWS):
+            cells = chunk[wanted - first]
+            indptr, genes, values = map_genes(cells.indptr, cells.indices, cells.data, columns.numbers, n_genes)
+            scaled = normalise(indptr, values, cell_totals(cells.indptr, cells.data), 10_000.0)
+            expression = scipy.sparse.csr_matrix(
+                (np.log1p(scaled).astype(np.float32), genes, indptr), shape=(len(wanted), n_genes)
+            )
+            parts.append((Ragged(*plain.encode(cells, columns)), Ragged(*dithered.encode(cells, columns)), expression))
+        bar.update(len(wanted))
     return parts
 
 

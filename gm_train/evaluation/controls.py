@@ -4,7 +4,7 @@ Each is fitted on the tokens of training cells, in the same kind of ranks as the
 what the cell shows already: a visible gene is never the hidden one.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -16,11 +16,16 @@ from gm_train.evaluation.masked import MaskedCells
 from gm_train.evaluation.ragged import Ragged
 
 RANK_BINS = 32
-#: Weight, in tokens, of the corpus frequency in the table of each rank bin.
-BIN_SMOOTHING = 300.0
+#: Weight of the corpus frequency in the table of each rank bin, in tokens per gene of the vocabulary.
+BIN_SMOOTHING = 1.0
 
+#: Log probabilities handed on at a time, about: small operations are slow when threads compete for the cores.
+_GROUP = 1 << 22
+
+F32 = npt.NDArray[np.float32]
+I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
-Answer = tuple[npt.NDArray[np.int64], Tensor]
+Answer = tuple[I64, Tensor]
 
 
 def corpus_frequency(train: Ragged, vocabulary_size: int) -> F64:
@@ -30,31 +35,48 @@ def corpus_frequency(train: Ragged, vocabulary_size: int) -> F64:
     return np.asarray(counts / counts.sum(), dtype=np.float64)
 
 
-def log_share(shares: F64) -> F64:
-    """Logarithm, minus infinity at zero (same shape)."""
+def log_share(shares: F64) -> F32:
+    """Logarithm, minus infinity at zero: float32 (same shape)."""
     with np.errstate(divide="ignore"):
-        return np.log(shares)
+        return np.log(shares).astype(np.float32)
 
 
-def without_visible(visible: npt.NDArray[np.int64], log_shares: F64) -> Tensor:
-    """Log probabilities, (n, vocabulary), from log shares of that shape, once the visible tokens are left out."""
-    shares = torch.from_numpy(log_shares.astype(np.float32))
-    shares[:, torch.from_numpy(visible[visible >= FIRST_GENE])] = -torch.inf
-    return torch.log_softmax(shares, dim=-1)
+def answer(masked: MaskedCells, log_shares_of: Callable[[slice, I64], F32]) -> Iterator[Answer]:
+    """Predict every hidden position from log shares of the genes, once the cell's visible genes are left out.
+
+    Args:
+        masked: the cells.
+        log_shares_of: takes a cell's slice of the tokens and its hidden positions, int64 (n,); returns log shares, up
+            to a constant of each row, float32 (n, vocabulary), which is changed.
+
+    Yields:
+        Positions and log probabilities of several cells together: float32 (n, vocabulary).
+    """
+    spans = list(masked.spans())
+    while spans:
+        positions, shares, size = [], [], 0
+        while spans and size < _GROUP:
+            span, hidden = spans.pop()
+            rows = log_shares_of(span, hidden)
+            visible = masked.visible[span]
+            rows[:, visible[visible >= FIRST_GENE]] = -np.inf
+            positions.append(hidden)
+            shares.append(rows)
+            size += rows.size
+        yield np.concatenate(positions), torch.log_softmax(torch.from_numpy(np.concatenate(shares)), dim=-1)
 
 
 class Frequency:
     """Corpus frequency, the cell's visible genes left out."""
 
     def __init__(self, train: Ragged, vocabulary_size: int) -> None:
-        self.log_shares = log_share(corpus_frequency(train, vocabulary_size))[None, :]
+        self.log_shares = log_share(corpus_frequency(train, vocabulary_size))
 
     def __call__(self, masked: MaskedCells) -> Iterator[Answer]:
-        for span, hidden in masked.spans():
-            yield hidden, without_visible(masked.visible[span], self.log_shares).expand(len(hidden), -1)
+        return answer(masked, lambda span, hidden: np.tile(self.log_shares, (len(hidden), 1)))
 
 
-def rank_bins(length: int) -> npt.NDArray[np.int64]:
+def rank_bins(length: int) -> I64:
     """The bin of every position of a cell, by its rank's share of the cell's length: int64 (length,)."""
     return np.arange(length) * RANK_BINS // max(length, 1)
 
@@ -65,10 +87,12 @@ class FrequencyByRank:
     def __init__(self, train: Ragged, vocabulary_size: int) -> None:
         bins = np.concatenate([rank_bins(length) for length in train.lengths])
         flat = np.bincount(bins * vocabulary_size + train.tokens, minlength=RANK_BINS * vocabulary_size)
-        prior = BIN_SMOOTHING * corpus_frequency(train, vocabulary_size)
+        prior = BIN_SMOOTHING * vocabulary_size * corpus_frequency(train, vocabulary_size)
         self.log_shares = log_share(flat.reshape(RANK_BINS, vocabulary_size) + prior)
 
     def __call__(self, masked: MaskedCells) -> Iterator[Answer]:
-        for span, hidden in masked.spans():
+        def log_shares_of(span: slice, hidden: I64) -> F32:
             bins = rank_bins(span.stop - span.start)[hidden - span.start]
-            yield hidden, without_visible(masked.visible[span], self.log_shares[bins])
+            return np.asarray(self.log_shares[bins], dtype=np.float32)
+
+        return answer(masked, log_shares_of)

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import scipy.sparse
 
 from data_shards.vocabulary import MASK, PAD
-from gm_train.evaluation.controls import F64, Answer, corpus_frequency, log_share, without_visible
+from gm_train.evaluation.controls import F32, F64, I64, Answer, answer, corpus_frequency, log_share
 from gm_train.evaluation.masked import MaskedCells, mask_cells, score
 from gm_train.evaluation.ragged import Ragged
 from gm_train.objective.masking import cell_keys
@@ -23,9 +23,7 @@ NEIGHBOURS = {-2: 0.6, -1: 1.0, 1: 1.0, 2: 0.6}
 #: What the control is tuned over. Strength 0 is corpus frequency.
 SMOOTHINGS = (3.0, 10.0, 30.0, 100.0)
 STRENGTHS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
-TUNING_POSITIONS = 4_000
-
-I64 = npt.NDArray[np.int64]
+TUNING_POSITIONS = 2_000
 
 
 def neighbour_tokens(shown: npt.NDArray[np.integer], span: slice, positions: I64, distance: int) -> I64:
@@ -63,28 +61,35 @@ class NeighbourTable:
         return cls(corpus_frequency(train, vocabulary_size), pairs)
 
     def gains(self, smoothing: float) -> scipy.sparse.csr_matrix:
-        """log(1 + C(n, g) / (smoothing * f(g))), one table under the other: (distances * vocabulary, vocabulary)."""
+        """log(1 + C(n, g) / (smoothing * f(g))), one table under the other.
+
+        Returns:
+            float32 (distances * vocabulary, vocabulary), as sparse as the counts.
+        """
         stacked = scipy.sparse.vstack([self.pairs[distance] for distance in NEIGHBOURS]).tocsr()
-        stacked.data = np.log1p(stacked.data / (smoothing * self.frequency[stacked.indices]))
+        stacked.data = np.log1p(stacked.data / (smoothing * self.frequency[stacked.indices])).astype(np.float32)
         return stacked
 
     def predict(self, masked: MaskedCells, gains: scipy.sparse.csr_matrix, strength: float) -> Iterator[Answer]:
         """Score the hidden positions: frequency times what each visible neighbour adds, visible genes left out."""
         vocabulary_size = len(self.frequency)
         log_shares = log_share(self.frequency)
-        for span, hidden in masked.spans():
+
+        def log_shares_of(span: slice, hidden: I64) -> F32:
             rows, columns, weights = [], [], []
             for table, (distance, weight) in enumerate(NEIGHBOURS.items()):
                 neighbour = neighbour_tokens(masked.visible, span, hidden, distance)
                 known = np.flatnonzero(neighbour != MASK)
                 rows.append(known)
                 columns.append(neighbour[known] + table * vocabulary_size)
-                weights.append(np.full(len(known), strength * weight))
+                weights.append(np.full(len(known), strength * weight, dtype=np.float32))
             selection = scipy.sparse.csr_matrix(
                 (np.concatenate(weights), (np.concatenate(rows), np.concatenate(columns))),
                 shape=(len(hidden), gains.shape[0]),
             )
-            yield hidden, without_visible(masked.visible[span], log_shares + (selection @ gains).toarray())
+            return np.asarray((selection @ gains).toarray() + log_shares, dtype=np.float32)
+
+        return answer(masked, log_shares_of)
 
 
 class OrderControl:

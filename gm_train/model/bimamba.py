@@ -55,12 +55,9 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, segments: Segments, aggregation: Aggregation | None) -> Tensor:
         """Map (batch, length, d_model) to the same shape; without an aggregation, in the forward direction alone."""
-        u = self.norm(x)
-        if aggregation is None:
-            out: Tensor = x + self.mixer(u, segments, bidirectional=False)[0]
-            return out
-        out = aggregation(x, *self.mixer(u, segments, bidirectional=True))
-        return out
+        outputs = self.mixer(self.norm(x), segments, bidirectional=aggregation is not None)
+        joined: Tensor = x + outputs[0] if aggregation is None else aggregation(x, *outputs)
+        return joined
 
 
 class Stack(nn.Module):

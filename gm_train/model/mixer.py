@@ -12,7 +12,7 @@ from gm_train.model.norm import GatedRMSNorm
 from gm_train.model.segments import Segments
 from gm_train.model.ssd import ssd
 
-DT_MIN, DT_MAX, DT_FLOOR = 1e-3, 1e-1, 1e-4  # initial step sizes, as Mamba-2's defaults
+DT_MIN, DT_MAX = 1e-3, 1e-1  # initial step sizes, as Mamba-2's defaults
 A_MIN, A_MAX = 1.0, 16.0  # initial decay rates, likewise
 
 
@@ -51,8 +51,7 @@ class Mamba2Mixer(nn.Module):
     def reset_parameters(self) -> None:
         """Mamba-2's defaults for the parameters this module owns itself: dt log-uniform, A uniform, D ones."""
         with torch.no_grad():
-            log_dt = torch.empty_like(self.dt_bias).uniform_(math.log(DT_MIN), math.log(DT_MAX))
-            dt = log_dt.exp().clamp(min=DT_FLOOR)
+            dt = torch.empty_like(self.dt_bias).uniform_(math.log(DT_MIN), math.log(DT_MAX)).exp()
             self.dt_bias.copy_(dt + (-torch.expm1(-dt)).log())  # the inverse of softplus
             self.A_log.uniform_(A_MIN, A_MAX).log_()
             self.D.fill_(1.0)

@@ -36,7 +36,11 @@ class GatedRMSNorm(RMSNorm):
 
 
 class _GatedNorm(torch.autograd.Function):
-    """The gated norm on its widest array of the model, with half the passes that autograd's general way takes."""
+    """The gated norm of `GatedRMSNorm`.
+
+    A function of its own because it runs over the widest arrays of the model, and autograd's general way through it
+    takes twice as many passes over them.
+    """
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -9,12 +9,8 @@ from gm_train.evaluation import table
 
 def make_results() -> dict[str, Any]:
     """Results in which the order control wins on plain ranks and PCA wins the probes."""
-    entropy = {
-        "plain": {"model": 3.5, "order control": 2.9, "frequency by rank": 5.2, "frequency": 5.8, "random weights": 6.8},
-        "dithered": {
-            "model": 5.5, "order control": 5.81, "frequency by rank": 5.8, "frequency": 5.82, "random weights": 6.8
-        },
-    }  # fmt: skip
+    names = ("model", "order control", "frequency by rank", "frequency", "random weights")
+    entropy = {"plain": (3.5, 2.9, 5.2, 5.8, 6.8), "dithered": (5.5, 5.81, 5.8, 5.82, 6.8)}
     accuracy = {"model": 62.0, "PCA": 82.0, "random weights": 50.0}
     return {
         "model": {"trained_on": "plain"},
@@ -31,7 +27,7 @@ def make_results() -> dict[str, Any]:
                 "top10": table.figure([200 / value, 201 / value]),
             }
             for ranks, values in entropy.items()
-            for name, value in values.items()
+            for name, value in zip(names, values, strict=True)
         ],
         "probes": [
             {

@@ -1,11 +1,13 @@
 """Outputs and gradients of the model against the step-by-step oracle, in float64."""
 
-import oracle
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import (
+
+from gm_train.config import ModelConfig
+from tests.unit import oracle
+from tests.unit.small_models import (
     VARIANTS,
     VOCABULARY,
     configs,
@@ -18,9 +20,7 @@ from small_models import (
     small_config,
 )
 
-from gm_train.config import ModelConfig
-
-TOLERANCE = 1e-10
+TOLERANCE = 1e-10  # relative
 
 
 def check_against_oracle(config: ModelConfig, lengths: list[list[int]], tail: int, seed: int) -> None:

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from small_models import pack, random_cells, random_model, relative_error, small_config
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -10,6 +9,7 @@ from gm_train.config import ModelConfig
 from gm_train.model.genemamba import GeneMamba
 from gm_train.model.segments import make_segments
 from gm_train.model.ssd import ssd
+from tests.unit.small_models import pack, random_cells, random_model, relative_error, small_config
 
 
 def scan_inputs(length: int, dtype: torch.dtype) -> dict[str, Tensor]:

@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_models import VARIANTS, VOCABULARY, pack, random_model, seeds, small_config
 from torch import Tensor
 
 from data_shards.vocabulary import MASK
 from gm_train.model.genemamba import GeneMamba
 from gm_train.objective.masking import cell_keys, mask_tokens
+from tests.unit.small_models import VARIANTS, VOCABULARY, pack, random_model, seeds, small_config
 
 MASK_RATE, RANDOM_RATE = 0.4, 0.3
 

@@ -62,7 +62,7 @@ def test_frequency_by_rank_agrees_with_a_slow_reference() -> None:
     def weight(visible: list[int], position: int, gene: int) -> float:
         which = position * RANK_BINS // len(visible)
         here = [cell.index(gene) * RANK_BINS // len(cell) for cell in lists(train) if gene in cell]
-        return here.count(which) + BIN_SMOOTHING * f[gene]
+        return here.count(which) + BIN_SMOOTHING * VOCABULARY * f[gene]
 
     compare(FrequencyByRank(train, VOCABULARY), mask(random_cells(15, seed=2)), weight)
 

@@ -1,0 +1,100 @@
+"""`gm-train data`: the commands end to end, their exit codes and messages."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+import scipy.sparse as sp
+
+from data_shards.medians_file import Medians
+from data_shards.store import Manifest
+from gm_train.cli import main
+from tests.unit.count_files import draw_counts, write_counts
+
+
+def run(*words: object) -> int:
+    return main(["data", *map(str, words)])
+
+
+def test_simulated_atlas_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    atlas, medians, store = tmp_path / "atlas.h5ad", tmp_path / "m.zarr", tmp_path / "s.zarr"
+    assert run("simulate", "--out", atlas, "--cells", 120, "--genes", 100, "--cell-types", 3) == 0
+    assert run("medians", atlas, "--out", medians) == 0
+    assert run("shards", atlas, "--medians", medians, "--out", store, "--top-k", 64, "--dither") == 0
+    manifest = Manifest.load(store)
+    assert (manifest.n_cells, manifest.top_k, manifest.dither) == (120, 64, True)
+    assert run("inspect", store) == 0
+    assert manifest.hash in capsys.readouterr().out
+    assert run("verify", store) == 0
+    (store / "atlas" / "tokens" / "c" / "0").unlink()
+    capsys.readouterr()
+    assert run("verify", store) == 1
+    assert "atlas/tokens/c/0: is missing" in capsys.readouterr().out
+
+
+def test_pbmc_of_scanpy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    spec = importlib.util.find_spec("scanpy")
+    if spec is None or spec.origin is None:
+        pytest.skip("scanpy is not installed")
+    path = Path(spec.origin).parent / "datasets" / "10x_pbmc68k_reduced.h5ad"
+    reading = ["--raw", "--counts-from", "log1p"]
+    assert run("medians", path, *reading, "--out", tmp_path / "m.zarr") == 0
+    assert run("shards", path, *reading, "--medians", tmp_path / "m.zarr", "--out", tmp_path / "s.zarr") == 0
+    printed = capsys.readouterr().out
+    assert "700 cells kept, 0 filtered, 0 without a token left out; 174,400 tokens" in printed
+    assert Manifest.load(tmp_path / "s.zarr").datasets[0].count_options.counts_from == "log1p"
+    # Its X is scaled: read without the options, it is refused and nothing is left behind.
+    assert run("medians", path, "--out", tmp_path / "x.zarr") == 1
+    assert "is negative: counts are in another matrix: try --layer or --raw" in capsys.readouterr().err
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["m.zarr", "s.zarr"]
+
+
+def test_errors_leave_with_1_and_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    counts = draw_counts(5, 4).toarray()
+    counts[2, 1] = 0.5
+    path = write_counts(tmp_path / "a.h5ad", sp.csr_matrix(counts))
+    assert run("medians", path, "--out", tmp_path / "m.zarr") == 1
+    errors = capsys.readouterr().err
+    assert "a.h5ad: cell 2, gene g0001: 0.5 is not a whole count" in errors
+    assert "Traceback" not in errors
+    assert run("medians", path, "--out", tmp_path / "m.zarr", "--allow-non-integer") == 0
+    assert run("medians", path, "--out", tmp_path / "m.zarr", "--allow-non-integer") == 1
+    assert "m.zarr: exists already" in capsys.readouterr().err
+    assert run("inspect", tmp_path / "none.zarr") == 1
+    assert run("verify", tmp_path / "m.zarr") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        (),
+        ("medians",),
+        ("medians", "a.h5ad"),
+        ("shards", "a.h5ad", "--out", "s.zarr"),
+        ("shards", "a.h5ad", "--medians", "m.zarr", "--out", "s.zarr", "--top-k", "0"),
+        ("shards", "a.h5ad", "--medians", "m.zarr", "--out", "s.zarr", "--validation", "1.5"),
+        ("medians", "a.h5ad", "--out", "m.zarr", "--counts-from", "sqrt"),
+        ("simulate", "--out", "a.h5ad", "--cells", "many"),
+    ],
+)
+def test_wrong_usage_leaves_with_2(words: tuple[str, ...]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(*words)
+    assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize("command", ["simulate", "medians", "shards", "inspect", "verify"])
+def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        run(command, "--help")
+    assert stopped.value.code == 0
+    assert f"example:\n  gm-train data {command}" in capsys.readouterr().out
+
+
+def test_add_extends_medians(tmp_path: Path) -> None:
+    one = write_counts(tmp_path / "one.h5ad", draw_counts(8, 5, 1))
+    two = write_counts(tmp_path / "two.zarr", draw_counts(8, 5, 2))
+    assert run("medians", one, "--out", tmp_path / "m.zarr") == 0
+    assert run("medians", two, "--out", tmp_path / "m.zarr", "--add") == 0
+    assert run("medians", two, one, "--out", tmp_path / "n.zarr") == 0
+    assert Medians.load(tmp_path / "m.zarr").hash == Medians.load(tmp_path / "n.zarr").hash

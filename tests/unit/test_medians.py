@@ -1,0 +1,201 @@
+"""Medians: right, independent of workers, order and chunks, and never half-written."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_shards import exact, medians
+from data_shards.digests import MAX_CENTROIDS, Digests
+from data_shards.errors import DataError
+from data_shards.genes import GeneTable
+from data_shards.medians import make_medians
+from data_shards.medians_file import Medians
+from data_shards.parallel import Workers
+from tests.unit.count_files import draw_counts, write_counts
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def slow_medians(counts: np.ndarray) -> np.ndarray:
+    """The definition: median of the non-zero values of count / total * 10,000; NaN without one."""
+    normalised = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) * 10_000
+    return np.array([np.median(gene[gene > 0]) if np.any(gene > 0) else np.nan for gene in normalised.T])
+
+
+@pytest.fixture
+def small_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several levels of merging in small files."""
+    monkeypatch.setattr(medians, "PARTITION_CELLS", 16)
+    monkeypatch.setattr(medians, "FAN_IN", 2)
+
+
+@pytest.mark.parametrize("exactly", [False, True])
+def test_medians_follow_the_definition(tmp_path: Path, small_partitions: None, exactly: bool) -> None:
+    counts = draw_counts(150, 25).toarray()
+    counts[:, 3] = 0
+    path = write_counts(tmp_path / "a.h5ad", sp.csr_matrix(counts))
+    found = make_medians([path], tmp_path / "m.zarr", exact=exactly, say=quiet)
+    np.testing.assert_allclose(found.medians, slow_medians(counts), rtol=1e-6)
+    np.testing.assert_array_equal(found.counts, (counts > 0).sum(axis=0))
+    again = Medians.load(tmp_path / "m.zarr")
+    assert again.hash == found.hash
+    np.testing.assert_array_equal(again.medians, found.medians)
+    assert again.method == ("exact" if exactly else "t-digest")
+
+
+def test_total_is_over_all_genes_as_delivered(tmp_path: Path) -> None:
+    """Genes that are dropped by the mapping still count for the total of a cell."""
+    table = GeneTable(("ENSG00000000001", "ENSG00000000002"), ("A", "B"))
+    path = write_counts(tmp_path / "a.h5ad", sp.csr_matrix(np.array([[1.0, 2.0, 7.0]])), ["A", "B", "other"])
+    found = make_medians([path], tmp_path / "m.zarr", gene_table=table, say=quiet)
+    assert found.genes == table.ids
+    np.testing.assert_allclose(found.medians, [1_000, 2_000])
+
+
+def test_duplicate_ids_are_summed_and_reported(tmp_path: Path) -> None:
+    table = GeneTable(("ENSG00000000001", "ENSG00000000002"), ("A", "B"))
+    names = ["A", "ENSG00000000001.4", "B"]
+    path = write_counts(tmp_path / "a.h5ad", sp.csr_matrix(np.array([[1.0, 2.0, 2.0]])), names)
+    lines: list[str] = []
+    found = make_medians([path], tmp_path / "m.zarr", gene_table=table, say=lines.append)
+    np.testing.assert_allclose(found.medians, [6_000, 4_000])
+    np.testing.assert_array_equal(found.counts, [1, 1])
+    assert "1 duplicate ids summed" in lines[0]
+
+
+@pytest.mark.parametrize("exactly", [False, True])
+def test_workers_order_and_storage_change_no_bit(tmp_path: Path, small_partitions: None, exactly: bool) -> None:
+    one, two = draw_counts(70, 12, seed=1), draw_counts(33, 12, seed=2)
+    a = write_counts(tmp_path / "a.h5ad", one)
+    b = write_counts(tmp_path / "b.h5ad", two.tocsc())
+    (tmp_path / "c").mkdir()
+    c = write_counts(tmp_path / "c" / "b.h5ad", two)
+    alone = make_medians([a, b], tmp_path / "1.zarr", exact=exactly, say=quiet)
+    parallel = make_medians([c, a], tmp_path / "2.zarr", exact=exactly, workers=2, say=quiet)
+    assert alone.hash == parallel.hash
+
+
+def test_adding_equals_making_at_once(tmp_path: Path, small_partitions: None) -> None:
+    a = write_counts(tmp_path / "a.h5ad", draw_counts(40, 10, seed=1), [f"g{i}" for i in range(10)])
+    b = write_counts(tmp_path / "b.h5ad", draw_counts(20, 10, seed=2), [f"g{i}" for i in range(5, 15)])
+    at_once = make_medians([a, b], tmp_path / "1.zarr", say=quiet)
+    make_medians([b], tmp_path / "2.zarr", say=quiet)
+    added = make_medians([a], tmp_path / "2.zarr", add=True, say=quiet)
+    assert len(added.genes) == 15
+    assert added.hash == at_once.hash == Medians.load(tmp_path / "2.zarr").hash
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["1.zarr", "2.zarr", "a.h5ad", "b.h5ad"]
+    with pytest.raises(DataError, match=r"two data sets are named 'a'"):
+        make_medians([a], tmp_path / "2.zarr", add=True, say=quiet)
+
+
+def test_adding_is_refused_where_it_cannot_be_right(tmp_path: Path) -> None:
+    a = write_counts(tmp_path / "a.h5ad", draw_counts(10, 5))
+    b = write_counts(tmp_path / "b.h5ad", draw_counts(10, 5))
+    with pytest.raises(DataError, match=r"no such medians file"):
+        make_medians([a], tmp_path / "none.zarr", add=True, say=quiet)
+    make_medians([a], tmp_path / "exact.zarr", exact=True, say=quiet)
+    with pytest.raises(DataError, match=r"exact medians cannot be added to"):
+        make_medians([b], tmp_path / "exact.zarr", add=True, say=quiet)
+    make_medians([a], tmp_path / "m.zarr", say=quiet)
+    with pytest.raises(DataError, match=r"made with another gene table"):
+        make_medians([b], tmp_path / "m.zarr", gene_table=GeneTable(("ENSG00000000001",), ("A",)), add=True, say=quiet)
+
+
+def test_mixed_kinds_are_refused(tmp_path: Path) -> None:
+    a = write_counts(tmp_path / "a.h5ad", draw_counts(4, 3), [f"ENSG0000000000{i}" for i in range(3)])
+    b = write_counts(tmp_path / "b.h5ad", draw_counts(4, 3))
+    with pytest.raises(DataError, match=r"different kinds .*a: ensembl, b: as-is.*--gene-table"):
+        make_medians([a, b], tmp_path / "m.zarr", say=quiet)
+
+
+def test_nothing_is_left_behind_or_overwritten(tmp_path: Path) -> None:
+    bad = draw_counts(30, 5).toarray()
+    bad[29, 4] = -1
+    path = write_counts(tmp_path / "a.h5ad", sp.csr_matrix(bad))
+    with pytest.raises(DataError, match=r"is negative"):
+        make_medians([path], tmp_path / "m.zarr", say=quiet)
+    assert [found.name for found in tmp_path.iterdir()] == ["a.h5ad"]
+    (tmp_path / "m.zarr").mkdir()
+    with pytest.raises(DataError, match=r"m\.zarr: exists already"):
+        make_medians([path], tmp_path / "m.zarr", say=quiet)
+    assert list((tmp_path / "m.zarr").iterdir()) == []
+
+
+def test_damaged_medians_are_refused(tmp_path: Path) -> None:
+    path = write_counts(tmp_path / "a.h5ad", draw_counts(10, 5))
+    out = tmp_path / "m.zarr"
+    make_medians([path], out, say=quiet)
+    names = json.loads((out / "genes.json").read_text())
+    (out / "genes.json").write_text(json.dumps({**names, "genes": names["genes"][::-1]}))
+    with pytest.raises(DataError, match=r"damaged or of another version"):
+        Medians.load(out)
+    with pytest.raises(DataError, match=r"not a medians file"):
+        Medians.load(tmp_path)
+
+
+def test_missing_digests_are_noticed_when_adding(tmp_path: Path) -> None:
+    a = write_counts(tmp_path / "a.h5ad", draw_counts(10, 5))
+    b = write_counts(tmp_path / "b.h5ad", draw_counts(10, 5))
+    out = tmp_path / "m.zarr"
+    before = make_medians([a], out, say=quiet)
+    (out / "a" / "weights" / "c" / "0").unlink()
+    with pytest.raises(DataError, match=r"digests of a are damaged"):
+        make_medians([b], out, add=True, say=quiet)
+    assert Medians.load(out).hash == before.hash
+
+
+def test_digests_of_many_values_stay_small_and_near(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.lognormal(size=60_000)
+    starts = np.array([0, 10_000, 10_000, 60_000])
+    digests = Digests.from_values(starts, values)
+    assert np.diff(digests.indptr).max() <= MAX_CENTROIDS
+    found = digests.medians()
+    assert np.isnan(found[1])
+    np.testing.assert_allclose(found[[0, 2]], [np.median(values[:10_000]), np.median(values[10_000:])], rtol=2e-3)
+
+
+@given(st.permutations(range(6)))
+def test_merge_does_not_depend_on_the_order(order: list[int]) -> None:
+    rng = np.random.default_rng(1)
+    parts = [Digests.from_values(np.array([0, 900, 1_000]), rng.lognormal(size=1_000)) for _ in range(6)]
+    own = [np.arange(2, dtype=np.int32)] * 6
+    expected = Digests.merge(parts, own, 2)
+    found = Digests.merge([parts[i] for i in order], own, 2)
+    np.testing.assert_array_equal(found.means, expected.means)
+    np.testing.assert_array_equal(found.weights, expected.weights)
+
+
+@given(st.lists(st.floats(0.125, 8192, width=32), min_size=1, max_size=30))
+def test_exact_median_is_that_of_float32_values(values: list[float]) -> None:
+    original = exact.normalised_values
+    array = np.array(values)
+    try:
+        exact.normalised_values = lambda partition: [(np.zeros(len(array), np.int32), array)]  # type: ignore[assignment]
+        found, counts = exact.exact_medians([None], 2, Workers(1))  # type: ignore[list-item]
+    finally:
+        exact.normalised_values = original
+    assert found[0] == np.median(array)
+    assert np.isnan(found[1])
+    assert counts.tolist() == [len(values), 0]
+
+
+def test_real_cells_digest_against_exact(real_data: Path, tmp_path: Path) -> None:
+    table = GeneTable.read_csv(real_data / "genes_homo_sapiens.csv.gz")
+    files = [real_data / "scp1884_gut_1020.h5ad", real_data / "cellxgene_220.h5ad"]
+    lines: list[str] = []
+    digest = make_medians(files, tmp_path / "d.zarr", gene_table=table, say=lines.append)
+    exactly = make_medians(files, tmp_path / "e.zarr", gene_table=table, exact=True, say=quiet)
+    assert "14,860 of 18,708 genes mapped (32 by id, 14,828 by symbol)" in lines[0]
+    assert digest.genes == exactly.genes
+    np.testing.assert_array_equal(digest.counts, exactly.counts)
+    seen = digest.counts > 0
+    np.testing.assert_allclose(digest.medians[seen], exactly.medians[seen], rtol=5e-3)
+    assert np.median(np.abs(digest.medians[seen] / exactly.medians[seen] - 1)) < 1e-6

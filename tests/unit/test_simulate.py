@@ -1,0 +1,93 @@
+"""The simulated atlas has what it says, the same for the same seed."""
+
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+
+from data_shards import simulate as simulate_module
+from data_shards.atlas import AtlasOptions, draw_atlas
+from data_shards.counts import open_counts
+from data_shards.errors import DataError
+from data_shards.output import hash_path
+from data_shards.simulate import simulate
+
+OPTIONS = AtlasOptions(cells=300, genes=200, cell_types=3, programmes=6, donors=4, batches=2, genes_per_programme=10)
+
+
+def test_file_is_anndata_with_counts_and_annotations(tmp_path: Path) -> None:
+    gmt = simulate(tmp_path / "a.h5ad", OPTIONS)
+    data = ad.read_h5ad(tmp_path / "a.h5ad")
+    assert data.shape == (300, 200)
+    assert data.obs["cell_type"].nunique() == 3
+    assert data.obs["donor_id"].nunique() == 4
+    assert data.obs.groupby("donor_id", observed=True)["batch"].nunique().max() == 1
+    with open_counts(tmp_path / "a.h5ad") as counts:
+        chunks = list(counts.chunks())  # checked as counts
+        assert counts.obs.index[299] == "cell00000299"
+    assert chunks[0][1].nnz > 0
+    totals = np.asarray(data.X.sum(axis=1)).ravel()
+    assert totals.max() / totals.min() > 2
+    sets = [line.split("\t") for line in gmt.read_text().splitlines()]
+    assert [len(genes) for _, _, *genes in sets] == [10] * 6
+    assert set(sets[0][2:]) <= set(data.var_names)
+
+
+def test_programmes_are_active_in_the_types_that_use_them(tmp_path: Path) -> None:
+    gmt = simulate(tmp_path / "a.h5ad", OPTIONS)
+    data = ad.read_h5ad(tmp_path / "a.h5ad")
+    shares = data.X.toarray() / data.X.sum(axis=1)
+    used = draw_atlas(OPTIONS).of_type
+    for number, line in enumerate(gmt.read_text().splitlines()):
+        share = shares[:, data.var_names.get_indexer(line.split("\t")[2:])].sum(axis=1)
+        of_type = [float(np.mean(share[data.obs["cell_type"] == f"type{i:03d}"])) for i in range(3)]
+        users = [i for i in range(3) if number in used[i]]
+        others = [i for i in range(3) if i not in users]
+        if users and others:
+            assert min(of_type[i] for i in users) > max(of_type[i] for i in others)
+
+
+def test_same_seed_same_file_and_other_seed_another(tmp_path: Path) -> None:
+    def content(name: str, options: AtlasOptions) -> np.ndarray:
+        simulate(tmp_path / name, options)
+        return ad.read_h5ad(tmp_path / name).X.toarray()
+
+    first = content("a.h5ad", OPTIONS)
+    np.testing.assert_array_equal(first, content("b.h5ad", OPTIONS))
+    assert hash_path(tmp_path / "a.gmt") == hash_path(tmp_path / "b.gmt")
+    assert np.any(first != content("c.h5ad", AtlasOptions(**{**OPTIONS.__dict__, "seed": 1})))
+
+
+def test_dropout_removes_low_counts(tmp_path: Path) -> None:
+    simulate(tmp_path / "a.h5ad", AtlasOptions(**{**OPTIONS.__dict__, "dropout": 0.0}))
+    simulate(tmp_path / "b.h5ad", AtlasOptions(**{**OPTIONS.__dict__, "dropout": 0.8}))
+    whole, thinned = (ad.read_h5ad(tmp_path / name).X.toarray() for name in ("a.h5ad", "b.h5ad"))
+    kept = thinned > 0
+    np.testing.assert_array_equal(thinned[kept], whole[kept])
+    assert kept[whole == 1].mean() < 0.4
+    assert kept[whole > 5].mean() > 0.95
+
+
+def test_bad_options_and_existing_output_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for options, message in (
+        ({"cells": 0}, "--cells 0"),
+        ({"genes": 5}, "--genes-per-programme 30 exceeds --genes 5"),
+        ({"programmes_per_type": 99}, "--programmes-per-type 99"),
+        ({"dropout": 1.0}, "--dropout 1"),
+        ({"counts_per_cell": 0.0}, "--counts-per-cell 0"),
+    ):
+        with pytest.raises(DataError, match=message):
+            AtlasOptions(**options)  # type: ignore[arg-type]
+    (tmp_path / "a.gmt").write_text("mine")
+    with pytest.raises(DataError, match=r"a\.gmt: exists already"):
+        simulate(tmp_path / "a.h5ad", OPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gmt"]
+
+    def full(*arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(simulate_module, "_extend", full)
+    with pytest.raises(DataError, match=r"b\.\w+: cannot be written .*No space left"):
+        simulate(tmp_path / "b.h5ad", OPTIONS)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.gmt"]

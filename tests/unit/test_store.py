@@ -1,0 +1,338 @@
+"""The store: what is kept of which cell, splits, the manifest, and damage that is found."""
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+import zarr
+from hypothesis import given
+from hypothesis import strategies as st
+
+from data_shards import shards, store
+from data_shards.counts import CountOptions
+from data_shards.errors import DataError
+from data_shards.genes import GeneTable
+from data_shards.inspect import describe_store
+from data_shards.medians import make_medians
+from data_shards.shards import CellFilter, make_store
+from data_shards.splits import SplitOptions, assign_donors, split_by_cell
+from data_shards.store import TEST, TRAIN, VALIDATION, Manifest, choose_block_cells
+from data_shards.verify import find_damage
+from tests.unit.count_files import draw_counts, write_counts
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def build(folder: Path, files: list[Path], name: str = "s.zarr", **options: object) -> Manifest:
+    if not (folder / "m.zarr").exists():
+        make_medians(files, folder / "m.zarr", say=quiet)
+    return make_store(files, folder / "m.zarr", folder / name, **{"say": quiet, **options})  # type: ignore[arg-type]
+
+
+def read(path: Path, array: str) -> np.ndarray:
+    return np.asarray(zarr.open_group(path, mode="r")[array][:])  # type: ignore[index]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """Two data sets that share a donor."""
+    one = {"donor_id": [f"d{i % 7}" for i in range(60)], "cell_type": pd.Categorical(["b", "a"] * 30)}
+    two = {"donor": ["d0", "e1", "e2", "e3"] * 5, "tissue": ["gut"] * 20}
+    return [
+        write_counts(tmp_path / "one.h5ad", draw_counts(60, 20, 1), obs=one),
+        write_counts(tmp_path / "two.h5ad", draw_counts(20, 20, 2), obs=two),
+    ]
+
+
+def test_what_lies_on_disk(tmp_path: Path, files: list[Path]) -> None:
+    manifest = build(tmp_path, files)
+    path = tmp_path / "s.zarr"
+    assert {found.name for found in path.iterdir()} == {
+        "zarr.json", "vocabulary.json", "medians.npy", "tokenizer.json", "one", "two",
+    }  # fmt: skip
+    vocabulary = json.loads((path / "vocabulary.json").read_text())
+    assert vocabulary["kind"] == "as-is"
+    assert vocabulary["genes"] == sorted(vocabulary["genes"])
+    for entry, n_cells in zip(manifest.datasets, (60, 20), strict=True):
+        tokens, indptr, split = (read(path, f"{entry.name}/{array}") for array in ("tokens", "indptr", "split"))
+        assert (tokens.dtype, indptr.dtype, split.dtype) == (np.uint16, np.int64, np.uint8)
+        assert len(indptr) == n_cells + 1 == entry.n_cells + 1
+        assert indptr[-1] == len(tokens) == entry.n_tokens
+        assert np.bincount(split, minlength=3).tolist() == [entry.n_train, entry.n_validation, entry.n_test]
+        obs = pd.read_parquet(path / entry.name / "obs.parquet")
+        assert obs["source_row"].tolist() == list(range(n_cells))
+        assert obs["cell_id"].tolist() == [f"c{i}" for i in range(n_cells)]
+        assert entry.source_file == f"{entry.name}.h5ad"
+    assert pd.read_parquet(path / "one" / "obs.parquet")["cell_type"].tolist() == ["b", "a"] * 30
+    assert Manifest.load(path) == manifest
+    assert find_damage(path) == []
+    assert any("60 cells" in line or "cells        80" in line for line in describe_store(path))
+
+
+def test_manifest_hash_knows_content_and_not_the_machine(tmp_path: Path, files: list[Path]) -> None:
+    first = build(tmp_path, files)
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    copies = [Path(shutil.copy(file, elsewhere)) for file in files]
+    assert build(elsewhere, copies).hash == first.hash
+    assert build(tmp_path, files, "2.zarr", splits=SplitOptions(seed=1, by="cell")).hash != first.hash
+    assert build(tmp_path, files, "3.zarr", top_k=5).hash != first.hash
+    assert build(tmp_path, files[::-1], "4.zarr").hash != first.hash
+
+
+def test_shards_and_ranges_change_nothing(tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    first = build(tmp_path, files)
+    monkeypatch.setattr(shards, "_CELLS", 16)
+    monkeypatch.setattr(shards, "_CHUNK", 5)
+    monkeypatch.setattr(store, "LAYOUT", {"tokens": (64, 256), "indptr": (8, 32), "split": (8, 16)})
+    monkeypatch.setattr("data_shards.verify.LAYOUT", store.LAYOUT)
+    second = build(tmp_path, files, "2.zarr")
+    assert [entry.content_hash for entry in first.datasets] == [entry.content_hash for entry in second.datasets]
+    np.testing.assert_array_equal(read(tmp_path / "s.zarr", "one/tokens"), read(tmp_path / "2.zarr", "one/tokens"))
+    assert len(list((tmp_path / "2.zarr/one/tokens/c").iterdir())) == -(-second.datasets[0].n_tokens // 256)
+    assert find_damage(tmp_path / "2.zarr") == []
+
+
+def test_filters_and_empty_cells(tmp_path: Path) -> None:
+    counts = np.zeros((6, 4), np.float32)
+    counts[0] = [1, 1, 1, 0]
+    counts[1] = [0, 0, 0, 0]  # nothing
+    counts[2] = [0, 0, 0, 9]  # one gene, outside the vocabulary
+    counts[3] = [5, 0, 0, 0]  # one gene
+    counts[4] = [1, 1, 0, 0]
+    counts[5] = [9, 9, 9, 0]
+    path = write_counts(tmp_path / "a.h5ad", sp.csr_matrix(counts), list("wxyz"))
+    genes = tmp_path / "genes.txt"
+    genes.write_text("w\nx\ny\nnobody\n\n")
+    lines: list[str] = []
+    manifest = build(tmp_path, [path], genes_file=genes, say=lines.append)
+    (entry,) = manifest.datasets
+    assert (entry.n_cells, entry.empty_cells, entry.filtered_cells, entry.source_cells) == (4, 2, 0, 6)
+    assert pd.read_parquet(tmp_path / "s.zarr/a/obs.parquet")["source_row"].tolist() == [0, 3, 4, 5]
+    assert np.diff(read(tmp_path / "s.zarr", "a/indptr")).tolist() == [3, 1, 2, 3]
+    assert any("3 of 4 genes have a median; 1 dropped" in line for line in lines)
+    assert any("2 without a token left out" in line for line in lines)
+    manifest = build(tmp_path, [path], "f.zarr", cells=CellFilter(min_genes=2, min_counts=3))
+    assert pd.read_parquet(tmp_path / "f.zarr/a/obs.parquet")["source_row"].tolist() == [0, 5]
+    assert manifest.datasets[0].filtered_cells == 4
+    with pytest.raises(DataError, match=r"no cell is left of 6"):
+        build(tmp_path, [path], "g.zarr", cells=CellFilter(min_genes=5))
+    genes.write_text("nobody\n")
+    with pytest.raises(DataError, match=r"none of its 1 genes \(nobody …\) has a median"):
+        build(tmp_path, [path], "g.zarr", genes_file=genes)
+    assert not list(tmp_path.glob("*g.zarr*"))
+
+
+def test_genes_file_takes_symbols_through_the_gene_table(tmp_path: Path) -> None:
+    ids = tuple(f"ENSG0000000000{i}" for i in range(3))
+    path = write_counts(tmp_path / "a.h5ad", draw_counts(10, 3), ["A", "B", "C"])
+    make_medians([path], tmp_path / "m.zarr", gene_table=GeneTable(ids, ("A", "B", "C")), say=quiet)
+    genes = tmp_path / "genes.txt"
+    genes.write_text(f"C\n{ids[0]}.4\n")
+    build(tmp_path, [path], genes_file=genes)
+    vocabulary = json.loads((tmp_path / "s.zarr" / "vocabulary.json").read_text())
+    assert vocabulary == {"kind": "ensembl", "genes": [ids[0], ids[2]]}
+    assert (tmp_path / "s.zarr" / "gene_table.parquet").exists()
+    assert find_damage(tmp_path / "s.zarr") == []
+
+
+def test_bad_input_leaves_nothing_behind(tmp_path: Path, files: list[Path]) -> None:
+    build(tmp_path, files)
+    before = sorted(found.name for found in tmp_path.iterdir())
+    bad = draw_counts(20, 20).toarray()
+    bad[19, 19] = np.nan
+    broken = write_counts(tmp_path / "bad.h5ad", sp.csr_matrix(bad))
+    with pytest.raises(DataError, match=r"bad\.h5ad: cell 19, gene g0019: nan is not a number"):
+        build(tmp_path, [*files, broken], "x.zarr")
+    with pytest.raises(DataError, match=r"bad\.h5ad: cell 19, gene g0019: nan is not a number"):
+        build(tmp_path, [broken], "x.zarr", workers=2)
+    with pytest.raises(DataError, match=r"s\.zarr: exists already"):
+        build(tmp_path, files)
+    with pytest.raises(DataError, match=r"two data sets are named 'one'"):
+        build(tmp_path, [files[0], files[0]], "x.zarr")
+    with pytest.raises(DataError, match=r"no such medians file"):
+        make_store(files, tmp_path / "none.zarr", tmp_path / "x.zarr", say=quiet)
+    with pytest.raises(DataError, match=r"has no raw counts"):
+        build(tmp_path, files, "x.zarr", options=CountOptions(raw=True))
+    broken.unlink()
+    assert sorted(found.name for found in tmp_path.iterdir()) == before
+
+
+def test_whole_donors_are_held_out_the_same_in_every_data_set(tmp_path: Path, files: list[Path]) -> None:
+    manifest = build(tmp_path, files, splits=SplitOptions(validation=0.25, test=0.15))
+    of_donor: dict[str, set[int]] = {}
+    for entry in manifest.datasets:
+        assert entry.split_by == "donor"
+        assert entry.donor_key is not None
+        assert entry.n_validation > 0
+        assert entry.n_test > 0
+        obs = pd.read_parquet(tmp_path / "s.zarr" / entry.name / "obs.parquet")
+        for donor, split in zip(obs[entry.donor_key], read(tmp_path / "s.zarr", f"{entry.name}/split"), strict=True):
+            of_donor.setdefault(donor, set()).add(int(split))
+    assert all(len(splits) == 1 for splits in of_donor.values())
+
+
+def test_how_cells_are_held_out_without_donors(tmp_path: Path) -> None:
+    path = write_counts(tmp_path / "a.h5ad", draw_counts(200, 10), obs={"donor_id": ["only"] * 200})
+    lines: list[str] = []
+    (entry,) = build(tmp_path, [path], say=lines.append).datasets
+    assert (entry.split_by, entry.donor_key) == ("cell", None)
+    assert 5 < entry.n_validation < 40
+    assert any("weaker than by donor" in line for line in lines)
+    (entry,) = build(tmp_path, [path], "n.zarr", splits=SplitOptions(by="none")).datasets
+    assert (entry.split_by, entry.n_train, entry.n_validation) == ("none", 200, 0)
+    assert len(list((tmp_path / "n.zarr/a/split/c").iterdir())) == 1  # a split of zeros is written, not left out
+    other = write_counts(tmp_path / "b.h5ad", draw_counts(20, 10))
+    with pytest.raises(DataError, match=r"no donor column in obs: name it with --donor-key"):
+        build(tmp_path, [other], "x.zarr", splits=SplitOptions(by="donor"))
+    with pytest.raises(DataError, match=r"no column 'who' in obs"):
+        build(tmp_path, [path], "x.zarr", splits=SplitOptions(donor_key="who"))
+    with pytest.raises(DataError, match=r"leave no cells to train on"):
+        SplitOptions(validation=0.6, test=0.4)
+
+
+@given(
+    st.dictionaries(st.text("abcd", min_size=1, max_size=3), st.integers(1, 50), min_size=2, max_size=12),
+    st.integers(0, 5),
+    st.sampled_from([(0.1, 0.0), (0.1, 0.1), (0.3, 0.3)]),
+)
+def test_donors_train_and_validation_are_never_empty(
+    cells: dict[str, int], seed: int, share: tuple[float, float]
+) -> None:
+    options = SplitOptions(seed=seed, validation=share[0], test=share[1])
+    found = assign_donors(Counter(cells), options, {})
+    assert found.keys() == cells.keys()
+    assert TRAIN in found.values()
+    if len(cells) > 1 + (share[1] > 0):
+        assert VALIDATION in found.values()
+        assert share[1] == 0 or TEST in found.values()
+    assert found == assign_donors(Counter(dict(reversed(cells.items()))), options, {})
+    one = next(iter(cells))
+    assert assign_donors(Counter(cells), options, {one: TEST})[one] == TEST
+
+
+def test_cells_of_unknown_donor_are_trained_on() -> None:
+    assert assign_donors(Counter({"": 90, "a": 5, "b": 5}), SplitOptions(validation=0.5), {})[""] == TRAIN
+
+
+def test_split_by_cell_is_a_function_of_data_set_row_and_seed() -> None:
+    rows = np.arange(10_000)
+    split = split_by_cell("a", rows, SplitOptions(validation=0.1, test=0.2))
+    assert np.bincount(split) / 10_000 == pytest.approx([0.7, 0.1, 0.2], abs=0.02)
+    np.testing.assert_array_equal(
+        split[5_000:], split_by_cell("a", rows[5_000:], SplitOptions(validation=0.1, test=0.2))
+    )
+    assert np.any(split != split_by_cell("b", rows, SplitOptions(validation=0.1, test=0.2)))
+
+
+@pytest.mark.parametrize(
+    ("cells", "mean_tokens", "expected"),
+    [
+        ([1_000_000], 2048, 32),
+        ([1_000_000], 250, 128),
+        ([1_000_000], 1400, 64),
+        ([1_000_000], 65_536 * 4, 1),
+        ([700], 250, 8),
+        ([63], 250, 1),
+        ([10, 3], 250, 1),
+    ],
+)
+def test_block_cells(cells: list[int], mean_tokens: int, expected: int) -> None:
+    assert choose_block_cells(cells, mean_tokens * sum(cells)) == expected
+
+
+@pytest.fixture
+def damaged(tmp_path: Path, files: list[Path]) -> Path:
+    build(tmp_path, files)
+    return tmp_path / "s.zarr"
+
+
+def flip(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 0xFF
+    path.write_bytes(bytes(content))
+
+
+@pytest.mark.parametrize("array", ["tokens", "indptr", "split"])
+def test_verify_names_damaged_and_missing_shards(damaged: Path, array: str) -> None:
+    shard = damaged / "one" / array / "c" / "0"
+    whole = shard.read_bytes()
+    flip(shard, 20)
+    problems = find_damage(damaged)
+    assert problems
+    assert all(f"one/{array}" in problem for problem in problems)
+    shard.write_bytes(whole[: len(whole) // 2])
+    assert any(str(shard) in problem for problem in find_damage(damaged))
+    shard.unlink()
+    assert any(f"{shard}: is missing" in problem for problem in find_damage(damaged))
+    shard.write_bytes(whole)
+    assert find_damage(damaged) == []
+
+
+def test_verify_names_the_chunk(tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "LAYOUT", {"tokens": (64, 256), "indptr": (8, 32), "split": (8, 16)})
+    monkeypatch.setattr("data_shards.verify.LAYOUT", store.LAYOUT)
+    build(tmp_path, files)
+    shard = tmp_path / "s.zarr/one/tokens/c/1"
+    flip(shard, 5)
+    (problem,) = find_damage(tmp_path / "s.zarr")
+    assert f"{shard}: chunk 0 is damaged" in problem
+
+
+def test_verify_finds_swapped_content_and_changed_files(damaged: Path) -> None:
+    # Whole and readable, but not what was written: only the hash of the content tells.
+    group = zarr.open_group(damaged, mode="r+")
+    tokens = read(damaged, "one/tokens")
+    tokens[[0, 1]] = tokens[[1, 0]]
+    group["one/tokens"][:] = tokens  # type: ignore[index]
+    assert any("the content is not what was written" in problem for problem in find_damage(damaged))
+    flip(damaged / "two" / "obs.parquet", 10)
+    flip(damaged / "medians.npy", -1)
+    (damaged / "vocabulary.json").unlink()
+    text = "\n".join(find_damage(damaged))
+    assert "two/obs.parquet: its SHA-256 is not that of the manifest" in text
+    assert "medians.npy: its SHA-256" in text
+    assert "vocabulary.json: is missing" in text
+
+
+def test_damaged_manifest_is_refused(damaged: Path) -> None:
+    metadata = damaged / "zarr.json"
+    content = json.loads(metadata.read_text())
+    content["attributes"]["block_cells"] = 64
+    metadata.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"the manifest is damaged"):
+        Manifest.load(damaged)
+    content["attributes"]["schema"] = 99
+    metadata.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"layout version 99"):
+        Manifest.load(damaged)
+    metadata.unlink()
+    with pytest.raises(DataError, match=r"not a token store"):
+        Manifest.load(damaged)
+    with pytest.raises(DataError, match=r"no such store"):
+        Manifest.load(damaged / "none")
+
+
+def test_real_data_sets_in_one_store(real_data: Path, tmp_path: Path) -> None:
+    files = [real_data / "scp1884_gut_1020.h5ad", real_data / "cellxgene_220.h5ad"]
+    table = GeneTable.read_csv(real_data / "genes_homo_sapiens.csv.gz")
+    make_medians(files, tmp_path / "m.zarr", gene_table=table, say=quiet)
+    lines: list[str] = []
+    manifest = build(tmp_path, files, say=lines.append)
+    assert [entry.n_cells for entry in manifest.datasets] == [1020, 220]
+    assert manifest.kind == "ensembl"
+    assert manifest.n_genes > 15_000
+    assert [entry.split_by for entry in manifest.datasets] == ["donor", "donor"]
+    assert find_damage(tmp_path / "s.zarr") == []
+    genes = tmp_path / "genes.txt"
+    genes.write_text("\n".join(["EPCAM", "PTPRC", "MS4A1", "ENSG00000141510", "COL1A1"]))
+    small = build(tmp_path, files, "small.zarr", genes_file=genes, say=lines.append)
+    assert small.n_genes == 5
+    assert sum(entry.empty_cells for entry in small.datasets) > 0
