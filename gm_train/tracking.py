@@ -139,8 +139,7 @@ class MlflowMirror(threading.Thread):
 
 
 def _flat(config: Any) -> dict[str, Any]:
-    container = OmegaConf.to_container(config)
-    assert isinstance(container, dict)
+    container: Any = OmegaConf.to_container(config)
     return {f"{section}.{key}": value for section, values in container.items() for key, value in values.items()}
 
 
