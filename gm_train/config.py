@@ -85,7 +85,7 @@ class CheckpointConfig:
 
 @dataclass
 class TrackingConfig:
-    mlflow: str = "auto"  # auto: an SQLite file beside the run directory | off | a tracking URI
+    mlflow: str = "auto"  # auto: an SQLite file beside the run directory | none | a tracking URI
     experiment: str = "gm-train"
 
 

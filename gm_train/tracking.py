@@ -23,8 +23,8 @@ _BATCH = 900  # MLflow takes at most 1,000 values in one request
 
 
 def tracking_uri(config: Config) -> str | None:
-    """Where the run is mirrored, or None for `tracking.mlflow=off`."""
-    if config.tracking.mlflow == "off":
+    """Where the run is mirrored, or None for `tracking.mlflow=none`."""
+    if config.tracking.mlflow == "none":
         return None
     if config.tracking.mlflow == "auto":
         return f"sqlite:///{Path(config.run.dir).resolve().parent / 'mlflow.db'}"

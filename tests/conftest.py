@@ -71,5 +71,5 @@ def tiny_words(store: Path, run: Path) -> list[str]:
         "data.pool_blocks=2", "data.group_cells=16", "model.d_model=32", "model.n_layers=2", "model.d_state=8",
         "model.head_dim=16", "model.chunk=32", "model.norm=pre", "optim.lr=3e-3", "optim.warmup_steps=5",
         "trainer.max_steps=12", "trainer.validate_every_steps=5", "trainer.validation_cells=20",
-        "checkpoint.every_steps=4", "tracking.mlflow=off",
+        "checkpoint.every_steps=4", "tracking.mlflow=none",
     ]  # fmt: skip

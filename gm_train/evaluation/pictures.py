@@ -79,16 +79,16 @@ def draw_embeddings(embeddings: dict[str, npt.NDArray[np.float32]], labels: Labe
     shown = np.array(["(none)" if name is None else str(name) for name in labels[drawn]])
     names, counts = np.unique(shown, return_counts=True)
     names = names[np.argsort(-counts, kind="stable")]
+    colours = [*mpl.color_sequences["tab20"][:MAX_COLOURED], "#dddddd"]
     if len(names) > MAX_COLOURED + 1:
         others = f"{len(names) - MAX_COLOURED} others"
         shown = np.where(np.isin(shown, names[:MAX_COLOURED]), shown, others)
         names = np.append(names[:MAX_COLOURED], others)
-    colours = mpl.colormaps["tab20"](np.arange(len(names)) % 20)
     figure = Figure(figsize=(4.4 * len(embeddings) + 2.4, 4.4), layout="constrained")
     axes = np.atleast_1d(figure.subplots(1, len(embeddings)))
     for axis, (title, features) in zip(axes, embeddings.items(), strict=True):
         points = _two_dimensions(features[drawn])
-        for name, colour in zip(names, colours, strict=True):
+        for name, colour in zip(names, colours, strict=False):
             here = shown == name
             axis.scatter(points[here, 0], points[here, 1], s=10, color=colour, linewidths=0, label=_short(str(name)))
         axis.set_title(title, fontsize=11)
@@ -109,4 +109,4 @@ def _two_dimensions(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= 30 else f"{name[:29]}…"
+    return name if len(name) <= 32 else f"{name[:16]} … {name[-13:]}"

@@ -96,7 +96,7 @@ def verdicts(results: Row) -> list[str]:
         elif _gap(model, order, more_is_better=False) > 0:
             sentence += " It knows more of cells than what neighbours tell."
         else:
-            sentence += " The model has not beaten the order control: it knows no more than what neighbours tell."
+            sentence += " Not beyond the order control: the score shows nothing that neighbours do not tell."
         if ranks != trained_on:
             sentence += f" It was trained on {trained_on} ranks: these are foreign to it."
         said.append(sentence)
