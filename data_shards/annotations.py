@@ -18,11 +18,10 @@ def read_annotations(element: Any, uns: Any = None) -> pd.DataFrame:
     columns: dict[str, Any] = {}
     for name in table.dtype.names:
         values = table[name]
-        columns[name] = np.char.decode(values, "utf-8") if values.dtype.kind == "S" else values
+        columns[name] = _decoded(values) if values.dtype.kind in "SO" else values
         categories = f"{name}_categories"
         if uns is not None and categories in uns:
-            texts = [text.decode() if isinstance(text, bytes) else str(text) for text in uns[categories][()]]
-            columns[name] = pd.Categorical.from_codes(values, pd.Index(texts))
+            columns[name] = pd.Categorical.from_codes(values, pd.Index(_decoded(uns[categories][()])))
     index = columns.pop(table.dtype.names[0])
     return pd.DataFrame(columns, index=pd.Index(index, dtype=object))
 
@@ -30,7 +29,7 @@ def read_annotations(element: Any, uns: Any = None) -> pd.DataFrame:
 class CellAnnotations:
     """The table `obs` of one file.
 
-    Columns in today's encodings are read by rows; others are read whole, once.
+    Columns in today's encodings are read by rows; other tables are read whole, once.
 
     Attributes:
         n_cells: number of rows.
@@ -44,7 +43,9 @@ class CellAnnotations:
         self._cache: dict[str, Any] = {}
         if self._by_rows:
             self.columns = [str(name) for name in obs.attrs["column-order"]]
-            self.n_cells = int(obs[obs.attrs["_index"]].shape[0])
+            index = obs[obs.attrs["_index"]]
+            # Strings that can be missing are stored as a group of values and a mask.
+            self.n_cells = int((index["values"] if _is_nullable(index) else index).shape[0])
         else:
             self.columns = [str(name) for name in self._whole.columns]
             self.n_cells = len(self._whole)
@@ -58,11 +59,25 @@ class CellAnnotations:
         rows = slice(start, self.n_cells if stop is None else min(stop, self.n_cells))
         if not self._by_rows:
             return self._whole.iloc[rows]
-        index = pd.Index(_strings(self._obs[self._obs.attrs["_index"]], rows), dtype=object)
+        index = pd.Index(self._column(self._obs.attrs["_index"], rows), dtype=object)
         return pd.DataFrame({name: self._column(name, rows) for name in self.columns}, index=index)
+
+    def read_column(self, name: str, start: int, stop: int) -> pd.Series:
+        """Rows [start, stop) of one column."""
+        column = self._column(name, slice(start, stop)) if self._by_rows else self._whole[name].iloc[start:stop]
+        return pd.Series(column)
 
     def _column(self, name: str, rows: slice) -> Any:
         element = self._obs[name]
+        if _is_nullable(element):
+            values, mask = element["values"], np.asarray(element["mask"][rows])
+            if element.attrs["encoding-type"] == "nullable-integer":
+                return pd.arrays.IntegerArray(np.asarray(values[rows]), mask)
+            if element.attrs["encoding-type"] == "nullable-boolean":
+                return pd.arrays.BooleanArray(np.asarray(values[rows]), mask)
+            texts = _strings(values, rows)
+            texts[mask] = None
+            return pd.array(texts, dtype="string")
         encoding = element.attrs.get("encoding-type")
         if encoding == "array":
             return element[rows]
@@ -78,7 +93,16 @@ class CellAnnotations:
         return self._cache[name][rows]
 
 
+def _is_nullable(element: Any) -> bool:
+    return str(element.attrs.get("encoding-type", "")).startswith("nullable-")
+
+
 def _strings(element: Any, rows: slice) -> Any:
     if isinstance(element, h5py.Dataset) and h5py.check_string_dtype(element.dtype) is not None:
         return element.asstr()[rows]
     return np.asarray(element[rows]).astype(object)
+
+
+def _decoded(values: Any) -> Any:
+    """Texts of fixed or variable length, which h5py gives as bytes: object (n,)."""
+    return np.array([text.decode() if isinstance(text, bytes) else text for text in values], dtype=object)

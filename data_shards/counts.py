@@ -1,8 +1,12 @@
-"""Reading counts from AnnData files (`.h5ad` or Zarr) a few thousand cells at a time."""
+"""Reading counts from AnnData files (`.h5ad` or Zarr) a few thousand cells at a time.
+
+A Zarr chunk that is gone reads as zeros. The arrays of a sparse matrix must therefore have all of theirs; of a dense
+matrix, chunks without a count are legitimately absent, so that there a lost chunk cannot be told from an empty one.
+"""
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -46,6 +50,8 @@ class CountOptions:
             raise DataError("--layer and --raw name two different matrices: give one of them")
         if self.counts_from not in (None, "log1p"):
             raise DataError(f"--counts-from {self.counts_from!r} is not known: the one choice is 'log1p'")
+        if self.counts_from is not None and self.allow_non_integer:
+            raise DataError("--counts-from log1p gives whole counts: leave out --allow-non-integer")
 
 
 @dataclass(frozen=True)
@@ -64,9 +70,15 @@ def open_counts(path: str | Path, options: CountOptions | None = None) -> "Count
     """Open an AnnData file for reading its counts.
 
     Raises:
-        DataError: the file is missing, damaged or not AnnData, or the matrix that the options name is not in it.
+        DataError: the file is missing, damaged, empty or not AnnData, or the matrix of the options is not in it.
     """
-    return CountFile(Path(path), options or CountOptions())
+    counts = CountFile(Path(path), options or CountOptions())
+    try:
+        counts.require_whole()
+    except BaseException:
+        counts.close()
+        raise
+    return counts
 
 
 class CountFile:
@@ -75,7 +87,7 @@ class CountFile:
     Attributes:
         path: the file, or the directory of an AnnData-Zarr.
         name: the file's stem, which names the data set.
-        n_cells: number of rows.
+        n_cells, n_genes: numbers of rows and columns.
         var: annotations of the genes, pandas DataFrame.
         gene_names: names of the genes as delivered (`gene_column` or the index of `var`).
         annotations: the cell annotations, readable by rows.
@@ -114,6 +126,11 @@ class CountFile:
             raise DataError(f"{path}: has no X: name its counts with --layer or --raw")
         self._matrix: Any = root[where]
         self.format, (self.n_cells, self.n_genes) = _matrix_format(path, where, self._matrix)
+        if not (self.n_cells and self.n_genes):
+            raise DataError(
+                f"{path}: {where} has {self.n_cells:,} cells and {self.n_genes:,} genes: there is nothing to read; "
+                "leave the file out, or name the counts with --layer or --raw"
+            )
         var = read_annotations(root[var_key])
         if len(var) != self.n_genes:
             raise DataError(f"{path}: {where} has {self.n_genes:,} columns but {var_key} names {len(var):,} genes")
@@ -134,15 +151,31 @@ class CountFile:
         column = self.var.index if self.options.gene_column is None else self.var[self.options.gene_column]
         return ["" if pd.isna(name) else str(name) for name in column]
 
-    @cached_property
-    def obs(self) -> pd.DataFrame:
-        """All cell annotations: pandas DataFrame indexed by the cells' names."""
-        return self.read_obs()
-
     def read_obs(self, start: int = 0, stop: int | None = None) -> pd.DataFrame:
         """The annotations of cells [start, stop): pandas DataFrame indexed by the cells' names."""
         with _readable(self.path):
             return self.annotations.read(start, stop)
+
+    def require_whole(self) -> None:
+        """Raise DataError if a sparse matrix in Zarr has lost a chunk, which would read as zeros."""
+        if self.format == "dense" or not isinstance(self._matrix, zarr.Group):
+            return
+        with _readable(self.path):
+            arrays: dict[str, Any] = {name: self._matrix[name] for name in ("data", "indices", "indptr")}
+            n_entries = arrays["data"].shape[0]
+            if n_entries != int(arrays["indptr"][-1]):
+                raise DataError(
+                    f"{self.path}: {self._matrix.path}/indptr ends at {int(arrays['indptr'][-1]):,}, but there are "
+                    f"{n_entries:,} counts: a chunk is missing or damaged, fetch it again"
+                )
+            for name, array in arrays.items():
+                missing = array.nchunks - array.nchunks_initialized
+                # Chunks of zeros are not written: the pointers of no counts, the indices of a single gene (or cell).
+                if missing and n_entries and not (name == "indices" and 1 in (self.n_cells, self.n_genes)):
+                    raise DataError(
+                        f"{self.path}: {missing:,} of the {array.nchunks:,} chunks of {self._matrix.path}/{name} are "
+                        "missing and would read as zeros: fetch it again"
+                    )
 
     @property
     def source(self) -> CountSource:
@@ -256,6 +289,8 @@ class CountFile:
 def _open_root(path: Path) -> Any:
     if not path.exists():
         raise DataError(f"{path}: no such file")
+    with suppress(ImportError):
+        import hdf5plugin  # noqa: F401  where it is installed, its filters are there from now on
     try:
         if path.is_dir():
             return zarr.open_group(path, mode="r")
@@ -289,5 +324,15 @@ def _readable(path: Path) -> Iterator[None]:
         yield
     except DataError:
         raise
-    except (OSError, KeyError, ValueError, RuntimeError, TypeError, AttributeError) as error:
+    except KeyError as error:
+        raise DataError(
+            f"{path}: not as anndata writes it, or damaged ({error}): write it again with anndata"
+        ) from error
+    except (OSError, ValueError, RuntimeError) as error:
+        # HDF5's words for a filter that it lacks; "filter returned failure" is damage.
+        if any(words in str(error) for words in ("is not registered", "Please verify its existence")):
+            raise DataError(
+                f"{path}: compressed with a filter that is not installed ({error}): pip install hdf5plugin, "
+                "or write it again with gzip"
+            ) from error
         raise DataError(f"{path}: cannot be read ({error}): truncated or damaged, fetch it again") from error

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import zlib
 from collections import Counter, defaultdict
 from dataclasses import dataclass
 from functools import cached_property
@@ -12,6 +13,8 @@ import pandas as pd
 from data_shards.counts import CountFile
 from data_shards.errors import DataError
 
+#: Where a gene table lies, in medians and in stores.
+GENE_TABLE_FILE = "gene_table.parquet"
 _ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{11})(\.\d+)?(_PAR_Y)?")
 _SYMBOL_AND_ID = re.compile(r".+_(ENS[A-Z]*G\d{11})(\.\d+)?")
 #: Columns of `var` that hold Ensembl ids in files of Cell Ranger, scanpy and CELLxGENE.
@@ -45,7 +48,7 @@ class GeneTable:
         """
         try:
             rows = pd.read_csv(path, header=None, usecols=[0, 1], dtype=str, keep_default_na=False)
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, zlib.error) as error:
             raise DataError(
                 f"{path}: not a gene table ({error}): expected CSV with columns Ensembl id, symbol"
             ) from error
@@ -76,13 +79,17 @@ class GeneTable:
         """Symbol to Ensembl ids; several make it ambiguous."""
         found: dict[str, set[str]] = defaultdict(set)
         for gene, symbol in zip(self.ids, self.symbols, strict=True):
-            found[symbol].add(gene)
+            if symbol:
+                found[symbol].add(gene)
         return dict(found)
 
 
 @dataclass(frozen=True)
 class GeneReport:
-    """How many genes of a file were mapped and how; `repeated` stood for an id that had come before."""
+    """How many genes of a file were mapped and how; `repeated` stood for an id that had come before.
+
+    `column` of `var` gave their names, its index if None.
+    """
 
     kind: str
     delivered: int
@@ -92,17 +99,23 @@ class GeneReport:
     unknown: int
     repeated: int
     unknown_examples: tuple[str, ...]
+    column: str | None = None
 
     @property
     def mapped(self) -> int:
         return self.by_id + self.by_symbol
 
+    @property
+    def source(self) -> str:
+        """Where the names stood, in words."""
+        return "the index of var" if self.column is None else f"column {self.column!r} of var"
+
     def __str__(self) -> str:
         if self.kind == "as-is":
-            text = f"{self.delivered:,} genes, ids as they are"
+            text = f"{self.delivered:,} genes, ids as they are in {self.source}"
         else:
             how = f"{self.by_id:,} by id, {self.by_symbol:,} by symbol"
-            text = f"{self.mapped:,} of {self.delivered:,} genes mapped ({how})"
+            text = f"{self.mapped:,} of {self.delivered:,} genes mapped ({how}) from {self.source}"
             if self.ambiguous:
                 text += f"; {self.ambiguous:,} ambiguous symbols dropped"
             if self.unknown:
@@ -136,12 +149,13 @@ def find_gene_ids(
         counts: the file.
         table: maps symbols.
         min_mapped: share of the delivered genes that must be mapped when ids are Ensembl ids.
-        kind: "ensembl" or "as-is" when it is known what the ids must be.
+        kind: "ensembl" or "as-is" when it is known what the ids must be; as they are, they are the file's names even
+            where a column has Ensembl ids.
 
     Raises:
         DataError: fewer genes than `min_mapped` could be mapped.
     """
-    names = _names_or_ids(counts)
+    column, names = _names(counts) if kind == "as-is" else _names_or_ids(counts)
     if kind is None:
         kind = "ensembl" if table is not None or _share_of_ids(names) >= 0.5 else "as-is"
     counter: Counter[str] = Counter()
@@ -163,6 +177,7 @@ def find_gene_ids(
         unknown=counter["unknown"],
         repeated=len(mapped) - len(set(mapped)),
         unknown_examples=tuple(unknown),
+        column=column,
     )
     share = report.mapped / max(1, report.delivered)
     if kind == "ensembl" and share < min_mapped:
@@ -186,17 +201,22 @@ def map_gene(name: str, kind: str, table: GeneTable | None) -> tuple[str | None,
     return None, "ambiguous" if found else "unknown"
 
 
-def _names_or_ids(counts: CountFile) -> list[str]:
-    """The delivered names, or the usual column with Ensembl ids where the names are something else."""
-    names = counts.gene_names
-    if counts.options.gene_column is not None or _share_of_ids(names) >= 0.5:
-        return names
+def _names(counts: CountFile) -> tuple[str | None, list[str]]:
+    """The column of `var` with the delivered names (None for its index), and these."""
+    return counts.options.gene_column, counts.gene_names
+
+
+def _names_or_ids(counts: CountFile) -> tuple[str | None, list[str]]:
+    """`_names`, or the usual column with Ensembl ids where the names are something else."""
+    named, names = _names(counts)
+    if named is not None or _share_of_ids(names) >= 0.5:
+        return named, names
     for column in _ID_COLUMNS:
         if column in counts.var.columns:
             ids = ["" if pd.isna(value) else str(value) for value in counts.var[column]]
             if _share_of_ids(ids) >= 0.5:
-                return ids
-    return names
+                return column, ids
+    return named, names
 
 
 def _share_of_ids(names: list[str]) -> float:

@@ -8,7 +8,6 @@ The mixer is the finaliser of SplitMix64 (Steele, Lea, Flood 2014, doi:10.1145/2
 import hashlib
 from collections.abc import Iterable
 
-import numba
 import numpy as np
 import numpy.typing as npt
 
@@ -18,15 +17,6 @@ _M2 = 0x94D049BB133111EB
 _MASK64 = (1 << 64) - 1
 
 U64 = npt.NDArray[np.uint64]
-
-
-@numba.njit("uint64(uint64)", cache=True, inline="always")
-def mix64_scalar(x):  # type: ignore[no-untyped-def]
-    """`mix64` of one uint64, for use inside compiled kernels."""
-    x = x + np.uint64(_GOLDEN)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(_M1)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(_M2)
-    return x ^ (x >> np.uint64(31))
 
 
 def mix64(x: U64) -> U64:

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from data_shards.arrays import open_array
+from data_shards.genes import GeneReport
 from data_shards.store import Manifest
 
 _STEP = 1 << 20
@@ -37,9 +38,11 @@ def describe_store(path: Path) -> list[str]:
         f"  packing      saves up to {1 - mean / longest:.0%} of what padding each cell to {longest:,} would compute",
         f"  blocks       of {manifest.block_cells} cells",
         f"  vocabulary   {manifest.vocabulary_hash}",
-        f"  medians      {manifest.medians_hash}",
+        f"  medians      {manifest.medians_hash}, of the medians file {manifest.medians_file_hash}",
         f"  store        {manifest.hash}",
     ]
+    if manifest.options["genes_file"] is not None:
+        lines.append(f"  --genes      {manifest.options['genes_file']}, SHA-256 {manifest.options['genes_file_hash']}")
     for entry in manifest.datasets:
         how = {
             "donor": f"whole donors ({entry.donor_key})",
@@ -47,10 +50,14 @@ def describe_store(path: Path) -> list[str]:
             "none": "none held out",
         }
         read = ", ".join(f"{key}={value}" for key, value in entry.counts.items() if value not in (None, False)) or "X"
+        examples = tuple(entry.genes["unknown_examples"])
+        found = {key: value for key, value in entry.genes.items() if key not in ("in_vocabulary", "unknown_examples")}
+        report = GeneReport(**found, unknown_examples=examples)
         lines += [
             f"  {entry.name}",
             f"    from       {entry.source_file} ({read}): {entry.source_cells:,} cells, "
             f"{entry.filtered_cells:,} filtered, {entry.empty_cells:,} without a token",
+            f"    genes      {report}; {entry.genes['in_vocabulary']:,} of the vocabulary",
             f"    cells      {entry.n_cells:,}, {entry.n_tokens:,} tokens",
             f"    splits     {entry.n_train:,} training, {entry.n_validation:,} validation, {entry.n_test:,} test, "
             f"by {how[entry.split_by]}",

@@ -1,6 +1,7 @@
-"""Compiled loops over the counts of cells.
+"""Compiled loops over the counts of cells, without fast-math: the same bits on every machine.
 
-Sums run in the order of the data, without fast-math: the same bits on every machine.
+numba's cache is renewed when the file of a kernel changes, not when one that it imports does: no kernel calls one of
+another file.
 """
 
 import numba
@@ -14,39 +15,21 @@ F64 = npt.NDArray[np.float64]
 
 @numba.njit(cache=True, nogil=True)
 def cell_totals(indptr, data):  # type: ignore[no-untyped-def]
-    """Sum of the counts of each cell: float64 (n_cells,)."""
+    """Sum of the counts of each cell, the same for any order of its genes: float64 (n_cells,)."""
     totals = np.zeros(len(indptr) - 1)
     for cell in range(len(totals)):
         total = 0.0
+        whole = True
         for i in range(indptr[cell], indptr[cell + 1]):
             total += data[i]
+            whole = whole and data[i] == np.floor(data[i])
+        if not whole:
+            # Whole counts add up exactly; others round, so that they are added from the smallest to the largest.
+            total = 0.0
+            for count in np.sort(data[indptr[cell] : indptr[cell + 1]]):
+                total += count
         totals[cell] = total
     return totals
-
-
-@numba.njit(cache=True, nogil=True, inline="always")
-def map_cell(indices, data, first, last, numbers, cell, seen_in, place_of, genes, counts, start):  # type: ignore[no-untyped-def]
-    """Write the gene numbers and counts of one cell, entries [first, last), from place `start` on.
-
-    `seen_in` (int64, starting as -1) and `place_of` remember, by gene number, the last cell that had it and where.
-
-    Returns:
-        The place after the last one written.
-    """
-    end = start
-    for i in range(first, last):
-        gene = numbers[indices[i]]
-        if gene < 0:
-            continue
-        if seen_in[gene] == cell:
-            counts[place_of[gene]] += data[i]
-        else:
-            seen_in[gene] = cell
-            place_of[gene] = end
-            genes[end] = gene
-            counts[end] = data[i]
-            end += 1
-    return end
 
 
 @numba.njit(cache=True, nogil=True)
@@ -70,9 +53,18 @@ def map_genes(indptr, indices, data, numbers, n_genes):  # type: ignore[no-untyp
     place_of = np.empty(n_genes, np.int64)
     end = 0
     for cell in range(len(indptr) - 1):
-        end = map_cell(
-            indices, data, indptr[cell], indptr[cell + 1], numbers, cell, seen_in, place_of, genes, counts, end
-        )
+        for i in range(indptr[cell], indptr[cell + 1]):
+            gene = numbers[indices[i]]
+            if gene < 0:
+                continue
+            if seen_in[gene] == cell:
+                counts[place_of[gene]] += data[i]
+            else:
+                seen_in[gene] = cell
+                place_of[gene] = end
+                genes[end] = gene
+                counts[end] = data[i]
+                end += 1
         out_indptr[cell + 1] = end
     return out_indptr, genes[:end], counts[:end]
 

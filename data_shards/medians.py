@@ -10,6 +10,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,12 +20,21 @@ import numpy.typing as npt
 import zarr
 from tqdm import tqdm
 
-from data_shards.counts import CountFile, CountOptions, open_counts
+from data_shards.counts import CountOptions, CountSource, open_counts
 from data_shards.digests import Digests, Partition, digest_partition
 from data_shards.errors import DataError
 from data_shards.exact import exact_medians
-from data_shards.genes import GeneIds, GeneTable, find_gene_ids
-from data_shards.medians_file import GENE_TABLE_FILE, GENES_FILE, SCHEMA, Medians, merged_medians, store_array
+from data_shards.genes import GENE_TABLE_FILE, GeneTable, find_gene_ids
+from data_shards.medians_file import (
+    DATASETS,
+    DIGEST_ARRAYS,
+    GENES_FILE,
+    SCHEMA,
+    Medians,
+    hash_digests,
+    merged_medians,
+    store_array,
+)
 from data_shards.output import hash_path, refuse_existing, whole_directory
 from data_shards.parallel import Workers
 
@@ -67,32 +77,25 @@ def make_medians(
         gene_table = earlier.gene_table
     else:
         refuse_existing(out)
-    check_names([*(earlier.datasets if earlier else ()), *(dataset_name(path) for path in paths)])
-    files = [open_counts(path, options) for path in paths]
-    try:
-        ids = [find_gene_ids(file, gene_table, min_mapped, earlier.kind if earlier else None) for file in files]
-        for file, found in zip(files, ids, strict=True):
-            say(f"{file.name}: {file.n_cells:,} cells; {found.report}")
-        _refuse_mixed(files, ids)
-        with (
-            Workers(workers) as pool,
-            whole_directory(out, replace=add) as folder,
-            tempfile.TemporaryDirectory(dir=folder) as scratch,
-        ):
-            if earlier is not None:
-                shutil.copytree(out, folder, dirs_exist_ok=True)
-            medians = _write(folder, Path(scratch), files, ids, gene_table, pool, exact)
-    finally:
-        for file in files:
-            file.close()
+    check_names([*(earlier.datasets if earlier else ()), *(path.stem for path in paths)])
+    datasets = []
+    for path in paths:
+        with open_counts(path, options) as counts:
+            found = find_gene_ids(counts, gene_table, min_mapped)
+            say(f"{counts.name}: {counts.n_cells:,} cells; {found.report}")
+            datasets.append(_Dataset.of(path, counts.n_cells, found.kind, found.ids))
+    _refuse_mixed(earlier, datasets)
+    with (
+        Workers(workers) as pool,
+        whole_directory(out, replace=add) as folder,
+        tempfile.TemporaryDirectory(dir=folder) as scratch,
+    ):
+        if earlier is not None:
+            shutil.copytree(out, folder, dirs_exist_ok=True)
+        medians = _write(folder, Path(scratch), datasets, options or CountOptions(), gene_table, pool, exact)
     with_median = int((medians.counts > 0).sum())
     say(f"{out}: medians of {with_median:,} genes ({medians.method}) over {len(medians.datasets)} data sets")
     return medians
-
-
-def dataset_name(path: Path) -> str:
-    """The name of a file's data set: its stem."""
-    return path.stem
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -113,40 +116,53 @@ def _earlier(out: Path, exact: bool, gene_table: GeneTable | None) -> Medians:
     return earlier
 
 
-def _refuse_mixed(files: Sequence[CountFile], ids: Sequence[GeneIds]) -> None:
-    kinds = {found.kind for found in ids}
-    if len(kinds) > 1:
-        listed = ", ".join(f"{file.name}: {found.kind}" for file, found in zip(files, ids, strict=True))
-        raise DataError(f"gene ids of different kinds cannot be put together ({listed}): give --gene-table for symbols")
-
-
 @dataclass(frozen=True)
 class _Dataset:
-    """A file that is being read, with its own sorted genes."""
+    """A file that is to be read, with its own sorted genes, and for each delivered gene its number there or -1."""
 
-    file: CountFile
+    path: Path
+    n_cells: int
+    kind: str
     genes: tuple[str, ...]
     numbers: npt.NDArray[np.int32]
 
-    def partitions(self) -> Iterator[Partition]:
-        source = self.file.source
-        for start in range(0, self.file.n_cells, PARTITION_CELLS):
-            stop = min(start + PARTITION_CELLS, self.file.n_cells)
-            yield Partition(source, start, stop, self.numbers, len(self.genes))
+    @classmethod
+    def of(cls, path: Path, n_cells: int, kind: str, ids: Sequence[str | None]) -> "_Dataset":
+        genes = tuple(sorted({gene for gene in ids if gene is not None}))
+        number = {gene: i for i, gene in enumerate(genes)}
+        numbers = np.array([-1 if gene is None else number[gene] for gene in ids], np.int32)
+        return cls(path, n_cells, kind, genes, numbers)
+
+    @property
+    def name(self) -> str:
+        return self.path.stem
+
+    def partitions(
+        self, source: CountSource, numbers: npt.NDArray[np.int32] | None = None, n_genes: int | None = None
+    ) -> Iterator[Partition]:
+        """Its ranges of cells, the genes in its own numbers or in others."""
+        numbers = self.numbers if numbers is None else numbers
+        for start in range(0, self.n_cells, PARTITION_CELLS):
+            stop = min(start + PARTITION_CELLS, self.n_cells)
+            yield Partition(source, start, stop, numbers, len(self.genes) if n_genes is None else n_genes)
 
 
-def _dataset(file: CountFile, found: GeneIds) -> _Dataset:
-    genes = tuple(sorted({gene for gene in found.ids if gene is not None}))
-    number = {gene: i for i, gene in enumerate(genes)}
-    numbers = np.array([-1 if gene is None else number[gene] for gene in found.ids], np.int32)
-    return _Dataset(file, genes, numbers)
+def _refuse_mixed(earlier: Medians | None, datasets: Sequence[_Dataset]) -> None:
+    kinds = {f"{dataset.name}: {dataset.kind}": dataset.kind for dataset in datasets}
+    if earlier is not None:
+        kinds[f"the medians so far: {earlier.kind}"] = earlier.kind
+    if len(set(kinds.values())) > 1:
+        raise DataError(
+            f"gene ids of different kinds cannot be put together ({', '.join(kinds)}): make the medians of all files "
+            "with --gene-table for symbols, or name the column of var with the same kind of ids with --gene-column"
+        )
 
 
 def _write(
     folder: Path,
     scratch: Path,
-    files: Sequence[CountFile],
-    ids: Sequence[GeneIds],
+    datasets: Sequence[_Dataset],
+    options: CountOptions,
     gene_table: GeneTable | None,
     workers: Workers,
     exact: bool,
@@ -154,46 +170,59 @@ def _write(
     root = zarr.open_group(folder, mode="a")
     attrs: dict[str, Any] = dict(root.attrs)
     described: list[dict[str, Any]] = list(attrs.get("datasets", []))
-    known = {entry["name"]: tuple(json.loads((folder / entry["name"] / GENES_FILE).read_text())) for entry in described}
-    datasets = [_dataset(file, found) for file, found in zip(files, ids, strict=True)]
-    for dataset, found in zip(datasets, ids, strict=True):
-        name = dataset.file.name
-        group = root.create_group(name)
+    known = {}
+    for entry in described:
+        place = folder / DATASETS / entry["name"]
+        # Its medians are about to be computed anew.
+        if hash_digests(place) != entry["digests_hash"]:
+            raise DataError(f"digests of {entry['name']} are damaged: make the medians again from all files")
+        known[entry["name"]] = tuple(json.loads((place / GENES_FILE).read_text()))
+    for dataset in datasets:
+        place = folder / DATASETS / dataset.name
+        group = root.create_group(f"{DATASETS}/{dataset.name}")
+        (place / GENES_FILE).write_text(json.dumps(list(dataset.genes)) + "\n")
+        known[dataset.name] = dataset.genes
         if not exact:
-            digests = _digest(dataset, scratch / name, workers)
-            for array in ("means", "weights", "indptr", "counts"):
+            # A copy by cell of counts that are stored by gene is gone before the next one is made.
+            with open_counts(dataset.path, options) as counts:
+                digests = _digest(dataset, counts.source, scratch / dataset.name, workers)
+            for array in DIGEST_ARRAYS:
                 store_array(group, array, getattr(digests, array))
-        (folder / name / GENES_FILE).write_text(json.dumps(list(dataset.genes)) + "\n")
-        known[name] = dataset.genes
         described.append(
             {
-                "name": name,
-                "n_cells": dataset.file.n_cells,
-                "source_file": dataset.file.path.name,
-                "source_hash": hash_path(dataset.file.path),
-                "genes_delivered": found.report.delivered,
-                "genes_mapped": found.report.mapped,
+                "name": dataset.name,
+                "n_cells": dataset.n_cells,
+                "source_file": dataset.path.name,
+                "source_hash": hash_path(dataset.path),
+                "digests_hash": None if exact else hash_digests(place),
             }
         )
     genes = tuple(sorted(set().union(*known.values())))
     number = {gene: i for i, gene in enumerate(genes)}
     numbers = {name: np.array([number[gene] for gene in own], np.int32) for name, own in known.items()}
     if exact:
-        partitions = [
-            Partition(p.source, p.start, p.stop, _renumbered(p.numbers, numbers[dataset.file.name]), len(genes))
-            for dataset in datasets
-            for p in dataset.partitions()
-        ]
-        values, counts = exact_medians(partitions, len(genes), workers)
+        with ExitStack() as opened:
+            # All are read three times: copies by cell of all of them lie in TMPDIR at once.
+            partitions = [
+                partition
+                for dataset in datasets
+                for partition in dataset.partitions(
+                    opened.enter_context(open_counts(dataset.path, options)).source,
+                    _renumbered(dataset.numbers, numbers[dataset.name]),
+                    len(genes),
+                )
+            ]
+            values, counted = exact_medians(partitions, len(genes), workers)
     else:
-        values, counts = merged_medians(root, numbers, len(genes))
-    (folder / GENES_FILE).write_text(json.dumps({"kind": ids[0].kind, "genes": genes}, indent=0) + "\n")
+        values, counted = merged_medians(root, numbers, len(genes))
+    kind = datasets[0].kind
+    (folder / GENES_FILE).write_text(json.dumps({"kind": kind, "genes": genes}, indent=0) + "\n")
     if gene_table is not None:
         gene_table.save(folder / GENE_TABLE_FILE)
     method = "exact" if exact else "t-digest"
-    medians = Medians(ids[0].kind, genes, values, counts, method, tuple(known), gene_table)
+    medians = Medians(kind, genes, values, counted, method, tuple(known), gene_table)
     store_array(root, "medians", values)
-    store_array(root, "counts", counts)
+    store_array(root, "counts", counted)
     root.attrs.update(
         schema=SCHEMA,
         method=method,
@@ -208,9 +237,9 @@ def _renumbered(numbers: npt.NDArray[np.int32], new: npt.NDArray[np.int32]) -> n
     return np.where(numbers >= 0, new[numbers], -1).astype(np.int32)
 
 
-def _digest(dataset: _Dataset, scratch: Path, workers: Workers) -> Digests:
+def _digest(dataset: _Dataset, source: CountSource, scratch: Path, workers: Workers) -> Digests:
     """The digests of a data set, through a tree of flat merges whose shape only the number of cells decides."""
-    partitions = list(dataset.partitions())
+    partitions = list(dataset.partitions(source))
     own = np.arange(len(dataset.genes), dtype=np.int32)
     levels: list[list[Path]] = [[]]
     made = 0
@@ -233,7 +262,7 @@ def _digest(dataset: _Dataset, scratch: Path, workers: Workers) -> Digests:
             shutil.rmtree(folder)
         add(merged, level + 1)
 
-    progress = tqdm(total=dataset.file.n_cells, desc=f"medians {dataset.file.name}", unit=" cells", disable=None)
+    progress = tqdm(total=dataset.n_cells, desc=f"medians {dataset.name}", unit=" cells", disable=None)
     with progress:
         for partition, digests in zip(partitions, workers.map_in_order(digest_partition, partitions), strict=True):
             add(digests, 0)

@@ -1,7 +1,8 @@
 """`medians.zarr`: the medians of genes over data sets, and the digests that they come from.
 
-A group of digests for each data set (`means`, `weights`, `indptr`, `counts`, `genes.json`); `medians`, `counts` and
-`genes.json` over all of them; the gene table that later files are mapped with.
+`datasets/<name>` holds the digests of each data set (`means`, `weights`, `indptr`, `counts`, `genes.json`); in the root
+are `medians`, `counts` and `genes.json` over all of them, and the gene table that later files are mapped with. The
+attributes hold a SHA-256 of the medians, and one of the digests of each data set.
 """
 
 import hashlib
@@ -19,11 +20,13 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from data_shards.digests import Digests
 from data_shards.errors import DataError
-from data_shards.genes import GeneTable
+from data_shards.genes import GENE_TABLE_FILE, GeneTable
+from data_shards.output import set_aside
 
-SCHEMA = 1
+SCHEMA = 2
+DATASETS = "datasets"
+DIGEST_ARRAYS = ("means", "weights", "indptr", "counts")
 GENES_FILE = "genes.json"
-GENE_TABLE_FILE = "gene_table.parquet"
 _GENE_BLOCK = 2048
 _CHUNK = 1 << 18
 
@@ -52,9 +55,10 @@ class Medians:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 (hex) of genes and medians."""
+        """SHA-256 (hex) of genes, medians and counts."""
         digest = hashlib.sha256("\n".join([self.kind, *self.genes]).encode())
         digest.update(self.medians.astype("<f8").tobytes())
+        digest.update(self.counts.astype("<i8").tobytes())
         return digest.hexdigest()
 
     @classmethod
@@ -65,6 +69,11 @@ class Medians:
             DataError: it is missing, not a medians file, or damaged.
         """
         if not path.exists():
+            if (old := set_aside(path)) is not None:
+                raise DataError(
+                    f"{path}: an `--add` was killed while it replaced this file; the one before is {old}: rename it to "
+                    f"{path.name} and add again"
+                )
             raise DataError(f"{path}: no such medians file: make it with `gm-train data medians`")
         try:
             root = zarr.open_group(path, mode="r")
@@ -82,7 +91,7 @@ class Medians:
             if attrs["schema"] != SCHEMA or attrs["hash"] != medians.hash:
                 raise DataError(f"{path}: damaged or of another version: make it again with `gm-train data medians`")
             return medians
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise DataError(
                 f"{path}: not a medians file, or damaged ({error}): make it again with `gm-train data medians`"
             ) from error
@@ -99,6 +108,24 @@ def store_array(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
     )
 
 
+def hash_digests(folder: Path) -> str:
+    """SHA-256 (hex) of the genes and digests of one data set, as they are read: of a missing chunk, zeros.
+
+    Raises:
+        DataError: they cannot be read.
+    """
+    try:
+        digest = hashlib.sha256((folder / GENES_FILE).read_bytes())
+        group: Any = zarr.open_group(folder, mode="r")
+        for name in DIGEST_ARRAYS:
+            array = group[name]
+            for first in range(0, array.shape[0], _CHUNK):
+                digest.update(np.asarray(array[first : first + _CHUNK]).tobytes())
+    except (OSError, ValueError, KeyError, RuntimeError) as error:
+        raise DataError(f"{folder}: digests cannot be read ({error}): make the medians again from all files") from error
+    return digest.hexdigest()
+
+
 def merged_medians(
     root: zarr.Group, numbers: dict[str, npt.NDArray[np.int32]], n_genes: int
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
@@ -110,14 +137,12 @@ def merged_medians(
         for name, own in numbers.items():
             # A data set's genes are sorted as all genes are: those of a block stand together.
             low, high = (int(place) for place in np.searchsorted(own, [first, last]))
-            group: Any = root[name]
+            group: Any = root[f"{DATASETS}/{name}"]
             indptr = np.asarray(group["indptr"][low : high + 1])
             span = slice(int(indptr[0]), int(indptr[-1]))
-            part = Digests(group["means"][span], group["weights"][span], indptr - indptr[0], group["counts"][low:high])
-            # A missing chunk reads as zeros.
-            if part.weights.sum() != part.counts.sum():
-                raise DataError(f"digests of {name} are damaged: make the medians again from all files")
-            parts.append(part)
+            parts.append(
+                Digests(group["means"][span], group["weights"][span], indptr - indptr[0], group["counts"][low:high])
+            )
             places.append(own[low:high] - first)
         merged = Digests.merge(parts, places, last - first)
         medians[first:last], counts[first:last] = merged.medians(), merged.counts

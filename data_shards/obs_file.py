@@ -1,5 +1,6 @@
 """`obs.parquet`: the annotations of the cells of a store, written a few thousand cells at a time."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 
 #: Columns that are added to those of the file: its row there and its name.
 SOURCE_ROW, CELL_ID = "source_row", "cell_id"
+_BATCH = 1 << 16
 
 
 class ObsWriter:
@@ -45,13 +47,29 @@ class ObsWriter:
 def read_column(path: Path, column: str) -> Iterator[pd.Series]:
     """One column of an `obs.parquet`, a few thousand cells at a time."""
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1 << 16, columns=[column]):
-            yield batch.to_pandas()[column]
+        for batch in file.iter_batches(batch_size=_BATCH, columns=[column]):
+            # Whole numbers with missing ones would be float in the batches that miss some, and int in the others.
+            yield batch.to_pandas(integer_object_nulls=True)[column]
+
+
+def canonical_names(column: pd.Series) -> list[str | None]:
+    """Values as text, the same whichever of int, float or text a file holds them as (3, 3.0, "3"); None if missing."""
+    return [
+        None if missing else _canonical(value) for value, missing in zip(column, pd.isna(column).tolist(), strict=True)
+    ]
+
+
+def _canonical(value: object) -> str:
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    whole = re.fullmatch(r"(-?\d+)\.0+", text := str(value))
+    return whole[1] if whole else text
 
 
 def _plain(column: pd.Series) -> pd.Series:
     """A column whose Parquet type does not depend on the values of the first cells."""
-    is_category = isinstance(column.dtype, pd.CategoricalDtype)
-    if column.dtype == object or (is_category and column.cat.categories.empty):
-        return column.astype("string")
-    return column
+    if isinstance(column.dtype, pd.CategoricalDtype):
+        if pd.api.types.infer_dtype(column.cat.categories) == "string":
+            return column
+        return pd.Series(canonical_names(column), column.index, dtype="string")
+    return column.astype("string") if column.dtype == object else column

@@ -1,8 +1,10 @@
 """Outputs that are either whole or not there."""
 
+import glob
 import hashlib
 import os
 import shutil
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,30 +16,85 @@ from data_shards.errors import DataError
 def whole_directory(path: Path, replace: bool = False) -> Iterator[Path]:
     """A new directory under a temporary name beside `path`, renamed to it when the block ends without an error.
 
+    What is replaced is set aside for the moment between two renames, and comes back if the second one fails; of a
+    process that is killed just there, `set_aside` finds it.
+
     Raises:
         DataError: `path` exists and `replace` is not set, or the place cannot be written to.
     """
     refuse_existing(path, replace)
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_stale(path)
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir()
     except OSError as error:
         raise DataError(f"{path}: cannot be created ({error})") from error
+    old = temporary.with_name(temporary.name.replace(".partial-", ".old-"))
     try:
         yield temporary
+        # What has its name must be whole after a power cut too.
+        for found in [*temporary.rglob("*"), temporary]:
+            _flush(found)
         if replace and path.exists():
-            old = path.with_name(f".{path.name}.old-{os.getpid()}")
             path.rename(old)
+        try:
             temporary.rename(path)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(path)
+        except BaseException:
+            if old.exists():
+                old.rename(path)
+            raise
+        _flush(path.parent)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error})") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+        if path.exists():
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _temporary(path: Path) -> Path:
+    """The name beside `path` that this process writes to."""
+    return path.with_name(f".{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
+
+
+def _clear_stale(path: Path) -> None:
+    """Remove what processes of this machine that were killed left half-written or had replaced."""
+    for kind in ("partial", "old") if path.exists() else ("partial",):
+        start = f".{path.name}.{kind}-{socket.gethostname()}-"
+        for found in path.parent.glob(f"{glob.escape(start)}*"):
+            pid = found.name.removeprefix(start)
+            if not pid.isdecimal() or _is_running(int(pid)):
+                continue
+            if found.is_dir():
+                shutil.rmtree(found, ignore_errors=True)
+            else:
+                found.unlink(missing_ok=True)
+
+
+def _is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _flush(path: Path) -> None:
+    """Wait until a file or the names in a directory are on disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def set_aside(path: Path) -> Path | None:
+    """What was at `path` before a process that was replacing it was killed between two renames, if it was."""
+    return next(iter(sorted(path.parent.glob(f".{glob.escape(path.name)}.old-*"))), None)
 
 
 def refuse_existing(path: Path, replace: bool = False) -> None:
@@ -66,10 +123,12 @@ def whole_file(path: Path) -> Iterator[Path]:
         DataError: `path` exists, or the place cannot be written to.
     """
     refuse_existing(path)
-    temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
+    temporary = _temporary(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _clear_stale(path)
         yield temporary
+        _flush(temporary)
         temporary.rename(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error})") from error

@@ -3,20 +3,25 @@
 Keys are positive float32, whose bits order as the numbers do: a least-significant-digit radix sort of 11 + 11 + 9
 bits ranks a cell without comparisons. Equal keys are then put in the order of their hashes.
 
-numba's cache does not see changes in other files: after one in kernels.py or hashing.py, remove __pycache__.
+Nothing that is compiled here comes from another file, whose changes numba's cache would not see.
 """
 
 import numba
 import numpy as np
 
-from data_shards.hashing import mix64_scalar
-from data_shards.kernels import map_cell
-from data_shards.vocabulary import FIRST_GENE
-
 _TIE = 0x7469655F6F726465
 _DITHER = 0x6469746865725F75
 _RADIX = 2048
 _SMALL_RUN = 32
+
+
+@numba.njit("uint64(uint64)", cache=True, inline="always")
+def mix64_scalar(x):  # type: ignore[no-untyped-def]
+    """`hashing.mix64` of one uint64."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 @numba.njit(cache=True, nogil=True)
@@ -36,54 +41,51 @@ def dithered(count, hashed):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def rank_genes(indptr, indices, data, numbers, totals, medians, gene_hashes, top_k, dither):  # type: ignore[no-untyped-def]
-    """Tokens of cells, best-ranked first; see `Tokenizer.encode`.
+def rank_genes(indptr, genes, counts, totals, detected, medians, gene_hashes, top_k, dither):  # type: ignore[no-untyped-def]
+    """Gene numbers of cells, best-ranked first; see `Tokenizer.encode`.
 
     Args:
         indptr: (n_cells + 1,).
-        indices: delivered genes, (n,), each once in a cell.
-        data: counts float64 (n,), above zero.
-        numbers: int32 (n_delivered,), number of each delivered gene or -1.
+        genes: int32 (n,), gene numbers, each once in a cell.
+        counts: float64 (n,), above zero.
         totals: float64 (n_cells,), over all genes as delivered.
+        detected: int64 (n_cells,), non-zero counts among all genes as delivered.
         medians: float64 (n_genes,).
         gene_hashes: uint64 (n_genes,).
         top_k: most tokens of a cell.
         dither: rank dithered counts.
 
     Returns:
-        tokens uint16 (n_tokens,), indptr int64 (n_cells + 1,).
+        gene numbers uint16 (n_tokens,), indptr int64 (n_cells + 1,).
     """
     n_cells = len(indptr) - 1
-    n_genes = len(medians)
     longest = most = 0
     for cell in range(n_cells):
         size = indptr[cell + 1] - indptr[cell]
         longest = max(longest, size)
         most += min(size, top_k)
-    tokens = np.empty(most, np.uint16)
+    ranked = np.empty(most, np.uint16)
     out_indptr = np.zeros(n_cells + 1, np.int64)
-    genes, counts = np.empty(longest, np.int32), np.empty(longest, np.float64)
-    seen_in, place_of = np.full(n_genes, -1, np.int64), np.empty(n_genes, np.int64)
     floats = np.empty(longest, np.float32)
     bits = floats.view(np.uint32)
     keys_a, keys_b = np.empty(longest, np.uint32), np.empty(longest, np.uint32)
     genes_a, genes_b = np.empty(longest, np.uint16), np.empty(longest, np.uint16)
     histograms = np.zeros((3, _RADIX), np.int32)
     for cell in range(n_cells):
-        n = map_cell(indices, data, indptr[cell], indptr[cell + 1], numbers, cell, seen_in, place_of, genes, counts, 0)
-        detected = indptr[cell + 1] - indptr[cell]
-        if dither:
-            key = cell_key(_DITHER, totals[cell], detected)
-            for i in range(n):
-                counts[i] = dithered(counts[i], mix64_scalar(key ^ gene_hashes[genes[i]]))
+        first = indptr[cell]
+        n = indptr[cell + 1] - first
+        key = cell_key(_DITHER, totals[cell], detected[cell])
         for i in range(n):
-            floats[i] = np.float32(counts[i] / medians[genes[i]])
+            gene, count = genes[first + i], counts[first + i]
+            if dither:
+                count = dithered(count, mix64_scalar(key ^ gene_hashes[gene]))
+            floats[i] = np.float32(count / medians[gene])
         histograms[:] = 0
         for i in range(n):
             # Positive floats leave the highest bit clear; its complement orders descending.
             inverse = np.uint32(0x7FFFFFFF) ^ bits[i]
             keys_a[i] = inverse
-            genes_a[i] = genes[i]
+            genes_a[i] = genes[first + i]
             histograms[0, inverse & np.uint32(2047)] += 1
             histograms[1, (inverse >> np.uint32(11)) & np.uint32(2047)] += 1
             histograms[2, inverse >> np.uint32(22)] += 1
@@ -105,12 +107,12 @@ def rank_genes(indptr, indices, data, numbers, totals, medians, gene_hashes, top
             keys_a, keys_b = keys_b, keys_a
             genes_a, genes_b = genes_b, genes_a
         kept = min(n, top_k)
-        _order_ties(keys_a[:n], genes_a[:n], kept, totals[cell], detected, gene_hashes)
+        _order_ties(keys_a[:n], genes_a[:n], kept, totals[cell], detected[cell], gene_hashes)
         base = out_indptr[cell]
         for i in range(kept):
-            tokens[base + i] = genes_a[i] + FIRST_GENE
+            ranked[base + i] = genes_a[i]
         out_indptr[cell + 1] = base + kept
-    return tokens[: out_indptr[-1]].copy(), out_indptr
+    return ranked[: out_indptr[-1]].copy(), out_indptr
 
 
 @numba.njit(cache=True, nogil=True)

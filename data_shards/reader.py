@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorstore as ts
 
+from data_shards.arrays import StoredArray, open_array
 from data_shards.errors import DataError
 from data_shards.store import Manifest
 
@@ -45,7 +45,7 @@ class StoreReader:
         self.path = Path(path)
         self.manifest = Manifest.load(self.path)
         self._context = ts.Context({"cache_pool": {"total_bytes_limit": cache_bytes}})
-        self._arrays: dict[tuple[str, str], Any] = {}
+        self._arrays: dict[tuple[str, str], StoredArray] = {}
         per_block = self.manifest.block_cells
         counts = [-(-data_set.n_cells // per_block) for data_set in self.manifest.datasets]
         self._first_block = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
@@ -54,33 +54,11 @@ class StoreReader:
     def n_blocks(self) -> int:
         return int(self._first_block[-1])
 
-    def _array(self, data_set: str, name: str) -> Any:
+    def _array(self, data_set: str, name: str) -> StoredArray:
         key = (data_set, name)
         if key not in self._arrays:
-            spec = {
-                "driver": "zarr3",
-                "kvstore": {"driver": "file", "path": str(self.path / data_set / name) + "/"},
-                # Without this a shard file that is gone reads as zeros.
-                "fill_missing_data_reads": False,
-            }
-            try:
-                self._arrays[key] = ts.open(spec, read=True, open=True, context=self._context).result()
-            except Exception as error:
-                raise self._damage(data_set, name, error) from error
+            self._arrays[key] = open_array(self.path, data_set, name, self._context)
         return self._arrays[key]
-
-    def _damage(self, data_set: str, name: str, error: Exception) -> DataError:
-        first_line = str(error).strip().splitlines()[0]
-        return DataError(
-            f"{self.path / data_set / name}: cannot be read ({first_line}); "
-            f"`gm-train data verify {self.path}` names every damaged chunk, then build the store again"
-        )
-
-    def _wait(self, data_set: str, name: str, future: Any) -> npt.NDArray[Any]:
-        try:
-            return np.asarray(future.result())
-        except Exception as error:
-            raise self._damage(data_set, name, error) from error
 
     def read(self, blocks: list[int]) -> list[Block]:
         """Read blocks, all at once (two rounds of concurrent reads: where the cells lie, then their tokens)."""
@@ -93,22 +71,22 @@ class StoreReader:
             found.append(
                 (
                     data_set.name,
-                    self._array(data_set.name, "indptr")[start : stop + 1].read(),
-                    self._array(data_set.name, "split")[start:stop].read(),
+                    self._array(data_set.name, "indptr").begin(start, stop + 1),
+                    self._array(data_set.name, "split").begin(start, stop),
                 )
             )
         pending = []
-        for name, indptr_future, split_future in found:
-            indptr = self._wait(name, "indptr", indptr_future).astype(np.int64)
+        for name, wait_for_indptr, wait_for_split in found:
+            indptr = wait_for_indptr().astype(np.int64)
             if np.any(np.diff(indptr) < 0):
                 raise DataError(f"{self.path / name / 'indptr'}: decreases, so it is damaged; build the store again")
-            tokens = self._array(name, "tokens")[int(indptr[0]) : int(indptr[-1])].read()
-            pending.append((name, indptr, split_future, tokens))
+            wait_for_tokens = self._array(name, "tokens").begin(int(indptr[0]), int(indptr[-1]))
+            pending.append((indptr, wait_for_split, wait_for_tokens))
         return [
             Block(
-                self._wait(name, "tokens", tokens).astype(np.uint16, copy=False),
+                wait_for_tokens().astype(np.uint16, copy=False),
                 indptr - indptr[0],
-                self._wait(name, "split", split).astype(np.uint8, copy=False),
+                wait_for_split().astype(np.uint8, copy=False),
             )
-            for name, indptr, split, tokens in pending
+            for indptr, wait_for_split, wait_for_tokens in pending
         ]

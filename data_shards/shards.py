@@ -15,14 +15,14 @@ from tqdm import tqdm
 
 from data_shards.counts import CountFile, CountOptions, CountSource, open_counts
 from data_shards.errors import DataError
-from data_shards.genes import map_gene
+from data_shards.genes import GENE_TABLE_FILE, map_gene
 from data_shards.kernels import cell_totals
-from data_shards.medians import check_names, dataset_name
+from data_shards.medians import check_names
 from data_shards.medians_file import Medians
 from data_shards.obs_file import ObsWriter
 from data_shards.output import hash_path, refuse_existing, whole_directory
 from data_shards.parallel import Workers
-from data_shards.splits import Annotated, SplitOptions, draw_splits
+from data_shards.splits import Annotated, SplitOptions, donor_names, draw_splits, too_few_donors
 from data_shards.store import (
     SCHEMA,
     TEST,
@@ -35,7 +35,7 @@ from data_shards.store import (
     content_hash,
     hash_files,
 )
-from data_shards.tokenizer import FILES, GENE_TABLE_FILE, GeneColumns, Tokenizer
+from data_shards.tokenizer import FILES, GeneColumns, Tokenizer
 from data_shards.vocabulary import Vocabulary
 
 _CELLS = 16_384
@@ -88,19 +88,26 @@ def make_store(
     """
     options, cells, splits = options or CountOptions(), cells or CellFilter(), splits or SplitOptions()
     refuse_existing(out)
-    check_names([dataset_name(path) for path in paths])
-    tokenizer = make_tokenizer(Medians.load(medians_path), genes_file, top_k, dither, say)
+    check_names([path.stem for path in paths])
+    medians = Medians.load(medians_path)
+    tokenizer = make_tokenizer(medians, genes_file, top_k, dither, say)
+    # What cannot be used is found before hours go into the files ahead of it.
+    bound = [_bind(path, options, tokenizer, splits, min_mapped, say) for path in paths]
+    known = frozenset().union(*(one.donors for one in bound))
+    if splits.by == "donor" and splits.validation + splits.test > 0 and len(known) < 2:
+        raise too_few_donors(len(known))
     with Workers(workers) as pool, whole_directory(out) as folder:
         tokenizer.save(folder)
         written = []
-        for path in paths:
+        for path, genes in zip(paths, bound, strict=True):
             with open_counts(path, options) as counts:
-                written.append(_write_dataset(folder, counts, tokenizer, cells, splits, min_mapped, pool, say))
+                written.append(_write_dataset(folder, counts, tokenizer, genes, cells, pool, say))
         manifest = Manifest(
             schema=SCHEMA,
             vocabulary_hash=tokenizer.vocabulary.hash,
             medians_hash=tokenizer.medians_hash,
             tokenizer_hash=tokenizer.hash,
+            medians_file_hash=medians.hash,
             kind=tokenizer.vocabulary.kind,
             n_genes=len(tokenizer.vocabulary.genes),
             top_k=top_k,
@@ -108,7 +115,12 @@ def make_store(
             block_cells=choose_block_cells(
                 [one.writer.n_cells for one in written], sum(one.writer.n_tokens for one in written)
             ),
-            options={"splits": asdict(splits), "min_mapped": min_mapped},
+            options={
+                "splits": asdict(splits),
+                "min_mapped": min_mapped,
+                "genes_file": genes_file.name if genes_file is not None else None,
+                "genes_file_hash": hash_path(genes_file) if genes_file is not None else None,
+            },
             datasets=_finish(folder, written, splits, say),
             files=hash_files(folder, [*FILES, GENE_TABLE_FILE]),
         )
@@ -124,9 +136,11 @@ def make_tokenizer(medians: Medians, genes_file: Path | None, top_k: int, dither
     """The tokenizer of all genes with a median, or of those that a file lists.
 
     Raises:
-        DataError: the file cannot be read, or none of its genes has a median.
+        DataError: the file cannot be read, or no gene is left.
     """
     chosen = {gene: i for i, gene in enumerate(medians.genes) if medians.counts[i] > 0}
+    if not chosen:
+        raise DataError("no gene has a median: the cells that the medians were made of have no counts")
     if genes_file is not None:
         try:
             names = [line.strip() for line in genes_file.read_text().splitlines() if line.strip()]
@@ -197,6 +211,33 @@ def _rank(tokenizer: Tokenizer, columns: GeneColumns, cells: CellFilter, task: _
 
 
 @dataclass(frozen=True)
+class _Bound:
+    """The vocabulary's genes in a file, its column of donors and, where they are asked for, these."""
+
+    columns: GeneColumns
+    donor_key: str | None
+    donors: frozenset[str]
+
+
+def _bind(
+    path: Path, options: CountOptions, tokenizer: Tokenizer, splits: SplitOptions, min_mapped: float, say: Say
+) -> _Bound:
+    with open_counts(path, options) as counts:
+        columns = tokenizer.bind(counts, min_mapped)
+        donor_key = splits.find_donor_key(counts.name, counts.annotations.columns)
+        say(
+            f"{counts.name}: {counts.n_cells:,} cells; {columns.report}; "
+            f"{columns.found:,} of the {len(tokenizer.vocabulary.genes):,} genes of the vocabulary"
+        )
+        donors: set[str] = set()
+        if splits.by == "donor" and donor_key is not None:
+            for start in range(0, counts.n_cells, _CELLS):
+                stop = min(start + _CELLS, counts.n_cells)
+                donors.update(donor_names(counts.annotations.read_column(donor_key, start, stop)))
+    return _Bound(columns, donor_key, frozenset(donors - {""}))
+
+
+@dataclass(frozen=True)
 class _Written:
     """A data set whose cells are written and whose splits are not drawn yet."""
 
@@ -210,23 +251,16 @@ def _write_dataset(
     folder: Path,
     counts: CountFile,
     tokenizer: Tokenizer,
+    genes: _Bound,
     cells: CellFilter,
-    splits: SplitOptions,
-    min_mapped: float,
     workers: Workers,
     say: Say,
 ) -> _Written:
-    columns = tokenizer.bind(counts, min_mapped)
-    donor_key = splits.find_donor_key(counts.name, counts.annotations.columns)
-    say(
-        f"{counts.name}: {counts.n_cells:,} cells; {columns.report}; "
-        f"{columns.found:,} of the {len(tokenizer.vocabulary.genes):,} genes of the vocabulary"
-    )
     writer = DatasetWriter(folder, counts.name)
     obs = ObsWriter(writer.folder / "obs.parquet")
     filtered = empty = detected = in_vocabulary = 0
     with tqdm(total=counts.n_cells, desc=f"tokens {counts.name}", unit=" cells", disable=None) as progress:
-        for task, ranked in _ranked(counts, tokenizer, columns, cells, workers):
+        for task, ranked in _ranked(counts, tokenizer, genes.columns, cells, workers):
             writer.append(ranked.tokens, ranked.indptr)
             annotations = counts.read_obs(task.start, task.stop)
             if len(ranked.rows):
@@ -247,6 +281,7 @@ def _write_dataset(
         f"{writer.n_tokens:,} tokens; of {detected:,} non-zero counts {in_vocabulary / detected:.1%} are in the "
         f"vocabulary and {writer.n_tokens / detected:.1%} became tokens"
     )
+    report = asdict(genes.columns.report)
     described: dict[str, Any] = {
         "source_file": counts.path.name,
         "source_hash": hash_path(counts.path),
@@ -257,8 +292,9 @@ def _write_dataset(
         "min_genes": cells.min_genes,
         "min_counts": cells.min_counts,
         "obs_hash": hash_path(writer.folder / "obs.parquet"),
+        "genes": {**report, "unknown_examples": list(report["unknown_examples"]), "in_vocabulary": genes.columns.found},
     }
-    return _Written(writer, writer.close(), donor_key, described)
+    return _Written(writer, writer.close(), genes.donor_key, described)
 
 
 def _ranked(

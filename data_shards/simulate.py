@@ -12,6 +12,7 @@ from anndata.io import write_elem
 from tqdm import tqdm
 
 from data_shards.atlas import Atlas, AtlasOptions, draw_atlas, draw_cells, format_gmt
+from data_shards.errors import DataError
 from data_shards.output import whole_file
 
 _CELLS = 4096
@@ -26,8 +27,10 @@ def simulate(out: Path, options: AtlasOptions) -> Path:
         The path of the GMT file.
 
     Raises:
-        DataError: one of the files exists or cannot be written.
+        DataError: `out` is not named `.h5ad`, or one of the files exists or cannot be written.
     """
+    if out.suffix != ".h5ad":
+        raise DataError(f"{out}: an atlas is an AnnData file: name it {out.with_suffix('.h5ad').name}")
     gmt = out.with_suffix(".gmt")
     atlas = draw_atlas(options)
     gene_names = [f"GENE{i:05d}" for i in range(options.genes)]

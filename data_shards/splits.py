@@ -14,7 +14,7 @@ import pandas as pd
 
 from data_shards.errors import DataError
 from data_shards.hashing import fold, hash_string, mix64, uniform
-from data_shards.obs_file import SOURCE_ROW, read_column
+from data_shards.obs_file import SOURCE_ROW, canonical_names, read_column
 from data_shards.store import TEST, TRAIN, VALIDATION
 
 DONOR_COLUMNS = ("donor_id", "donor", "patient", "individual")
@@ -158,6 +158,9 @@ def draw_splits(
         datasets: the data sets of a store, in order.
         options: how to split.
         write: takes the name of a data set and the splits of its next cells.
+
+    Raises:
+        DataError: whole donors were asked for, and there are too few to hold any out.
     """
     donors = [_count_donors(dataset) for dataset in datasets]
     of_donor: dict[str, int] = {}
@@ -174,7 +177,7 @@ def draw_splits(
         donor_key = dataset.donor_key if by == "donor" else None
         for column in read_column(dataset.obs_path, donor_key or SOURCE_ROW):
             if by == "donor":
-                split = np.array([of_donor[donor] for donor in _names(column)], np.uint8)
+                split = np.array([of_donor[donor] for donor in donor_names(column)], np.uint8)
             elif by == "cell":
                 split = split_by_cell(dataset.name, column.to_numpy(np.int64), options)
             else:
@@ -183,17 +186,28 @@ def draw_splits(
             held.update(split.tolist())
         found = donors[number] if by == "donor" else Counter()
         drawn.append(Drawn(by, donor_key, held, found))
+    held_out = sum((one.cells for one in drawn), Counter[int]())
+    for where, share in ((VALIDATION, options.validation), (TEST, options.test)):
+        if options.by == "donor" and share > 0 and not held_out[where]:
+            raise too_few_donors(len({donor for cells in donors for donor in cells if donor}))
     return drawn
+
+
+def too_few_donors(known: int) -> DataError:
+    """That whole donors were asked for where there are none to hold out."""
+    return DataError(
+        f"{known:,} known donors: too few to hold any out as a whole: use --split-by cell, or none to hold nothing out"
+    )
 
 
 def _count_donors(dataset: Annotated) -> Counter[str]:
     cells: Counter[str] = Counter()
     if dataset.donor_key is not None:
         for column in read_column(dataset.obs_path, dataset.donor_key):
-            cells.update(_names(column))
+            cells.update(donor_names(column))
     return cells
 
 
-def _names(column: pd.Series) -> list[str]:
-    """Donors as strings, "" where unknown."""
-    return ["" if missing else str(value) for value, missing in zip(column, column.isna(), strict=True)]
+def donor_names(column: pd.Series) -> list[str]:
+    """Donors as text, "" where unknown."""
+    return [name or "" for name in canonical_names(column)]

@@ -23,7 +23,7 @@ from data_shards.counts import CountOptions
 from data_shards.errors import DataError
 from data_shards.output import hash_path
 
-SCHEMA = 1
+SCHEMA = 2
 #: Values of `split`.
 TRAIN, VALIDATION, TEST = 0, 1, 2
 #: Elements of an inner chunk and of a shard.
@@ -51,6 +51,7 @@ class DatasetEntry:
         counts: how the counts were read (`CountOptions`).
         min_genes, min_counts: the filters, both over all genes as delivered.
         obs_hash: SHA-256 of `obs.parquet`.
+        genes: how its gene ids were found (`GeneReport`), and `in_vocabulary`, how many genes of the vocabulary it has.
     """
 
     name: str
@@ -71,6 +72,7 @@ class DatasetEntry:
     min_genes: int
     min_counts: float
     obs_hash: str
+    genes: dict[str, Any]
 
     @property
     def count_options(self) -> CountOptions:
@@ -85,12 +87,14 @@ class Manifest:
     Attributes:
         schema: version of the layout.
         vocabulary_hash, medians_hash, tokenizer_hash: hashes of the tokenizer that made it.
+        medians_file_hash: hash of the whole medians file (`Medians.hash`) that the store was made with.
         kind: kind of the gene ids.
         n_genes: genes of the vocabulary.
         top_k: most tokens of a cell.
         dither: whether counts were dithered before ranking.
         block_cells: cells of a block, the unit of shuffling.
-        options: how the splits were drawn, and whatever else the store was made with.
+        options: how the splits were drawn, the file with the genes of the vocabulary and its SHA-256 if there was one,
+            and whatever else the store was made with.
         datasets: the data sets, in order.
         files: SHA-256 of each file in the root.
     """
@@ -99,6 +103,7 @@ class Manifest:
     vocabulary_hash: str
     medians_hash: str
     tokenizer_hash: str
+    medians_file_hash: str
     kind: str
     n_genes: int
     top_k: int
@@ -142,19 +147,26 @@ class Manifest:
                 raise DataError(
                     f"{store}: layout version {attrs['schema']}, this program reads {SCHEMA}: make it again"
                 )
-            expected = attrs.pop("hash")
+            check, expected = attrs.pop("check"), attrs.pop("hash")
+            whole = check == _check({**attrs, "hash": expected})
             attrs["datasets"] = tuple(DatasetEntry(**entry) for entry in attrs["datasets"])
             manifest = cls(**attrs)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(
                 f"{store}: not a token store, or damaged ({error}): make it with `gm-train data shards`"
             ) from error
-        if manifest.hash != expected:
+        if not whole or manifest.hash != expected:
             raise DataError(f"{store}: the manifest is damaged: make the store again with `gm-train data shards`")
         return manifest
 
     def save(self, store: Path) -> None:
-        zarr.open_group(store, mode="a").attrs.put({**asdict(self), "hash": self.hash})
+        content = {**asdict(self), "hash": self.hash}
+        zarr.open_group(store, mode="a").attrs.put({**content, "check": _check(content)})
+
+
+def _check(content: dict[str, Any]) -> str:
+    """SHA-256 (hex) of a whole manifest: unlike its `hash`, which names the content, it finds any damage."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def choose_block_cells(cells: Sequence[int], n_tokens: int) -> int:

@@ -19,6 +19,7 @@ from data_shards.reader import Block, StoreReader
 from data_shards.store import TRAIN, VALIDATION
 
 _PURPOSE_CELLS, _PURPOSE_ROWS, _PURPOSE_VALIDATION = 11, 12, 13
+_BLOCKS_AT_ONCE = 32
 I64 = npt.NDArray[np.int64]
 
 
@@ -132,7 +133,7 @@ class LaneStream:
 
 
 def validation_rows(reader: StoreReader, plan: Plan, max_cells: int) -> list[Row]:
-    """Rows of held-out cells, the same for every run with this seed and store.
+    """Rows of held-out cells, a function of the store and the plan.
 
     Blocks are visited in an order of their own until `max_cells` validation cells are found (the last block is cut).
     Empty if the store holds out none.
@@ -143,14 +144,16 @@ def validation_rows(reader: StoreReader, plan: Plan, max_cells: int) -> list[Row
     tokens: list[npt.NDArray[np.uint16]] = []
     place_parts: list[I64] = []
     cell_parts: list[I64] = []
-    place = 0
-    while len(tokens) < wanted:
-        found = _gather(reader.read([order.block(place)]), [place], VALIDATION)
+    for first in range(0, reader.n_blocks, _BLOCKS_AT_ONCE):
+        if len(tokens) >= wanted:
+            break
+        places = list(range(first, min(first + _BLOCKS_AT_ONCE, reader.n_blocks)))
+        found = _gather(reader.read([order.block(place) for place in places]), places, VALIDATION)
         tokens += found[0]
         place_parts.append(found[1])
         cell_parts.append(found[2])
-        place += 1
     if not tokens:
         return []
-    places, cells = np.concatenate(place_parts)[:wanted], np.concatenate(cell_parts)[:wanted]
-    return pack_cells(tokens[:wanted], places, cells, plan, key)
+    return pack_cells(
+        tokens[:wanted], np.concatenate(place_parts)[:wanted], np.concatenate(cell_parts)[:wanted], plan, key
+    )

@@ -16,14 +16,17 @@ import scipy.sparse as sp
 
 from data_shards.counts import CountFile
 from data_shards.errors import DataError
-from data_shards.genes import GeneReport, GeneTable, find_gene_ids
+from data_shards.genes import GENE_TABLE_FILE, GeneReport, GeneTable, find_gene_ids
 from data_shards.hashing import U64, hash_strings
-from data_shards.kernels import cell_totals
+from data_shards.kernels import cell_totals, group_by_gene, map_genes
 from data_shards.ranking import rank_genes
 from data_shards.vocabulary import FIRST_GENE, Vocabulary
 
 FILES = ("vocabulary.json", "medians.npy", "tokenizer.json")
-GENE_TABLE_FILE = "gene_table.parquet"
+#: Drift looks at genes with this many non-zero values, and counts those that are off by more than this factor.
+DRIFT_VALUES, DRIFT_FACTOR = 100, 1.5
+#: Share of such genes from which on drift is reported.
+DRIFT_SHARE = 0.2
 _SCHEMA = 1
 
 
@@ -111,28 +114,54 @@ class Tokenizer:
         """Tokens of the cells, best-ranked first.
 
         The key of a gene is float32(count / median), descending. Exact ties stand in the order of a hash of gene id,
-        the cell's total and its number of detected genes, both over all genes as delivered.
+        the cell's total and its number of detected genes, both over all genes as delivered. A total is the same for
+        any order of the genes. What is not above zero is left out.
 
         Args:
-            counts: csr_matrix (n_cells, n_delivered), float64, without explicit zeros and without repeated columns,
-                as `CountFile.chunks` yields it.
+            counts: csr_matrix (n_cells, n_delivered), float64, without repeated columns, as `CountFile.chunks` yields
+                it.
             columns: what `bind` found for the file.
 
         Returns:
             tokens uint16 (n_tokens,) and indptr int64 (n_cells + 1,).
         """
+        above = counts.data > 0
+        if not above.all():
+            data = np.where(above, counts.data, 0)
+            counts = sp.csr_matrix((data, counts.indices, counts.indptr), counts.shape, copy=True)
+            counts.eliminate_zeros()
+        n_genes = len(self.vocabulary.genes)
+        indptr, genes, values = map_genes(counts.indptr, counts.indices, counts.data, columns.numbers, n_genes)
         tokens, indptr = rank_genes(
-            counts.indptr,
-            counts.indices,
-            counts.data,
-            columns.numbers,
+            indptr,
+            genes,
+            values,
             cell_totals(counts.indptr, counts.data),
+            np.diff(counts.indptr).astype(np.int64),
             self.medians,
             self._gene_hashes,
             self.top_k,
             self.dither,
         )
+        tokens += np.uint16(FIRST_GENE)
         return tokens, indptr
+
+    def drift(self, genes: npt.NDArray[np.int32], values: npt.NDArray[np.float64]) -> tuple[float, int]:
+        """How far the medians of other cells are from these.
+
+        Args:
+            genes: int32 (n,), gene number of each non-zero count of the cells.
+            values: float64 (n,), `count / total * 10,000` of each.
+
+        Returns:
+            Of the genes with at least 100 values, the share whose median differs from the tokenizer's by more than a
+            factor of 1.5; and the number of these genes, of which none gives a share of 0.
+        """
+        starts, grouped = group_by_gene(genes, values, len(self.medians))
+        often = np.flatnonzero(np.diff(starts) >= DRIFT_VALUES)
+        own = np.array([np.median(grouped[starts[gene] : starts[gene + 1]]) for gene in often])
+        far = np.abs(np.log(own / self.medians[often])) > np.log(DRIFT_FACTOR)
+        return float(far.mean()) if len(often) else 0.0, len(often)
 
     def save(self, directory: Path) -> None:
         """Write `vocabulary.json`, `medians.npy`, `tokenizer.json` and, with a gene table, `gene_table.parquet`."""

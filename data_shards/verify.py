@@ -8,10 +8,10 @@ import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from data_shards.arrays import StoredArray, open_array
+from data_shards.arrays import StoredArray, first_line, open_array
 from data_shards.errors import DataError
 from data_shards.output import hash_path
-from data_shards.store import LAYOUT, TEST, TRAIN, VALIDATION, DatasetEntry, Manifest, content_hash
+from data_shards.store import TEST, TRAIN, VALIDATION, DatasetEntry, Manifest, content_hash
 from data_shards.tokenizer import Tokenizer
 from data_shards.vocabulary import FIRST_GENE
 
@@ -63,7 +63,7 @@ def _check_dataset(store: Path, entry: DatasetEntry, manifest: Manifest) -> list
             problems.append(f"{folder}: has {array.size:,} elements, the manifest says {size:,}")
             continue
         digest = hashlib.sha256()
-        for start, values in _read_shards(array, name, problems):
+        for start, values in _read_shards(array, problems):
             digest.update(np.ascontiguousarray(values).tobytes())
             if name == "tokens" and len(values):
                 if values.min() < FIRST_GENE or values.max() >= manifest.n_genes + FIRST_GENE:
@@ -86,10 +86,11 @@ def _check_dataset(store: Path, entry: DatasetEntry, manifest: Manifest) -> list
     return problems
 
 
-def _read_shards(array: StoredArray, name: str, problems: list[str]) -> Iterator[tuple[int, npt.NDArray[np.generic]]]:
+def _read_shards(array: StoredArray, problems: list[str]) -> Iterator[tuple[int, npt.NDArray[np.generic]]]:
     """Shard after shard; of one that cannot be read, each damaged chunk is named."""
-    chunk, shard = LAYOUT[name]
-    for start in tqdm(range(0, array.size, shard), desc=f"reading {array.path.parent.name}/{name}", disable=None):
+    chunk, shard = array.chunk, array.shard
+    what = f"reading {array.path.parent.name}/{array.path.name}"
+    for start in tqdm(range(0, array.size, shard), desc=what, disable=None):
         stop = min(start + shard, array.size)
         file = array.path / "c" / str(start // shard)
         if not file.is_file():
@@ -103,10 +104,15 @@ def _read_shards(array: StoredArray, name: str, problems: list[str]) -> Iterator
                 try:
                     array.read(first, min(first + chunk, stop))
                 except DataError as of_chunk:
-                    damaged.append((first, of_chunk))
+                    damaged.append((first, _reason(of_chunk)))
             if len(damaged) * chunk >= stop - start:
-                problems.append(f"{file}: the whole shard cannot be read ({error})")
+                problems.append(f"{file}: the whole shard cannot be read ({_reason(error)})")
             else:
                 problems += [
                     f"{file}: chunk {(first - start) // chunk} is damaged ({of_chunk})" for first, of_chunk in damaged
                 ]
+
+
+def _reason(error: DataError) -> str:
+    """What TensorStore said, without the advice to call this program."""
+    return first_line(error.__cause__ or error)

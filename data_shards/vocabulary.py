@@ -30,6 +30,8 @@ class Vocabulary:
     def __post_init__(self) -> None:
         if self.kind not in ("ensembl", "as-is"):
             raise DataError(f"vocabulary kind is {self.kind!r}: expected 'ensembl' or 'as-is'")
+        if not self.genes:
+            raise DataError("a vocabulary without genes gives no tokens")
         if list(self.genes) != sorted(set(self.genes)):
             raise DataError("the genes of a vocabulary must be sorted and each stand once")
         if len(self.genes) > MAX_GENES:

@@ -35,7 +35,9 @@ from gm_train.settings import config_from_file
 log = logging.getLogger(__name__)
 
 COMMIT = "COMMIT"
+SCHEMA = 1
 _NAME = re.compile(r"step-(\d{8,})")
+_PARTIAL, _DAMAGED = ".partial", ".damaged"
 
 
 def _sha256(path: Path) -> str:
@@ -67,17 +69,33 @@ class Checkpoint:
     Attributes:
         path: its directory.
         step: the step that it was taken after.
-        val_loss: the last validation loss at or before that step, if there was one.
+        val_loss: the validation loss at that step, if it was validated.
+        files: size in bytes and SHA-256 of every file, by name within the directory.
     """
 
     path: Path
     step: int
     val_loss: float | None
+    files: dict[str, dict[str, Any]]
+
+    @classmethod
+    def read(cls, path: Path) -> "Checkpoint":
+        """Read the COMMIT of a directory.
+
+        Raises:
+            DataError: it is not there, is torn, or is of another version.
+        """
+        try:
+            content = json.loads((path / COMMIT).read_text())
+            if content["schema"] != SCHEMA:
+                raise DataError(f"{path}: checkpoint of version {content['schema']}, this program reads {SCHEMA}")
+            return cls(path, int(content["step"]), content["val_loss"], dict(content["files"]))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}: its {COMMIT} is missing or damaged ({error})") from error
 
     def damage(self) -> str | None:
         """What is wrong with its files, or None if every one has the size and hash of the COMMIT."""
-        listed = json.loads((self.path / COMMIT).read_text())["files"]
-        for name, entry in listed.items():
+        for name, entry in self.files.items():
             file = self.path / name
             if not file.is_file():
                 return f"{name} is missing"
@@ -89,26 +107,51 @@ class Checkpoint:
 
 
 def list_checkpoints(directory: Path) -> list[Checkpoint]:
-    """Committed checkpoints of a run, oldest first; files are not verified."""
+    """Checkpoints of a run whose COMMIT can be read, oldest first; files are not verified."""
     found = []
     for path in directory.glob("step-*"):
-        if _NAME.fullmatch(path.name) and (path / COMMIT).is_file():
-            try:
-                commit = json.loads((path / COMMIT).read_text())
-                found.append(Checkpoint(path, commit["step"], commit["val_loss"]))
-            except (ValueError, KeyError) as error:
-                log.warning("%s: its COMMIT is damaged (%s), so it is passed over", path, error)
+        if _NAME.fullmatch(path.name):
+            with contextlib.suppress(DataError):
+                found.append(Checkpoint.read(path))
     return sorted(found, key=lambda checkpoint: checkpoint.step)
 
 
-def latest_whole(directory: Path) -> Checkpoint | None:
-    """The newest checkpoint whose files are as committed; damaged ones are passed over with a warning."""
+def latest_whole(directory: Path, before: int | None = None) -> Checkpoint | None:
+    """The newest checkpoint whose files are as committed, of a step below `before` if given."""
     for checkpoint in reversed(list_checkpoints(directory)):
-        damage = checkpoint.damage()
-        if damage is None:
+        if (before is None or checkpoint.step < before) and checkpoint.damage() is None:
             return checkpoint
-        log.warning("%s: %s, so this checkpoint is passed over", checkpoint.path, damage)
     return None
+
+
+def set_aside_damaged(directory: Path) -> None:
+    """Before a run goes on: rename newer checkpoints that are not whole, loudly, and clear unfinished ones.
+
+    Raises:
+        DataError: there were checkpoints and not one is whole. Training from step 0 would throw the run away.
+    """
+    for path in directory.glob(f".step-*{_PARTIAL}"):
+        shutil.rmtree(path, ignore_errors=True)
+    broken = []
+    for path in sorted((path for path in directory.glob("step-*") if _NAME.fullmatch(path.name)), reverse=True):
+        try:
+            checkpoint = Checkpoint.read(path)
+            damage = checkpoint.damage()
+        except DataError as error:
+            damage = str(error)
+        if damage is None:
+            return
+        log.warning("%s: %s, so this checkpoint is passed over", path, damage)
+        aside = path.with_name(path.name + _DAMAGED)
+        shutil.rmtree(aside, ignore_errors=True)
+        path.rename(aside)
+        broken.append(aside.name)
+    broken = broken or sorted(path.name for path in directory.glob(f"step-*{_DAMAGED}"))
+    if broken:
+        raise DataError(
+            f"{directory}: none of the run's checkpoints is whole ({', '.join(broken)}): restore one of them, or start "
+            "over in another run.dir"
+        )
 
 
 def save_checkpoint(
@@ -122,34 +165,50 @@ def save_checkpoint(
     store_hash: str,
     val_loss: float | None,
 ) -> Checkpoint:
-    """Write and commit `step-<step>` into `directory`.
+    """Write and commit `step-<step>` into `directory`, under another name until it is whole.
 
     Raises:
-        DataError: the disk is full or cannot be written. Earlier checkpoints stay as they are, and what was written
-            of this one is removed.
+        DataError: the disk is full or cannot be written, or the weights are not finite. Earlier checkpoints stay as
+            they are, and what was written of this one is removed.
     """
+    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
+        raise DataError(
+            f"{directory}: at step {position.step:,} the weights are not finite, so they are not saved; the checkpoint "
+            "before is whole: go on from it with a lower optim.lr in another run.dir"
+        )
     path = directory / f"step-{position.step:08d}"
+    partial = directory / f".{path.name}{_PARTIAL}"
     try:
-        if path.exists():
-            # Left by a process that died before its COMMIT, or found damaged on resume.
-            shutil.rmtree(path)
-        path.mkdir(parents=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
         model_state, optimizer_state = get_state_dict(model, optimizer)
         with _single_process():
-            save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=path / "state", no_dist=True)
-        position.save(path / "position.json", config.run.seed, store_hash)
-        (path / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
-        (path / "identity.json").write_text(json.dumps(identity, indent=1, sort_keys=True) + "\n")
-        (path / "tokenizer").mkdir()
-        tokenizer.save(path / "tokenizer")
-        _commit(path, position.step, val_loss)
+            save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=partial / "state", no_dist=True)
+        position.save(partial / "position.json", config.run.seed, store_hash)
+        (partial / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
+        (partial / "identity.json").write_text(json.dumps(identity, indent=1, sort_keys=True) + "\n")
+        (partial / "tokenizer").mkdir()
+        tokenizer.save(partial / "tokenizer")
+        _commit(partial, position.step, val_loss)
+        partial.rename(path)
+        _sync(directory)
     except (OSError, CheckpointException) as error:
-        shutil.rmtree(path, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        earlier = list_checkpoints(directory)
+        kept = f"the newest one kept is {earlier[-1].path.name}" if earlier else "there is none before it"
         raise DataError(
-            f"{path}: the checkpoint could not be written ({str(error).strip().splitlines()[0]}); "
-            "the one before it is whole: free disk space or mend the permissions, then start the same command again"
+            f"{path}: the checkpoint could not be written ({_cause(error)}); {kept}. Free disk space or mend the "
+            "permissions, then start the same command again"
         ) from error
-    return Checkpoint(path, position.step, val_loss)
+    return Checkpoint.read(path)
+
+
+def _cause(error: OSError | CheckpointException) -> str:
+    """What went wrong in a line; torch wraps the error of each rank."""
+    inner: BaseException = error
+    if isinstance(error, CheckpointException) and error.failures:
+        inner = next(iter(error.failures.values()))[0]
+    return (str(inner).strip() or type(inner).__name__).splitlines()[0]
 
 
 def _commit(path: Path, step: int, val_loss: float | None) -> None:
@@ -159,36 +218,44 @@ def _commit(path: Path, step: int, val_loss: float | None) -> None:
         _sync(file)
     for folder in {file.parent for file in files}:
         _sync(folder)
-    temporary = path / f".{COMMIT}"
-    temporary.write_text(json.dumps({"step": step, "val_loss": val_loss, "files": listed}, indent=1) + "\n")
-    _sync(temporary)
-    temporary.rename(path / COMMIT)
+    content = {"schema": SCHEMA, "step": step, "val_loss": val_loss, "files": listed}
+    (path / COMMIT).write_text(json.dumps(content, indent=1) + "\n")
+    _sync(path / COMMIT)
     _sync(path)
-    _sync(path.parent)
 
 
-def load_training_state(checkpoint: Checkpoint, model: GeneMamba, optimizer: torch.optim.Optimizer) -> Position:
-    """Load weights and optimizer state in place; returns the position that they belong to."""
+def load_training_state(checkpoint: Checkpoint, model: GeneMamba, optimizer: torch.optim.Optimizer) -> None:
+    """Load weights and optimizer state in place."""
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
     with _single_process():
         load(state, checkpoint_id=checkpoint.path / "state", no_dist=True)
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-    return Position.load(checkpoint.path / "position.json")
 
 
-def prune(directory: Path, keep_last: int) -> None:
-    """Delete all but the newest `keep_last` checkpoints and the one of the best validation loss."""
+def prune(directory: Path, keep_last: int, before: int | None) -> None:
+    """Delete all checkpoints but the newest `keep_last`, the one of the best validation loss, and a way back.
+
+    Args:
+        directory: the run's checkpoints.
+        keep_last: newest ones that stay.
+        before: the newest checkpoint of a step below this stays, too: where a rollback would go.
+    """
     checkpoints = list_checkpoints(directory)
     kept = {checkpoint.path for checkpoint in checkpoints[-keep_last:]}
-    scored = [checkpoint for checkpoint in checkpoints if checkpoint.val_loss is not None]
+    scored = [(c.val_loss, -c.step, c.path) for c in checkpoints if c.val_loss is not None]
     if scored:
-        kept.add(min(scored, key=lambda checkpoint: (checkpoint.val_loss, -checkpoint.step)).path)
+        kept.add(min(scored)[2])
+    if before is not None:
+        kept |= {checkpoint.path for checkpoint in [c for c in checkpoints if c.step < before][-1:]}
     for checkpoint in checkpoints:
         if checkpoint.path not in kept:
-            # COMMIT goes first: what is half deleted must not look whole.
-            (checkpoint.path / COMMIT).unlink()
-            shutil.rmtree(checkpoint.path)
+            try:
+                # COMMIT goes first: what is half deleted must not look whole.
+                (checkpoint.path / COMMIT).unlink()
+                shutil.rmtree(checkpoint.path)
+            except OSError as error:
+                log.warning("%s: an old checkpoint could not be deleted (%s)", checkpoint.path, error)
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
@@ -198,8 +265,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         DataError: there is none, or its files are not what was committed.
     """
     if (path / COMMIT).is_file():
-        commit = json.loads((path / COMMIT).read_text())
-        checkpoint = Checkpoint(path, commit["step"], commit["val_loss"])
+        checkpoint = Checkpoint.read(path)
         if damage := checkpoint.damage():
             raise DataError(f"{path}: {damage}: this checkpoint is damaged, use another one of the run")
         return checkpoint

@@ -1,12 +1,13 @@
 """The DataModule: each rank's lanes of the store, as micro-batches, from a position on."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import lightning as L
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from data_shards.errors import DataError
 from data_shards.reader import StoreReader
 from data_shards.stream import LaneStream, Plan, validation_rows
 from gm_train.batches import Examples, MicroBatch, Recipe, join, make_examples, split
@@ -23,15 +24,24 @@ class LanePiece:
     position: tuple[int, int]
 
 
-class LaneDataset(IterableDataset[list[LanePiece]]):
-    """Yields, step by step, the pieces of the lanes that a loader worker owns (worker w of W: every W-th lane)."""
+class LaneDataset(IterableDataset[list[LanePiece] | DataError]):
+    """Yields, step by step, the pieces of the lanes that a loader worker owns (worker w of W: every W-th lane).
+
+    An error of the data is yielded, not raised: a worker would bury its message in a traceback.
+    """
 
     def __init__(
         self, data: DataConfig, plan: Plan, recipe: Recipe, lanes: dict[int, tuple[int, int]], n_steps: int
     ) -> None:
         self.data, self.plan, self.recipe, self.lanes, self.n_steps = data, plan, recipe, lanes, n_steps
 
-    def __iter__(self) -> Iterator[list[LanePiece]]:
+    def __iter__(self) -> Iterator[list[LanePiece] | DataError]:
+        try:
+            yield from self._pieces()
+        except DataError as error:
+            yield error
+
+    def _pieces(self) -> Iterator[list[LanePiece]]:
         worker = get_worker_info()
         own = sorted(self.lanes) if worker is None else sorted(self.lanes)[worker.id :: worker.num_workers]
         n_readers = 1 if worker is None else worker.num_workers
@@ -45,7 +55,7 @@ class LaneDataset(IterableDataset[list[LanePiece]]):
             yield pieces
 
 
-def _as_it_is(item: list[LanePiece]) -> list[LanePiece]:
+def _as_it_is(item: list[LanePiece] | DataError) -> list[LanePiece] | DataError:
     return item
 
 
@@ -60,7 +70,7 @@ class StepLoader:
 
     def __iter__(self) -> Iterator[MicroBatch]:
         n_workers = min(self._dataset.data.workers, len(self._dataset.lanes))
-        loader: DataLoader[list[LanePiece]] = DataLoader(
+        loader: DataLoader[list[LanePiece] | DataError] = DataLoader(
             self._dataset,
             batch_size=None,
             num_workers=n_workers,
@@ -72,7 +82,12 @@ class StepLoader:
         with torch.random.fork_rng(devices=[]):
             items = iter(loader)
         for _ in range(self._dataset.n_steps):
-            pieces = [piece for _ in range(max(1, n_workers)) for piece in next(items)]
+            pieces = []
+            for _ in range(max(1, n_workers)):
+                item = next(items)
+                if isinstance(item, DataError):
+                    raise item
+                pieces += item
             pieces.sort(key=lambda piece: piece.lane)
             yield from split(
                 join([piece.examples for piece in pieces]),
@@ -106,9 +121,13 @@ class CellDataModule(L.LightningDataModule):
         return StepLoader(LaneDataset(self.data, self.plan, self.recipe, dict(self.position.lanes), n_steps))
 
     def validation_batches(self) -> list[MicroBatch]:
-        """Held-out cells with fixed masks: the same batches at every validation. Empty if no cells are held out."""
+        """Held-out cells with fixed masks: the same at every validation, whatever the run's seed.
+
+        Empty if no cells are held out.
+        """
         if self._validation is None:
             reader = StoreReader(self.data.store, self.data.cache_mb << 20)
-            rows = validation_rows(reader, self.plan, self.validation_cells)
-            self._validation = split(make_examples(rows, self.recipe), self.data.micro_rows, {}) if rows else []
+            rows = validation_rows(reader, replace(self.plan, seed=0), self.validation_cells)
+            examples = make_examples(rows, replace(self.recipe, seed=0)) if rows else None
+            self._validation = split(examples, self.data.micro_rows, {}) if examples else []
         return self._validation

@@ -1,7 +1,6 @@
 """`make demo`: the main job, end to end, through the commands that a user would type."""
 
 import argparse
-import hashlib
 import importlib.util
 import shlex
 import shutil
@@ -11,11 +10,13 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
+from data_shards.counts import CountOptions, open_counts
 from data_shards.errors import DataError
+from data_shards.output import hash_path
 from data_shards.store import Manifest
 from gm_train.cli import main
 from gm_train.rundir import METRICS, read_rows
-from gm_train.settings import load_config
+from gm_train.settings import ConfigError, load_config
 
 CONFIG = "configs/demo.yaml"
 LABELS = ("cell_type", "celltype", "Celltype", "CellType", "bulk_labels", "louvain", "leiden")
@@ -54,38 +55,41 @@ def _label_column(store: Path) -> str | None:
     return next((column for column in LABELS if column in columns), None)
 
 
+def _make_store(cells: Path, reading: list[str], store: Path, top_k: int) -> None:
+    store.parent.mkdir(parents=True, exist_ok=True)
+    medians = store.parent / "medians.zarr"
+    # Left by a demo that was interrupted between the two commands, perhaps with other cells.
+    shutil.rmtree(medians, ignore_errors=True)
+    _command("data", "medians", cells, *reading, "--out", medians)
+    _command(
+        "data", "shards", cells, *reading, "--medians", medians, "--out", store,
+        "--top-k", str(top_k), "--validation", "0.2",
+    )  # fmt: skip
+
+
 def demo(data: Path | None, fresh: bool) -> None:
     """Counts to medians, shards, a trained model and its evaluation; again, it goes on from its last checkpoint.
 
     Raises:
-        DataError: the store of an earlier demo holds other cells than those asked for.
+        DataError: the cells cannot be read, or the store of an earlier demo holds others.
     """
     started = time.monotonic()
     config = load_config([CONFIG])
     store, run = Path(config.data.store), Path(config.run.dir)
-    medians = store.parent / "medians.zarr"
-    if fresh:
-        for folder in (store, medians, run):
-            shutil.rmtree(folder, ignore_errors=True)
-    # The blood cells carry log-normalised values, from which their counts come back; a file of yours has counts.
-    reading = [] if data else ["--raw", "--counts-from", "log1p"]
     cells = data or pbmc_file()
-    if not cells.is_file():
-        raise DataError(f"DATA={cells}: there is no such file")
+    # The blood cells carry log-normalised values, from which their counts come back; a file of yours has counts.
+    options = CountOptions() if data else CountOptions(raw=True, counts_from="log1p")
+    with open_counts(cells, options) as file:
+        print(f"cells: {file.path}, {file.n_cells:,} cells of {file.n_genes:,} genes")
+    if fresh:
+        for folder in (store, run):
+            shutil.rmtree(folder, ignore_errors=True)
     if store.exists():
-        with cells.open("rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if Manifest.load(store).datasets[0].source_hash != digest:
+        if Manifest.load(store).datasets[0].source_hash != hash_path(cells):
             raise DataError(f"{store} holds other cells than {cells}: `make demo FRESH=1` starts over with these")
         print(f"the store {store} is there already")
     else:
-        store.parent.mkdir(parents=True, exist_ok=True)
-        if not medians.exists():
-            _command("data", "medians", cells, *reading, "--out", medians)
-        _command(
-            "data", "shards", cells, *reading, "--medians", medians, "--out", store,
-            "--top-k", str(config.data.row_length), "--validation", "0.2",
-        )  # fmt: skip
+        _make_store(cells, [] if data else ["--raw", "--counts-from", "log1p"], store, config.data.row_length)
     _command("fit", CONFIG, f"trainer.max_steps={_budget(run, config.trainer.max_steps)}")
     label = _label_column(store)
     _command("eval", run, cells, *(["--label", label] if label else []))
@@ -108,5 +112,5 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     try:
         demo(arguments.data, arguments.fresh)
-    except DataError as error:
+    except (DataError, ConfigError) as error:
         sys.exit(f"demo: error: {error}")

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import torch
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 
 from data_shards.errors import DataError
 from data_shards.hashing import fold
@@ -17,7 +19,7 @@ from data_shards.stream import LaneStream, Plan
 from data_shards.tokenizer import Tokenizer
 from data_shards.vocabulary import FIRST_GENE
 from gm_train.batches import Recipe, make_examples
-from gm_train.checkpoint import Checkpoint, latest_whole, load_training_state
+from gm_train.checkpoint import Checkpoint, latest_whole, load_training_state, set_aside_damaged
 from gm_train.config import Config
 from gm_train.datamodule import CellDataModule
 from gm_train.module import GeneMambaModule
@@ -44,30 +46,41 @@ _THIN_PAIRS = 1.0  # fewer positive pairs a cell than this make L_pathway mostly
 _COVERAGE_ROWS = 64
 
 
-def fit(config: Config) -> Path:
-    """Train until `trainer.max_steps`, from the run directory's newest whole checkpoint if it has one.
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended.
 
-    Returns:
-        The newest checkpoint's directory.
+    Attributes:
+        checkpoint: the newest one, None if none was written.
+        left_by: the signal that ended it early, if one did; the run then goes on where it is started again.
+    """
+
+    checkpoint: Checkpoint | None
+    left_by: signal.Signals | None
+
+
+def fit(config: Config) -> Outcome:
+    """Train until `trainer.max_steps`, from the run directory's newest whole checkpoint if it has one.
 
     Raises:
         DataError: the store or the checkpoint does not fit the configuration, or the run directory is in use.
     """
-    directory = Path(config.run.dir)
-    with locked(directory):
-        return _fit(config, directory)
-
-
-def _fit(config: Config, directory: Path) -> Path:
     reader = StoreReader(config.data.store, config.data.cache_mb << 20)
     tokenizer = Tokenizer.load(reader.path)
-    _check_store(config, reader)
+    _check_store(config, reader, tokenizer)
+    directory = Path(config.run.dir)
+    with locked(directory):
+        return _fit(config, directory, reader, tokenizer)
+
+
+def _fit(config: Config, directory: Path, reader: StoreReader, tokenizer: Tokenizer) -> Outcome:
+    set_aside_damaged(directory / "checkpoints")
     checkpoint = latest_whole(directory / "checkpoints")
     _resolve_schedule(config, checkpoint)
     identity = identity_of(config, reader.manifest.hash, tokenizer.vocabulary.hash, tokenizer.medians_hash)
-
     if checkpoint is not None:
-        _check_identity(checkpoint, identity)
+        saved = json.loads((checkpoint.path / "identity.json").read_text())
+        refuse_other_identity(checkpoint.path, saved, identity)
     position = Position.load(checkpoint.path / "position.json") if checkpoint else Position.start(config.data.lanes)
 
     # Everything random in the weights comes from here; data, masks and pairs have counter hashes of their own.
@@ -81,39 +94,32 @@ def _fit(config: Config, directory: Path) -> Path:
         _pathways(config, tokenizer),
     )
     data = CellDataModule(config.data, recipe, position, config.trainer.max_steps, config.trainer.validation_cells)
-
     _announce(config, reader, module, data, checkpoint)
-    if position.step >= config.trainer.max_steps:
-        print(f"nothing to do: the run has {position.step:,} steps, trainer.max_steps={config.trainer.max_steps:,}")
-        assert checkpoint is not None
-        return checkpoint.path
 
     for name in (METRICS, SKIPPED):
         if dropped := forget_after(directory / name, position.step):
-            log.info("%s: dropped %d rows behind step %d", name, dropped, position.step)
+            log.info("%s: dropped %d rows behind step %d, where training goes on", name, dropped, position.step)
     write_config(directory, config)
-    write_environment(directory, position.step)
-    mirror = MlflowMirror(config, position.step) if tracking_uri(config) else None
-    recorder = Recorder(
-        directory,
-        position,
-        identity,
-        tokenizer,
-        reader.manifest.hash,
-        checkpoint.val_loss if checkpoint else None,
-    )
+    mirror = MlflowMirror(config) if tracking_uri(config) else None
     if mirror:
         mirror.start()
+    recorder = Recorder(directory, position, identity, tokenizer, reader.manifest.hash)
+    status = "FAILED"
     try:
-        _trainer(config, recorder, _Resume(checkpoint)).fit(module, datamodule=data)
+        if position.step < config.trainer.max_steps:
+            write_environment(directory, position.step)
+            _trainer(config, recorder, _Resume(checkpoint)).fit(module, datamodule=data)
         write_report(directory)
+        status = "FINISHED" if recorder.left_by is None else "KILLED"
     finally:
         if mirror:
-            mirror.finish()
+            mirror.finish(status)
     newest = latest_whole(directory / "checkpoints")
-    assert newest is not None
-    print(f"trained to step {position.step:,}: {position.cells:,} cells; checkpoint {newest.path}")
-    return newest.path
+    how = "finished" if recorder.left_by is None else f"left by {recorder.left_by.name}"
+    where = f"checkpoint {newest.path}" if newest else "no checkpoint, since no step changed a weight"
+    steps = f"step {position.step:,} of {config.trainer.max_steps:,}"
+    print(f"{how} at {steps}: {position.cells:,} cells trained; {where}")
+    return Outcome(newest, recorder.left_by)
 
 
 @dataclass
@@ -138,6 +144,9 @@ def _trainer(config: Config, *callbacks: L.Callback) -> L.Trainer:
         devices=1,
         precision="bf16-mixed" if config.trainer.precision == "bf16" else "32-true",
         max_epochs=1,
+        # Under SLURM Lightning would save and requeue from a signal handler, and load such files from other runs.
+        plugins=[LightningEnvironment()],
+        default_root_dir=config.run.dir,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -148,11 +157,15 @@ def _trainer(config: Config, *callbacks: L.Callback) -> L.Trainer:
     )
 
 
-def _check_store(config: Config, reader: StoreReader) -> None:
-    top_k = reader.manifest.top_k
-    if top_k > config.data.row_length:
+def _check_store(config: Config, reader: StoreReader, tokenizer: Tokenizer) -> None:
+    manifest = reader.manifest
+    if tokenizer.hash != manifest.tokenizer_hash:
         raise DataError(
-            f"{reader.path}: cells have up to {top_k:,} tokens (--top-k), rows have data.row_length="
+            f"{reader.path}: its vocabulary and medians are not those that it was made with: build the store again"
+        )
+    if manifest.top_k > config.data.row_length:
+        raise DataError(
+            f"{reader.path}: cells have up to {manifest.top_k:,} tokens (--top-k), rows have data.row_length="
             f"{config.data.row_length:,}: a cell must fit a row; raise data.row_length or build with a smaller --top-k"
         )
 
@@ -164,10 +177,6 @@ def _resolve_schedule(config: Config, checkpoint: Checkpoint | None) -> None:
             config.optim.schedule_steps = config.trainer.max_steps
         else:
             config.optim.schedule_steps = config_from_file(checkpoint.path / "config.yaml").optim.schedule_steps
-
-
-def _check_identity(checkpoint: Checkpoint, identity: dict[str, object]) -> None:
-    refuse_other_identity(checkpoint.path, json.loads((checkpoint.path / "identity.json").read_text()), identity)
 
 
 def _pathways(config: Config, tokenizer: Tokenizer) -> PathwayIndex | None:

@@ -1,9 +1,12 @@
-"""What happens between two optimizer steps: record, validate, save, recover from bad numbers."""
+"""What happens between two optimizer steps: record, validate, save, recover from bad numbers, leave when asked."""
 
 import logging
+import math
+import signal
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lightning as L
@@ -16,12 +19,13 @@ from gm_train.checkpoint import latest_whole, load_training_state, prune, save_c
 from gm_train.datamodule import CellDataModule
 from gm_train.module import GeneMambaModule, StepResult, validation_losses
 from gm_train.position import Position
-from gm_train.rundir import METRICS, SKIPPED, append_row, read_rows
+from gm_train.rundir import METRICS, SKIPPED, append_row, read_rows, sync_rows
 
 log = logging.getLogger(__name__)
 
 _BAD_WINDOW = 1000  # steps
 _LINE_EVERY_S = 15.0  # between two lines of progress where there is no terminal
+_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Recorder(L.Callback):
@@ -29,7 +33,8 @@ class Recorder(L.Callback):
 
     After each optimizer step, in this order: the position advances, the step is recorded, held-out cells are
     validated, a checkpoint is committed. A step whose loss or gradient is not finite changes no weight; too many of
-    them in a window bring the weights of the last checkpoint back, while the position stays behind the bad steps.
+    them in a window bring back the weights of the last checkpoint before them, while the position stays behind the bad
+    steps. SIGTERM, SIGUSR1 and SIGINT end the training at the next step boundary, with a checkpoint.
 
     Args:
         directory: the run directory.
@@ -37,34 +42,34 @@ class Recorder(L.Callback):
         identity: what the run's checkpoints must agree with.
         tokenizer: saved with every checkpoint.
         store_hash: the manifest's hash.
-        val_loss: the last validation loss, if the run is resumed and has one.
+
+    Attributes:
+        left_by: the signal that ended the training, if one did.
     """
 
     def __init__(
-        self,
-        directory: Path,
-        position: Position,
-        identity: dict[str, Any],
-        tokenizer: Tokenizer,
-        store_hash: str,
-        val_loss: float | None,
+        self, directory: Path, position: Position, identity: dict[str, Any], tokenizer: Tokenizer, store_hash: str
     ) -> None:
         self.directory = directory
         self.position = position
+        self.left_by: signal.Signals | None = None
         self._identity, self._tokenizer, self._store_hash = identity, tokenizer, store_hash
         self._saved_step = position.step
-        self._val_loss = val_loss
+        self._validated: tuple[int, float] | None = None
         events = read_rows(directory / SKIPPED)
         rollbacks = [event["step"] for event in events if event["event"] == "rollback"]
         self._rollbacks = len(rollbacks)
         self._bad_steps = [event["step"] for event in events if event["step"] > max(rollbacks, default=0)]
         self._bar: tqdm[Any] | None = None
         self._clock = self._last_line = time.perf_counter()
+        self._handlers: dict[signal.Signals, Any] = {}
 
     # Lightning's hooks -----------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, GeneMambaModule)
+        # Behind Lightning's own handlers, which save from inside the handler or leave without saving.
+        self._handlers = {number: signal.signal(number, self._ask_to_leave) for number in _SIGNALS}
         total = module.config.trainer.max_steps
         self._bar = tqdm(
             total=total, initial=self.position.step, desc="training", unit="step", disable=None, dynamic_ncols=True
@@ -81,22 +86,30 @@ class Recorder(L.Callback):
         seconds = time.perf_counter() - self._clock
         self._advance(batch)
         self._record(result, batch, seconds)
-        config = module.config
-        every = config.trainer.validate_every_steps
+        every = module.config.trainer.validate_every_steps
         if every and self.position.step % every == 0:
             self._validate(module, trainer)
         if not result.finite:
             self._count_bad(module)
-        if self.position.step % config.checkpoint.every_steps == 0:
+        elif self.position.step % module.config.checkpoint.every_steps == 0:
             self._save(module)
+        if self.left_by is not None:
+            trainer.should_stop = True
         self._clock = time.perf_counter()
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, GeneMambaModule)
+        self._save(module)
+
+    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         if self._bar is not None:
             self._bar.close()
-        if self.position.step != self._saved_step:
-            self._save(module)
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+        self._handlers = {}
+
+    def _ask_to_leave(self, number: int, frame: FrameType | None) -> None:
+        self.left_by = signal.Signals(number)
 
     # Steps ------------------------------------------------------------------------------------------------------------
 
@@ -122,17 +135,14 @@ class Recorder(L.Callback):
             "time": time.time(),
         }
         if not result.finite:
-            append_row(
-                self.directory / SKIPPED,
-                {key: _json(row[key]) for key in ("step", "position", "loss", "grad_norm", "sample_hash", "time")}
-                | {"event": "skipped"},
-            )
+            told = ("step", "position", "loss", "grad_norm", "sample_hash", "time")
+            append_row(self.directory / SKIPPED, {"event": "skipped", **{key: _json(row[key]) for key in told}})
         append_row(self.directory / METRICS, {key: _json(value) for key, value in row.items()})
         self._show(result, row["tokens_per_s"])
 
     def _show(self, result: StepResult, tokens_per_s: float) -> None:
         assert self._bar is not None
-        val = "-" if self._val_loss is None else f"{self._val_loss:.3f}"
+        val = "-" if self._validated is None else f"{self._validated[1]:.3f}"
         text = (
             f"loss {result.loss:.3f}, L_lang {result.l_lang:.3f}, L_pathway {result.l_pathway:.3f}, "
             f"{tokens_per_s:,.0f} tokens/s, grad {result.grad_norm:.2f}, val {val}"
@@ -151,11 +161,17 @@ class Recorder(L.Callback):
         objective = module.config.objective
         with trainer.precision_plugin.forward_context():
             losses = validation_losses(module.model, batches, objective.gamma, objective.temperature)
-        self._val_loss = losses["val_loss"]
+        self._validated = self.position.step, losses["val_loss"]
         row = {"step": self.position.step, "position": self.position.cells, **losses, "time": time.time()}
         append_row(self.directory / METRICS, {key: _json(value) for key, value in row.items()})
 
     def _save(self, module: GeneMambaModule) -> None:
+        # Saving gives an optimizer that has not stepped yet a state of its own, which would change later steps.
+        if self.position.step == self._saved_step or not module.optimizer.state:
+            return
+        for name in (METRICS, SKIPPED):
+            sync_rows(self.directory / name)
+        scored = self._validated is not None and self._validated[0] == self.position.step
         folder = self.directory / "checkpoints"
         save_checkpoint(
             folder,
@@ -166,22 +182,25 @@ class Recorder(L.Callback):
             self._identity,
             self._tokenizer,
             self._store_hash,
-            self._val_loss,
+            self._validated[1] if scored and self._validated and math.isfinite(self._validated[1]) else None,
         )
         self._saved_step = self.position.step
-        prune(folder, module.config.checkpoint.keep_last)
+        prune(folder, module.config.checkpoint.keep_last, before=min(self._recent_bad(), default=None))
 
     # Bad numbers ------------------------------------------------------------------------------------------------------
+
+    def _recent_bad(self) -> list[int]:
+        return [step for step in self._bad_steps if step > self.position.step - _BAD_WINDOW]
 
     def _count_bad(self, module: GeneMambaModule) -> None:
         trainer = module.config.trainer
         step = self.position.step
-        self._bad_steps = [bad for bad in self._bad_steps if bad > step - _BAD_WINDOW] + [step]
+        self._bad_steps = [*self._recent_bad(), step]
         log.warning("step %d: loss or gradient is not finite; the step changes no weight", step)
         if len(self._bad_steps) <= trainer.max_bad_steps:
             return
         count = f"{len(self._bad_steps)} of the last {_BAD_WINDOW:,} steps were not finite"
-        checkpoint = latest_whole(self.directory / "checkpoints")
+        checkpoint = latest_whole(self.directory / "checkpoints", before=self._bad_steps[0])
         if checkpoint is None or self._rollbacks >= trainer.max_rollbacks:
             why = "there is no checkpoint to go back to" if checkpoint is None else f"after {self._rollbacks} rollbacks"
             raise DataError(
@@ -192,12 +211,13 @@ class Recorder(L.Callback):
         self._bad_steps = []
         load_training_state(checkpoint, module.model, module.optimizer)
         log.warning("%s: the weights of step %d come back; the data goes on from here", count, checkpoint.step)
-        row = {"step": step, "event": "rollback", "to_step": checkpoint.step, "time": time.time()}
+        row = {"event": "rollback", "step": step, "to_step": checkpoint.step, "time": time.time()}
         append_row(self.directory / SKIPPED, row)
-        # At once, so that a resume cannot meet the bad steps again.
+        # These are other weights than those that were validated, and a resume must not meet the bad steps again.
+        self._validated = None
         self._save(module)
 
 
 def _json(value: Any) -> Any:
     """JSON has no NaN and no infinity."""
-    return None if isinstance(value, float) and not -float("inf") < value < float("inf") else value
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -5,6 +5,7 @@ import fcntl
 import hashlib
 import importlib.metadata
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -19,6 +20,8 @@ from omegaconf import OmegaConf
 
 from data_shards.errors import DataError
 from gm_train.config import Config
+
+log = logging.getLogger(__name__)
 
 METRICS, SKIPPED = "metrics.jsonl", "skipped.jsonl"
 
@@ -35,6 +38,17 @@ _MAY_CHANGE = {
 }
 
 
+def _identity_keys(config: Config) -> dict[str, Any]:
+    """The settings that are part of a run's identity, flat."""
+    keys = {
+        f"{section}.{key}": value
+        for section in ("run", "data", "model", "objective", "optim")
+        for key, value in asdict(getattr(config, section)).items()
+        if f"{section}.{key}" not in _MAY_CHANGE
+    }
+    return keys | {"trainer.precision": config.trainer.precision}
+
+
 def identity_of(config: Config, store_hash: str, vocabulary_hash: str, medians_hash: str) -> dict[str, Any]:
     """What a run cannot change without becoming another one: flat keys and values.
 
@@ -42,11 +56,7 @@ def identity_of(config: Config, store_hash: str, vocabulary_hash: str, medians_h
         DataError: the file of gene sets cannot be read.
     """
     identity: dict[str, Any] = {"store": store_hash, "vocabulary": vocabulary_hash, "medians": medians_hash}
-    for section in ("run", "data", "model", "objective", "optim"):
-        for key, value in asdict(getattr(config, section)).items():
-            if f"{section}.{key}" not in _MAY_CHANGE:
-                identity[f"{section}.{key}"] = value
-    identity["trainer.precision"] = config.trainer.precision
+    identity |= _identity_keys(config)
     identity["optim.schedule_steps"] = config.optim.schedule_steps
     pathways = config.objective.pathways
     try:
@@ -57,11 +67,12 @@ def identity_of(config: Config, store_hash: str, vocabulary_hash: str, medians_h
 
 
 def refuse_other_identity(path: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
-    """Compare a checkpoint's identity with the run's.
+    """Compare a checkpoint's identity with the run's. A setting that the checkpoint does not know had its default.
 
     Raises:
         DataError: they differ; the message is the diff.
     """
+    saved = _identity_keys(Config()) | saved
     different = [key for key in sorted(saved | current) if saved.get(key) != current.get(key)]
     if different:
         lines = [f"  {key}: {saved.get(key)!r} in the checkpoint, {current.get(key)!r} now" for key in different]
@@ -91,6 +102,8 @@ def locked(directory: Path) -> Iterator[None]:
             raise DataError(
                 f"run.dir={directory}: another process is training into it; wait for it or choose another run.dir"
             ) from error
+        except OSError as error:
+            log.warning("%s: this file system cannot lock (%s): start no second run there", directory, error.strerror)
         yield
 
 
@@ -122,8 +135,10 @@ def write_environment(directory: Path, start_step: int) -> None:
 
 
 def _git_revision() -> str | None:
-    """Revision of the checkout that the package runs from, with "+" if files differ from it."""
-    here = Path(__file__).parent
+    """Revision of the checkout that the package runs from, with "+" if files differ; None for an installed package."""
+    here = Path(__file__).resolve().parents[1]
+    if not (here / ".git").exists():
+        return None
 
     def git(*words: str) -> str:
         done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10)
@@ -144,19 +159,46 @@ def _processor() -> str:
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Append one JSON line, handed to the operating system before returning."""
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    """Append one JSON line, handed to the operating system before returning.
+
+    Raises:
+        DataError: the disk is full or cannot be written.
+    """
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror}): free space, then start the same again"
+        ) from error
+
+
+def sync_rows(path: Path) -> None:
+    """Bring the rows to the disk, so that no checkpoint outlives the rows that led to it."""
+    if path.is_file():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file; a last line that a killed process left torn is not one."""
-    if not path.is_file():
-        return []
+    """Rows of a JSON-lines file; a last line that a killed process left torn is not one.
+
+    Raises:
+        DataError: another line is damaged.
+    """
+    return parse_rows(path.read_text(), path) if path.is_file() else []
+
+
+def parse_rows(text: str, path: Path) -> list[dict[str, Any]]:
+    """As `read_rows`, of text that was read from `path`."""
+    lines = text.splitlines()
     rows = []
-    for line in path.read_text().splitlines():
-        with contextlib.suppress(ValueError):
+    for number, line in enumerate(lines, 1):
+        try:
             rows.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise DataError(f"{path}: its line {number} is damaged: mend or delete that line") from error
     return rows
 
 

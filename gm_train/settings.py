@@ -1,5 +1,6 @@
 """YAML files and key=value words into a checked configuration, with every problem listed at once."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,60 +18,81 @@ class ConfigError(Exception):
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(["the configuration cannot be used:", *(f"  - {problem}" for problem in problems)]))
-        self.problems = problems
 
 
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict) and (node or not prefix):
+    if isinstance(node, dict):
         for key, value in node.items():
             yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
     else:
         yield prefix, node
 
 
-def _from_yaml(path: Path) -> dict[str, Any]:
+DEFAULTS: dict[str, Any] = dict(_leaves(OmegaConf.to_container(OmegaConf.structured(Config))))
+
+
+def _from_yaml(path: Path) -> list[tuple[str, Any]]:
+    """Keys and values of a file; a section without entries has none.
+
+    Raises:
+        ValueError: the file cannot be read as sections of settings.
+    """
     try:
         content = yaml.safe_load(path.read_text())
     except OSError as error:
-        raise ConfigError([f"{path}: cannot be read ({error.strerror})"]) from error
+        raise ValueError(f"cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError([f"{path}: is not YAML ({' '.join(str(error).split())})"]) from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
-        raise ConfigError([f"{path}: expected sections such as `model:`, found {type(content).__name__}"])
-    return content
+        raise ValueError(f"is not YAML ({' '.join(str(error).split())})") from error
+    if content is not None and not isinstance(content, dict):
+        raise ValueError(f"expected sections such as `model:`, found {type(content).__name__}")
+    sections = {key.split(".")[0] for key in DEFAULTS}
+    return [(key, value) for key, value in _leaves(content or {}) if not (key in sections and value is None)]
 
 
-def _from_word(word: str) -> dict[str, Any]:
-    if "=" not in word:
-        raise ConfigError([f"{word!r}: neither a .yaml file nor key=value"])
-    return OmegaConf.to_container(OmegaConf.from_dotlist([word]))  # type: ignore[return-value]
+def _from_word(word: str) -> list[tuple[str, Any]]:
+    """Key and value of `key=value`; text stays as it stands, other values are read as YAML.
+
+    Raises:
+        ValueError: the word is neither, or its value is not YAML.
+    """
+    key, equals, text = word.partition("=")
+    if not equals:
+        raise ValueError("neither a .yaml file nor key=value")
+    if isinstance(DEFAULTS.get(key), str):
+        return [(key, text)]
+    try:
+        return [(key, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"])]  # type: ignore[call-overload,index]
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"the value is not YAML ({' '.join(str(error).split())})") from error
 
 
-def _merge(sources: list[tuple[str, dict[str, Any]]]) -> Config:
+def _merge(sources: list[tuple[str, list[tuple[str, Any]]]]) -> tuple[Config, list[str]]:
+    """Set keys over the defaults, leaf by leaf, since OmegaConf stops at the first problem of a file."""
     merged: DictConfig = OmegaConf.structured(Config)
     problems = []
-    for source, content in sources:
-        # Leaf by leaf, since OmegaConf stops at the first problem of a file.
-        for key, value in _leaves(content):
+    for source, pairs in sources:
+        for key, value in pairs:
+            if isinstance(DEFAULTS.get(key), str) and not isinstance(value, str):
+                # YAML reads off as false and 2024_01 as a number.
+                problems.append(f"{source}: {key}: {value!r} is not text: put it in quotes")
+                continue
             try:
                 OmegaConf.update(merged, key, value, merge=False)
+                OmegaConf.select(merged, key)
             except (OmegaConfBaseException, AttributeError, KeyError) as error:
-                problems.append(f"{source}: {_explain(merged, key, value, error)}")
-    if problems:
-        raise ConfigError(problems)
+                problems.append(f"{source}: {_explain(key, value, error)}")
+                if key in DEFAULTS:
+                    OmegaConf.update(merged, key, DEFAULTS[key], merge=False)
     config = OmegaConf.to_object(merged)
     assert isinstance(config, Config)
-    return config
+    return config, problems
 
 
-def _explain(merged: DictConfig, key: str, value: Any, error: Exception) -> str:
-    known = [name for name, _ in _leaves(OmegaConf.to_container(merged))]
-    if key in known:
+def _explain(key: str, value: Any, error: Exception) -> str:
+    if key in DEFAULTS:
         return f"{key}={value!r}: {str(error).splitlines()[0]}"
     last = key.rsplit(".", 1)[-1]
-    near = [name for name in known if name.rsplit(".", 1)[-1] == last or name.startswith(f"{key}.")]
+    near = [name for name in DEFAULTS if name.rsplit(".", 1)[-1] == last or name.startswith(f"{key}.")]
     return f"unknown key {key}" + (f" (is it {', '.join(near[:3])}?)" if near else "")
 
 
@@ -78,14 +100,19 @@ def load_config(words: list[str]) -> Config:
     """Merge files and `key=value` words over the defaults, left to right, and check the result.
 
     Raises:
-        ConfigError: unknown keys, wrong types or impossible combinations, all of them.
+        ConfigError: files that cannot be read, unknown keys, wrong types or impossible combinations, all of them.
     """
     sources = []
+    problems = []
     for word in words:
-        is_file = word.endswith((".yaml", ".yml")) and "=" not in word
-        sources.append((word, _from_yaml(Path(word)) if is_file else _from_word(word)))
-    config = _merge(sources)
-    if problems := find_problems(config):
+        is_file = "=" not in word and word.endswith((".yaml", ".yml"))
+        try:
+            sources.append((word, _from_yaml(Path(word)) if is_file else _from_word(word)))
+        except ValueError as error:
+            problems.append(f"{word}: {error}")
+    config, unfit = _merge(sources)
+    problems += unfit + find_problems(config)
+    if problems:
         raise ConfigError(problems)
     return config
 
@@ -97,9 +124,12 @@ def config_from_file(path: Path) -> Config:
         DataError: the file is not one.
     """
     try:
-        return _merge([(str(path), _from_yaml(path))])
-    except ConfigError as error:
-        raise DataError(f"{path}: not a configuration of this version: {error}") from error
+        config, problems = _merge([(str(path), _from_yaml(path))])
+    except ValueError as error:
+        raise DataError(f"{path}: {error}: a run's or checkpoint's configuration is expected there") from error
+    if problems:
+        raise DataError(f"{path}: not a configuration of this version: {'; '.join(problems)}")
+    return config
 
 
 _CHOICES = {
@@ -114,8 +144,8 @@ _CHOICES = {
 _POSITIVE = (
     "data.lanes", "data.rows_per_lane", "data.micro_rows", "data.row_length", "data.pool_blocks", "data.group_cells",
     "data.cache_mb", "model.d_model", "model.n_layers", "model.d_state", "model.d_conv", "model.expand",
-    "model.head_dim", "model.chunk", "objective.pathway_genes", "objective.temperature", "optim.lr", "optim.eps",
-    "optim.clip", "trainer.max_steps", "trainer.validation_cells", "checkpoint.every_steps", "checkpoint.keep_last",
+    "model.head_dim", "model.chunk", "objective.temperature", "optim.lr", "optim.eps", "optim.clip",
+    "trainer.max_steps", "trainer.validation_cells", "checkpoint.every_steps", "checkpoint.keep_last",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "data.workers", "objective.gamma", "optim.weight_decay", "optim.warmup_steps", "trainer.validate_every_steps",
@@ -126,23 +156,34 @@ _SHARES = ("objective.random_rate", "optim.min_lr_ratio")
 
 def find_problems(config: Config) -> list[str]:
     """Every value and combination that cannot work, as sentences."""
-    view = OmegaConf.structured(config)
-
-    def value(key: str) -> Any:
-        return OmegaConf.select(view, key)
-
+    values = dict(_leaves(OmegaConf.to_container(OmegaConf.structured(config))))
     problems = [
-        f"{key}={value(key)}: expected {' | '.join(choices)}"
+        f"{key}={values[key]}: expected {' | '.join(choices)}"
         for key, choices in _CHOICES.items()
-        if value(key) not in choices
+        if values[key] not in choices
     ]
-    problems += [f"{key}={value(key)}: must be greater than 0" for key in _POSITIVE if not value(key) > 0]
-    problems += [f"{key}={value(key)}: must not be negative" for key in _NOT_NEGATIVE if not value(key) >= 0]
-    problems += [f"{key}={value(key)}: must lie in 0 … 1" for key in _SHARES if not 0 <= value(key) <= 1]
-    if problems:
-        return problems  # the combinations below take single values for granted
+    problems += [f"{key}={value}: must be finite" for key, value in values.items() if not _finite(value)]
+    problems += [f"{key}={values[key]}: must be greater than 0" for key in _POSITIVE if not values[key] > 0]
+    problems += [f"{key}={values[key]}: must not be negative" for key in _NOT_NEGATIVE if not values[key] >= 0]
+    problems += [f"{key}={values[key]}: must lie in 0 … 1" for key in _SHARES if not 0 <= values[key] <= 1]
+    if not config.run.dir:
+        problems.append("run.dir is empty: name a directory for the run")
+    if not config.data.store:
+        problems.append("data.store is empty: name a store made by `gm-train data shards`")
+    mlflow = config.tracking.mlflow
+    if mlflow not in ("auto", "none") and "://" not in mlflow:
+        problems.append(f"tracking.mlflow={mlflow}: expected auto | none | a tracking URI with ://")
+    # Combinations of values that are each impossible say nothing more.
+    return problems + (_combinations(config) if not problems else [])
 
-    model, objective, data, optim = config.model, config.objective, config.data, config.optim
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _combinations(config: Config) -> list[str]:
+    model, objective, data, optim, trainer = config.model, config.objective, config.data, config.optim, config.trainer
+    problems = []
     if model.expand * model.d_model % model.head_dim:
         problems.append(
             f"model.head_dim={model.head_dim}: does not divide model.expand * model.d_model = "
@@ -158,14 +199,20 @@ def find_problems(config: Config) -> list[str]:
         problems.append(f"objective.mask_rate={objective.mask_rate}: must lie between 0 and 1")
     if len(objective.pathway_size) != 2 or not 2 <= objective.pathway_size[0] <= objective.pathway_size[1]:
         problems.append(f"objective.pathway_size={objective.pathway_size}: expected [smallest, largest], at least 2")
+    if objective.pathway_genes < 2:
+        problems.append(f"objective.pathway_genes={objective.pathway_genes}: a pair needs at least 2")
     if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
         problems.append(f"optim.betas={optim.betas}: expected two numbers in 0 … 1 (1 excluded)")
-    if optim.schedule_steps is not None and optim.schedule_steps < 1:
-        problems.append(f"optim.schedule_steps={optim.schedule_steps}: must be greater than 0")
-    if config.trainer.devices != 1 or config.trainer.num_nodes != 1:
+    schedule = trainer.max_steps if optim.schedule_steps is None else optim.schedule_steps
+    if schedule < max(1, optim.warmup_steps):
         problems.append(
-            f"trainer.devices={config.trainer.devices}, trainer.num_nodes={config.trainer.num_nodes}: this version "
-            "trains in one process; both must be 1"
+            f"optim.warmup_steps={optim.warmup_steps}: is longer than the schedule of {schedule} steps "
+            "(optim.schedule_steps, or trainer.max_steps): the peak learning rate would never be reached"
+        )
+    if trainer.devices != 1 or trainer.num_nodes != 1:
+        problems.append(
+            f"trainer.devices={trainer.devices}, trainer.num_nodes={trainer.num_nodes}: this version trains in one "
+            "process; both must be 1"
         )
     global_rows = data.lanes * data.rows_per_lane
     if global_rows % data.micro_rows:
@@ -174,8 +221,4 @@ def find_problems(config: Config) -> list[str]:
             f"data.micro_rows={data.micro_rows}: does not divide the {global_rows} rows of a step (data.lanes * "
             f"data.rows_per_lane); these do: {', '.join(map(str, fitting))}"
         )
-    if not config.run.dir:
-        problems.append("run.dir is empty: name a directory for the run")
-    if not data.store:
-        problems.append("data.store is empty: name a store made by `gm-train data shards`")
     return problems

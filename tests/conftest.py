@@ -70,6 +70,13 @@ def tiny_words(store: Path, run: Path) -> list[str]:
         f"data.store={store}", f"run.dir={run}", "data.lanes=4", "data.micro_rows=2", "data.row_length=96",
         "data.pool_blocks=2", "data.group_cells=16", "model.d_model=32", "model.n_layers=2", "model.d_state=8",
         "model.head_dim=16", "model.chunk=32", "model.norm=pre", "optim.lr=3e-3", "optim.warmup_steps=5",
-        "trainer.max_steps=12", "trainer.validate_every_steps=5", "trainer.validation_cells=20",
-        "checkpoint.every_steps=4", "tracking.mlflow=none",
+        "trainer.max_steps=12", "optim.schedule_steps=12", "trainer.validate_every_steps=5",
+        "trainer.validation_cells=20", "checkpoint.every_steps=4", "tracking.mlflow=none",
     ]  # fmt: skip
+
+
+def write_gene_sets(path: Path) -> Path:
+    """A GMT file of overlapping sets over the genes of `write_cells`."""
+    sets = {f"set {i}": [f"gene{j:04d}" for j in range(8 * i, 8 * i + 12)] for i in range(8)}
+    path.write_text("".join("\t".join([name, "made for tests", *genes]) + "\n" for name, genes in sets.items()))
+    return path

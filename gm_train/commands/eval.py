@@ -46,6 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("max_cells", "mask_seeds"):
         if getattr(arguments, name) < 1:
             raise DataError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
+    given = arguments.checkpoint.resolve()
+    run_dir = given if (given / "checkpoints").is_dir() else given.parent.parent
+    if arguments.out is None and not (run_dir / "metrics.jsonl").is_file():
+        raise DataError(f"{given}: lies in no run directory: say where the results go with --out")
     model, tokenizer, config = load_model(arguments.checkpoint)
     store = arguments.store or Path(config.data.store)
     cells = read_cells(store, arguments.files, tokenizer, arguments.label, arguments.max_cells)
@@ -53,8 +57,6 @@ def run(arguments: argparse.Namespace) -> int:
     trained_on = "dithered" if tokenizer.dither else "plain"
     evaluation = evaluate(model.to(device), config, cells, trained_on, arguments.mask_seeds)
     print(render_text(evaluation.results))
-    given = arguments.checkpoint
-    run_dir = given if (given / "checkpoints").is_dir() else given.parent.parent
     written = evaluation.write(arguments.out or run_dir / EVAL_DIR)
     if arguments.out is None:
         written.append(write_report(run_dir))

@@ -1,12 +1,18 @@
 """`gm-train fit`."""
 
 import argparse
+import signal
+
+FAILED = 1
+#: Exit code of a run that was told to leave (SIGTERM, SIGUSR1) and saved: start the same command again.
+PREEMPTED = 85
 
 _EPILOG = """\
 example:
   gm-train fit configs/demo.yaml run.dir=runs/second optim.lr=1e-3
 
 A directory that holds a committed checkpoint is resumed; raise trainer.max_steps to go on with a finished run.
+SIGTERM or SIGUSR1 saves at the next step and leaves with exit code 85, Ctrl-C saves and leaves with 1.
 """
 
 
@@ -29,5 +35,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Behind the check of the configuration: importing torch takes seconds.
     from gm_train.fit import fit
 
-    fit(config)
-    return 0
+    left_by = fit(config).left_by
+    if left_by is None:
+        return 0
+    return FAILED if left_by is signal.SIGINT else PREEMPTED

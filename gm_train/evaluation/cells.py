@@ -1,5 +1,6 @@
 """The cells of an evaluation, tokenised again from their counts: dithered ranks cannot be had from a store's tokens."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,21 +10,21 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet
 import scipy.sparse
-import zarr
 from tqdm import tqdm
 
+from data_shards.arrays import open_array
 from data_shards.counts import CountFile, open_counts
 from data_shards.errors import DataError
 from data_shards.hashing import U64, fold, hash_string, mix64
 from data_shards.kernels import cell_totals, map_genes, normalise
-from data_shards.medians import dataset_name
 from data_shards.obs_file import SOURCE_ROW, read_column
 from data_shards.output import hash_path
 from data_shards.store import TRAIN, VALIDATION, DatasetEntry, Manifest
-from data_shards.tokenizer import Tokenizer
+from data_shards.tokenizer import DRIFT_FACTOR, DRIFT_SHARE, DRIFT_VALUES, Tokenizer
 from gm_train.evaluation.probes import Labels
 from gm_train.evaluation.ragged import Ragged
 
+_LOG = logging.getLogger(__name__)
 #: Cells that are read at a time.
 _ROWS = 4_096
 #: Cells whose split is looked at at a time.
@@ -70,7 +71,8 @@ def read_cells(
     """Read cells of a store from the count files that it was made from.
 
     Of more cells than `max_cells`, a fixed choice is taken, spread evenly by a hash: a quarter held out if there are
-    as many, the rest for training. Test cells are left alone.
+    as many, the rest for training. Test cells are left alone. A file whose own medians drift from the tokenizer's is
+    reported by a logged warning.
 
     Args:
         store: names the cells, their splits and labels, and how their counts are read.
@@ -126,7 +128,7 @@ def _match(store: Path, manifest: Manifest, files: Sequence[Path]) -> dict[str, 
     entries = {entry.name: entry for entry in manifest.datasets}
     found = {}
     for path in files:
-        entry = entries.get(dataset_name(path))
+        entry = entries.get(path.stem)
         if entry is None:
             raise DataError(f"{path}: not of {store}, whose data sets are {', '.join(entries)}: name their count files")
         if not path.exists():
@@ -143,9 +145,9 @@ def _choose(store: Path, where: dict[int, DatasetEntry], max_cells: int) -> tupl
     for split in (TRAIN, VALIDATION):
         draws, sets, rows = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for which, entry in where.items():
-            array = zarr.open_array(store / entry.name / "split", mode="r")
+            array = open_array(store, entry.name, "split")
             for start in range(0, entry.n_cells, _SPLITS):
-                here = start + np.flatnonzero(np.asarray(array[start : start + _SPLITS]) == split)
+                here = start + np.flatnonzero(array.read(start, min(start + _SPLITS, entry.n_cells)) == split)
                 draw = mix64(here.astype(np.uint64) ^ np.uint64(fold(_PURPOSE, hash_string(entry.name))))
                 least = np.argsort(draw, kind="stable")[:max_cells]
                 draws.append(draw[least])
@@ -175,19 +177,34 @@ def _read(
     columns = tokenizer.bind(counts, min_mapped)
     plain, dithered = replace(tokenizer, dither=False), replace(tokenizer, dither=True)
     n_genes = len(tokenizer.vocabulary.genes)
-    parts = []
+    parts, found = [], []
     for stretch in np.unique(rows // _ROWS):
         wanted = rows[rows // _ROWS == stretch]
         for first, chunk in counts.chunks(_ROWS, start=stretch * _ROWS, stop=(stretch + 1) * _ROWS):
             cells = chunk[wanted - first]
             indptr, genes, values = map_genes(cells.indptr, cells.indices, cells.data, columns.numbers, n_genes)
             scaled = normalise(indptr, values, cell_totals(cells.indptr, cells.data), 10_000.0)
+            found.append((genes, scaled))
             expression = scipy.sparse.csr_matrix(
                 (np.log1p(scaled).astype(np.float32), genes, indptr), shape=(len(wanted), n_genes)
             )
             parts.append((Ragged(*plain.encode(cells, columns)), Ragged(*dithered.encode(cells, columns)), expression))
         bar.update(len(wanted))
+    if found:
+        _warn_of_drift(counts.name, tokenizer, *(np.concatenate(each) for each in zip(*found, strict=True)))
     return parts
+
+
+def _warn_of_drift(
+    name: str, tokenizer: Tokenizer, genes: npt.NDArray[np.int32], values: npt.NDArray[np.float64]
+) -> None:
+    share, n_genes = tokenizer.drift(genes, values)
+    if share > DRIFT_SHARE:
+        _LOG.warning(
+            f"{name}: its medians drift from the tokenizer's: {share:.0%} of the {n_genes:,} genes with at least "
+            f"{DRIFT_VALUES} counts here differ by more than a factor of {DRIFT_FACTOR:g}, so that its ranks mean "
+            "something else"
+        )
 
 
 def _labels(store: Path, where: dict[int, DatasetEntry], label: str, data_set: I64, row: I64) -> Labels:

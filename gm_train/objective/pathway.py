@@ -60,7 +60,7 @@ class PathwayIndex:
     def build(
         cls, sets: Mapping[str, list[str]], token_of: Mapping[str, int], vocabulary_size: int, size: tuple[int, int]
     ) -> "PathwayIndex":
-        """Index the sets whose number of genes, as the file lists them, lies within `size`.
+        """Index the sets whose number of genes, as the file lists them, lies within `size`; a pair takes two tokens.
 
         Args:
             sets: name to gene names.
@@ -69,18 +69,19 @@ class PathwayIndex:
             size: smallest and largest set that is used.
 
         Raises:
-            DataError: no set is left, or none shares a gene with the vocabulary.
+            DataError: no set is left.
         """
-        used = [genes for genes in sets.values() if size[0] <= len(set(genes)) <= size[1]]
-        bits = np.zeros((vocabulary_size, max(1, -(-len(used) // 64))), dtype=np.uint64)
-        for number, genes in enumerate(used):
-            tokens = [token_of[gene] for gene in genes if gene in token_of]
-            bits[tokens, number // 64] |= np.uint64(1 << (number % 64))
-        if not bits.any():
+        fitting = [genes for genes in sets.values() if size[0] <= len(set(genes)) <= size[1]]
+        known = [{token_of[gene] for gene in genes if gene in token_of} for genes in fitting]
+        used = [sorted(tokens) for tokens in known if len(tokens) > 1]
+        if not used:
             raise DataError(
-                f"of {len(sets):,} gene sets, {len(used):,} have {size[0]} to {size[1]} genes, and none of them names "
-                "a gene of the store's vocabulary: check that both use symbols, or build the store with --gene-table"
+                f"of {len(sets):,} gene sets, {len(fitting):,} have {size[0]} to {size[1]} genes, and none of them has "
+                "two in the store's vocabulary: check that both use symbols, or build the store with --gene-table"
             )
+        bits = np.zeros((vocabulary_size, -(-len(used) // 64)), dtype=np.uint64)
+        for number, tokens in enumerate(used):
+            bits[tokens, number // 64] |= np.uint64(1 << (number % 64))
         return cls(bits, len(used))
 
     @property
@@ -160,7 +161,9 @@ def pathway_loss_sum(states: Tensor, drawn: Tensor, positive: Tensor, temperatur
     there = drawn >= 0
     wide = states.float() if states.dtype in (torch.bfloat16, torch.float16) else states
     vectors = F.normalize(wide[drawn.clamp(min=0)], dim=-1, eps=1e-6)
-    similarity = vectors @ vectors.transpose(1, 2) / temperature
+    # Cosines over a small temperature reach 10, where bfloat16 has steps of 0.06: autocast must not touch the product.
+    with torch.autocast(states.device.type, enabled=False):
+        similarity = vectors @ vectors.transpose(1, 2) / temperature
     itself = torch.eye(drawn.shape[1], dtype=torch.bool, device=drawn.device)
     negative = there[:, :, None] & there[:, None, :] & ~positive & ~itself
     # Finite, so that a gene without negatives has a loss of zero and a gradient of zero, not of NaN.

@@ -8,15 +8,23 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Atlas, tiny_words
+from tests.conftest import Atlas, tiny_words, write_gene_sets
 from tests.faults.runs import history, start, train
 
 STEPS = 40
 
 
 @pytest.fixture(scope="module")
-def words() -> list[str]:
-    return [f"trainer.max_steps={STEPS}", "checkpoint.every_steps=3", "trainer.validate_every_steps=5"]
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    sets = write_gene_sets(tmp_path_factory.mktemp("sets") / "sets.gmt")
+    return [
+        f"trainer.max_steps={STEPS}",
+        f"optim.schedule_steps={STEPS}",
+        "checkpoint.every_steps=3",
+        "trainer.validate_every_steps=5",
+        f"objective.pathways={sets}",
+        "objective.pathway_size=[5,200]",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +45,14 @@ def test_promise_04_killed_at_random_moments(
     kills = 0
     while kills < 5:
         process = start(command, log)
-        already = len(history(run))
-        target = already + rng.randrange(1, 15)
-        while process.is_alive() and len(history(run)) < target:
-            time.sleep(0.002)
-        time.sleep(rng.random() * 0.05)
+        if kills % 3 == 2:
+            # While it starts: reading the checkpoint, cutting the metrics, loading the state.
+            time.sleep(rng.random() * 0.6)
+        else:
+            target = len(history(run)) + rng.randrange(1, 15)
+            while process.is_alive() and len(history(run)) < target:
+                time.sleep(0.002)
+            time.sleep(rng.random() * 0.05)
         if not process.is_alive():
             break
         os.kill(process.pid, signal.SIGKILL)
@@ -51,7 +62,22 @@ def test_promise_04_killed_at_random_moments(
     assert train(command, log) == 0
     assert history(run) == history(undisturbed)
     assert [row["step"] for row in history(run) if "loss" in row] == list(range(1, STEPS + 1))
+    assert any(row["l_pathway"] > 0 for row in history(run) if "loss" in row)
     assert "resuming" in log.read_text()
+
+
+@pytest.mark.parametrize("moment", ["save", "_commit", "prune", "sync_rows"])
+def test_promise_04_killed_inside_a_save(
+    atlas: Atlas, words: list[str], undisturbed: Path, tmp_path: Path, moment: str
+) -> None:
+    """The process dies the moment it enters a part of the fourth save."""
+    command = [*tiny_words(atlas.store, tmp_path / "run"), *words]
+    process = start(command, tmp_path / "log", die_at=(moment, 4))
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert 5 <= len(history(tmp_path / "run")) < STEPS
+    assert train(command, tmp_path / "log") == 0
+    assert history(tmp_path / "run") == history(undisturbed)
 
 
 def test_promise_04_loader_workers_change_nothing(
@@ -59,7 +85,7 @@ def test_promise_04_loader_workers_change_nothing(
 ) -> None:
     """Two loader processes, stopped half-way and resumed with three."""
     command = [*tiny_words(atlas.store, tmp_path / "run"), *words]
-    half = [*command, "trainer.max_steps=17", f"optim.schedule_steps={STEPS}", "data.workers=2"]
+    half = [*command, "trainer.max_steps=17", "data.workers=2"]
     assert train(half, tmp_path / "log") == 0
     assert train([*command, "data.workers=3"], tmp_path / "log") == 0
     assert history(tmp_path / "run") == history(undisturbed)

@@ -1,11 +1,14 @@
 """Promise 5: only whole checkpoints of the same run are ever used."""
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
 
 import pytest
 
+from data_shards.medians import make_medians
+from data_shards.shards import make_store
 from gm_train.checkpoint import COMMIT, list_checkpoints
 from tests.conftest import Atlas, tiny_words
 from tests.faults.runs import history, train
@@ -118,24 +121,59 @@ def test_promise_05_another_run_is_refused_with_a_diff(atlas: Atlas, copy: Path,
     assert history(copy) == before
 
 
-@pytest.mark.parametrize("key", ["vocabulary", "medians", "store"])
-def test_promise_05_another_vocabulary_or_other_medians_are_refused(atlas: Atlas, copy: Path, key: str) -> None:
-    """As if the store had been built again with other genes: the identity in every checkpoint names other hashes."""
-    for checkpoint in list_checkpoints(copy / "checkpoints"):
-        file = checkpoint.path / "identity.json"
-        identity = json.loads(file.read_text()) | {key: "0" * 64}
-        file.write_text(json.dumps(identity))
-        commit = json.loads((checkpoint.path / COMMIT).read_text())
-        import hashlib
-
-        commit["files"]["identity.json"] = {
-            "size": file.stat().st_size,
-            "sha256": hashlib.sha256(file.read_bytes()).hexdigest(),
-        }
-        (checkpoint.path / COMMIT).write_text(json.dumps(commit))
-    code, log = resume(atlas, copy, "trainer.max_steps=20")
+@pytest.mark.parametrize("other", ["medians", "vocabulary"])
+def test_promise_05_another_store_is_refused(atlas: Atlas, copy: Path, tmp_path: Path, other: str) -> None:
+    """The same cells, ranked by the medians of one file alone or with half of the genes."""
+    genes = tmp_path / "genes.txt"
+    genes.write_text("".join(f"gene{i:04d}\n" for i in range(40)))
+    files = atlas.files if other == "vocabulary" else atlas.files[1:]
+    make_medians(files, tmp_path / "medians.zarr", say=lambda line: None)
+    make_store(
+        atlas.files, tmp_path / "medians.zarr", tmp_path / "other.zarr", top_k=48, say=lambda line: None,
+        genes_file=genes if other == "vocabulary" else None,
+    )  # fmt: skip
+    before = history(copy)
+    code, log = resume(atlas, copy, "trainer.max_steps=20", f"data.store={tmp_path / 'other.zarr'}")
     assert code == 1
-    assert f"{key}: '000" in log
+    assert f"{other}: " in log
+    assert "belongs to another run" in log
+    assert history(copy) == before
+
+
+def test_promise_05_a_checkpoint_older_than_a_setting_is_not_another_run(atlas: Atlas, copy: Path) -> None:
+    """A setting that the checkpoint does not know counts as its default."""
+    file = copy / "checkpoints" / "step-00000012" / "identity.json"
+    identity = json.loads(file.read_text())
+    assert identity.pop("objective.paper_compat") is False
+    file.write_text(json.dumps(identity))
+    commit = json.loads((file.parent / COMMIT).read_text())
+    digest = hashlib.sha256(file.read_bytes()).hexdigest()
+    commit["files"]["identity.json"] = {"size": file.stat().st_size, "sha256": digest}
+    (file.parent / COMMIT).write_text(json.dumps(commit))
+    code, log = resume(atlas, copy, "trainer.max_steps=13")
+    assert (code, "from step 12" in log) == (0, True)
+    code, log = resume(atlas, copy, "trainer.max_steps=14", "objective.paper_compat=true")
+    assert (code, "objective.paper_compat" in log) == (1, True)
+
+
+def test_promise_05_without_any_whole_checkpoint_the_run_is_not_thrown_away(atlas: Atlas, copy: Path) -> None:
+    before = history(copy)
+    for checkpoint in list_checkpoints(copy / "checkpoints"):
+        flip_a_byte(checkpoint.path)
+    for _ in range(2):
+        code, log = resume(atlas, copy, "trainer.max_steps=20")
+        assert code == 1
+        assert "none of the run's checkpoints is whole" in log
+        assert history(copy) == before
+
+
+def test_promise_05_damaged_checkpoints_do_not_push_out_whole_ones(atlas: Atlas, copy: Path) -> None:
+    """The damaged step 12 is newer than what comes next, and still the new checkpoint stays."""
+    flip_a_byte(copy / "checkpoints" / "step-00000012")
+    code, _ = resume(atlas, copy, "trainer.max_steps=10", "checkpoint.keep_last=1")
+    assert code == 0
+    assert list_checkpoints(copy / "checkpoints")[-1].step == 10
+    assert (copy / "checkpoints" / "step-00000012.damaged").is_dir()
 
 
 def test_what_may_change_may_change(atlas: Atlas, copy: Path) -> None:

@@ -84,3 +84,60 @@ def test_promise_08_without_a_way_back_the_run_stops(
     with pytest.raises(DataError, match="no checkpoint to go back to"):
         train(atlas, tmp_path / "run", "trainer.max_bad_steps=1")
     assert len(read_rows(tmp_path / "run" / SKIPPED)) == 2
+
+
+def test_promise_08_the_way_back_leads_before_the_first_bad_step(
+    atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bad and good steps take turns, and checkpoints are due between them: they are not what is gone back to."""
+    poison(monkeypatch, {3, 5, 7, 9})
+    words = ["trainer.max_bad_steps=3", "checkpoint.every_steps=1", "checkpoint.keep_last=1"]
+    train(atlas, tmp_path / "run", *words, "trainer.validate_every_steps=0")
+    (rollback,) = [row for row in read_rows(tmp_path / "run" / SKIPPED) if row["event"] == "rollback"]
+    assert (rollback["step"], rollback["to_step"]) == (10, 3)
+
+
+def test_promise_08_a_resume_remembers_bad_steps_and_rollbacks(
+    atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped between bad steps and started again, the run counts on: rollback, and at the next the end."""
+    poison(monkeypatch, {4, 6, 8, 9, 10})
+    words = ["trainer.max_bad_steps=1", "trainer.max_rollbacks=1", "checkpoint.every_steps=2"]
+    train(atlas, tmp_path / "run", *words, "trainer.max_steps=6")
+    # The second start makes 6 the step at index 6 of all.
+    train(atlas, tmp_path / "run", *words, "trainer.max_steps=8")
+    events = [(row["event"], row["step"]) for row in read_rows(tmp_path / "run" / SKIPPED)]
+    assert events == [("skipped", 5), ("skipped", 7), ("rollback", 7)]
+    with pytest.raises(DataError, match="after 1 rollbacks"):
+        train(atlas, tmp_path / "run", *words)
+
+
+def test_promise_08_saving_changes_nothing_even_before_the_first_good_step(
+    atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    losses = []
+    for every in (1, 100):
+        with monkeypatch.context() as patch:
+            poison(patch, {0})
+            train(atlas, tmp_path / f"run{every}", f"checkpoint.every_steps={every}")
+        rows = read_rows(tmp_path / f"run{every}" / METRICS)
+        losses.append([row["loss"] for row in rows if "loss" in row])
+    assert losses[0] == losses[1]
+
+
+def test_promise_08_weights_that_are_not_finite_are_not_saved(
+    atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = module.GeneMambaModule._update
+
+    def spoil(self):  # type: ignore[no-untyped-def]
+        result = real(self)
+        if self.step == 6:
+            with torch.no_grad():
+                self.model.norm.weight[0] = float("inf")
+        return result
+
+    monkeypatch.setattr(module.GeneMambaModule, "_update", spoil)
+    with pytest.raises(DataError, match="not finite"):
+        train(atlas, tmp_path / "run", "trainer.max_steps=6", "trainer.validate_every_steps=0")
+    assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].step == 4

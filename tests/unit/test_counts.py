@@ -9,9 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import scipy.sparse as sp
+import zarr
 
-from data_shards import by_cell
-from data_shards.counts import CountOptions, open_counts
+from data_shards import annotations, by_cell
+from data_shards.counts import CountOptions, _readable, open_counts
 from data_shards.errors import DataError
 from tests.unit.count_files import draw_counts, write_counts
 
@@ -100,8 +101,8 @@ def test_pbmc_of_scanpy_gives_whole_counts() -> None:
         assert (counts.n_cells, len(counts.gene_names)) == (700, 765)
         (_, chunk), *_ = counts.chunks(700)
         assert chunk.data.min() == 1
-        assert counts.obs["bulk_labels"].nunique() == 10
-        assert counts.obs.index[0].endswith("-1")
+        assert counts.read_obs()["bulk_labels"].nunique() == 10
+        assert counts.read_obs().index[0].endswith("-1")
 
 
 @pytest.mark.parametrize(
@@ -184,7 +185,7 @@ def test_obs_is_read_by_rows(tmp_path: Path, suffix: str) -> None:
     path = write_counts(tmp_path / f"a{suffix}", draw_counts(4, 3), obs=obs)
     with open_counts(path) as counts:
         part = counts.read_obs(1, 3)
-        whole = counts.obs
+        whole = counts.read_obs()
     assert part.index.tolist() == ["c1", "c2"]
     assert part["text"].tolist() == ["x", "y"]
     assert part["n"].tolist() == [2, 3]
@@ -192,3 +193,133 @@ def test_obs_is_read_by_rows(tmp_path: Path, suffix: str) -> None:
     assert part["cell_type"].isna().tolist() == [True, False]
     assert part["maybe"].isna().tolist() == [True, False]
     assert whole["cell_type"].tolist()[2:] == ["a", "b"]
+
+
+def rechunk(path: Path, name: str, values: np.ndarray, chunks: tuple[int, ...]) -> None:
+    zarr.open_group(path, mode="r+").create_array(name, data=values, chunks=chunks, overwrite=True)
+    zarr.consolidate_metadata(path)
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+@pytest.mark.parametrize("storage", ["csr", "csc"])
+@pytest.mark.parametrize("array", ["data", "indices", "indptr"])
+def test_a_missing_chunk_of_a_sparse_zarr_is_refused(
+    tmp_path: Path, zarr_format: int, storage: str, array: str
+) -> None:
+    expected = draw_counts(40, 30)
+    with ad.settings.override(zarr_write_format=zarr_format):
+        path = write_counts(tmp_path / "a.zarr", expected if storage == "csr" else expected.tocsc())
+    values = np.asarray(zarr.open_array(path, path=f"X/{array}", mode="r")[:])
+    rechunk(path, f"X/{array}", values, (8,))
+    np.testing.assert_array_equal(read_all(path), expected.toarray())
+    chunks = path / "X" / array / ("c" if zarr_format == 3 else "")
+    for number, message in ((1, f"1 of the .* chunks of X/{array} are missing"), (-(-len(values) // 8) - 1, "missing")):
+        content = (chunks / str(number)).read_bytes()
+        (chunks / str(number)).unlink()
+        with pytest.raises(DataError, match=message):
+            open_counts(path)
+        (chunks / str(number)).write_bytes(content)
+    open_counts(path).close()
+
+
+@pytest.mark.parametrize("zarr_format", [2, 3])
+def test_chunks_without_a_count_may_be_absent(tmp_path: Path, zarr_format: int) -> None:
+    dense = draw_counts(12, 9).toarray()
+    dense[4:8] = 0
+    with ad.settings.override(zarr_write_format=zarr_format):
+        path = write_counts(tmp_path / "a.zarr", dense)
+    rechunk(path, "X", dense, (4, 9))
+    assert not (path / "X" / ("c/1/0" if zarr_format == 3 else "1.0")).exists()
+    np.testing.assert_array_equal(read_all(path), dense)
+    for number, counts in enumerate((sp.csr_matrix((3, 4), dtype=np.float32), sp.csr_matrix(np.ones((3, 1))))):
+        np.testing.assert_array_equal(read_all(write_counts(tmp_path / f"{number}.zarr", counts)), counts.toarray())
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0)])
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_files_without_cells_or_genes_are_refused(tmp_path: Path, shape: tuple[int, int], suffix: str) -> None:
+    path = write_counts(tmp_path / f"a{suffix}", sp.csr_matrix(shape, dtype=np.float32))
+    with pytest.raises(DataError, match=rf"X has {shape[0]} cells and {shape[1]} genes: there is nothing to read"):
+        open_counts(path)
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+def test_nullable_index_and_columns_are_read_by_rows(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    obs = pd.DataFrame(
+        {
+            "whole": pd.array([1, None, 3, 4], dtype="Int64"),
+            "flag": pd.array([True, None, False, True], dtype="boolean"),
+            "text": pd.array(["a", None, "b", "c"], dtype="string"),
+        },
+        index=pd.Index(pd.array(["w", "x", "y", "z"], dtype="string")),
+    )
+    data = ad.AnnData(draw_counts(4, 3), obs=obs)
+    data.strings_to_categoricals = lambda *_: None  # type: ignore[method-assign]  # or the texts would be
+    path = tmp_path / f"a{suffix}"
+    with ad.settings.override(allow_write_nullable_strings=True):
+        data.write_h5ad(path) if suffix == ".h5ad" else data.write_zarr(path)
+    whole_columns: list[str] = []
+    with open_counts(path) as counts:
+        monkeypatch.setattr(annotations, "read_elem", lambda element: whole_columns.append(element.name))
+        part = counts.annotations.read(1, 3)
+    assert not whole_columns
+    pd.testing.assert_frame_equal(part, obs.iloc[1:3], check_index_type=False)
+
+
+def test_compound_tables_of_old_files_are_decoded(tmp_path: Path) -> None:
+    """Before anndata 0.7: annotations are compound arrays, here with texts of variable length."""
+    path = tmp_path / "a.h5ad"
+    text = h5py.string_dtype()
+    with h5py.File(path, "w") as file:
+        file["X"] = draw_counts(3, 2).toarray()
+        file["var"] = np.array([("g0", "é"), ("g1", "b")], dtype=[("index", text), ("symbol", text)])
+        file["obs"] = np.array(
+            [(f"c{i}", f"d{i}".encode(), i % 2) for i in range(3)],
+            dtype=[("index", text), ("donor", "S4"), ("cell_type", "i1")],
+        )
+        file.create_dataset("uns/cell_type_categories", data=["A", "B"], dtype=text)
+    with open_counts(path) as counts:
+        assert counts.gene_names == ["g0", "g1"]
+        assert counts.var["symbol"].tolist() == ["é", "b"]
+        obs = counts.read_obs(1, 3)
+    assert obs.index.tolist() == ["c1", "c2"]
+    assert obs["donor"].tolist() == ["d1", "d2"]
+    assert obs["cell_type"].tolist() == ["B", "A"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError("required filter 'blosc' is not registered"), r"a\.h5ad: .*pip install hdf5plugin"),
+        (OSError("filter returned failure during read"), r"a\.h5ad: cannot be read .*fetch it again"),
+        (OSError("truncated file"), r"a\.h5ad: cannot be read \(truncated file\).*fetch it again"),
+        (KeyError("indptr"), r"a\.h5ad: not as anndata writes it, or damaged \('indptr'\)"),
+    ],
+)
+def test_what_cannot_be_read_is_told_apart(error: Exception, message: str) -> None:
+    with pytest.raises(DataError, match=message), _readable(Path("a.h5ad")):
+        raise error
+    with pytest.raises(TypeError), _readable(Path("a.h5ad")):
+        raise TypeError("a fault of this program")
+
+
+def test_a_filter_that_is_not_installed_is_named(tmp_path: Path) -> None:
+    counts = draw_counts(4, 3)
+    path = write_counts(tmp_path / "filtered_plugin.h5ad", counts)
+    with h5py.File(path, "r+") as file:
+        del file["X/data"]
+        how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        how.set_chunk((counts.nnz,))
+        how.set_filter(32_999, h5py.h5z.FLAG_OPTIONAL)  # a number that no filter has
+        where = h5py.h5s.create_simple((counts.nnz,))
+        data = h5py.h5d.create(file["X"].id, b"data", h5py.h5t.IEEE_F32LE, where, how)
+        data.write_direct_chunk((0,), counts.data.tobytes())
+    with pytest.raises(DataError, match=r"compressed with a filter that is not installed .*pip install hdf5plugin"):
+        read_all(path)
+
+
+def test_ways_of_reading_that_exclude_each_other_are_refused() -> None:
+    with pytest.raises(DataError, match=r"leave out --allow-non-integer"):
+        CountOptions(counts_from="log1p", allow_non_integer=True)

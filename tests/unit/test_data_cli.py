@@ -24,7 +24,10 @@ def test_simulated_atlas_the_whole_way(tmp_path: Path, capsys: pytest.CaptureFix
     manifest = Manifest.load(store)
     assert (manifest.n_cells, manifest.top_k, manifest.dither) == (120, 64, True)
     assert run("inspect", store) == 0
-    assert manifest.hash in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert manifest.hash in printed
+    assert Medians.load(medians).hash == manifest.medians_file_hash
+    assert manifest.medians_file_hash in printed
     assert run("verify", store) == 0
     (store / "atlas" / "tokens" / "c" / "0").unlink()
     capsys.readouterr()
@@ -60,6 +63,11 @@ def test_errors_leave_with_1_and_one_line(tmp_path: Path, capsys: pytest.Capture
     assert run("medians", path, "--out", tmp_path / "m.zarr", "--allow-non-integer") == 0
     assert run("medians", path, "--out", tmp_path / "m.zarr", "--allow-non-integer") == 1
     assert "m.zarr: exists already" in capsys.readouterr().err
+    both = ["--counts-from", "log1p", "--allow-non-integer"]
+    assert run("medians", path, "--out", tmp_path / "n.zarr", *both) == 1
+    assert "leave out --allow-non-integer" in capsys.readouterr().err
+    assert run("simulate", "--out", tmp_path / "atlas.h5", "--cells", 10) == 1
+    assert "name it atlas.h5ad" in capsys.readouterr().err
     assert run("inspect", tmp_path / "none.zarr") == 1
     assert run("verify", tmp_path / "m.zarr") == 1
 

@@ -1,5 +1,6 @@
 """From delivered names to gene ids."""
 
+import gzip
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,26 @@ def test_gene_table_files(tmp_path: Path) -> None:
         GeneTable.read_csv(csv)
     with pytest.raises(DataError, match=r"not a gene table"):
         GeneTable.read_csv(tmp_path / "missing.csv")
+
+
+def test_names_stay_as_they_are_where_that_is_the_kind(tmp_path: Path) -> None:
+    found = find(tmp_path, ["A", "B", "C"], None, var={"gene_ids": IDS[:3]}, kind="as-is")
+    assert (found.kind, found.ids, found.report.column) == ("as-is", ("A", "B", "C"), None)
+    assert str(found.report) == "3 genes, ids as they are in the index of var"
+    found = find(tmp_path, ["A", "B", "C"], None, var={"gene_ids": IDS[:3]})
+    assert (found.kind, found.report.column) == ("ensembl", "gene_ids")
+    assert "3 of 3 genes mapped (3 by id, 0 by symbol) from column 'gene_ids' of var" in str(found.report)
+
+
+def test_damaged_gene_tables_are_refused_and_empty_symbols_skipped(tmp_path: Path) -> None:
+    path = tmp_path / "genes.csv.gz"
+    with gzip.open(path, "wt") as file:
+        file.write("".join(f"{gene},{'S' * i}\n" for i, gene in enumerate(IDS)))
+    table = GeneTable.read_csv(path)
+    assert table.symbols[0] == ""
+    assert "" not in table.ids_of
+    content = bytearray(path.read_bytes())
+    content[20:40] = bytes(20)
+    path.write_bytes(bytes(content))
+    with pytest.raises(DataError, match=r"genes\.csv\.gz: not a gene table"):
+        GeneTable.read_csv(path)

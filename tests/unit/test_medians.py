@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -108,6 +109,68 @@ def test_adding_is_refused_where_it_cannot_be_right(tmp_path: Path) -> None:
         make_medians([b], tmp_path / "m.zarr", gene_table=GeneTable(("ENSG00000000001",), ("A",)), add=True, say=quiet)
 
 
+@pytest.mark.parametrize("exactly", [False, True])
+def test_files_may_be_named_as_arrays_are(tmp_path: Path, exactly: bool) -> None:
+    counts = [draw_counts(20, 5, seed=seed) for seed in (1, 2, 3)]
+    names = ("counts", "medians", "datasets"), ("x", "y", "z")
+    found = []
+    for number, of_files in enumerate(names):
+        files = [write_counts(tmp_path / f"{name}.h5ad", part) for name, part in zip(of_files, counts, strict=True)]
+        out = tmp_path / f"m{number}.zarr"
+        if exactly:
+            make_medians(files, out, exact=True, say=quiet)
+        else:
+            make_medians(files[:2], out, say=quiet)
+            make_medians(files[2:], out, add=True, say=quiet)
+        found.append(Medians.load(out))
+    assert found[0].datasets == names[0]
+    assert found[0].hash == found[1].hash
+    np.testing.assert_allclose(found[0].medians, slow_medians(sp.vstack(counts).toarray()), rtol=1e-6)
+
+
+def test_adding_finds_the_kind_of_the_file_itself(tmp_path: Path) -> None:
+    ids = [f"ENSG{i:011d}" for i in range(4)]
+    names = [f"g{i}" for i in range(4)]
+    plain = write_counts(tmp_path / "plain.h5ad", draw_counts(10, 4), names)
+    with_ids = write_counts(tmp_path / "ids.h5ad", draw_counts(10, 4), names, var={"gene_ids": ids})
+    make_medians([plain], tmp_path / "m.zarr", say=quiet)
+    with pytest.raises(DataError, match=r"different kinds .*ids: ensembl, the medians so far: as-is"):
+        make_medians([with_ids], tmp_path / "m.zarr", add=True, say=quiet)
+    make_medians([with_ids], tmp_path / "n.zarr", say=quiet)
+    with pytest.raises(DataError, match=r"plain: as-is, the medians so far: ensembl"):
+        make_medians([plain], tmp_path / "n.zarr", add=True, say=quiet)
+
+
+def test_one_copy_by_cell_lies_in_the_temporary_folder_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(scratch))
+    digest, copies = medians._digest, []
+
+    def watched(*arguments: Any) -> Digests:
+        copies.append(len(list(scratch.iterdir())))
+        return digest(*arguments)
+
+    monkeypatch.setattr(medians, "_digest", watched)
+    files = [write_counts(tmp_path / f"{name}.h5ad", draw_counts(9, 4).tocsc()) for name in "abc"]
+    make_medians(files, tmp_path / "m.zarr", say=quiet)
+    assert copies == [1, 1, 1]
+    assert not list(scratch.iterdir())
+
+
+def test_an_interrupted_add_is_named(tmp_path: Path) -> None:
+    path = write_counts(tmp_path / "a.h5ad", draw_counts(10, 5))
+    out = tmp_path / "m.zarr"
+    made = make_medians([path], out, say=quiet)
+    out.rename(tmp_path / ".m.zarr.old-host-1")  # what kill -9 between the two renames of --add leaves
+    with pytest.raises(DataError, match=r"an `--add` was killed .*\.m\.zarr\.old-host-1: rename it to m\.zarr"):
+        Medians.load(out)
+    (tmp_path / ".m.zarr.old-host-1").rename(out)
+    assert Medians.load(out).hash == made.hash
+
+
 def test_mixed_kinds_are_refused(tmp_path: Path) -> None:
     a = write_counts(tmp_path / "a.h5ad", draw_counts(4, 3), [f"ENSG0000000000{i}" for i in range(3)])
     b = write_counts(tmp_path / "b.h5ad", draw_counts(4, 3))
@@ -136,16 +199,22 @@ def test_damaged_medians_are_refused(tmp_path: Path) -> None:
     (out / "genes.json").write_text(json.dumps({**names, "genes": names["genes"][::-1]}))
     with pytest.raises(DataError, match=r"damaged or of another version"):
         Medians.load(out)
+    (out / "genes.json").write_text(json.dumps(names))
+    Medians.load(out)
+    (out / "counts" / "c" / "0").unlink()
+    with pytest.raises(DataError, match=r"damaged or of another version"):
+        Medians.load(out)
     with pytest.raises(DataError, match=r"not a medians file"):
         Medians.load(tmp_path)
 
 
-def test_missing_digests_are_noticed_when_adding(tmp_path: Path) -> None:
+@pytest.mark.parametrize("array", ["means", "weights", "indptr", "counts"])
+def test_missing_digests_are_noticed_when_adding(tmp_path: Path, array: str) -> None:
     a = write_counts(tmp_path / "a.h5ad", draw_counts(10, 5))
     b = write_counts(tmp_path / "b.h5ad", draw_counts(10, 5))
     out = tmp_path / "m.zarr"
     before = make_medians([a], out, say=quiet)
-    (out / "a" / "weights" / "c" / "0").unlink()
+    (out / "datasets" / "a" / array / "c" / "0").unlink()
     with pytest.raises(DataError, match=r"digests of a are damaged"):
         make_medians([b], out, add=True, say=quiet)
     assert Medians.load(out).hash == before.hash
@@ -159,7 +228,21 @@ def test_digests_of_many_values_stay_small_and_near(tmp_path: Path) -> None:
     assert np.diff(digests.indptr).max() <= MAX_CENTROIDS
     found = digests.medians()
     assert np.isnan(found[1])
-    np.testing.assert_allclose(found[[0, 2]], [np.median(values[:10_000]), np.median(values[10_000:])], rtol=2e-3)
+    np.testing.assert_allclose(found[[0, 2]], [np.median(values[:10_000]), np.median(values[10_000:])], rtol=1e-3)
+    np.testing.assert_array_equal(digests.counts, np.diff(starts))
+
+
+def test_a_tree_of_merges_is_near_one_flat_merge_and_the_truth() -> None:
+    """Beyond 1,000 values a digest is an estimate: merging merged ones must not let it drift."""
+    values = np.random.default_rng(3).lognormal(sigma=1.5, size=64 * 700)
+    own = [np.arange(1, dtype=np.int32)] * 64
+    level = [Digests.from_values(np.array([0, 700]), part) for part in np.split(values, 64)]
+    flat = Digests.merge(level, own, 1)
+    while len(level) > 1:
+        level = [Digests.merge(level[i : i + 4], own[:4], 1) for i in range(0, len(level), 4)]
+    assert len(level[0].means) <= MAX_CENTROIDS
+    assert level[0].counts.tolist() == flat.counts.tolist() == [len(values)]
+    np.testing.assert_allclose([flat.medians()[0], level[0].medians()[0]], np.median(values), rtol=1e-3)
 
 
 @given(st.permutations(range(6)))
@@ -197,5 +280,8 @@ def test_real_cells_digest_against_exact(real_data: Path, tmp_path: Path) -> Non
     assert digest.genes == exactly.genes
     np.testing.assert_array_equal(digest.counts, exactly.counts)
     seen = digest.counts > 0
+    kept = seen & (digest.counts <= MAX_CENTROIDS)  # whose digests hold every value: to the float32 of the exact way
+    assert kept.sum() > 16_000
+    np.testing.assert_allclose(digest.medians[kept], exactly.medians[kept], rtol=1e-6)
     np.testing.assert_allclose(digest.medians[seen], exactly.medians[seen], rtol=5e-3)
     assert np.median(np.abs(digest.medians[seen] / exactly.medians[seen] - 1)) < 1e-6

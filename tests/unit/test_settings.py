@@ -29,6 +29,17 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
     text = problems(str(file), "optim.learning_rate=1", "lr=3")
     for fragment in ("model.width", "n_layers", "nonsense", "optim.learning_rate", "is it optim.lr"):
         assert fragment in text
+    for fragment in ("missing.yaml", "width", "greater than 0"):
+        assert fragment in problems("missing.yaml", "model.width=3", "optim.lr=0")
+
+
+def test_text_stays_text(tmp_path: Path) -> None:
+    """YAML would read these as a number, a boolean and a number of another base."""
+    for text in ("2024_01", "no", "0123"):
+        assert load_config([*GOOD, f"run.dir={text}"]).run.dir == text
+    file = tmp_path / "a.yaml"
+    file.write_text("run:\n  dir: 2024_01\nmodel:\n")
+    assert "put it in quotes" in problems(str(file))
 
 
 @pytest.mark.parametrize(
@@ -45,6 +56,14 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
         (["objective.pathway_size=[5]"], "smallest, largest"),
         (["data.workers=-1"], "not be negative"),
         (["data.store="], "data.store is empty"),
+        (["optim.lr=.inf"], "must be finite"),
+        (["optim.warmup_steps=50", "trainer.max_steps=40"], "longer than the schedule"),
+        (["objective.pathway_genes=1"], "at least 2"),
+        (["tracking.mlflow=off"], "auto | none"),
+        (["objective.pathway_size=[5"], "not YAML"),
+        (["optim.lr=${nope}"], "optim.lr"),
+        (["nonsense"], "neither a .yaml file nor key=value"),
+        (["missing.yaml"], "cannot be read"),
     ],
 )
 def test_what_cannot_work_is_refused(words: list[str], fragment: str) -> None:

@@ -4,25 +4,31 @@ import json
 import shutil
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_shards import shards, store
+from data_shards import obs_file, shards, store
 from data_shards.counts import CountOptions
 from data_shards.errors import DataError
 from data_shards.genes import GeneTable
 from data_shards.inspect import describe_store
 from data_shards.medians import make_medians
+from data_shards.medians_file import Medians
+from data_shards.output import hash_path
 from data_shards.shards import CellFilter, make_store
-from data_shards.splits import SplitOptions, assign_donors, split_by_cell
+from data_shards.splits import SplitOptions, assign_donors, donor_names, split_by_cell
 from data_shards.store import TEST, TRAIN, VALIDATION, Manifest, choose_block_cells
 from data_shards.verify import find_damage
+from data_shards.vocabulary import Vocabulary
 from tests.unit.count_files import draw_counts, write_counts
 
 
@@ -73,7 +79,11 @@ def test_what_lies_on_disk(tmp_path: Path, files: list[Path]) -> None:
     assert pd.read_parquet(path / "one" / "obs.parquet")["cell_type"].tolist() == ["b", "a"] * 30
     assert Manifest.load(path) == manifest
     assert find_damage(path) == []
-    assert any("60 cells" in line or "cells        80" in line for line in describe_store(path))
+    text = "\n".join(describe_store(path))
+    assert f"  cells        80\n  tokens       {manifest.n_tokens:,}\n  genes        20 (as-is ids)" in text
+    assert "    genes      20 genes, ids as they are in the index of var; 20 of the vocabulary" in text
+    assert f"of the medians file {Medians.load(tmp_path / 'm.zarr').hash}" in text
+    assert f"    cells      60, {manifest.datasets[0].n_tokens:,} tokens" in text
 
 
 def test_manifest_hash_knows_content_and_not_the_machine(tmp_path: Path, files: list[Path]) -> None:
@@ -92,11 +102,12 @@ def test_shards_and_ranges_change_nothing(tmp_path: Path, files: list[Path], mon
     monkeypatch.setattr(shards, "_CELLS", 16)
     monkeypatch.setattr(shards, "_CHUNK", 5)
     monkeypatch.setattr(store, "LAYOUT", {"tokens": (64, 256), "indptr": (8, 32), "split": (8, 16)})
-    monkeypatch.setattr("data_shards.verify.LAYOUT", store.LAYOUT)
     second = build(tmp_path, files, "2.zarr")
     assert [entry.content_hash for entry in first.datasets] == [entry.content_hash for entry in second.datasets]
     np.testing.assert_array_equal(read(tmp_path / "s.zarr", "one/tokens"), read(tmp_path / "2.zarr", "one/tokens"))
     assert len(list((tmp_path / "2.zarr/one/tokens/c").iterdir())) == -(-second.datasets[0].n_tokens // 256)
+    # Damage is found in the chunks that the array has, whatever this program would write today.
+    monkeypatch.undo()
     assert find_damage(tmp_path / "2.zarr") == []
 
 
@@ -140,6 +151,13 @@ def test_genes_file_takes_symbols_through_the_gene_table(tmp_path: Path) -> None
     vocabulary = json.loads((tmp_path / "s.zarr" / "vocabulary.json").read_text())
     assert vocabulary == {"kind": "ensembl", "genes": [ids[0], ids[2]]}
     assert (tmp_path / "s.zarr" / "gene_table.parquet").exists()
+    manifest = Manifest.load(tmp_path / "s.zarr")
+    assert (manifest.options["genes_file"], manifest.options["genes_file_hash"]) == ("genes.txt", hash_path(genes))
+    report = manifest.datasets[0].genes
+    assert (report["by_symbol"], report["by_id"], report["in_vocabulary"]) == (3, 0, 2)
+    text = "\n".join(describe_store(tmp_path / "s.zarr"))
+    assert f"--genes      genes.txt, SHA-256 {hash_path(genes)}" in text
+    assert "3 of 3 genes mapped (0 by id, 3 by symbol) from the index of var; 2 of the vocabulary" in text
     assert find_damage(tmp_path / "s.zarr") == []
 
 
@@ -177,6 +195,95 @@ def test_whole_donors_are_held_out_the_same_in_every_data_set(tmp_path: Path, fi
         for donor, split in zip(obs[entry.donor_key], read(tmp_path / "s.zarr", f"{entry.name}/split"), strict=True):
             of_donor.setdefault(donor, set()).add(int(split))
     assert all(len(splits) == 1 for splits in of_donor.values())
+
+
+def test_a_donor_is_one_donor_however_a_file_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No donor is in two splits: not of whole numbers with missing ones, nor of int here and float or text there."""
+    monkeypatch.setattr(obs_file, "_BATCH", 16)
+    monkeypatch.setattr(shards, "_CELLS", 16)
+    number = np.arange(80) % 8
+    missing = np.arange(80) < 5  # in the first batches alone
+    columns = {
+        "category": pd.Categorical(np.where(missing, np.nan, number)).rename_categories(range(8)),
+        "nullable": pd.array(np.where(missing, None, number), dtype="Int64"),
+        "float": np.where(missing, np.nan, number),
+        "int": number,
+        "text": [None if gone else f"{n}" for gone, n in zip(missing, number, strict=True)],
+        "floats": [None if gone else f"{n}.0" for gone, n in zip(missing, number, strict=True)],
+    }
+    assert columns["category"].categories.dtype == np.int64
+    files = [
+        write_counts(tmp_path / f"{name}.h5ad", draw_counts(80, 20, seed), obs={"donor": column})
+        for seed, (name, column) in enumerate(columns.items())
+    ]
+    manifest = build(tmp_path, files, splits=SplitOptions(by="donor", validation=0.3))
+    held = set()
+    for entry in manifest.datasets:
+        split = read(tmp_path / "s.zarr", f"{entry.name}/split")
+        known = np.ones(80, bool) if entry.name == "int" else ~missing
+        assert np.all(split[~known] == TRAIN)
+        of_donor = [set(split[known & (number == donor)].tolist()) for donor in range(8)]
+        assert all(len(splits) == 1 for splits in of_donor)
+        held.add(tuple(min(splits) for splits in of_donor))
+    categories = pd.read_parquet(tmp_path / "s.zarr/category/obs.parquet")["donor"]
+    assert categories.isna().tolist() == missing.tolist()
+    assert categories[~missing].tolist() == [str(n) for n in number[~missing]]
+    assert len(held) == 1
+    assert {TRAIN, VALIDATION} == {*held.pop()}
+
+
+def test_names_of_donors(tmp_path: Path) -> None:
+    column = pd.Series([3, 3.0, "3", "3.0", np.float32(3), -2.0, 3.5, "d.0", True, None, np.nan], dtype=object)
+    assert donor_names(column) == ["3", "3", "3", "3", "3", "-2", "3.5", "d.0", "True", "", ""]
+    # A missing one beside it must not make a float of a number that is no float.
+    pq.write_table(pa.table({"donor": pa.array([2**60 + 1, None])}), tmp_path / "obs.parquet")
+    (large,) = obs_file.read_column(tmp_path / "obs.parquet", "donor")
+    assert donor_names(large) == [str(2**60 + 1), ""]
+
+
+def test_one_donor_cannot_be_held_out_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_counts(tmp_path / "a.h5ad", draw_counts(20, 10), obs={"donor_id": ["only"] * 20})
+    make_medians([path], tmp_path / "m.zarr", say=quiet)
+    with monkeypatch.context() as patched:
+        patched.setattr(shards, "_write_dataset", None)  # known before a cell is ranked
+        with pytest.raises(DataError, match=r"1 known donors: .*--split-by cell"):
+            build(tmp_path, [path], splits=SplitOptions(by="donor"))
+    build(tmp_path, [path], splits=SplitOptions(by="donor", validation=0.0))
+    # A filter may leave one donor of two.
+    counts = draw_counts(20, 10).toarray()
+    counts[10:] = 0
+    two = write_counts(tmp_path / "b.h5ad", sp.csr_matrix(counts), obs={"donor_id": ["x"] * 10 + ["y"] * 10})
+    with pytest.raises(DataError, match=r"1 known donors: .*--split-by cell"):
+        build(tmp_path, [two], "x.zarr", splits=SplitOptions(by="donor"))
+
+
+def test_files_that_cannot_be_used_are_found_before_the_first_is_ranked(
+    tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_medians(files, tmp_path / "m.zarr", say=quiet)
+    foreign = write_counts(tmp_path / "foreign.h5ad", draw_counts(5, 2), ["x", "y"])
+    monkeypatch.setattr(shards, "_write_dataset", None)
+    with pytest.raises(DataError, match=r"foreign\.h5ad: none of its 2 genes"):
+        build(tmp_path, [*files, foreign])
+    with pytest.raises(DataError, match=r"two: no column 'donor_id' in obs"):
+        build(tmp_path, files, splits=SplitOptions(donor_key="donor_id"))
+
+
+def test_medians_without_a_value_make_no_store(tmp_path: Path) -> None:
+    path = write_counts(tmp_path / "a.h5ad", sp.csr_matrix((4, 3), dtype=np.float32))
+    with pytest.raises(DataError, match=r"no gene has a median"):
+        build(tmp_path, [path])
+    with pytest.raises(DataError, match=r"without genes"):
+        Vocabulary("as-is", ())
+
+
+@pytest.mark.parametrize("name", ["vocabulary.json", "zarr.json", "medians.npy", "gene_table.parquet", "__x", ".x"])
+def test_data_sets_cannot_have_the_names_of_files_in_the_root(tmp_path: Path, files: list[Path], name: str) -> None:
+    build(tmp_path, files)
+    path = tmp_path / f"{name}.h5ad"
+    shutil.copy(files[0], path)
+    with pytest.raises(DataError, match=r"cannot name a data set: rename the file"):
+        build(tmp_path, [path], "x.zarr")
 
 
 def test_how_cells_are_held_out_without_donors(tmp_path: Path) -> None:
@@ -278,12 +385,13 @@ def test_verify_names_damaged_and_missing_shards(damaged: Path, array: str) -> N
 
 def test_verify_names_the_chunk(tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(store, "LAYOUT", {"tokens": (64, 256), "indptr": (8, 32), "split": (8, 16)})
-    monkeypatch.setattr("data_shards.verify.LAYOUT", store.LAYOUT)
     build(tmp_path, files)
     shard = tmp_path / "s.zarr/one/tokens/c/1"
     flip(shard, 5)
+    monkeypatch.undo()
     (problem,) = find_damage(tmp_path / "s.zarr")
     assert f"{shard}: chunk 0 is damaged" in problem
+    assert "gm-train data verify" not in problem
 
 
 def test_verify_finds_swapped_content_and_changed_files(damaged: Path) -> None:
@@ -300,6 +408,31 @@ def test_verify_finds_swapped_content_and_changed_files(damaged: Path) -> None:
     assert "two/obs.parquet: its SHA-256 is not that of the manifest" in text
     assert "medians.npy: its SHA-256" in text
     assert "vocabulary.json: is missing" in text
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("dither",), True),
+        (("medians_hash",), "0"),
+        (("options", "min_mapped"), 0.75),
+        (("datasets", 1, "n_train"), 1),
+        (("datasets", 0, "counts", "raw"), True),
+        (("files", "medians.npy"), "0"),
+        (("hash",), "0"),
+    ],
+)
+def test_any_changed_attribute_of_the_manifest_is_noticed(damaged: Path, keys: tuple[Any, ...], value: object) -> None:
+    metadata = damaged / "zarr.json"
+    content = json.loads(metadata.read_text())
+    place = content["attributes"]
+    for key in keys[:-1]:
+        place = place[key]
+    assert place[keys[-1]] != value
+    place[keys[-1]] = value
+    metadata.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"the manifest is damaged"):
+        Manifest.load(damaged)
 
 
 def test_damaged_manifest_is_refused(damaged: Path) -> None:

@@ -12,6 +12,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
+from data_shards import exact, kernels, ranking
 from data_shards.counts import CountOptions, open_counts
 from data_shards.errors import DataError
 from data_shards.genes import GeneReport, GeneTable
@@ -35,13 +36,11 @@ def cell_key(purpose: int, total: float, detected: int) -> int:
 
 def slow_tokens(cell: np.ndarray, numbers: list[int], tokenizer: Tokenizer) -> list[int]:
     """Tokens of one cell, written from the definition, without any of the compiled code."""
-    total, detected = 0.0, 0
+    total, detected = sum(sorted(cell.tolist())), int(np.count_nonzero(cell))
     summed: dict[int, float] = {}
     for count, number in zip(cell.tolist(), numbers, strict=True):
         if count == 0:
             continue
-        total += count
-        detected += 1
         if number >= 0:
             summed[number] = summed.get(number, 0.0) + count
     ranked = []
@@ -133,6 +132,37 @@ def test_zero_counts_are_never_tokens_and_the_best_are_kept() -> None:
     assert indptr.tolist() == [0, 2]
 
 
+def test_a_stored_zero_is_never_a_token() -> None:
+    stored = sp.csr_matrix((np.array([0.0, 5.0, 0.0, 9.0]), np.array([0, 1, 2, 4]), np.array([0, 4])), (1, 5))
+    tokenizer = Tokenizer(Vocabulary("as-is", GENES[:5]), np.ones(5), dither=True)
+    columns = GeneColumns(np.arange(5, dtype=np.int32), 5, REPORT)
+    tokens, indptr = tokenizer.encode(stored, columns)
+    assert stored.nnz == 4  # the caller's matrix is left alone
+    assert (tokens.tolist(), indptr.tolist()) == ([6, 3], [0, 2])
+    without = sp.csr_matrix(stored.toarray())
+    assert tokens.tolist() == tokenizer.encode(without, columns)[0].tolist()
+
+
+@given(st.data())
+def test_the_order_of_the_genes_changes_no_token(data: st.DataObject) -> None:
+    """Counts that are not whole round when they are added up: the total is that of the sorted counts."""
+    cell = np.array(data.draw(st.lists(st.sampled_from([0.0, 0.1, 0.2, 0.3, 1.7, 1e5]), min_size=12, max_size=12)))
+    order = np.array(data.draw(st.permutations(range(12))))
+    for dither in (False, True):
+        tokenizer = Tokenizer(Vocabulary("as-is", GENES[:12]), np.ones(12), dither=dither)
+        tokens, _ = tokenizer.encode(sp.csr_matrix(cell), GeneColumns(np.arange(12, dtype=np.int32), 12, REPORT))
+        moved, _ = tokenizer.encode(sp.csr_matrix(cell[order]), GeneColumns(order.astype(np.int32), 12, REPORT))
+        assert tokens.tolist() == moved.tolist()
+
+
+def test_no_kernel_calls_one_of_another_file() -> None:
+    """numba's cache would not see a change there."""
+    for module in (kernels, ranking, exact):
+        for kernel in vars(module).values():
+            if hasattr(kernel, "py_func"):
+                assert kernel.py_func.__module__ == module.__name__
+
+
 def test_cells_without_a_gene_have_no_tokens() -> None:
     tokenizer = Tokenizer(Vocabulary("as-is", GENES[:2]), np.ones(2))
     columns = GeneColumns(np.array([0, 1, -1], np.int32), 2, REPORT)
@@ -178,6 +208,16 @@ def test_bind_maps_reports_and_refuses_foreign_genes(tmp_path: Path) -> None:
     path = write_counts(tmp_path / "b.h5ad", draw_counts(3, 2), ["x", "y"])
     with open_counts(path) as counts, pytest.raises(DataError, match=r"none of its 2 genes \(x, y …\)"):
         tokenizer.bind(counts)
+
+
+def test_as_is_medians_bind_names_even_where_a_file_has_ids(tmp_path: Path) -> None:
+    ids = [f"ENSG{i:011d}" for i in range(3)]
+    tokenizer = Tokenizer(Vocabulary("as-is", GENES[:3]), np.ones(3))
+    path = write_counts(tmp_path / "a.h5ad", draw_counts(3, 3), list(GENES[:3]), var={"gene_ids": ids})
+    with open_counts(path) as counts:
+        columns = tokenizer.bind(counts)
+    assert columns.numbers.tolist() == [0, 1, 2]
+    assert columns.report.column is None
 
 
 def test_promise_11_one_tokenizer(tmp_path: Path) -> None:

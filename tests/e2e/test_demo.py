@@ -1,0 +1,84 @@
+"""`make demo`, with a budget of a few steps: first run, going on, other cells, starting over."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gm_train.rundir import METRICS, read_rows
+from tests.conftest import write_cells
+
+pytestmark = pytest.mark.slow
+
+BUDGET = 6
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A working directory with the demo's configuration, cut to a few steps."""
+    folder = tmp_path_factory.mktemp("demo")
+    shutil.copytree("configs", folder / "configs")
+    file = folder / "configs" / "demo.yaml"
+    text, n = re.subn(r"max_steps: \d+", f"max_steps: {BUDGET}", file.read_text())
+    assert n == 1
+    file.write_text(text.replace("warmup_steps: 50", "warmup_steps: 2"))
+    return folder
+
+
+def demo(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "gm_train.demo", *words],
+        cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()}, timeout=600,
+    )  # fmt: skip
+
+
+def steps(folder: Path) -> int:
+    return max(row["step"] for row in read_rows(folder / "runs" / "demo" / METRICS))
+
+
+def test_demo_end_to_end(folder: Path) -> None:
+    first = demo(folder)
+    assert first.returncode == 0, first.stderr
+    for said in (
+        "700 cells", "765 genes", "medians of 765 genes", "validation", "sets in use", "order control", "PCA",
+        "random weights", "dithered ranks", "report.html",
+    ):  # fmt: skip
+        assert said in first.stdout, said
+    assert steps(folder) == BUDGET
+    run = folder / "runs" / "demo"
+    for name in ("config.yaml", "environment.json", "report.html", "eval/eval.json", "eval/eval-scores.png"):
+        assert (run / name).stat().st_size > 0
+    assert (folder / "runs" / "mlflow.db").is_file()
+
+    again = demo(folder)
+    assert again.returncode == 0, again.stderr
+    assert "resuming" in again.stdout
+    assert f"from step {BUDGET}" in again.stdout
+    assert steps(folder) == 2 * BUDGET
+
+    # What was made serves the commands that the README names.
+    fit = [sys.executable, "-m", "gm_train.cli", "fit", "configs/demo.yaml", "run.dir=elsewhere", "tracking.mlflow=none"]
+    done = subprocess.run(fit, cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()})
+    assert done.returncode == 0, done.stderr
+
+
+def test_demo_on_other_cells_asks_before_it_throws_away(folder: Path, tmp_path: Path) -> None:
+    mine = write_cells(tmp_path / "mine.h5ad", 200, 60, seed=5)
+    # The demo's gene sets do not name these genes.
+    file = folder / "configs" / "demo.yaml"
+    file.write_text(file.read_text().replace("pathways: configs/demo.gmt", 'pathways: ""'))
+    before = steps(folder)
+    refused = demo(folder, "--data", str(mine))
+    assert (refused.returncode, "FRESH=1" in refused.stderr) == (1, True)
+    missing = demo(folder, "--data", str(tmp_path / "typo.h5ad"), "--fresh")
+    assert missing.returncode == 1
+    assert "typo.h5ad" in missing.stderr
+    assert steps(folder) == before
+    fresh = demo(folder, "--data", str(mine), "--fresh")
+    assert fresh.returncode == 0, fresh.stderr
+    assert steps(folder) == BUDGET
+    assert "cell_type" in fresh.stdout

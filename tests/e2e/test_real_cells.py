@@ -1,0 +1,85 @@
+"""Full-transcriptome cells: counts, gene table and Reactome to a trained, evaluated checkpoint, by the commands."""
+
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from data_shards.counts import open_counts
+from data_shards.store import Manifest
+from gm_train.cli import main
+from gm_train.rundir import METRICS, read_rows
+
+pytestmark = pytest.mark.slow
+
+GUT, BLOOD = "scp1884_gut_1020.h5ad", "cellxgene_220.h5ad"
+SIZE = [
+    "data.lanes=4", "data.micro_rows=2", "data.row_length=2048", "model.d_model=32", "model.n_layers=2",
+    "model.d_state=16", "model.head_dim=32", "model.norm=pre", "optim.warmup_steps=2", "trainer.max_steps=6",
+    "trainer.validate_every_steps=3", "trainer.validation_cells=32", "checkpoint.every_steps=3",
+]  # fmt: skip
+
+
+def run(*words: str | Path) -> None:
+    assert main([str(word) for word in words]) == 0
+
+
+def variable_genes(file: Path, n: int) -> list[str]:
+    """The genes of the most variable log counts."""
+    with open_counts(file) as counts:
+        chunks = [chunk for _, chunk in counts.chunks()]
+        names = counts.gene_names
+    logs = sp.vstack(chunks).log1p()
+    variance = np.asarray(logs.multiply(logs).mean(axis=0) - np.square(logs.mean(axis=0))).ravel()
+    return [names[i] for i in np.argsort(-variance)[:n]]
+
+
+@pytest.fixture(scope="module")
+def medians(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("real") / "medians.zarr"
+    table = real_data / "genes_homo_sapiens.csv.gz"
+    run("data", "medians", real_data / GUT, real_data / BLOOD, "--gene-table", table, "--out", out)
+    return out
+
+
+@pytest.mark.parametrize("genes", ["all", "2000 variable"])
+def test_two_data_sets_to_an_evaluated_checkpoint(
+    real_data: Path, medians: Path, tmp_path: Path, genes: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = [real_data / GUT, real_data / BLOOD]
+    words: list[str | Path] = ["--medians", medians, "--out", tmp_path / "store.zarr", "--top-k", "2048"]
+    if genes != "all":
+        (tmp_path / "genes.txt").write_text("\n".join(variable_genes(files[0], 2000)) + "\n")
+        words += ["--genes", tmp_path / "genes.txt"]
+    run("data", "shards", *files, *words)
+    run("data", "verify", tmp_path / "store.zarr")
+    manifest = Manifest.load(tmp_path / "store.zarr")
+    assert manifest.kind == "ensembl"
+    assert [entry.name for entry in manifest.datasets] == ["scp1884_gut_1020", "cellxgene_220"]
+    assert all(entry.split_by == "donor" for entry in manifest.datasets)
+    assert manifest.n_genes == 17_022 if genes == "all" else 1_500 < manifest.n_genes <= 2_000
+
+    run(
+        "fit", *SIZE, f"data.store={tmp_path / 'store.zarr'}", f"run.dir={tmp_path / 'run'}",
+        f"objective.pathways={real_data / 'reactome.gmt'}", "tracking.mlflow=none",
+    )  # fmt: skip
+    said = capsys.readouterr().out
+    assert "sets in use" in said
+    rows = [row for row in read_rows(tmp_path / "run" / METRICS) if "loss" in row]
+    assert len(rows) == 6
+    assert all(row["l_pathway"] > 0 for row in rows)
+
+    label = "Celltype"
+    run("eval", tmp_path / "run", files[0], "--label", label, "--max-cells", "300", "--mask-seeds", "1")
+    results = json.loads((tmp_path / "run" / "eval" / "eval.json").read_text())
+    assert {row["scored"] for row in results["masked"]} >= {"order control", "frequency", "random weights"}
+    assert results["label"]["key"] == label
+
+
+def test_real_h5ad_stays_as_it_is(real_data: Path) -> None:
+    """Reading never writes: the files may lie on a read-only disk."""
+    with h5py.File(real_data / GUT, "r") as file:
+        assert file["X/data"].shape == (1_154_440,)

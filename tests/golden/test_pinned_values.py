@@ -1,0 +1,74 @@
+"""Values that must never change: with other ones, stores, splits and runs of yesterday mean something else today.
+
+mix64 of 0 and of 1 are the first outputs of SplitMix64 from these seeds; everything else is what gm-train gave when it
+was written down.
+"""
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+
+from data_shards.genes import GeneReport
+from data_shards.hashing import fold, hash_string, mix64, mix64_int
+from data_shards.medians import make_medians
+from data_shards.order import permute
+from data_shards.ranking import mix64_scalar
+from data_shards.shards import make_store
+from data_shards.splits import SplitOptions, assign_donors, split_by_cell
+from data_shards.tokenizer import GeneColumns, Tokenizer
+from data_shards.vocabulary import Vocabulary
+from tests.unit.count_files import write_counts
+
+
+@pytest.mark.parametrize(
+    ("key", "mixed"), [(0, 0xE220A8397B1DCDAF), (1, 0x910A2DEC89025CC1), (2**63, 0x481EC0A212A9F3DB)]
+)
+def test_mix64(key: int, mixed: int) -> None:
+    assert mix64_int(key) == int(mix64_scalar(np.uint64(key))) == mixed
+    assert mix64(np.array([key], np.uint64)).tolist() == [mixed]
+
+
+def test_hash_string_and_fold() -> None:
+    assert hash_string("ENSG00000141510") == 0x4FE415C2E07DE66F
+    assert (fold(1, 2, 3), fold(2, 1, 3)) == (0x882D1ACC8D6C3B48, 0x97333B46C0665DFC)
+
+
+def test_order_of_blocks() -> None:
+    assert [permute(i, 10, 7) for i in range(10)] == [6, 8, 4, 3, 5, 9, 1, 7, 0, 2]
+    assert [permute(i, 1_000_003, fold(3)) for i in (0, 1, 1_000_002)] == [416_305, 348_345, 70_464]
+
+
+@pytest.mark.parametrize(
+    ("dither", "expected"), [(False, [11, 4, 8, 7, 9, 6, 5, 3]), (True, [11, 3, 8, 7, 5, 9, 6, 2])]
+)
+def test_tokens_of_a_cell(dither: bool, expected: list[int]) -> None:
+    """Eight of its genes are tied: their order is that of the hash."""
+    vocabulary = Vocabulary("as-is", tuple(f"g{i:02d}" for i in range(12)))
+    medians = np.array([1, 1, 1, 1, 1, 1, 2, 2, 1, 0.5, 4, 4])
+    columns = GeneColumns(np.arange(12, dtype=np.int32), 12, GeneReport("as-is", 0, 0, 0, 0, 0, 0, ()))
+    cell = sp.csr_matrix(np.array([[1.0, 1, 1, 1, 1, 1, 2, 2, 0, 3, 1, 1]]))
+    tokens, _ = Tokenizer(vocabulary, medians, 8, dither).encode(cell, columns)
+    assert tokens.tolist() == expected
+
+
+def test_splits() -> None:
+    by_cell = split_by_cell("a", np.arange(20), SplitOptions(validation=0.3, test=0.2))
+    assert by_cell.tolist() == [0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 2, 1, 1, 0, 1, 0, 0, 0, 1, 0]
+    donors = Counter({f"d{i}": 10 + i for i in range(8)})
+    split = assign_donors(donors, SplitOptions(validation=0.2, test=0.2, seed=1), {})
+    assert [split[f"d{i}"] for i in range(8)] == [1, 2, 0, 0, 0, 1, 2, 0]
+
+
+def test_hashes_of_a_tiny_store(tmp_path: Path) -> None:
+    counts = (np.arange(72).reshape(9, 8) * 7 % 5).astype(np.float32)
+    donors = [f"d{i % 3}" for i in range(9)]
+    path = write_counts(tmp_path / "tiny.h5ad", sp.csr_matrix(counts), obs={"donor": donors})
+    medians = make_medians([path], tmp_path / "m.zarr", say=lambda line: None)
+    store = make_store([path], tmp_path / "m.zarr", tmp_path / "s.zarr", top_k=6, say=lambda line: None)
+    assert medians.hash == "43c771ff252e9bdde9495db895883ba3b32e27019780a2aea444051214e27036"
+    assert store.tokenizer_hash == "ff7d4c4613fc9e6e3cd9e5f92105be40792a35f9bd5eda13d342bcfc66cb270b"
+    assert store.datasets[0].content_hash == "8ac05ff8f6165b592c71979bf49ebf706143c50cdc6125757b54d03f257cdacb"
+    assert store.hash == "858ccc2cdfd6c1c9968652ac27e55e3d973f60c4002cca31f514fa2f0b968534"
