@@ -29,11 +29,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def demo(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def python(folder: Path, module: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "gm_train.demo", *words],
+        [sys.executable, "-m", module, *words],
         cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()}, timeout=600,
     )  # fmt: skip
+
+
+def demo(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return python(folder, "gm_train.demo", *words)
 
 
 def steps(folder: Path) -> int:
@@ -61,7 +65,15 @@ def test_demo_end_to_end(folder: Path) -> None:
     assert steps(folder) == 2 * BUDGET
 
     # What was made serves the commands that the README names.
-    fit = [sys.executable, "-m", "gm_train.cli", "fit", "configs/demo.yaml", "run.dir=elsewhere", "tracking.mlflow=none"]
+    fit = [
+        sys.executable,
+        "-m",
+        "gm_train.cli",
+        "fit",
+        "configs/demo.yaml",
+        "run.dir=elsewhere",
+        "tracking.mlflow=none",
+    ]
     done = subprocess.run(fit, cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()})
     assert done.returncode == 0, done.stderr
 

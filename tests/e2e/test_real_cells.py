@@ -3,7 +3,6 @@
 import json
 from pathlib import Path
 
-import h5py
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -77,9 +76,3 @@ def test_two_data_sets_to_an_evaluated_checkpoint(
     results = json.loads((tmp_path / "run" / "eval" / "eval.json").read_text())
     assert {row["scored"] for row in results["masked"]} >= {"order control", "frequency", "random weights"}
     assert results["label"]["key"] == label
-
-
-def test_real_h5ad_stays_as_it_is(real_data: Path) -> None:
-    """Reading never writes: the files may lie on a read-only disk."""
-    with h5py.File(real_data / GUT, "r") as file:
-        assert file["X/data"].shape == (1_154_440,)
