@@ -36,7 +36,7 @@ def whole_directory(path: Path, replace: bool = False) -> Iterator[Path]:
         yield temporary
         # What has its name must be whole after a power cut too.
         for found in [*temporary.rglob("*"), temporary]:
-            _flush(found)
+            flush(found)
         if replace and path.exists():
             path.rename(old)
         try:
@@ -45,7 +45,7 @@ def whole_directory(path: Path, replace: bool = False) -> Iterator[Path]:
             if old.exists():
                 old.rename(path)
             raise
-        _flush(path.parent)
+        flush(path.parent)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error})") from error
     finally:
@@ -83,7 +83,7 @@ def _is_running(pid: int) -> bool:
     return True
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
     """Wait until a file or the names in a directory are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
@@ -128,7 +128,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_stale(path)
         yield temporary
-        _flush(temporary)
+        flush(temporary)
         temporary.rename(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error})") from error

@@ -9,7 +9,6 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 import warnings
@@ -26,6 +25,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from data_shards.errors import DataError
+from data_shards.output import flush
 from data_shards.tokenizer import Tokenizer
 from gm_train.config import Config
 from gm_train.model.genemamba import GeneMamba
@@ -53,13 +53,8 @@ def _single_process() -> Iterator[None]:
         yield
 
 
-def _sync(path: Path) -> None:
-    """Bring a file or a directory's entries to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+class UnreadableCheckpoint(DataError):
+    """A checkpoint of another version, or one that the disk did not give: it may well be whole."""
 
 
 @dataclass(frozen=True)
@@ -83,18 +78,33 @@ class Checkpoint:
         """Read the COMMIT of a directory.
 
         Raises:
-            DataError: it is not there, is torn, or is of another version.
+            DataError: it is missing or torn.
+            UnreadableCheckpoint: it is of another version, or the disk cannot be read.
         """
         try:
             content = json.loads((path / COMMIT).read_text())
-            if content["schema"] != SCHEMA:
-                raise DataError(f"{path}: checkpoint of version {content['schema']}, this program reads {SCHEMA}")
-            return cls(path, int(content["step"]), content["val_loss"], dict(content["files"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            schema = int(content["schema"])
+            checkpoint = cls(path, int(content["step"]), content["val_loss"], dict(content["files"]))
+        except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: its {COMMIT} is missing or damaged ({error})") from error
+        except OSError as error:
+            raise UnreadableCheckpoint(f"{path}: cannot be read ({error.strerror})") from error
+        if schema != SCHEMA:
+            raise UnreadableCheckpoint(f"{path}: is of version {schema}, this program reads {SCHEMA}: use its own")
+        return checkpoint
 
     def damage(self) -> str | None:
-        """What is wrong with its files, or None if every one has the size and hash of the COMMIT."""
+        """What is wrong with its files, or None if every one has the size and hash of the COMMIT.
+
+        Raises:
+            UnreadableCheckpoint: the disk cannot be read.
+        """
+        try:
+            return self._damage()
+        except OSError as error:
+            raise UnreadableCheckpoint(f"{self.path}: cannot be read ({error.strerror})") from error
+
+    def _damage(self) -> str | None:
         for name, entry in self.files.items():
             file = self.path / name
             if not file.is_file():
@@ -117,10 +127,13 @@ def list_checkpoints(directory: Path) -> list[Checkpoint]:
 
 
 def latest_whole(directory: Path, before: int | None = None) -> Checkpoint | None:
-    """The newest checkpoint whose files are as committed, of a step below `before` if given."""
+    """The newest checkpoint whose files are as committed, of a step below `before` if given; loud about others."""
     for checkpoint in reversed(list_checkpoints(directory)):
-        if (before is None or checkpoint.step < before) and checkpoint.damage() is None:
-            return checkpoint
+        if before is None or checkpoint.step < before:
+            damage = checkpoint.damage()
+            if damage is None:
+                return checkpoint
+            log.warning("%s: %s, so this checkpoint is passed over", checkpoint.path, damage)
     return None
 
 
@@ -129,6 +142,7 @@ def set_aside_damaged(directory: Path) -> None:
 
     Raises:
         DataError: there were checkpoints and not one is whole. Training from step 0 would throw the run away.
+        UnreadableCheckpoint: one is of another version, or the disk cannot be read; nothing is renamed then.
     """
     for path in directory.glob(f".step-*{_PARTIAL}"):
         shutil.rmtree(path, ignore_errors=True)
@@ -137,6 +151,8 @@ def set_aside_damaged(directory: Path) -> None:
         try:
             checkpoint = Checkpoint.read(path)
             damage = checkpoint.damage()
+        except UnreadableCheckpoint:
+            raise
         except DataError as error:
             damage = str(error)
         if damage is None:
@@ -191,7 +207,7 @@ def save_checkpoint(
         tokenizer.save(partial / "tokenizer")
         _commit(partial, position.step, val_loss)
         partial.rename(path)
-        _sync(directory)
+        flush(directory)
     except (OSError, CheckpointException) as error:
         shutil.rmtree(partial, ignore_errors=True)
         earlier = list_checkpoints(directory)
@@ -215,13 +231,13 @@ def _commit(path: Path, step: int, val_loss: float | None) -> None:
     files = sorted(file for file in path.rglob("*") if file.is_file())
     listed = {str(file.relative_to(path)): {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files}
     for file in files:
-        _sync(file)
+        flush(file)
     for folder in {file.parent for file in files}:
-        _sync(folder)
+        flush(folder)
     content = {"schema": SCHEMA, "step": step, "val_loss": val_loss, "files": listed}
     (path / COMMIT).write_text(json.dumps(content, indent=1) + "\n")
-    _sync(path / COMMIT)
-    _sync(path)
+    flush(path / COMMIT)
+    flush(path)
 
 
 def load_training_state(checkpoint: Checkpoint, model: GeneMamba, optimizer: torch.optim.Optimizer) -> None:
@@ -246,14 +262,15 @@ def prune(directory: Path, keep_last: int, before: int | None) -> None:
     scored = [(c.val_loss, -c.step, c.path) for c in checkpoints if c.val_loss is not None]
     if scored:
         kept.add(min(scored)[2])
-    if before is not None:
-        kept |= {checkpoint.path for checkpoint in [c for c in checkpoints if c.step < before][-1:]}
+    if before is not None and (way_back := latest_whole(directory, before)):
+        kept.add(way_back.path)
     for checkpoint in checkpoints:
         if checkpoint.path not in kept:
             try:
-                # COMMIT goes first: what is half deleted must not look whole.
-                (checkpoint.path / COMMIT).unlink()
-                shutil.rmtree(checkpoint.path)
+                # Under a name that the next start clears: what is half deleted must not look whole.
+                doomed = directory / f".{checkpoint.path.name}{_PARTIAL}"
+                checkpoint.path.rename(doomed)
+                shutil.rmtree(doomed)
             except OSError as error:
                 log.warning("%s: an old checkpoint could not be deleted (%s)", checkpoint.path, error)
 

@@ -25,7 +25,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0 (done), 1 (failed) or 2 (wrong usage)."""
+    """Run one command. Returns 0 (done), 1 (failed), 2 (wrong usage) or 85 (`fit` was told to leave, and saved)."""
     arguments = build_parser().parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
     for noisy in ("lightning", "lightning.pytorch", "mlflow", "alembic", "matplotlib", "fsspec"):

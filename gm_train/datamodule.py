@@ -12,6 +12,7 @@ from data_shards.reader import StoreReader
 from data_shards.stream import LaneStream, Plan, validation_rows
 from gm_train.batches import Examples, MicroBatch, Recipe, join, make_examples, split
 from gm_train.config import DataConfig
+from gm_train.leaving import children_deaf
 from gm_train.position import Position
 
 
@@ -79,7 +80,7 @@ class StepLoader:
             multiprocessing_context="spawn" if n_workers else None,
         )
         # The loader draws a base seed from the global generator on iter(); nothing here uses it.
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), children_deaf():
             items = iter(loader)
         for _ in range(self._dataset.n_steps):
             pieces = []

@@ -14,8 +14,11 @@ from data_shards.counts import CountOptions, open_counts
 from data_shards.errors import DataError
 from data_shards.output import hash_path
 from data_shards.store import Manifest
+from data_shards.tokenizer import Tokenizer
+from gm_train.checkpoint import list_checkpoints
 from gm_train.cli import main
-from gm_train.rundir import METRICS, read_rows
+from gm_train.config import Config
+from gm_train.objective.pathway import read_gmt
 from gm_train.settings import ConfigError, load_config
 
 CONFIG = "configs/demo.yaml"
@@ -44,7 +47,8 @@ def _command(*words: str | Path) -> None:
 
 def _budget(directory: Path, steps: int) -> int:
     """The next whole multiple of the demo's steps: an interrupted demo is finished, a finished one goes on."""
-    done = max((row["step"] for row in read_rows(directory / METRICS)), default=0)
+    checkpoints = list_checkpoints(directory / "checkpoints")
+    done = checkpoints[-1].step if checkpoints else 0
     return (done // steps + 1) * steps
 
 
@@ -65,6 +69,12 @@ def _make_store(cells: Path, reading: list[str], store: Path, top_k: int) -> Non
         "data", "shards", cells, *reading, "--medians", medians, "--out", store,
         "--top-k", str(top_k), "--validation", "0.2",
     )  # fmt: skip
+
+
+def _sets_fit(config: Config, store: Path) -> bool:
+    """Whether the demo's gene sets name genes of the store."""
+    known = Tokenizer.load(store).vocabulary.token_of
+    return any(len(set(genes) & set(known)) > 1 for genes in read_gmt(Path(config.objective.pathways)).values())
 
 
 def demo(data: Path | None, fresh: bool) -> None:
@@ -90,10 +100,14 @@ def demo(data: Path | None, fresh: bool) -> None:
         print(f"the store {store} is there already")
     else:
         _make_store(cells, [] if data else ["--raw", "--counts-from", "log1p"], store, config.data.row_length)
-    _command("fit", CONFIG, f"trainer.max_steps={_budget(run, config.trainer.max_steps)}")
+    words = [CONFIG, f"trainer.max_steps={_budget(run, config.trainer.max_steps)}"]
+    if data and not _sets_fit(config, store):
+        print(f"\n{config.objective.pathways} has symbols, and none of these genes: training goes without L_pathway")
+        words.append("objective.pathways=")
+    _command("fit", *words)
     label = _label_column(store)
     _command("eval", run, cells, *(["--label", label] if label else []))
-    print(f"\nThe demo took {time.monotonic() - started:.0f} s. What it made:")
+    print(f"\nThis took {time.monotonic() - started:.0f} s. What lies where:")
     for path, what in (
         (store, "the cells as ranked tokens: gm-train data inspect"),
         (run / "checkpoints", "weights, optimizer, position and tokenizer, committed"),
@@ -102,7 +116,9 @@ def demo(data: Path | None, fresh: bool) -> None:
         (run.parent / "mlflow.db", f"mlflow ui --backend-store-uri sqlite:///{run.parent / 'mlflow.db'}"),
     ):
         print(f"  {path!s:32} {what}")
-    print(f"`make demo` again goes on training; `gm-train fit {CONFIG} run.dir=runs/mine` trains another model.")
+    print("`. .venv/bin/activate` puts gm-train and mlflow on the path of this shell.")
+    print(f"`make demo` again trains {config.trainer.max_steps:,} more steps, at the final learning rate;")
+    print(f"`gm-train fit {CONFIG} run.dir=runs/mine run.seed=1` trains another model.")
 
 
 if __name__ == "__main__":

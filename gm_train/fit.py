@@ -22,6 +22,7 @@ from gm_train.batches import Recipe, make_examples
 from gm_train.checkpoint import Checkpoint, latest_whole, load_training_state, set_aside_damaged
 from gm_train.config import Config
 from gm_train.datamodule import CellDataModule
+from gm_train.leaving import Leaving
 from gm_train.module import GeneMambaModule
 from gm_train.objective.pathway import PathwayIndex, read_gmt
 from gm_train.position import Position
@@ -37,7 +38,7 @@ from gm_train.rundir import (
     write_config,
     write_environment,
 )
-from gm_train.settings import config_from_file
+from gm_train.settings import ConfigError, config_from_file, find_problems
 from gm_train.tracking import MlflowMirror, tracking_uri
 
 log = logging.getLogger(__name__)
@@ -59,21 +60,34 @@ class Outcome:
     left_by: signal.Signals | None
 
 
-def fit(config: Config) -> Outcome:
+def fit(config: Config, leaving: Leaving | None = None) -> Outcome:
     """Train until `trainer.max_steps`, from the run directory's newest whole checkpoint if it has one.
+
+    Args:
+        config: checked, as `load_config` returns it.
+        leaving: catches the signals that ask the run to save and leave; none: signals do what they did before.
 
     Raises:
         DataError: the store or the checkpoint does not fit the configuration, or the run directory is in use.
+        ConfigError: a fresh run whose schedule is shorter than its warm-up.
     """
     reader = StoreReader(config.data.store, config.data.cache_mb << 20)
     tokenizer = Tokenizer.load(reader.path)
     _check_store(config, reader, tokenizer)
+    pathways = _pathways(config, tokenizer)
     directory = Path(config.run.dir)
     with locked(directory):
-        return _fit(config, directory, reader, tokenizer)
+        return _fit(config, directory, reader, tokenizer, pathways, leaving or Leaving())
 
 
-def _fit(config: Config, directory: Path, reader: StoreReader, tokenizer: Tokenizer) -> Outcome:
+def _fit(
+    config: Config,
+    directory: Path,
+    reader: StoreReader,
+    tokenizer: Tokenizer,
+    pathways: PathwayIndex | None,
+    leaving: Leaving,
+) -> Outcome:
     set_aside_damaged(directory / "checkpoints")
     checkpoint = latest_whole(directory / "checkpoints")
     _resolve_schedule(config, checkpoint)
@@ -91,7 +105,7 @@ def _fit(config: Config, directory: Path, reader: StoreReader, tokenizer: Tokeni
         config.run.seed,
         tokenizer.vocabulary.size,
         config.data.row_length,
-        _pathways(config, tokenizer),
+        pathways,
     )
     data = CellDataModule(config.data, recipe, position, config.trainer.max_steps, config.trainer.validation_cells)
     _announce(config, reader, module, data, checkpoint)
@@ -99,27 +113,39 @@ def _fit(config: Config, directory: Path, reader: StoreReader, tokenizer: Tokeni
     for name in (METRICS, SKIPPED):
         if dropped := forget_after(directory / name, position.step):
             log.info("%s: dropped %d rows behind step %d, where training goes on", name, dropped, position.step)
-    write_config(directory, config)
-    mirror = MlflowMirror(config) if tracking_uri(config) else None
+    unfinished = position.step < config.trainer.max_steps
+    if unfinished:
+        write_config(directory, config)
+        write_environment(directory, position.step)
+    else:
+        print(f"nothing to do at step {position.step:,}: raise trainer.max_steps to go on")
+    mirror = MlflowMirror(config, position.step) if tracking_uri(config) else None
     if mirror:
         mirror.start()
-    recorder = Recorder(directory, position, identity, tokenizer, reader.manifest.hash)
+    recorder = Recorder(directory, position, identity, tokenizer, reader.manifest.hash, leaving)
     status = "FAILED"
     try:
-        if position.step < config.trainer.max_steps:
-            write_environment(directory, position.step)
+        if unfinished and leaving.number is None:
             _trainer(config, recorder, _Resume(checkpoint)).fit(module, datamodule=data)
-        write_report(directory)
-        status = "FINISHED" if recorder.left_by is None else "KILLED"
+        status = "FINISHED" if leaving.number is None else "KILLED"
+        _report(directory)
     finally:
         if mirror:
             mirror.finish(status)
     newest = latest_whole(directory / "checkpoints")
-    how = "finished" if recorder.left_by is None else f"left by {recorder.left_by.name}"
+    how = "finished" if leaving.number is None else f"left by {leaving.number.name}"
     where = f"checkpoint {newest.path}" if newest else "no checkpoint, since no step changed a weight"
     steps = f"step {position.step:,} of {config.trainer.max_steps:,}"
     print(f"{how} at {steps}: {position.cells:,} cells trained; {where}")
-    return Outcome(newest, recorder.left_by)
+    return Outcome(newest, leaving.number)
+
+
+def _report(directory: Path) -> None:
+    """Draw what was recorded; a training that went well does not fail for its pictures."""
+    try:
+        write_report(directory)
+    except Exception as error:
+        log.warning("%s: report.html could not be written (%s)", directory, error)
 
 
 @dataclass
@@ -137,7 +163,9 @@ class _Resume(L.Callback):
 def _trainer(config: Config, *callbacks: L.Callback) -> L.Trainer:
     # Steps, validation, checkpoints and progress are the recorder's: Lightning counts them from the start of the
     # process, a resumable run from its own start.
-    warnings.filterwarnings("ignore", message=".*(does not have many workers|isinstance.treespec, LeafSpec).*")
+    warnings.filterwarnings(
+        "ignore", message=".*(does not have many workers|isinstance.treespec, LeafSpec|This DataLoader will create).*"
+    )
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     return L.Trainer(
         accelerator="auto",
@@ -175,6 +203,8 @@ def _resolve_schedule(config: Config, checkpoint: Checkpoint | None) -> None:
     if config.optim.schedule_steps is None:
         if checkpoint is None:
             config.optim.schedule_steps = config.trainer.max_steps
+            if problems := find_problems(config):
+                raise ConfigError(problems)
         else:
             config.optim.schedule_steps = config_from_file(checkpoint.path / "config.yaml").optim.schedule_steps
 

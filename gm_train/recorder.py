@@ -2,11 +2,9 @@
 
 import logging
 import math
-import signal
 import sys
 import time
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning as L
@@ -17,6 +15,7 @@ from data_shards.tokenizer import Tokenizer
 from gm_train.batches import MicroBatch
 from gm_train.checkpoint import latest_whole, load_training_state, prune, save_checkpoint
 from gm_train.datamodule import CellDataModule
+from gm_train.leaving import Leaving
 from gm_train.module import GeneMambaModule, StepResult, validation_losses
 from gm_train.position import Position
 from gm_train.rundir import METRICS, SKIPPED, append_row, read_rows, sync_rows
@@ -25,7 +24,6 @@ log = logging.getLogger(__name__)
 
 _BAD_WINDOW = 1000  # steps
 _LINE_EVERY_S = 15.0  # between two lines of progress where there is no terminal
-_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
 
 class Recorder(L.Callback):
@@ -34,7 +32,7 @@ class Recorder(L.Callback):
     After each optimizer step, in this order: the position advances, the step is recorded, held-out cells are
     validated, a checkpoint is committed. A step whose loss or gradient is not finite changes no weight; too many of
     them in a window bring back the weights of the last checkpoint before them, while the position stays behind the bad
-    steps. SIGTERM, SIGUSR1 and SIGINT end the training at the next step boundary, with a checkpoint.
+    steps. A signal to leave ends the training at the next step boundary, with a checkpoint.
 
     Args:
         directory: the run directory.
@@ -42,17 +40,21 @@ class Recorder(L.Callback):
         identity: what the run's checkpoints must agree with.
         tokenizer: saved with every checkpoint.
         store_hash: the manifest's hash.
-
-    Attributes:
-        left_by: the signal that ended the training, if one did.
+        leaving: knows whether a signal has come.
     """
 
     def __init__(
-        self, directory: Path, position: Position, identity: dict[str, Any], tokenizer: Tokenizer, store_hash: str
+        self,
+        directory: Path,
+        position: Position,
+        identity: dict[str, Any],
+        tokenizer: Tokenizer,
+        store_hash: str,
+        leaving: Leaving,
     ) -> None:
         self.directory = directory
         self.position = position
-        self.left_by: signal.Signals | None = None
+        self._leaving = leaving
         self._identity, self._tokenizer, self._store_hash = identity, tokenizer, store_hash
         self._saved_step = position.step
         self._validated: tuple[int, float] | None = None
@@ -62,14 +64,13 @@ class Recorder(L.Callback):
         self._bad_steps = [event["step"] for event in events if event["step"] > max(rollbacks, default=0)]
         self._bar: tqdm[Any] | None = None
         self._clock = self._last_line = time.perf_counter()
-        self._handlers: dict[signal.Signals, Any] = {}
 
     # Lightning's hooks -----------------------------------------------------------------------------------------------
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, GeneMambaModule)
-        # Behind Lightning's own handlers, which save from inside the handler or leave without saving.
-        self._handlers = {number: signal.signal(number, self._ask_to_leave) for number in _SIGNALS}
+        # Lightning has put handlers of its own in place, which save from inside the handler or leave without saving.
+        self._leaving.install()
         total = module.config.trainer.max_steps
         self._bar = tqdm(
             total=total, initial=self.position.step, desc="training", unit="step", disable=None, dynamic_ncols=True
@@ -87,13 +88,14 @@ class Recorder(L.Callback):
         self._advance(batch)
         self._record(result, batch, seconds)
         every = module.config.trainer.validate_every_steps
+        if not result.finite:
+            # Before the validation, which is to score the weights that stay.
+            self._count_bad(module)
         if every and self.position.step % every == 0:
             self._validate(module, trainer)
-        if not result.finite:
-            self._count_bad(module)
-        elif self.position.step % module.config.checkpoint.every_steps == 0:
+        if result.finite and self.position.step % module.config.checkpoint.every_steps == 0:
             self._save(module)
-        if self.left_by is not None:
+        if self._leaving.number is not None:
             trainer.should_stop = True
         self._clock = time.perf_counter()
 
@@ -104,12 +106,11 @@ class Recorder(L.Callback):
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         if self._bar is not None:
             self._bar.close()
-        for number, handler in self._handlers.items():
-            signal.signal(number, handler)
-        self._handlers = {}
 
-    def _ask_to_leave(self, number: int, frame: FrameType | None) -> None:
-        self.left_by = signal.Signals(number)
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        # Lightning leaves teardown out then, and the message would be printed into the bar.
+        if self._bar is not None:
+            self._bar.close()
 
     # Steps ------------------------------------------------------------------------------------------------------------
 

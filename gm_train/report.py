@@ -112,7 +112,8 @@ def _summary(config: Config, run_dir: Path) -> str:
 
 def _training(rows: list[dict[str, Any]], steps: list[dict[str, Any]], skipped: list[dict[str, Any]]) -> str:
     """The figures behind the curves."""
-    lines = [["last training loss", f"{column(steps, 'loss')[1][-1:].mean():.3f} nats"]]
+    losses = column(steps, "loss")[1]
+    lines = [["last training loss", f"{losses[-1]:.3f} nats" if len(losses) else "no step was finite"]]
     at, losses = column(rows, "val_loss")
     if len(at):
         best = losses.argmin()

@@ -19,6 +19,7 @@ import torch
 from omegaconf import OmegaConf
 
 from data_shards.errors import DataError
+from data_shards.output import flush
 from gm_train.config import Config
 
 log = logging.getLogger(__name__)
@@ -115,8 +116,14 @@ def write_config(directory: Path, config: Config) -> None:
 def write_environment(directory: Path, start_step: int) -> None:
     """Append this start to `environment.json`: git revision, package versions, hardware, and the step it began at."""
     path = directory / "environment.json"
-    starts = json.loads(path.read_text())["starts"] if path.is_file() else []
-    packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions()}
+    starts = []
+    if path.is_file():
+        try:
+            starts = list(json.loads(path.read_text())["starts"])
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("%s: is damaged (%s); a new one is begun", path, error)
+    # An unfinished uninstallation leaves distributions without a name.
+    packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
     starts.append(
         {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -176,8 +183,7 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
 def sync_rows(path: Path) -> None:
     """Bring the rows to the disk, so that no checkpoint outlives the rows that led to it."""
     if path.is_file():
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
+        flush(path)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
@@ -212,7 +218,15 @@ def forget_after(path: Path, step: int) -> int:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all."""
+    """Write a file as a whole or not at all.
+
+    Raises:
+        DataError: the disk is full or cannot be written.
+    """
     temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text)
-    temporary.rename(path)
+    try:
+        temporary.write_text(text)
+        flush(temporary)
+        temporary.rename(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}): free space and start it again") from error

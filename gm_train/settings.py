@@ -1,5 +1,6 @@
 """YAML files and key=value words into a checked configuration, with every problem listed at once."""
 
+import difflib
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -56,7 +57,7 @@ def _from_word(word: str) -> list[tuple[str, Any]]:
         ValueError: the word is neither, or its value is not YAML.
     """
     key, equals, text = word.partition("=")
-    if not equals:
+    if not equals or not key:
         raise ValueError("neither a .yaml file nor key=value")
     if isinstance(DEFAULTS.get(key), str):
         return [(key, text)]
@@ -93,7 +94,8 @@ def _explain(key: str, value: Any, error: Exception) -> str:
         return f"{key}={value!r}: {str(error).splitlines()[0]}"
     last = key.rsplit(".", 1)[-1]
     near = [name for name in DEFAULTS if name.rsplit(".", 1)[-1] == last or name.startswith(f"{key}.")]
-    return f"unknown key {key}" + (f" (is it {', '.join(near[:3])}?)" if near else "")
+    near = near or difflib.get_close_matches(key, DEFAULTS)
+    return f"unknown key {key}" + (f" (is it {', '.join(near[:3])}?)" if near else "; gm_train/config.py has them all")
 
 
 def load_config(words: list[str]) -> Config:
@@ -111,7 +113,9 @@ def load_config(words: list[str]) -> Config:
         except ValueError as error:
             problems.append(f"{word}: {error}")
     config, unfit = _merge(sources)
-    problems += unfit + find_problems(config)
+    found = find_problems(config)
+    # What is missing may stand in the file that could not be read.
+    problems += unfit + [problem for problem in found if not (problems and " is empty" in problem)]
     if problems:
         raise ConfigError(problems)
     return config
@@ -173,8 +177,7 @@ def find_problems(config: Config) -> list[str]:
     mlflow = config.tracking.mlflow
     if mlflow not in ("auto", "none") and "://" not in mlflow:
         problems.append(f"tracking.mlflow={mlflow}: expected auto | none | a tracking URI with ://")
-    # Combinations of values that are each impossible say nothing more.
-    return problems + (_combinations(config) if not problems else [])
+    return problems + _combinations(config)
 
 
 def _finite(value: Any) -> bool:
@@ -184,7 +187,7 @@ def _finite(value: Any) -> bool:
 def _combinations(config: Config) -> list[str]:
     model, objective, data, optim, trainer = config.model, config.objective, config.data, config.optim, config.trainer
     problems = []
-    if model.expand * model.d_model % model.head_dim:
+    if model.head_dim > 0 and model.expand * model.d_model % model.head_dim:
         problems.append(
             f"model.head_dim={model.head_dim}: does not divide model.expand * model.d_model = "
             f"{model.expand * model.d_model}"
@@ -203,10 +206,10 @@ def _combinations(config: Config) -> list[str]:
         problems.append(f"objective.pathway_genes={objective.pathway_genes}: a pair needs at least 2")
     if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
         problems.append(f"optim.betas={optim.betas}: expected two numbers in 0 … 1 (1 excluded)")
-    schedule = trainer.max_steps if optim.schedule_steps is None else optim.schedule_steps
-    if schedule < max(1, optim.warmup_steps):
+    # Where it is left out, a resumed run has the schedule of its first start.
+    if optim.schedule_steps is not None and optim.schedule_steps < max(1, optim.warmup_steps):
         problems.append(
-            f"optim.warmup_steps={optim.warmup_steps}: is longer than the schedule of {schedule} steps "
+            f"optim.warmup_steps={optim.warmup_steps}: is longer than the schedule of {optim.schedule_steps} steps "
             "(optim.schedule_steps, or trainer.max_steps): the peak learning rate would never be reached"
         )
     if trainer.devices != 1 or trainer.num_nodes != 1:
@@ -215,7 +218,7 @@ def _combinations(config: Config) -> list[str]:
             "process; both must be 1"
         )
     global_rows = data.lanes * data.rows_per_lane
-    if global_rows % data.micro_rows:
+    if data.micro_rows > 0 and global_rows % data.micro_rows:
         fitting = [rows for rows in range(1, global_rows + 1) if global_rows % rows == 0]
         problems.append(
             f"data.micro_rows={data.micro_rows}: does not divide the {global_rows} rows of a step (data.lanes * "

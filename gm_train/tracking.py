@@ -35,13 +35,15 @@ class MlflowMirror(threading.Thread):
     """Delivers a run directory's metrics to MLflow, in the background.
 
     The MLflow run's id and the last delivered step are kept in `tracking.json`, so that a resumed run goes on in the
-    same MLflow run and no step is delivered twice.
+    same MLflow run.
 
     Args:
         config: the run's configuration; `tracking_uri(config)` must not be None.
+        first_step: the step that training goes on from; steps behind it are delivered again, since they may be
+            computed anew with other numbers.
     """
 
-    def __init__(self, config: Config, interval_s: float = 2.0) -> None:
+    def __init__(self, config: Config, first_step: int, interval_s: float = 2.0) -> None:
         super().__init__(name="mlflow-mirror", daemon=True)
         self._config = config
         self._uri = tracking_uri(config)
@@ -54,6 +56,7 @@ class MlflowMirror(threading.Thread):
         self._offset = 0  # bytes of metrics.jsonl that have been read
         self._waiting: list[dict[str, Any]] = []  # rows read but not delivered
         self._state = self._load_state()
+        self._state["delivered_step"] = min(self._state["delivered_step"], first_step)
         self._warned = False
         self._undelivered = True
 
@@ -86,12 +89,15 @@ class MlflowMirror(threading.Thread):
 
     def _load_state(self) -> dict[str, Any]:
         """What `tracking.json` says of this server; nothing if it speaks of another one or cannot be read."""
-        fresh = {"uri": self._uri, "run_id": None, "described": False, "delivered_step": 0}
+        fresh = self._fresh_state()
         try:
             state = json.loads(self._state_path.read_text())
             return fresh | state if state["uri"] == self._uri else fresh
         except (OSError, ValueError, KeyError, TypeError):
             return fresh
+
+    def _fresh_state(self) -> dict[str, Any]:
+        return {"uri": self._uri, "run_id": None, "described": False, "delivered_step": 0}
 
     def _save_state(self) -> None:
         temporary = self._state_path.with_name(".tracking.json.tmp")
@@ -142,12 +148,22 @@ class MlflowMirror(threading.Thread):
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         from mlflow.entities import Param, RunTag
+        from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
         # Behind the import, which sets levels of its own: creating the tables is not news.
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.ERROR)
         client = MlflowClient(self._uri)
+        if self._state["run_id"] is not None:
+            try:
+                client.get_run(self._state["run_id"])
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                # Somebody deleted it: everything is told again, to a new one.
+                self._state = self._fresh_state()
+                self._offset, self._waiting = 0, []
         if self._state["run_id"] is None:
             run = client.create_run(self._experiment_id(client), run_name=self._directory.name)
             self._state["run_id"] = str(run.info.run_id)

@@ -1,6 +1,8 @@
 """`gm-train eval`."""
 
 import argparse
+import json
+import logging
 from pathlib import Path
 
 _EPILOG = """\
@@ -37,7 +39,8 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from data_shards.errors import DataError
-    from gm_train.checkpoint import load_model
+    from data_shards.store import Manifest
+    from gm_train.checkpoint import load_model, open_checkpoint
     from gm_train.evaluation.cells import read_cells
     from gm_train.evaluation.evaluate import evaluate
     from gm_train.evaluation.table import render_text
@@ -46,17 +49,28 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("max_cells", "mask_seeds"):
         if getattr(arguments, name) < 1:
             raise DataError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
+    if not arguments.checkpoint.is_dir():
+        raise DataError(f"{arguments.checkpoint}: there is no such checkpoint or run directory")
     given = arguments.checkpoint.resolve()
     run_dir = given if (given / "checkpoints").is_dir() else given.parent.parent
     if arguments.out is None and not (run_dir / "metrics.jsonl").is_file():
         raise DataError(f"{given}: lies in no run directory: say where the results go with --out")
-    model, tokenizer, config = load_model(arguments.checkpoint)
+    checkpoint = open_checkpoint(arguments.checkpoint)
+    print(f"checkpoint {checkpoint.path}, step {checkpoint.step:,}")
+    model, tokenizer, config = load_model(checkpoint.path)
     store = arguments.store or Path(config.data.store)
+    if Manifest.load(store).hash != json.loads((checkpoint.path / "identity.json").read_text())["store"]:
+        message = f"{store}: not the store that this model was trained on: it may have seen cells held out there"
+        if arguments.store is None:
+            raise DataError(f"{message}; give the model's store, or this one with --store if that is meant")
+        logging.getLogger(__name__).warning(message)
     cells = read_cells(store, arguments.files, tokenizer, arguments.label, arguments.max_cells)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained_on = "dithered" if tokenizer.dither else "plain"
+    print(f"{len(cells.row):,} cells; scoring the model and its controls on plain and dithered ranks", flush=True)
     evaluation = evaluate(model.to(device), config, cells, trained_on, arguments.mask_seeds)
     print(render_text(evaluation.results))
+    print("drawing", flush=True)
     written = evaluation.write(arguments.out or run_dir / EVAL_DIR)
     if arguments.out is None:
         written.append(write_report(run_dir))

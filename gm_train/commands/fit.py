@@ -11,7 +11,9 @@ _EPILOG = """\
 example:
   gm-train fit configs/demo.yaml run.dir=runs/second optim.lr=1e-3
 
-A directory that holds a committed checkpoint is resumed; raise trainer.max_steps to go on with a finished run.
+A directory that holds a committed checkpoint is resumed, by the same command or by its own configuration:
+  gm-train fit runs/second/config.yaml trainer.max_steps=5000
+Every setting, with its type, default and meaning: gm_train/config.py.
 SIGTERM or SIGUSR1 saves at the next step and leaves with exit code 85, Ctrl-C saves and leaves with 1.
 """
 
@@ -29,13 +31,19 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from gm_train.leaving import Leaving
     from gm_train.settings import load_config
 
     config = load_config(arguments.config)
-    # Behind the check of the configuration: importing torch takes seconds.
-    from gm_train.fit import fit
+    leaving = Leaving()
+    leaving.install()
+    try:
+        # Behind the check of the configuration: importing torch takes seconds.
+        from gm_train.fit import fit
 
-    left_by = fit(config).left_by
+        left_by = fit(config, leaving).left_by
+    finally:
+        leaving.restore()
     if left_by is None:
         return 0
     return FAILED if left_by is signal.SIGINT else PREEMPTED

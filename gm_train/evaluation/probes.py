@@ -16,6 +16,7 @@ NEIGHBOURS = 10
 SUBSAMPLE = 0.8
 #: Inverse strengths of the logistic regression's penalty.
 PENALTIES = (0.001, 0.01, 0.1, 1.0)
+_FOLDS = 3
 
 Labels = npt.NDArray[np.object_]
 
@@ -51,14 +52,15 @@ class ProbeSplit:
 
     @property
     def usable(self) -> bool:
-        """Whether there are two labels to tell apart, and cells to score on."""
-        return len(set(self.labels[self.train])) > 1 and len(self.held_out) > 0
+        """Whether there are two labels to tell apart, enough cells to learn from, and cells to score on."""
+        enough = round(SUBSAMPLE * len(self.train)) >= _FOLDS
+        return enough and len(set(self.labels[self.train])) > 1 and len(self.held_out) > 0
 
 
 def _linear(seed: int) -> GridSearchCV:
     """Standardised logistic regression; its penalty is chosen inside the training cells, for each kind of features."""
     regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    folds = KFold(3, shuffle=True, random_state=seed)
+    folds = KFold(_FOLDS, shuffle=True, random_state=seed)
     return GridSearchCV(regression, {"logisticregression__C": PENALTIES}, cv=folds)
 
 

@@ -92,7 +92,9 @@ def verdicts(results: Row) -> list[str]:
         sentence = _against(rows, ranks, MASKED_CONTROLS, MASKED_COLUMNS[0])
         order, model, frequency = (_row(rows, ranks, name)["cross_entropy"] for name in (ORDER, MODEL, FREQUENCY))
         if abs(order["mean"] - frequency["mean"]) < NEXT_TO_NOTHING:
-            sentence += " Neighbours tell next to nothing here: what the model has beyond frequency, it knows of cells."
+            sentence += " Neighbours tell next to nothing here: what a model has beyond frequency, it knows of cells"
+            beyond = _gap(model, frequency, more_is_better=False) > 0
+            sentence += "." if beyond else "; this one has nothing beyond it."
         elif _gap(model, order, more_is_better=False) > 0:
             sentence += " It knows more of cells than what neighbours tell."
         else:

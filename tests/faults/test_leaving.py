@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -35,21 +37,40 @@ def test_a_signal_saves_and_leaves(atlas: Atlas, tmp_path: Path, number: signal.
     assert history(run) == history(tmp_path / "whole")
 
 
-def test_under_slurm_nothing_of_lightnings_own_requeue_happens(
-    atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """With a task's variables set, a signal leaves no file of Lightning's that another run could load."""
-    for key, value in {
-        "SLURM_JOB_ID": "1", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
-    }.items():  # fmt: skip
-        monkeypatch.setenv(key, value)
+def spawn(folder: Path, words: list[str], **variables: str) -> subprocess.Popen[bytes]:
+    """`gm-train fit` as the leader of a process group of its own, in an empty folder, with further variables."""
+    folder.mkdir(exist_ok=True)
+    return subprocess.Popen(
+        [sys.executable, "-m", "gm_train.cli", "fit", *words],
+        cwd=folder, env=os.environ | {"PYTHONPATH": os.getcwd()} | variables, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("moment", ["training", "starting"])
+def test_a_signal_to_the_whole_group_with_loader_workers(atlas: Atlas, tmp_path: Path, moment: str) -> None:
+    """As srun and scancel send it: the workers get it, too. While the program is still starting it is not lost."""
     run = tmp_path / "run"
-    command = [*tiny_words(atlas.store, run), "trainer.max_steps=2000", "optim.schedule_steps=60"]
-    process = start([*command], tmp_path / "log")
-    while process.is_alive() and len(history(run)) < 3:
+    process = spawn(tmp_path, [*tiny_words(atlas.store, run), "trainer.max_steps=5000", "data.workers=2"])
+    while process.poll() is None and not ((run / ".lock").exists() if moment == "starting" else len(history(run)) > 3):
         time.sleep(0.002)
-    os.kill(process.pid, signal.SIGUSR1)
-    process.join()
-    assert process.exitcode == 85
+    os.killpg(process.pid, signal.SIGTERM)
+    assert process.wait(120) == 85
+    assert not list((run / "checkpoints").glob(".*"))
+    if moment == "training":
+        assert list_checkpoints(run / "checkpoints")[-1].step == history(run)[-1]["step"]
+
+
+def test_under_slurm_lightning_neither_saves_nor_requeues(atlas: Atlas, tmp_path: Path) -> None:
+    """With a task's variables set, a signal leaves no file of Lightning's that another run could load."""
+    run = tmp_path / "run"
+    variables = {
+        "SLURM_JOB_ID": "1", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+        "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "localhost",
+    }  # fmt: skip
+    process = spawn(tmp_path / "cwd", [*tiny_words(atlas.store, run), "trainer.max_steps=5000"], **variables)
+    while process.poll() is None and len(history(run)) < 3:
+        time.sleep(0.002)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(120) == 85
     assert not list(tmp_path.rglob("hpc_ckpt*"))
-    assert not list(Path.cwd().glob("hpc_ckpt*"))

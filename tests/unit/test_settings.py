@@ -57,7 +57,7 @@ def test_text_stays_text(tmp_path: Path) -> None:
         (["data.workers=-1"], "not be negative"),
         (["data.store="], "data.store is empty"),
         (["optim.lr=.inf"], "must be finite"),
-        (["optim.warmup_steps=50", "trainer.max_steps=40"], "longer than the schedule"),
+        (["optim.warmup_steps=50", "optim.schedule_steps=40"], "longer than the schedule"),
         (["objective.pathway_genes=1"], "at least 2"),
         (["tracking.mlflow=off"], "auto | none"),
         (["objective.pathway_size=[5"], "not YAML"),

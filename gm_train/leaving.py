@@ -1,0 +1,51 @@
+"""Signals that ask a run to leave: they set a flag, and the training saves at its next step."""
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from multiprocessing import resource_tracker
+from types import FrameType
+from typing import Any
+
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+
+class Leaving:
+    """Catches SIGTERM, SIGUSR1 and SIGINT from `install` to `restore`.
+
+    Attributes:
+        number: the signal that came first, or None.
+    """
+
+    def __init__(self) -> None:
+        self.number: signal.Signals | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def install(self) -> None:
+        """Take the signals; again after something else, such as Lightning, has taken them."""
+        for number in SIGNALS:
+            before = signal.signal(number, self._note)
+            self._before.setdefault(number, before)
+
+    def restore(self) -> None:
+        """Give the signals back to what handled them before the first `install`."""
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        self._before = {}
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self.number is None:
+            self.number = signal.Signals(number)
+
+
+@contextlib.contextmanager
+def children_deaf() -> Iterator[None]:
+    """Processes started inside ignore the signals: schedulers send them to a whole group, and the parent decides."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    try:
+        # Starting the tracker of shared memory, which the first process would do, lets SIGTERM and SIGINT in again.
+        resource_tracker.ensure_running()
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
