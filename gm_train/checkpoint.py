@@ -137,12 +137,14 @@ def latest_whole(directory: Path, before: int | None = None) -> Checkpoint | Non
     return None
 
 
-def set_aside_damaged(directory: Path) -> None:
-    """Before a run goes on: rename newer checkpoints that are not whole, loudly, and clear unfinished ones.
+def recover(directory: Path) -> Checkpoint | None:
+    """Where a run goes on: its newest whole checkpoint, None if it has none yet.
+
+    Newer ones that are not whole are renamed, loudly, and unfinished ones cleared.
 
     Raises:
         DataError: there were checkpoints and not one is whole. Training from step 0 would throw the run away.
-        UnreadableCheckpoint: one is of another version, or the disk cannot be read; nothing is renamed then.
+        UnreadableCheckpoint: one is of another version, or the disk cannot be read; it keeps its name.
     """
     for path in directory.glob(f".step-*{_PARTIAL}"):
         shutil.rmtree(path, ignore_errors=True)
@@ -156,7 +158,7 @@ def set_aside_damaged(directory: Path) -> None:
         except DataError as error:
             damage = str(error)
         if damage is None:
-            return
+            return checkpoint
         log.warning("%s: %s, so this checkpoint is passed over", path, damage)
         aside = path.with_name(path.name + _DAMAGED)
         shutil.rmtree(aside, ignore_errors=True)
@@ -168,6 +170,7 @@ def set_aside_damaged(directory: Path) -> None:
             f"{directory}: none of the run's checkpoints is whole ({', '.join(broken)}): restore one of them, or start "
             "over in another run.dir"
         )
+    return None
 
 
 def save_checkpoint(
@@ -292,13 +295,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return newest
 
 
-def load_model(path: str | Path) -> tuple[GeneMamba, Tokenizer, Config]:
-    """The model of a checkpoint (or of a run's newest one) in evaluation mode, its tokenizer and its configuration.
-
-    Raises:
-        DataError: as `open_checkpoint`.
-    """
-    checkpoint = open_checkpoint(Path(path))
+def load_model(checkpoint: Checkpoint) -> tuple[GeneMamba, Tokenizer, Config]:
+    """The model of a checkpoint in evaluation mode, its tokenizer and its configuration."""
     config = config_from_file(checkpoint.path / "config.yaml")
     tokenizer = Tokenizer.load(checkpoint.path / "tokenizer")
     model = GeneMamba(config.model, tokenizer.vocabulary.size)

@@ -19,7 +19,7 @@ from data_shards.stream import LaneStream, Plan
 from data_shards.tokenizer import Tokenizer
 from data_shards.vocabulary import FIRST_GENE
 from gm_train.batches import Recipe, make_examples
-from gm_train.checkpoint import Checkpoint, latest_whole, load_training_state, set_aside_damaged
+from gm_train.checkpoint import Checkpoint, list_checkpoints, load_training_state, recover
 from gm_train.config import Config
 from gm_train.datamodule import CellDataModule
 from gm_train.leaving import Leaving
@@ -88,8 +88,7 @@ def _fit(
     pathways: PathwayIndex | None,
     leaving: Leaving,
 ) -> Outcome:
-    set_aside_damaged(directory / "checkpoints")
-    checkpoint = latest_whole(directory / "checkpoints")
+    checkpoint = recover(directory / "checkpoints")
     _resolve_schedule(config, checkpoint)
     identity = identity_of(config, reader.manifest.hash, tokenizer.vocabulary.hash, tokenizer.medians_hash)
     if checkpoint is not None:
@@ -132,7 +131,7 @@ def _fit(
     finally:
         if mirror:
             mirror.finish(status)
-    newest = latest_whole(directory / "checkpoints")
+    newest = next(reversed(list_checkpoints(directory / "checkpoints")), None)
     how = "finished" if leaving.number is None else f"left by {leaving.number.name}"
     where = f"checkpoint {newest.path}" if newest else "no checkpoint, since no step changed a weight"
     steps = f"step {position.step:,} of {config.trainer.max_steps:,}"

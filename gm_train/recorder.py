@@ -172,7 +172,8 @@ class Recorder(L.Callback):
             return
         for name in (METRICS, SKIPPED):
             sync_rows(self.directory / name)
-        scored = self._validated is not None and self._validated[0] == self.position.step
+        step, val_loss = self._validated or (None, math.nan)
+        scored = step == self.position.step and math.isfinite(val_loss)
         folder = self.directory / "checkpoints"
         save_checkpoint(
             folder,
@@ -183,7 +184,7 @@ class Recorder(L.Callback):
             self._identity,
             self._tokenizer,
             self._store_hash,
-            self._validated[1] if scored and self._validated and math.isfinite(self._validated[1]) else None,
+            val_loss if scored else None,
         )
         self._saved_step = self.position.step
         prune(folder, module.config.checkpoint.keep_last, before=min(self._recent_bad(), default=None))

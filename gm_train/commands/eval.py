@@ -57,7 +57,7 @@ def run(arguments: argparse.Namespace) -> int:
         raise DataError(f"{given}: lies in no run directory: say where the results go with --out")
     checkpoint = open_checkpoint(arguments.checkpoint)
     print(f"checkpoint {checkpoint.path}, step {checkpoint.step:,}")
-    model, tokenizer, config = load_model(checkpoint.path)
+    model, tokenizer, config = load_model(checkpoint)
     store = arguments.store or Path(config.data.store)
     if Manifest.load(store).hash != json.loads((checkpoint.path / "identity.json").read_text())["store"]:
         message = f"{store}: not the store that this model was trained on: it may have seen cells held out there"

@@ -7,7 +7,7 @@ import torch
 
 import gm_train.module as module
 from data_shards.errors import DataError
-from gm_train.checkpoint import list_checkpoints, load_model
+from gm_train.checkpoint import list_checkpoints, load_model, open_checkpoint
 from gm_train.fit import fit
 from gm_train.rundir import METRICS, SKIPPED, read_rows
 from gm_train.settings import load_config
@@ -41,7 +41,7 @@ def test_promise_08_a_bad_step_is_skipped_and_recorded(
 ) -> None:
     poison(monkeypatch, {3}, value)
     train(atlas, tmp_path / "run", "trainer.max_steps=4", "checkpoint.every_steps=3", "checkpoint.keep_last=9")
-    before, after = (load_model(c.path)[0].state_dict() for c in list_checkpoints(tmp_path / "run" / "checkpoints"))
+    before, after = (load_model(c)[0].state_dict() for c in list_checkpoints(tmp_path / "run" / "checkpoints"))
     assert all(torch.equal(before[name], after[name]) for name in before)
     skipped = read_rows(tmp_path / "run" / SKIPPED)
     assert [(row["event"], row["step"]) for row in skipped] == [("skipped", 4)]
@@ -58,7 +58,7 @@ def test_promise_08_training_goes_on_after_a_bad_step(
     train(atlas, tmp_path / "run")
     rows = [row for row in read_rows(tmp_path / "run" / METRICS) if "loss" in row]
     assert [row["step"] for row in rows if row["loss"] is None] == [3, 7]
-    model = load_model(tmp_path / "run")[0]
+    model = load_model(open_checkpoint(tmp_path / "run"))[0]
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
@@ -72,7 +72,9 @@ def test_promise_08_past_the_budget_the_run_rolls_back_past_the_bad_steps(
     # It was not validated since the weights came back, so it cannot count as the best.
     assert next(c for c in list_checkpoints(tmp_path / "run" / "checkpoints") if c.step == 8).val_loss is None
     folder = tmp_path / "run" / "checkpoints"
-    back, kept = (load_model(folder / name)[0].state_dict() for name in ("step-00000004", "step-00000008"))
+    back, kept = (
+        load_model(open_checkpoint(folder / name))[0].state_dict() for name in ("step-00000004", "step-00000008")
+    )
     assert all(torch.equal(back[name], kept[name]) for name in back)
     rows = [row for row in read_rows(tmp_path / "run" / METRICS) if "loss" in row]
     assert [row["step"] for row in rows] == list(range(1, 13))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from data_shards.hashing import fold
 from data_shards.tokenizer import Tokenizer
 from gm_train.batches import MicroBatch, Recipe
-from gm_train.checkpoint import load_model
+from gm_train.checkpoint import load_model, open_checkpoint
 from gm_train.config import Config
 from gm_train.datamodule import CellDataModule
 from gm_train.fit import fit
@@ -81,7 +81,7 @@ def test_fit_is_the_loop_written_by_hand(atlas: Atlas, tmp_path: Path, gamma: fl
         assert row["loss"] == pytest.approx(loss.item(), abs=2e-5)
         assert row["grad_norm"] == pytest.approx(norm.item(), rel=1e-3)
         assert row["lr"] == pytest.approx(lr)
-    trained = load_model(tmp_path / "run")[0].state_dict()
+    trained = load_model(open_checkpoint(tmp_path / "run"))[0].state_dict()
     for name, value in model.state_dict().items():
         # Adam divides by gradients: where these are rounding, so is the quotient, at most a step of lr each time.
         assert torch.allclose(trained[name], value, atol=2e-4), name
