@@ -62,10 +62,16 @@ def test_a_signal_to_the_whole_group_with_loader_workers(atlas: Atlas, tmp_path:
 
 
 def test_under_slurm_lightning_neither_saves_nor_requeues(atlas: Atlas, tmp_path: Path) -> None:
-    """With a task's variables set, a signal leaves no file of Lightning's that another run could load."""
+    """With a task's variables set, a signal leaves no file of Lightning's; nor is one loaded that lies in the folder.
+
+    Two tasks in the allocation, as in an interactive one: Lightning's own SLURM environment would refuse one process.
+    """
+    (tmp_path / "cwd").mkdir()
+    foreign = tmp_path / "cwd" / "hpc_ckpt_1.ckpt"
+    foreign.write_bytes(b"of another run")
     run = tmp_path / "run"
     variables = {
-        "SLURM_JOB_ID": "1", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
+        "SLURM_JOB_ID": "1", "SLURM_NTASKS": "2", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0", "SLURM_LOCALID": "0",
         "SLURM_NODEID": "0", "SLURM_JOB_NODELIST": "localhost",
     }  # fmt: skip
     process = spawn(tmp_path / "cwd", [*tiny_words(atlas.store, run), "trainer.max_steps=5000"], **variables)
@@ -73,4 +79,4 @@ def test_under_slurm_lightning_neither_saves_nor_requeues(atlas: Atlas, tmp_path
         time.sleep(0.002)
     process.send_signal(signal.SIGUSR1)
     assert process.wait(120) == 85
-    assert not list(tmp_path.rglob("hpc_ckpt*"))
+    assert list(tmp_path.rglob("hpc_ckpt*")) == [foreign]
