@@ -13,6 +13,7 @@ from gm_train.config import ObjectiveConfig
 from gm_train.objective.language import next_token_targets
 from gm_train.objective.masking import cell_keys, mask_tokens
 from gm_train.objective.pathway import PathwayIndex, draw_pairs
+from gm_train.ranks import Ranks
 
 I64 = npt.NDArray[np.int64]
 
@@ -82,6 +83,15 @@ class StepInfo:
     n_slots: int
     sample_hash: int
     lanes: dict[int, tuple[int, int]]
+
+    def over(self, ranks: Ranks) -> "StepInfo":
+        """The counts of all ranks, with this rank's lanes."""
+        # As a signed number, whose sums wrap around as those of the unsigned one do.
+        signed = (self.sample_hash + 2**63) % 2**64 - 2**63
+        n_targets, n_pairs, n_cells, n_tokens, n_slots, sample_hash = ranks.sums(
+            [self.n_targets, self.n_pairs, self.n_cells, self.n_tokens, self.n_slots, signed]
+        )
+        return StepInfo(n_targets, n_pairs, n_cells, n_tokens, n_slots, sample_hash % 2**64, self.lanes)
 
 
 @dataclass

@@ -1,8 +1,9 @@
 """Checkpoints that are whole or do not count.
 
-A checkpoint is a directory. Its state is written by torch.distributed.checkpoint under parameter names, so that it
-does not know the number of ranks that wrote it; `COMMIT` comes last and lists every file with its size and SHA-256.
-Whatever has no COMMIT is not a checkpoint; whatever does not match its COMMIT is passed over, loudly.
+A checkpoint is a directory. Its state is written under parameter names (`state.py`), so that it does not know the
+number of ranks that wrote it, or by DeepSpeed as ZeRO's ranks hold it (`zero.py`); `COMMIT` comes last and lists every
+file with its size and SHA-256. Whatever has no COMMIT is not a checkpoint; whatever does not match its COMMIT is passed
+over, loudly.
 """
 
 import contextlib
@@ -11,46 +12,40 @@ import json
 import logging
 import re
 import shutil
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from omegaconf import OmegaConf
 from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.checkpoint.state_dict_loader import load
-from torch.distributed.checkpoint.state_dict_saver import save
 
 from data_shards.errors import DataError
 from data_shards.output import flush
 from data_shards.tokenizer import Tokenizer
 from gm_train.config import Config
 from gm_train.model.genemamba import GeneMamba
+from gm_train.optim import build_optimizer
 from gm_train.position import Position
+from gm_train.ranks import Ranks
 from gm_train.settings import config_from_file
+from gm_train.state import load_by_name, load_weights
 
 log = logging.getLogger(__name__)
 
 COMMIT = "COMMIT"
-SCHEMA = 1
+SCHEMA = 2
 _NAME = re.compile(r"step-(\d{8,})")
-_PARTIAL, _DAMAGED = ".partial", ".damaged"
+_PARTIAL, _DAMAGED, _REPLACED = ".partial", ".damaged", ".replaced"
+#: The form of a state under parameter names; ZeRO's are `zero2` and `zero3`.
+BY_NAME = "by name"
+T = TypeVar("T")
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-@contextlib.contextmanager
-def _single_process() -> Iterator[None]:
-    """Torch warns at every save and load that there is one process; here that is meant."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*torch.distributed is disabled.*")
-        yield
 
 
 class UnreadableCheckpoint(DataError):
@@ -65,13 +60,26 @@ class Checkpoint:
         path: its directory.
         step: the step that it was taken after.
         val_loss: the validation loss at that step, if it was validated.
+        form: how the state is written, `by name`, `zero2` or `zero3`.
+        n_ranks: number of ranks that wrote it; only ZeRO's forms depend on it.
         files: size in bytes and SHA-256 of every file, by name within the directory.
     """
 
     path: Path
     step: int
     val_loss: float | None
+    form: str
+    n_ranks: int
     files: dict[str, dict[str, Any]]
+
+    @property
+    def state(self) -> Path:
+        """The folder of weights and optimizer state."""
+        return self.path / "state"
+
+    @property
+    def n_bytes(self) -> int:
+        return sum(int(entry["size"]) for entry in self.files.values())
 
     @classmethod
     def read(cls, path: Path) -> "Checkpoint":
@@ -84,13 +92,14 @@ class Checkpoint:
         try:
             content = json.loads((path / COMMIT).read_text())
             schema = int(content["schema"])
-            checkpoint = cls(path, int(content["step"]), content["val_loss"], dict(content["files"]))
+            if schema != SCHEMA:
+                raise UnreadableCheckpoint(f"{path}: is of version {schema}, this program reads {SCHEMA}: use its own")
+            form, n_ranks = str(content["form"]), int(content["n_ranks"])
+            checkpoint = cls(path, int(content["step"]), content["val_loss"], form, n_ranks, dict(content["files"]))
         except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}: its {COMMIT} is missing or damaged ({error})") from error
         except OSError as error:
             raise UnreadableCheckpoint(f"{path}: cannot be read ({error.strerror})") from error
-        if schema != SCHEMA:
-            raise UnreadableCheckpoint(f"{path}: is of version {schema}, this program reads {SCHEMA}: use its own")
         return checkpoint
 
     def damage(self) -> str | None:
@@ -173,53 +182,107 @@ def recover(directory: Path) -> Checkpoint | None:
     return None
 
 
+@dataclass(frozen=True)
+class About:
+    """What a checkpoint says besides its state and position.
+
+    Attributes:
+        config: the run's, as resolved.
+        identity: what a run that resumes it must agree with.
+        tokenizer: vocabulary and medians.
+        store_hash: the manifest's hash.
+    """
+
+    config: Config
+    identity: dict[str, Any]
+    tokenizer: Tokenizer
+    store_hash: str
+
+    def save(self, folder: Path, position: Position) -> None:
+        position.save(folder / "position.json", self.config.run.seed, self.store_hash)
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(self.config)))
+        (folder / "identity.json").write_text(json.dumps(self.identity, indent=1, sort_keys=True) + "\n")
+        (folder / "tokenizer").mkdir()
+        self.tokenizer.save(folder / "tokenizer")
+
+
 def save_checkpoint(
     directory: Path,
-    model: GeneMamba,
-    optimizer: torch.optim.Optimizer,
+    write_state: Callable[[Path], None],
+    form: str,
     position: Position,
-    config: Config,
-    identity: dict[str, Any],
-    tokenizer: Tokenizer,
-    store_hash: str,
+    about: About,
     val_loss: float | None,
+    ranks: Ranks,
 ) -> Checkpoint:
-    """Write and commit `step-<step>` into `directory`, under another name until it is whole.
+    """Write and commit `step-<step>` into `directory`, under another name until it is whole; by all ranks together.
+
+    Args:
+        directory: the run's checkpoints.
+        write_state: writes this rank's part of the state into a folder.
+        form: what `write_state` writes.
+        position: of the whole run.
+        about: what else the checkpoint says.
+        val_loss: the validation loss of these weights, if there is one.
+        ranks: this process among the others.
 
     Raises:
-        DataError: the disk is full or cannot be written, or the weights are not finite. Earlier checkpoints stay as
-            they are, and what was written of this one is removed.
+        DataError: the disk is full or cannot be written. Earlier checkpoints stay as they are, and what was written of
+            this one is removed.
     """
-    if not all(bool(torch.isfinite(parameter).all()) for parameter in model.parameters()):
-        raise DataError(
-            f"{directory}: at step {position.step:,} the weights are not finite, so they are not saved; the checkpoint "
-            "before is whole: go on from it with a lower optim.lr in another run.dir"
-        )
     path = directory / f"step-{position.step:08d}"
     partial = directory / f".{path.name}{_PARTIAL}"
-    try:
+
+    def begin() -> None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        model_state, optimizer_state = get_state_dict(model, optimizer)
-        with _single_process():
-            save({"model": model_state, "optimizer": optimizer_state}, checkpoint_id=partial / "state", no_dist=True)
-        position.save(partial / "position.json", config.run.seed, store_hash)
-        (partial / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(config)))
-        (partial / "identity.json").write_text(json.dumps(identity, indent=1, sort_keys=True) + "\n")
-        (partial / "tokenizer").mkdir()
-        tokenizer.save(partial / "tokenizer")
-        _commit(partial, position.step, val_loss)
+        about.save(partial, position)
+
+    def written() -> list[str]:
+        return sorted(str(file.relative_to(partial)) for file in partial.rglob("*") if file.is_file())
+
+    def hashed(names: list[str]) -> dict[str, dict[str, Any]]:
+        for name in names:
+            flush(partial / name)
+        return {name: {"size": (partial / name).stat().st_size, "sha256": _sha256(partial / name)} for name in names}
+
+    def commit(files: dict[str, dict[str, Any]]) -> Checkpoint:
+        checkpoint = Checkpoint(path, position.step, val_loss, form, ranks.world_size, files)
+        _commit(partial, checkpoint)
         partial.rename(path)
         flush(directory)
+        return checkpoint
+
+    try:
+        ranks.from_first(lambda: _or_say(path, begin))
+        ranks.together(lambda: _or_say(path, lambda: write_state(partial / "state")))
+        names = ranks.from_first(lambda: _or_say(path, written))
+        # Each rank reads its share of the files, whoever wrote them.
+        own = names[ranks.global_rank :: ranks.world_size]
+        shares = ranks.gather(ranks.together(lambda: _or_say(path, lambda: hashed(own))))
+        files = {name: entry for share in shares for name, entry in share.items()}
+        return ranks.from_first(lambda: _or_say(path, lambda: commit(dict(sorted(files.items())))))
+    except DataError:
+        if ranks.is_first:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _or_say(path: Path, function: Callable[[], T]) -> T:
+    """What `function` returns.
+
+    Raises:
+        DataError: it could not write; the message says what is left of the run and what to do.
+    """
+    try:
+        return function()
     except (OSError, CheckpointException) as error:
-        shutil.rmtree(partial, ignore_errors=True)
-        earlier = list_checkpoints(directory)
+        earlier = list_checkpoints(path.parent)
         kept = f"the newest one kept is {earlier[-1].path.name}" if earlier else "there is none before it"
         raise DataError(
             f"{path}: the checkpoint could not be written ({_cause(error)}); {kept}. Free disk space or mend the "
             "permissions, then start the same command again"
         ) from error
-    return Checkpoint.read(path)
 
 
 def _cause(error: OSError | CheckpointException) -> str:
@@ -230,26 +293,21 @@ def _cause(error: OSError | CheckpointException) -> str:
     return (str(inner).strip() or type(inner).__name__).splitlines()[0]
 
 
-def _commit(path: Path, step: int, val_loss: float | None) -> None:
-    files = sorted(file for file in path.rglob("*") if file.is_file())
-    listed = {str(file.relative_to(path)): {"size": file.stat().st_size, "sha256": _sha256(file)} for file in files}
-    for file in files:
-        flush(file)
-    for folder in {file.parent for file in files}:
-        flush(folder)
-    content = {"schema": SCHEMA, "step": step, "val_loss": val_loss, "files": listed}
-    (path / COMMIT).write_text(json.dumps(content, indent=1) + "\n")
-    flush(path / COMMIT)
-    flush(path)
-
-
-def load_training_state(checkpoint: Checkpoint, model: GeneMamba, optimizer: torch.optim.Optimizer) -> None:
-    """Load weights and optimizer state in place."""
-    model_state, optimizer_state = get_state_dict(model, optimizer)
-    state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
-    with _single_process():
-        load(state, checkpoint_id=checkpoint.path / "state", no_dist=True)
-    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+def _commit(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write COMMIT, once everything that it lists is on the disk."""
+    for inner in {folder / name for name in checkpoint.files}:
+        flush(inner.parent)
+    content = {
+        "schema": SCHEMA,
+        "step": checkpoint.step,
+        "val_loss": checkpoint.val_loss,
+        "form": checkpoint.form,
+        "n_ranks": checkpoint.n_ranks,
+        "files": checkpoint.files,
+    }
+    (folder / COMMIT).write_text(json.dumps(content, indent=1) + "\n")
+    flush(folder / COMMIT)
+    flush(folder)
 
 
 def prune(directory: Path, keep_last: int, before: int | None) -> None:
@@ -295,13 +353,33 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return newest
 
 
+def refuse_zero_state(checkpoint: Checkpoint) -> None:
+    """Raise DataError if the state is cut up as the ranks of ZeRO held it."""
+    if checkpoint.form != BY_NAME:
+        raise DataError(
+            f"{checkpoint.path}: its state is cut up as {checkpoint.n_ranks} ranks of {checkpoint.form} held it: run "
+            f"`gm-train ckpt reshard {checkpoint.path}` once, then this again"
+        )
+
+
+def load_whole(checkpoint: Checkpoint) -> tuple[GeneMamba, torch.optim.AdamW]:
+    """The model of a checkpoint whose state is under parameter names, and its optimizer, whole and on the CPU."""
+    config = config_from_file(checkpoint.path / "config.yaml")
+    model = GeneMamba(config.model, Tokenizer.load(checkpoint.path / "tokenizer").vocabulary.size)
+    optimizer = build_optimizer(model, config.optim)
+    load_by_name(checkpoint.state, model, optimizer)
+    return model, optimizer
+
+
 def load_model(checkpoint: Checkpoint) -> tuple[GeneMamba, Tokenizer, Config]:
-    """The model of a checkpoint in evaluation mode, its tokenizer and its configuration."""
+    """The model of a checkpoint in evaluation mode, its tokenizer and its configuration.
+
+    Raises:
+        DataError: its state is written as ZeRO's ranks held it.
+    """
+    refuse_zero_state(checkpoint)
     config = config_from_file(checkpoint.path / "config.yaml")
     tokenizer = Tokenizer.load(checkpoint.path / "tokenizer")
     model = GeneMamba(config.model, tokenizer.vocabulary.size)
-    state = {"model": model.state_dict()}
-    with _single_process():
-        load(state, checkpoint_id=checkpoint.path / "state", no_dist=True)
-    model.load_state_dict(state["model"])
+    load_weights(checkpoint.state, model)
     return model.eval(), tokenizer, config

@@ -7,7 +7,8 @@ import traceback
 from collections.abc import Sequence
 
 from data_shards.errors import DataError
-from gm_train.commands import data, eval, fit
+from gm_train.commands import data, eval, fit, launch
+from gm_train.local_ranks import OtherRankFailed, is_first
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -21,6 +22,7 @@ def build_parser() -> argparse.ArgumentParser:
     data.add_parser(subparsers)
     fit.add_parser(subparsers)
     eval.add_parser(subparsers)
+    launch.add_parser(subparsers)
     return parser
 
 
@@ -51,6 +53,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _fail(error: Exception, debug: bool, code: int) -> int:
     if debug:
         traceback.print_exception(error)
+    # Of an error that all ranks find, and of one that another rank has told, one message is enough.
+    if isinstance(error, OtherRankFailed) or (code == 2 and not is_first()):
+        return code
     print(f"gm-train: error: {error}", file=sys.stderr)
     return code
 

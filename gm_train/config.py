@@ -67,9 +67,9 @@ class OptimConfig:
 @dataclass
 class TrainerConfig:
     max_steps: int = 100_000  # optimizer steps, counted from the start of the run
-    strategy: str = "auto"  # auto: one process
-    devices: int = 1  # processes on this node
-    num_nodes: int = 1
+    strategy: str = "auto"  # auto (chosen by size, memory and nodes) | ddp | fsdp2 | zero2 | zero3
+    devices: int | None = None  # ranks on a node; none: as many as the launcher started, 1 without a launcher
+    num_nodes: int | None = None  # none: as the launcher started
     precision: str = "fp32"  # fp32 | bf16 (compute; parameters and decay stay fp32)
     validate_every_steps: int = 1000  # 0: never
     validation_cells: int = 2048  # held-out cells in a validation, at most
@@ -90,6 +90,32 @@ class TrackingConfig:
 
 
 @dataclass
+class ClusterConfig:
+    nodes: int = 1
+    gpus_per_node: int = 8  # ranks on a node, one GPU each; 0: ranks without GPUs, cluster.tasks_per_node of them
+    tasks_per_node: int = 1  # ranks on a node where gpus_per_node is 0
+    gpu_request: str = "gpus-per-node"  # gpus-per-node | gres: how the site wants GPUs to be asked for
+    gpu_type: str = ""  # type within the request, such as h100
+    cpus_per_task: int = 8  # cores of a rank: its loader workers and itself
+    memory: str = ""  # memory of a node, as sbatch --mem; empty: the site's default
+    partition: str = ""
+    account: str = ""
+    qos: str = ""
+    constraint: str = ""
+    exclude: str = ""  # nodes to stay away from
+    time: str = "24:00:00"  # time limit; the run is signalled before it and requeued
+    signal_seconds: int = 180  # how long before the time limit USR1 comes: start of a step to a saved checkpoint
+    requeue: bool = True  # go on in the same job after a preemption, the time limit or a lost node
+    max_requeues: int = 100  # starts after the first one
+    job_name: str = ""  # empty: the name of the run directory
+    setup: list[str] = field(default_factory=list)  # shell lines before the ranks start, such as `module load cuda`
+    prefix: str = ""  # put before every rank's command, such as `apptainer exec --nv image.sif`
+    python: str = ""  # interpreter of the ranks; empty: the one that launches
+    env: list[str] = field(default_factory=list)  # NAME=value for every rank, such as NCCL_SOCKET_IFNAME=ib0
+    sbatch: list[str] = field(default_factory=list)  # further options of sbatch, as they stand
+
+
+@dataclass
 class Config:
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -99,3 +125,4 @@ class Config:
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    cluster: ClusterConfig = field(default_factory=ClusterConfig)

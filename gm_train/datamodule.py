@@ -14,6 +14,7 @@ from gm_train.batches import Examples, MicroBatch, Recipe, join, make_examples, 
 from gm_train.config import DataConfig
 from gm_train.leaving import children_deaf
 from gm_train.position import Position
+from gm_train.ranks import Ranks
 
 
 @dataclass
@@ -98,7 +99,7 @@ class StepLoader:
 
 
 class CellDataModule(L.LightningDataModule):
-    """Batches for one rank.
+    """Batches for one rank: those of the lanes v with v mod K = r, for rank r of K.
 
     Args:
         data: settings of the data.
@@ -106,12 +107,20 @@ class CellDataModule(L.LightningDataModule):
         position: where training begins; not changed here.
         max_steps: step at which the loader ends.
         validation_cells: held-out cells in a validation, at most.
+        ranks: this process among the others.
     """
 
     def __init__(
-        self, data: DataConfig, recipe: Recipe, position: Position, max_steps: int, validation_cells: int
+        self,
+        data: DataConfig,
+        recipe: Recipe,
+        position: Position,
+        max_steps: int,
+        validation_cells: int,
+        ranks: Ranks,
     ) -> None:
         super().__init__()
+        self._ranks = ranks
         self.data, self.recipe, self.position = data, recipe, position
         self.max_steps, self.validation_cells = max_steps, validation_cells
         self.plan = Plan(recipe.seed, data.lanes, data.pool_blocks, data.group_cells, recipe.row_length)
@@ -119,7 +128,9 @@ class CellDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> StepLoader:
         n_steps = max(0, self.max_steps - self.position.step)
-        return StepLoader(LaneDataset(self.data, self.plan, self.recipe, dict(self.position.lanes), n_steps))
+        rank, size = self._ranks.global_rank, self._ranks.world_size
+        own = {lane: place for lane, place in self.position.lanes.items() if lane % size == rank}
+        return StepLoader(LaneDataset(self.data, self.plan, self.recipe, own, n_steps))
 
     def validation_batches(self) -> list[MicroBatch]:
         """Held-out cells with fixed masks: the same at every validation, whatever the run's seed.

@@ -1,5 +1,7 @@
 """Train a model from a configuration: set up or resume the run, train, report."""
 
+import contextlib
+import importlib.util
 import json
 import logging
 import signal
@@ -10,7 +12,7 @@ from pathlib import Path
 import lightning as L
 import numpy as np
 import torch
-from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+from lightning.pytorch.strategies import Strategy
 
 from data_shards.errors import DataError
 from data_shards.hashing import fold
@@ -19,13 +21,14 @@ from data_shards.stream import LaneStream, Plan
 from data_shards.tokenizer import Tokenizer
 from data_shards.vocabulary import FIRST_GENE
 from gm_train.batches import Recipe, make_examples
-from gm_train.checkpoint import Checkpoint, list_checkpoints, load_training_state, recover
+from gm_train.checkpoint import About, Checkpoint, list_checkpoints, recover
 from gm_train.config import Config
 from gm_train.datamodule import CellDataModule
 from gm_train.leaving import Leaving
 from gm_train.module import GeneMambaModule
 from gm_train.objective.pathway import PathwayIndex, read_gmt
 from gm_train.position import Position
+from gm_train.ranks import Ranks, find_ranks, joined
 from gm_train.recorder import Recorder
 from gm_train.report import write_report
 from gm_train.rundir import (
@@ -38,7 +41,8 @@ from gm_train.rundir import (
     write_config,
     write_environment,
 )
-from gm_train.settings import ConfigError, config_from_file, find_problems
+from gm_train.settings import ConfigError, config_from_file, find_problems, rank_problems
+from gm_train.strategies import SHARDED, Joined, build_strategy, choose, device_memory
 from gm_train.tracking import MlflowMirror, tracking_uri
 
 log = logging.getLogger(__name__)
@@ -63,21 +67,33 @@ class Outcome:
 def fit(config: Config, leaving: Leaving | None = None) -> Outcome:
     """Train until `trainer.max_steps`, from the run directory's newest whole checkpoint if it has one.
 
+    Every rank of a run calls this; they meet in here.
+
     Args:
         config: checked, as `load_config` returns it.
         leaving: catches the signals that ask the run to save and leave; none: signals do what they did before.
 
     Raises:
-        DataError: the store or the checkpoint does not fit the configuration, or the run directory is in use.
-        ConfigError: a fresh run whose schedule is shorter than its warm-up.
+        DataError: the store or the checkpoint does not fit the configuration, the run directory is in use, or the ranks
+            did not find each other.
+        ConfigError: a number of ranks that the configuration cannot use, or a fresh run whose schedule is shorter than
+            its warm-up.
     """
+    ranks = find_ranks(config.trainer)
+    if problems := rank_problems(config, ranks.world_size):
+        raise ConfigError(problems)
+    if not ranks.is_first:
+        # Every rank would say the same.
+        logging.getLogger().setLevel(logging.ERROR)
     reader = StoreReader(config.data.store, config.data.cache_mb << 20)
     tokenizer = Tokenizer.load(reader.path)
     _check_store(config, reader, tokenizer)
     pathways = _pathways(config, tokenizer)
     directory = Path(config.run.dir)
-    with locked(directory):
-        return _fit(config, directory, reader, tokenizer, pathways, leaving or Leaving())
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(joined(ranks, alone=config.trainer.strategy in SHARDED))
+        ranks.from_first(lambda: stack.enter_context(locked(directory)) and None)
+        return _fit(config, directory, reader, tokenizer, pathways, leaving or Leaving(), ranks)
 
 
 def _fit(
@@ -87,18 +103,19 @@ def _fit(
     tokenizer: Tokenizer,
     pathways: PathwayIndex | None,
     leaving: Leaving,
+    ranks: Ranks,
 ) -> Outcome:
-    checkpoint = recover(directory / "checkpoints")
+    checkpoint = ranks.from_first(lambda: recover(directory / "checkpoints"))
     _resolve_schedule(config, checkpoint)
     identity = identity_of(config, reader.manifest.hash, tokenizer.vocabulary.hash, tokenizer.medians_hash)
     if checkpoint is not None:
         saved = json.loads((checkpoint.path / "identity.json").read_text())
-        refuse_other_identity(checkpoint.path, saved, identity)
+        ranks.from_first(lambda: refuse_other_identity(checkpoint.path, saved, identity))
     position = Position.load(checkpoint.path / "position.json") if checkpoint else Position.start(config.data.lanes)
 
     # Everything random in the weights comes from here; data, masks and pairs have counter hashes of their own.
     torch.manual_seed(fold(config.run.seed) >> 1)
-    module = GeneMambaModule(config, tokenizer.vocabulary.size, position.step)
+    module = GeneMambaModule(config, tokenizer.vocabulary.size, ranks, position.step)
     recipe = Recipe(
         config.objective,
         config.run.seed,
@@ -106,37 +123,61 @@ def _fit(
         config.data.row_length,
         pathways,
     )
-    data = CellDataModule(config.data, recipe, position, config.trainer.max_steps, config.trainer.validation_cells)
-    _announce(config, reader, module, data, checkpoint)
-
-    for name in (METRICS, SKIPPED):
-        if dropped := forget_after(directory / name, position.step):
-            log.info("%s: dropped %d rows behind step %d, where training goes on", name, dropped, position.step)
-    unfinished = position.step < config.trainer.max_steps
-    if unfinished:
-        write_config(directory, config)
-        write_environment(directory, position.step)
-    else:
+    trainer = config.trainer
+    data = CellDataModule(config.data, recipe, position, trainer.max_steps, trainer.validation_cells, ranks)
+    strategy, why = choose_strategy(config, module, ranks)
+    unfinished = position.step < trainer.max_steps
+    mirror: MlflowMirror | None = None
+    if ranks.is_first:
+        _announce(config, reader, module, data, checkpoint, f"{strategy} ({why})", ranks)
+        mirror = MlflowMirror(config, position.step) if tracking_uri(config) else None
+    ranks.from_first(lambda: _begin(config, directory, position, ranks, strategy) if unfinished else None)
+    if not unfinished and ranks.is_first:
         print(f"nothing to do at step {position.step:,}: raise trainer.max_steps to go on")
-    mirror = MlflowMirror(config, position.step) if tracking_uri(config) else None
     if mirror:
         mirror.start()
-    recorder = Recorder(directory, position, identity, tokenizer, reader.manifest.hash, leaving)
+    about = About(config, identity, tokenizer, reader.manifest.hash)
+    recorder = Recorder(directory, position, about, checkpoint, leaving, ranks)
     status = "FAILED"
     try:
-        if unfinished and leaving.number is None:
-            _trainer(config, recorder, _Resume(checkpoint)).fit(module, datamodule=data)
+        if unfinished and leaving.agree(ranks) is None:
+            lightning = _trainer(config, build_strategy(strategy, ranks, config.optim.clip), ranks, recorder)
+            lightning.fit(module, datamodule=data)
         status = "FINISHED" if leaving.number is None else "KILLED"
-        _report(directory)
+        if ranks.is_first:
+            _report(directory)
     finally:
         if mirror:
             mirror.finish(status)
-    newest = next(reversed(list_checkpoints(directory / "checkpoints")), None)
-    how = "finished" if leaving.number is None else f"left by {leaving.number.name}"
-    where = f"checkpoint {newest.path}" if newest else "no checkpoint, since no step changed a weight"
-    steps = f"step {position.step:,} of {config.trainer.max_steps:,}"
-    print(f"{how} at {steps}: {position.cells:,} cells trained; {where}")
+    newest = ranks.from_first(lambda: next(reversed(list_checkpoints(directory / "checkpoints")), None))
+    if ranks.is_first:
+        how = "finished" if leaving.number is None else f"left by {leaving.number.name}"
+        where = f"checkpoint {newest.path}" if newest else "no checkpoint, since no step changed a weight"
+        steps = f"step {position.step:,} of {trainer.max_steps:,}"
+        print(f"{how} at {steps}: {position.cells:,} cells trained; {where}", flush=True)
     return Outcome(newest, leaving.number)
+
+
+def _begin(config: Config, directory: Path, position: Position, ranks: Ranks, strategy: str) -> None:
+    """Bring the records to where training goes on, and note this start."""
+    for name in (METRICS, SKIPPED):
+        if dropped := forget_after(directory / name, position.step):
+            log.info("%s: dropped %d rows behind step %d, where training goes on", name, dropped, position.step)
+    write_config(directory, config)
+    write_environment(directory, position.step, ranks, strategy)
+
+
+def choose_strategy(config: Config, module: GeneMambaModule, ranks: Ranks) -> tuple[str, str]:
+    """The strategy's name and why it is used.
+
+    Raises:
+        DataError: it needs a package that is not installed.
+    """
+    n_parameters = sum(parameter.numel() for parameter in module.parameters())
+    strategy, why = choose(config.trainer.strategy, n_parameters, ranks, device_memory(ranks))
+    if strategy in ("zero2", "zero3") and importlib.util.find_spec("deepspeed") is None:
+        raise DataError(f"trainer.strategy={strategy}: needs DeepSpeed: pip install 'gm-train[deepspeed]'")
+    return strategy, why
 
 
 def _report(directory: Path) -> None:
@@ -147,32 +188,22 @@ def _report(directory: Path) -> None:
         log.warning("%s: report.html could not be written (%s)", directory, error)
 
 
-@dataclass
-class _Resume(L.Callback):
-    """Loads weights and optimizer state once Lightning has built the optimizer."""
-
-    checkpoint: Checkpoint | None
-
-    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
-        if self.checkpoint is not None:
-            assert isinstance(module, GeneMambaModule)
-            load_training_state(self.checkpoint, module.model, module.optimizer)
-
-
-def _trainer(config: Config, *callbacks: L.Callback) -> L.Trainer:
+def _trainer(config: Config, strategy: Strategy, ranks: Ranks, recorder: Recorder) -> L.Trainer:
     # Steps, validation, checkpoints and progress are the recorder's: Lightning counts them from the start of the
     # process, a resumable run from its own start.
     warnings.filterwarnings(
-        "ignore", message=".*(does not have many workers|isinstance.treespec, LeafSpec|This DataLoader will create).*"
+        "ignore", message=".*(does not have many workers|command is available on your system|isinstance.treespec, LeafSpec|This DataLoader will create).*"
     )
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    return L.Trainer(
-        accelerator="auto",
-        devices=1,
-        precision="bf16-mixed" if config.trainer.precision == "bf16" else "32-true",
+    trainer = L.Trainer(
+        accelerator="cuda" if ranks.device().type == "cuda" else "cpu",
+        strategy=strategy,
+        devices=ranks.local_size,
+        num_nodes=ranks.n_nodes,
         max_epochs=1,
-        # Under SLURM Lightning would save and requeue from a signal handler, and load such files from other runs.
-        plugins=[LightningEnvironment()],
+        # The ranks have met already. Under SLURM Lightning would save and requeue from a signal handler, and load
+        # such files from other runs.
+        plugins=[Joined(ranks)],
         default_root_dir=config.run.dir,
         logger=False,
         enable_checkpointing=False,
@@ -180,8 +211,13 @@ def _trainer(config: Config, *callbacks: L.Callback) -> L.Trainer:
         enable_model_summary=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
-        callbacks=list(callbacks),
+        callbacks=[recorder],
     )
+    # The recorder decides when to leave. Lightning's own handler talks to the other ranks from within a signal, which
+    # hangs, and its loop asks them at every micro-batch. These names are those of the pinned version.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 def _check_store(config: Config, reader: StoreReader, tokenizer: Tokenizer) -> None:
@@ -231,7 +267,13 @@ def _token_of_name(tokenizer: Tokenizer) -> dict[str, int]:
 
 
 def _announce(
-    config: Config, reader: StoreReader, module: GeneMambaModule, data: CellDataModule, checkpoint: Checkpoint | None
+    config: Config,
+    reader: StoreReader,
+    module: GeneMambaModule,
+    data: CellDataModule,
+    checkpoint: Checkpoint | None,
+    strategy: str,
+    ranks: Ranks,
 ) -> None:
     manifest = reader.manifest
     n_train = sum(data_set.n_train for data_set in manifest.datasets)
@@ -248,6 +290,8 @@ def _announce(
     )
     rows = config.data.lanes * config.data.rows_per_lane
     print(f"step: {rows} rows of {config.data.row_length} tokens from {config.data.lanes} lanes")
+    nodes = f"{ranks.n_nodes} node{'s' if ranks.n_nodes > 1 else ''}"
+    print(f"ranks: {ranks.world_size} on {nodes}, {ranks.device().type}; strategy {strategy}")
     if data.recipe.pathways is not None:
         _announce_coverage(config, reader, data.recipe, data.plan)
     if checkpoint is not None:

@@ -5,7 +5,10 @@ import signal
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # it brings torch, which takes seconds; signals are caught before
+    from gm_train.ranks import Ranks
 
 SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
@@ -32,6 +35,13 @@ class Leaving:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
+
+    def agree(self, ranks: "Ranks") -> signal.Signals | None:
+        """The signal that any rank was given; from then on it is every rank's."""
+        asked = ranks.sums([int(self.number == number) for number in SIGNALS])
+        if any(asked):
+            self.number = SIGNALS[asked.index(max(asked))]
+        return self.number
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if self.number is None:

@@ -1,39 +1,54 @@
 """The LightningModule: one training step, read from top to bottom."""
 
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import lightning as L
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import Tensor, nn
+from torch import Tensor
 
-from gm_train.batches import MicroBatch
+from gm_train.batches import MicroBatch, StepInfo
 from gm_train.config import Config
 from gm_train.model.genemamba import GeneMamba
 from gm_train.objective.language import cross_entropy_sum
 from gm_train.objective.pathway import pathway_loss_sum
 from gm_train.optim import build_optimizer, learning_rate
+from gm_train.ranks import Ranks
+from gm_train.strategies import Steps
 
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a finished optimizer step reports.
+    """What a finished optimizer step reports, the same on every rank.
 
     Attributes:
+        info: counts over all ranks; `lanes` are those of this rank.
         l_lang, l_pathway: means over the step's targets and pairs, nats; `loss` is their weighted sum.
         grad_norm: norm of the whole gradient before clipping.
         lr: learning rate that the step used.
         finite: False if the step was skipped because a number was not finite.
     """
 
+    info: StepInfo
     loss: float
     l_lang: float
     l_pathway: float
     grad_norm: float
     lr: float
     finite: bool
+
+
+def computing_in(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """The type that matrix products are computed in; parameters and decay stay float32.
+
+    Args:
+        precision: `trainer.precision`.
+        device: where the computation runs.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def loss_sums(model: GeneMamba, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
@@ -49,26 +64,40 @@ def loss_sums(model: GeneMamba, batch: MicroBatch, temperature: float) -> tuple[
 class GeneMambaModule(L.LightningModule):
     """Trains a GeneMamba on `L_lang + gamma * L_pathway`.
 
-    Both losses are sums divided by counts over the whole step, so that the gradient does not depend on how the step is
-    cut into micro-batches. A batch of Lightning's is a micro-batch; the optimizer steps on a step's last one.
+    Both losses are sums divided by counts over the whole step on all ranks, so that the gradient does not depend on how
+    the step is cut into ranks and micro-batches. A batch of Lightning's is a micro-batch; the optimizer steps on a
+    step's last one.
 
     Args:
         config: the run's configuration, `optim.schedule_steps` set.
         vocabulary_size: number of tokens.
+        ranks: this process among the others.
         step: optimizer steps already behind the run.
     """
 
-    def __init__(self, config: Config, vocabulary_size: int, step: int = 0) -> None:
+    def __init__(self, config: Config, vocabulary_size: int, ranks: Ranks, step: int = 0) -> None:
         super().__init__()
         self.automatic_optimization = False
         self.config = config
+        self.ranks = ranks
         self.step = step
         self.model = GeneMamba(config.model, vocabulary_size)
         self._sums = torch.zeros(2)
+        self._info: StepInfo
         self.last_result: StepResult
+
+    def configure_model(self) -> None:
+        self.steps.shard(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.model, self.config.optim)
+
+    @property
+    def steps(self) -> Steps:
+        """How the step is spread over the ranks."""
+        strategy = self.trainer.strategy
+        assert isinstance(strategy, Steps)
+        return strategy
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -80,12 +109,20 @@ class GeneMambaModule(L.LightningModule):
     def training_step(self, batch: MicroBatch, batch_idx: int) -> None:
         objective = self.config.objective
         if batch.first:
+            self._info = batch.info.over(self.ranks)
             self._sums = torch.zeros(2, device=self.device)
-        n_targets, n_pairs = max(1, batch.info.n_targets), max(1, batch.info.n_pairs)
+        n_targets, n_pairs = max(1, self._info.n_targets), max(1, self._info.n_pairs)
 
-        lang, pathway = loss_sums(self.model, batch, objective.temperature)
-        self.manual_backward(lang / n_targets + objective.gamma * pathway / n_pairs)
-        self._sums += torch.stack([lang.detach() / n_targets, pathway.detach() / n_pairs])
+        with self.steps.accumulating(self.model, batch.last):
+            with computing_in(self.config.trainer.precision, self.device):
+                lang, pathway = loss_sums(self.model, batch, objective.temperature)
+            loss = lang / n_targets + objective.gamma * pathway / n_pairs
+            self._sums += torch.stack([lang.detach() / n_targets, pathway.detach() / n_pairs])
+            if batch.last:
+                # A loss that is not finite may have a finite gradient: every rank learns of it by the norm.
+                loss = loss * torch.where(self._sums.isfinite().all(), 1.0, math.nan)
+            # All strategies average gradients over the ranks.
+            self.manual_backward(loss * self.ranks.world_size)
         if batch.last:
             self.last_result = self._update()
 
@@ -94,31 +131,36 @@ class GeneMambaModule(L.LightningModule):
         lr = learning_rate(self.step, self.config.optim)
         for group in optimizer.param_groups:
             group["lr"] = lr
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip)
-        l_lang, l_pathway, grad_norm = torch.stack([*self._sums, norm]).tolist()
+        grad_norm = self.steps.update(self.model, optimizer, self.config.optim.clip)
+        l_lang, l_pathway = self.ranks.sums(self._sums.tolist())
         loss = l_lang + self.config.objective.gamma * l_pathway
-        # Clipping by a norm that is not finite has already spoiled the gradient; it must never reach the weights.
-        finite = math.isfinite(loss) and math.isfinite(grad_norm)
-        if finite:
-            optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        return StepResult(loss, l_lang, l_pathway, grad_norm, lr, finite)
+        return StepResult(self._info, loss, l_lang, l_pathway, grad_norm, lr, math.isfinite(grad_norm))
 
 
 @torch.no_grad()
-def validation_losses(
-    model: GeneMamba, batches: list[MicroBatch], gamma: float, temperature: float
-) -> dict[str, float]:
-    """Mean losses over held-out batches: `val_loss`, `val_l_lang`, `val_l_pathway` (nats)."""
+def validation_losses(model: GeneMamba, batches: list[MicroBatch], config: Config, ranks: Ranks) -> dict[str, float]:
+    """Mean losses over held-out batches: `val_loss`, `val_l_lang`, `val_l_pathway` (nats).
+
+    Args:
+        model: whole or sharded.
+        batches: the same on every rank, at least one; the ranks take turns.
+        config: the run's.
+        ranks: this process among the others.
+    """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     sums = torch.zeros(2)
-    for batch in batches:
-        moved = move_data_to_device(batch, device)
-        sums += torch.stack(loss_sums(model, moved, temperature)).float().cpu()
+    # Sharded layers are gathered by all ranks together: every rank runs as many passes, the last ones for nothing.
+    for first in range(0, len(batches), ranks.world_size):
+        own = first + ranks.global_rank
+        batch = move_data_to_device(batches[min(own, len(batches) - 1)], device)
+        with computing_in(config.trainer.precision, device):
+            losses = loss_sums(model, batch, config.objective.temperature)
+        if own < len(batches):
+            sums += torch.stack(losses).float().cpu()
     model.train(was_training)
-    lang = float(sums[0]) / max(1, batches[0].info.n_targets)
-    pathway = float(sums[1]) / max(1, batches[0].info.n_pairs)
-    return {"val_loss": lang + gamma * pathway, "val_l_lang": lang, "val_l_pathway": pathway}
+    lang, pathway = ranks.sums(sums.tolist())
+    lang, pathway = lang / max(1, batches[0].info.n_targets), pathway / max(1, batches[0].info.n_pairs)
+    return {"val_loss": lang + config.objective.gamma * pathway, "val_l_lang": lang, "val_l_pathway": pathway}

@@ -11,13 +11,13 @@ import lightning as L
 from tqdm import tqdm
 
 from data_shards.errors import DataError
-from data_shards.tokenizer import Tokenizer
 from gm_train.batches import MicroBatch
-from gm_train.checkpoint import latest_whole, load_training_state, prune, save_checkpoint
+from gm_train.checkpoint import About, Checkpoint, latest_whole, prune, save_checkpoint
 from gm_train.datamodule import CellDataModule
 from gm_train.leaving import Leaving
 from gm_train.module import GeneMambaModule, StepResult, validation_losses
 from gm_train.position import Position
+from gm_train.ranks import Ranks
 from gm_train.rundir import METRICS, SKIPPED, append_row, read_rows, sync_rows
 
 log = logging.getLogger(__name__)
@@ -32,33 +32,36 @@ class Recorder(L.Callback):
     After each optimizer step, in this order: the position advances, the step is recorded, held-out cells are
     validated, a checkpoint is committed. A step whose loss or gradient is not finite changes no weight; too many of
     them in a window bring back the weights of the last checkpoint before them, while the position stays behind the bad
-    steps. A signal to leave ends the training at the next step boundary, with a checkpoint.
+    steps. A signal to leave, to whichever rank, ends the training at the next step boundary, with a checkpoint.
+
+    All ranks decide alike, from numbers that they have exchanged; rank 0 alone writes the records.
 
     Args:
         directory: the run directory.
         position: where the run stands; advanced here and nowhere else.
-        identity: what the run's checkpoints must agree with.
-        tokenizer: saved with every checkpoint.
-        store_hash: the manifest's hash.
+        about: what the run's checkpoints say besides their state.
+        checkpoint: what the run goes on from, if it does.
         leaving: knows whether a signal has come.
+        ranks: this process among the others.
     """
 
     def __init__(
         self,
         directory: Path,
         position: Position,
-        identity: dict[str, Any],
-        tokenizer: Tokenizer,
-        store_hash: str,
+        about: About,
+        checkpoint: Checkpoint | None,
         leaving: Leaving,
+        ranks: Ranks,
     ) -> None:
         self.directory = directory
         self.position = position
-        self._leaving = leaving
-        self._identity, self._tokenizer, self._store_hash = identity, tokenizer, store_hash
+        self._about, self._leaving, self._ranks = about, leaving, ranks
+        self._start = checkpoint
         self._saved_step = position.step
+        self._has_stepped = checkpoint is not None
         self._validated: tuple[int, float] | None = None
-        events = read_rows(directory / SKIPPED)
+        events = ranks.from_first(lambda: read_rows(directory / SKIPPED))
         rollbacks = [event["step"] for event in events if event["event"] == "rollback"]
         self._rollbacks = len(rollbacks)
         self._bad_steps = [event["step"] for event in events if event["step"] > max(rollbacks, default=0)]
@@ -69,12 +72,13 @@ class Recorder(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, GeneMambaModule)
-        # Lightning has put handlers of its own in place, which save from inside the handler or leave without saving.
-        self._leaving.install()
-        total = module.config.trainer.max_steps
-        self._bar = tqdm(
-            total=total, initial=self.position.step, desc="training", unit="step", disable=None, dynamic_ncols=True
-        )
+        if self._start is not None:
+            module.steps.load(self._start, module.model, module.optimizer)
+        if self._ranks.is_first:
+            total = module.config.trainer.max_steps
+            self._bar = tqdm(
+                total=total, initial=self.position.step, desc="training", unit="step", disable=None, dynamic_ncols=True
+            )
         self._clock = self._last_line = time.perf_counter()
 
     def on_train_batch_end(
@@ -85,17 +89,20 @@ class Recorder(L.Callback):
         assert isinstance(module, GeneMambaModule)
         result = module.last_result
         seconds = time.perf_counter() - self._clock
-        self._advance(batch)
-        self._record(result, batch, seconds)
+        self._advance(result)
+        if self._ranks.is_first:
+            self._record(result, seconds)
         every = module.config.trainer.validate_every_steps
-        if not result.finite:
+        if result.finite:
+            self._has_stepped = True
+        else:
             # Before the validation, which is to score the weights that stay.
             self._count_bad(module)
         if every and self.position.step % every == 0:
             self._validate(module, trainer)
         if result.finite and self.position.step % module.config.checkpoint.every_steps == 0:
             self._save(module)
-        if self._leaving.number is not None:
+        if self._leaving.agree(self._ranks) is not None:
             trainer.should_stop = True
         self._clock = time.perf_counter()
 
@@ -114,13 +121,13 @@ class Recorder(L.Callback):
 
     # Steps ------------------------------------------------------------------------------------------------------------
 
-    def _advance(self, batch: MicroBatch) -> None:
+    def _advance(self, result: StepResult) -> None:
         self.position.step += 1
-        self.position.cells += batch.info.n_cells
-        self.position.lanes.update(batch.info.lanes)
+        self.position.cells += result.info.n_cells
+        self.position.lanes.update(result.info.lanes)
 
-    def _record(self, result: StepResult, batch: MicroBatch, seconds: float) -> None:
-        info = batch.info
+    def _record(self, result: StepResult, seconds: float) -> None:
+        info = result.info
         row: dict[str, Any] = {
             "step": self.position.step,
             "position": self.position.cells,
@@ -159,35 +166,43 @@ class Recorder(L.Callback):
         batches = data.validation_batches()
         if not batches:
             return
-        objective = module.config.objective
-        with trainer.precision_plugin.forward_context():
-            losses = validation_losses(module.model, batches, objective.gamma, objective.temperature)
+        losses = validation_losses(module.model, batches, module.config, self._ranks)
         self._validated = self.position.step, losses["val_loss"]
         row = {"step": self.position.step, "position": self.position.cells, **losses, "time": time.time()}
-        append_row(self.directory / METRICS, {key: _json(value) for key, value in row.items()})
+        if self._ranks.is_first:
+            append_row(self.directory / METRICS, {key: _json(value) for key, value in row.items()})
 
     def _save(self, module: GeneMambaModule) -> None:
         # Saving gives an optimizer that has not stepped yet a state of its own, which would change later steps.
-        if self.position.step == self._saved_step or not module.optimizer.state:
+        if self.position.step == self._saved_step or not self._has_stepped:
             return
-        for name in (METRICS, SKIPPED):
-            sync_rows(self.directory / name)
+        if self._ranks.is_first:
+            for name in (METRICS, SKIPPED):
+                sync_rows(self.directory / name)
+        # Each rank advances its own lanes.
+        for lanes in self._ranks.gather({lane: self.position.lanes[lane] for lane in module.last_result.info.lanes}):
+            self.position.lanes.update(lanes)
+        steps, model, optimizer = module.steps, module.model, module.optimizer
+        if not all(self._ranks.gather(steps.is_finite(model))):
+            raise DataError(
+                f"{self.directory}: at step {self.position.step:,} the weights are not finite, so they are not saved; "
+                "the checkpoint before is whole: go on from it with a lower optim.lr in another run.dir"
+            )
         step, val_loss = self._validated or (None, math.nan)
         scored = step == self.position.step and math.isfinite(val_loss)
         folder = self.directory / "checkpoints"
         save_checkpoint(
             folder,
-            module.model,
-            module.optimizer,
+            lambda state: steps.save(state, model, optimizer),
+            steps.form,
             self.position,
-            module.config,
-            self._identity,
-            self._tokenizer,
-            self._store_hash,
+            self._about,
             val_loss if scored else None,
+            self._ranks,
         )
         self._saved_step = self.position.step
-        prune(folder, module.config.checkpoint.keep_last, before=min(self._recent_bad(), default=None))
+        if self._ranks.is_first:
+            prune(folder, module.config.checkpoint.keep_last, before=min(self._recent_bad(), default=None))
 
     # Bad numbers ------------------------------------------------------------------------------------------------------
 
@@ -198,11 +213,13 @@ class Recorder(L.Callback):
         trainer = module.config.trainer
         step = self.position.step
         self._bad_steps = [*self._recent_bad(), step]
-        log.warning("step %d: loss or gradient is not finite; the step changes no weight", step)
+        if self._ranks.is_first:
+            log.warning("step %d: loss or gradient is not finite; the step changes no weight", step)
         if len(self._bad_steps) <= trainer.max_bad_steps:
             return
         count = f"{len(self._bad_steps)} of the last {_BAD_WINDOW:,} steps were not finite"
-        checkpoint = latest_whole(self.directory / "checkpoints", before=self._bad_steps[0])
+        first_bad = self._bad_steps[0]
+        checkpoint = self._ranks.from_first(lambda: latest_whole(self.directory / "checkpoints", before=first_bad))
         if checkpoint is None or self._rollbacks >= trainer.max_rollbacks:
             why = "there is no checkpoint to go back to" if checkpoint is None else f"after {self._rollbacks} rollbacks"
             raise DataError(
@@ -211,10 +228,11 @@ class Recorder(L.Callback):
             )
         self._rollbacks += 1
         self._bad_steps = []
-        load_training_state(checkpoint, module.model, module.optimizer)
-        log.warning("%s: the weights of step %d come back; the data goes on from here", count, checkpoint.step)
-        row = {"event": "rollback", "step": step, "to_step": checkpoint.step, "time": time.time()}
-        append_row(self.directory / SKIPPED, row)
+        module.steps.load(checkpoint, module.model, module.optimizer)
+        if self._ranks.is_first:
+            log.warning("%s: the weights of step %d come back; the data goes on from here", count, checkpoint.step)
+            row = {"event": "rollback", "step": step, "to_step": checkpoint.step, "time": time.time()}
+            append_row(self.directory / SKIPPED, row)
         # These are other weights than those that were validated, and a resume must not meet the bad steps again.
         self._validated = None
         self._save(module)

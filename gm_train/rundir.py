@@ -3,12 +3,10 @@
 import contextlib
 import fcntl
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
 import platform
-import subprocess
 from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -21,6 +19,8 @@ from omegaconf import OmegaConf
 from data_shards.errors import DataError
 from data_shards.output import flush
 from gm_train.config import Config
+from gm_train.provenance import git_revision, packages
+from gm_train.ranks import Ranks
 
 log = logging.getLogger(__name__)
 
@@ -113,8 +113,8 @@ def write_config(directory: Path, config: Config) -> None:
     _replace(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
-def write_environment(directory: Path, start_step: int) -> None:
-    """Append this start to `environment.json`: git revision, package versions, hardware, and the step it began at."""
+def write_environment(directory: Path, start_step: int, ranks: Ranks, strategy: str) -> None:
+    """Append this start to `environment.json`: git revision, package versions, hardware, ranks, and where it began."""
     path = directory / "environment.json"
     starts = []
     if path.is_file():
@@ -122,39 +122,25 @@ def write_environment(directory: Path, start_step: int) -> None:
             starts = list(json.loads(path.read_text())["starts"])
         except (ValueError, KeyError, TypeError) as error:
             log.warning("%s: is damaged (%s); a new one is begun", path, error)
-    # An unfinished uninstallation leaves distributions without a name.
-    packages = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
     starts.append(
         {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
             "step": start_step,
-            "git": _git_revision(),
+            "git": git_revision(),
             "python": platform.python_version(),
             "platform": platform.platform(),
             "processor": _processor(),
             "cpus": len(os.sched_getaffinity(0)),
             "threads": torch.get_num_threads(),
+            "ranks": ranks.world_size,
+            "nodes": ranks.n_nodes,
+            "strategy": strategy,
+            "job": os.environ.get("SLURM_JOB_ID"),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
-            "packages": dict(sorted(packages.items())),
+            "packages": packages(),
         }
     )
     _replace(path, json.dumps({"starts": starts}, indent=1) + "\n")
-
-
-def _git_revision() -> str | None:
-    """Revision of the checkout that the package runs from, with "+" if files differ; None for an installed package."""
-    here = Path(__file__).resolve().parents[1]
-    if not (here / ".git").exists():
-        return None
-
-    def git(*words: str) -> str:
-        done = subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True, timeout=10)
-        return done.stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError):
-        return None
 
 
 def _processor() -> str:

@@ -142,7 +142,7 @@ _CHOICES = {
     "model.norm": ("none", "pre"),
     "model.kernel": ("auto", "torch"),
     "objective.language": ("masked", "next_token"),
-    "trainer.strategy": ("auto",),
+    "trainer.strategy": ("auto", "ddp", "fsdp2", "zero2", "zero3"),
     "trainer.precision": ("fp32", "bf16"),
 }
 _POSITIVE = (
@@ -212,16 +212,30 @@ def _combinations(config: Config) -> list[str]:
             f"optim.warmup_steps={optim.warmup_steps}: is longer than the schedule of {optim.schedule_steps} steps "
             "(optim.schedule_steps, or trainer.max_steps): the peak learning rate would never be reached"
         )
-    if trainer.devices != 1 or trainer.num_nodes != 1:
-        problems.append(
-            f"trainer.devices={trainer.devices}, trainer.num_nodes={trainer.num_nodes}: this version trains in one "
-            "process; both must be 1"
-        )
-    global_rows = data.lanes * data.rows_per_lane
-    if data.micro_rows > 0 and global_rows % data.micro_rows:
-        fitting = [rows for rows in range(1, global_rows + 1) if global_rows % rows == 0]
-        problems.append(
-            f"data.micro_rows={data.micro_rows}: does not divide the {global_rows} rows of a step (data.lanes * "
-            f"data.rows_per_lane); these do: {', '.join(map(str, fitting))}"
-        )
+    for key, count in (("trainer.devices", trainer.devices), ("trainer.num_nodes", trainer.num_nodes)):
+        if count is not None and count < 1:
+            problems.append(f"{key}={count}: must be greater than 0")
+    if data.lanes > 0 and data.rows_per_lane > 0 and data.micro_rows > 0:
+        problems += rank_problems(config, max(1, trainer.devices or 1) * max(1, trainer.num_nodes or 1))
     return problems
+
+
+def rank_problems(config: Config, world_size: int) -> list[str]:
+    """Why a step cannot be divided over `world_size` ranks, as sentences that name what fits."""
+    data = config.data
+    if data.lanes % world_size:
+        return [
+            f"{world_size} ranks: do not divide data.lanes={data.lanes}, which the ranks share out; these numbers of "
+            f"ranks do: {_divisors(data.lanes)}"
+        ]
+    rows = data.lanes * data.rows_per_lane // world_size
+    if rows % data.micro_rows:
+        return [
+            f"data.micro_rows={data.micro_rows}: does not divide the {rows} rows that each of {world_size} ranks takes "
+            f"in a step (data.lanes * data.rows_per_lane / ranks); these do: {_divisors(rows)}"
+        ]
+    return []
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(divisor) for divisor in range(1, number + 1) if number % divisor == 0)

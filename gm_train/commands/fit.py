@@ -4,8 +4,6 @@ import argparse
 import signal
 
 FAILED = 1
-#: Exit code of a run that was told to leave (SIGTERM, SIGUSR1) and saved: start the same command again.
-PREEMPTED = 85
 
 _EPILOG = """\
 example:
@@ -15,6 +13,7 @@ A directory that holds a committed checkpoint is resumed, by the same command or
   gm-train fit runs/second/config.yaml trainer.max_steps=5000
 Every setting, with its type, default and meaning: gm_train/config.py.
 SIGTERM or SIGUSR1 saves at the next step and leaves with exit code 85, Ctrl-C saves and leaves with 1.
+Several ranks: trainer.devices=2 starts them on this machine; under srun or torchrun every task is a rank.
 """
 
 
@@ -32,9 +31,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(arguments: argparse.Namespace) -> int:
     from gm_train.leaving import Leaving
+    from gm_train.local_ranks import PREEMPTED, end_with_parent, is_launched, run_ranks
     from gm_train.settings import load_config
 
     config = load_config(arguments.config)
+    if (config.trainer.devices or 1) > 1 and not is_launched():
+        return run_ranks(["fit", *arguments.config], config.trainer.devices or 1)
+    end_with_parent()
     leaving = Leaving()
     leaving.install()
     try:
@@ -42,8 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
         from gm_train.fit import fit
 
         left_by = fit(config, leaving).left_by
-    finally:
+    except BaseException:
         leaving.restore()
+        raise
     if left_by is None:
+        leaving.restore()
         return 0
+    # Signals stay caught: when the first rank has left, a launcher may signal those that are about to.
     return FAILED if left_by is signal.SIGINT else PREEMPTED

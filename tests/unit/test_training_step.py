@@ -17,6 +17,7 @@ from gm_train.model.genemamba import GeneMamba
 from gm_train.objective.pathway import PathwayIndex, pathway_loss_sum, read_gmt
 from gm_train.optim import build_optimizer
 from gm_train.position import Position
+from gm_train.ranks import Ranks
 from gm_train.rundir import METRICS, read_rows
 from gm_train.settings import load_config
 from tests.conftest import Atlas, tiny_words, write_gene_sets
@@ -28,7 +29,7 @@ def batches_of(config: Config, tokenizer: Tokenizer) -> list[MicroBatch]:
     sets = read_gmt(Path(config.objective.pathways))
     index = PathwayIndex.build(sets, tokenizer.vocabulary.token_of, tokenizer.vocabulary.size, (5, 200))
     recipe = Recipe(config.objective, config.run.seed, tokenizer.vocabulary.size, config.data.row_length, index)
-    data = CellDataModule(config.data, recipe, Position.start(config.data.lanes), STEPS, 10)
+    data = CellDataModule(config.data, recipe, Position.start(config.data.lanes), STEPS, 10, Ranks())
     return list(data.train_dataloader())
 
 

@@ -1,0 +1,66 @@
+"""`gm-train launch`."""
+
+import argparse
+import logging
+import sys
+from pathlib import Path
+
+_EPILOG = """\
+examples:
+  gm-train launch configs/genemamba-66m.yaml configs/cluster/h100-infiniband.yaml data.micro_rows=3 --dry-run
+  gm-train launch configs/demo.yaml configs/cluster/local-cpu.yaml data.micro_rows=2 run.dir=/shared/runs/demo
+
+--dry-run prints the script and writes nothing. Without it the script is checked with `sbatch --test-only`, written with
+its settings to RUN_DIR/launch/001 (002, ...), and submitted. The job saves and comes back by itself before its time
+limit, after a preemption and after a lost node, until the run is finished. Settings: ClusterConfig in
+gm_train/config.py; what happens when: docs/slurm.md.
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "launch",
+        help="train on many nodes under SLURM",
+        description="Render a batch script, show it, check it and submit it.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", nargs="+", metavar="CONFIG.yaml|key=value")
+    parser.add_argument("--dry-run", action="store_true", help="only print the script")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from cluster import submit
+    from cluster.problems import find_problems
+    from cluster.request import LOGS
+    from cluster.slurm import launch_dir, render, resolved
+    from gm_train.settings import ConfigError, load_config
+
+    config = load_config(arguments.config)
+    problems = find_problems(config)
+    if problems:
+        raise ConfigError(problems)
+    config = resolved(config)
+    run_dir = Path(config.run.dir)
+    number = submit.next_number(run_dir)
+    script = render(config, number, sys.executable)
+    for warning in submit.warnings(config):
+        logging.getLogger(__name__).warning(warning)
+    if arguments.dry_run:
+        print(script, end="")
+        return 0
+    submit.refuse_second_job(run_dir)
+    print(script, flush=True)
+    print(submit.check(script), flush=True)
+    launch = launch_dir(config, number)
+    submit.write(launch, config, script, arguments.config)
+    job = submit.submit(launch)
+    logs = run_dir / LOGS
+    print(
+        f"submitted job {job}: {launch / submit.SCRIPT}\n"
+        f"  in the queue  squeue --jobs={job}\n"
+        f"  training      tail -F {logs}/{job}-0.out\n"
+        f"  its starts    tail -F {logs}/{job}-batch.out"
+    )
+    return 0

@@ -1,0 +1,111 @@
+"""Several ranks on one machine, started and watched by `gm-train` itself, without torch in the watching process."""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from types import FrameType
+
+from data_shards.errors import DataError
+
+_PARENT = "GM_TRAIN_PARENT"
+_PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
+_PATIENCE_S = 60.0  # for ranks to end by themselves after one of them failed
+PREEMPTED = 85
+
+
+class OtherRankFailed(DataError):
+    """Another rank failed, and has said why."""
+
+
+def is_launched() -> bool:
+    """Whether this process was started as a rank: by srun with several tasks, by torchrun, or by `run_ranks`.
+
+    In a batch script or an interactive shell of an allocation SLURM's variables are set as well, but those of a step
+    are not, or name one task.
+    """
+    return {"RANK", "WORLD_SIZE"} <= os.environ.keys() or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
+
+
+def is_first() -> bool:
+    """Whether this process is rank 0, or the only one."""
+    return not is_launched() or int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
+
+
+def run_ranks(words: list[str], n_ranks: int) -> int:
+    """Run `gm-train WORDS` as `n_ranks` ranks of this machine.
+
+    Signals that ask to leave are passed on, so that the ranks can agree, save and leave. When a rank fails, the others
+    are ended, too.
+
+    Returns:
+        0 if every rank returned 0, 85 if they were told to leave and saved, otherwise the code of the first to fail.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    threads = max(1, len(os.sched_getaffinity(0)) // n_ranks)
+    shared = {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(n_ranks),
+        "LOCAL_WORLD_SIZE": str(n_ranks),
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
+        _PARENT: str(os.getpid()),
+    }
+    command = [sys.executable, "-m", "gm_train.cli", *words]
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def pass_on(number: int, frame: FrameType | None) -> None:
+        for process in processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(number)
+
+    passed = (signal.SIGTERM, signal.SIGUSR1)
+    before = {number: signal.signal(number, pass_on) for number in passed}
+    # The terminal sends Ctrl-C to the ranks as well.
+    before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda number, frame: None)
+    try:
+        for rank in range(n_ranks):
+            env = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            processes.append(subprocess.Popen(command, env=env))
+        return _watch(processes)
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _watch(processes: list[subprocess.Popen[bytes]]) -> int:
+    """Wait for all; after a failure, end the ones that go on. Returns the code of the whole."""
+    failed: int | None = None
+    deadline = 0.0
+    while any(process.poll() is None for process in processes):
+        time.sleep(0.05)
+        if failed is None:
+            failed = next((p.returncode for p in processes if p.returncode not in (None, 0, PREEMPTED)), None)
+            deadline = time.monotonic() + _PATIENCE_S
+        elif time.monotonic() > deadline:
+            for process in processes:
+                process.kill()
+    codes = [process.returncode for process in processes]
+    if failed is None:
+        failed = next((code for code in codes if code not in (0, PREEMPTED)), None)
+    if failed is not None:
+        return failed if failed > 0 else 128 - failed
+    return PREEMPTED if PREEMPTED in codes else 0
+
+
+def end_with_parent() -> None:
+    """End this rank when the process that started it with `run_ranks` is gone, even by kill -9."""
+    parent = os.environ.get(_PARENT)
+    if parent is not None:
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != int(parent):
+            os._exit(1)

@@ -1,0 +1,55 @@
+"""Weights and optimizer state under the model's parameter names, in files that do not know the number of ranks."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
+from torch.distributed.checkpoint.state_dict_loader import load
+from torch.distributed.checkpoint.state_dict_saver import save
+
+from gm_train.model.genemamba import GeneMamba
+
+
+@contextlib.contextmanager
+def _single_process() -> Iterator[None]:
+    """Torch warns at every save and load that there is one process; here that is meant."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*torch.distributed is disabled.*")
+        yield
+
+
+def save_by_name(folder: Path, model: GeneMamba, optimizer: torch.optim.Optimizer) -> None:
+    """Write weights and optimizer state by torch.distributed.checkpoint; each rank writes its part.
+
+    Raises:
+        OSError, torch.distributed.checkpoint.api.CheckpointException: it could not be written.
+    """
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    with _single_process():
+        save(
+            {"model": model_state, "optimizer": optimizer_state},
+            checkpoint_id=folder,
+            no_dist=not dist.is_initialized(),
+        )
+
+
+def load_by_name(folder: Path, model: GeneMamba, optimizer: torch.optim.Optimizer) -> None:
+    """Load weights and optimizer state in place, whole or sharded as they are in the model and the optimizer."""
+    model_state, optimizer_state = get_state_dict(model, optimizer)
+    state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
+    with _single_process():
+        load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+    set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+
+
+def load_weights(folder: Path, model: GeneMamba) -> None:
+    """Load the weights alone into a whole model, in this process alone."""
+    state = {"model": model.state_dict()}
+    with _single_process():
+        load(state, checkpoint_id=folder, no_dist=True)
+    model.load_state_dict(state["model"])

@@ -1,0 +1,99 @@
+#!/bin/bash
+# GeneMamba pretraining on 1 node with 4 ranks each, one SLURM task for each rank.
+# Rendered by `gm-train launch`; config.yaml beside it is what the ranks read. The same once more:
+#   sbatch /scratch/runs/genemamba-66m/launch/001/job.sh
+
+#SBATCH --job-name=genemamba-66m
+#SBATCH --partition=gpu
+#SBATCH --account=mylab
+#SBATCH --nodes=1
+#SBATCH --ntasks-per-node=4
+#SBATCH --cpus-per-task=8
+#SBATCH --gpus-per-node=a100:4
+#SBATCH --mem=240G
+#SBATCH --time=12:00:00
+#SBATCH --exclusive
+# USR1 comes this many seconds before the time limit, or up to a minute earlier. Without "B:" it goes to the ranks,
+# not to this script: they agree on a step, save and leave.
+#SBATCH --signal=USR1@180
+# A job that is preempted or loses a node goes back into the queue under its number.
+#SBATCH --requeue
+# This script's own lines, those of its later starts below them. %j is the number of the job.
+#SBATCH --output=/scratch/runs/genemamba-66m/logs/%j-batch.out
+#SBATCH --open-mode=append
+
+set -u # a variable that is not set is an error
+run_dir=/scratch/runs/genemamba-66m
+config=/scratch/runs/genemamba-66m/launch/001/config.yaml
+max_requeues=100
+say() { echo "[$(date '+%F %T')] $*"; }
+
+: "${SLURM_JOB_ID:?this is a batch script: give it to sbatch}"
+restart=${SLURM_RESTART_COUNT:-0} # how often the job was put back into the queue, by this script or by SLURM
+say "job $SLURM_JOB_ID, start $((restart + 1)), on $SLURM_JOB_NODELIST"
+if ((restart > max_requeues)); then
+    say "this is more than $max_requeues restarts (cluster.max_requeues): see why it keeps ending, then launch again"
+    exit 1
+fi
+
+# The site's environment (cluster.setup). A line that fails ends the job; a variable that is not set does not.
+trap 'say "cluster.setup failed at: $BASH_COMMAND"' ERR
+set -e +u
+module load apptainer
+set +e -u
+trap - ERR
+
+# Variables of every rank; srun hands this script's environment on.
+export PYTHONUNBUFFERED=1 # what a killed rank printed last is in its log
+# PyTorch's threads: the cores of one rank, not the node's, less one for each of its 4 loader workers.
+export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK > 4 ? SLURM_CPUS_PER_TASK - 4 : 1))
+# Left over from the shell that launched, these would be believed before SLURM's own numbers.
+unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE
+
+# Where the ranks meet: the first node, by the address that SLURM reaches it at, or by its name.
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_ADDR=$(scontrol show node -o "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+export MASTER_ADDR=${MASTER_ADDR:-$first}
+# 20000 to 29999, below the ports that Linux gives to clients. Jobs that share a node differ, and so do the starts of
+# one job: a process that outlived the last start does not answer to this one.
+export MASTER_PORT=$((20000 + SLURM_JOB_ID % 1000 * 10 + restart % 10))
+say "rendezvous at $MASTER_ADDR:$MASTER_PORT"
+
+command=(
+    apptainer exec --nv --bind /scratch /scratch/images/gm-train.sif # cluster.prefix
+    python3 -m gm_train.cli fit "$config"
+)
+
+# A task sees all GPUs of its node, as NCCL needs it for NVLink, and takes the one of its SLURM_LOCALID.
+# A task ignores USR1, which would end a process that is still starting, until Python has its own handler.
+task='trap "" USR1; echo "== job $SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0} on $SLURMD_NODENAME"; exec "$@"'
+
+# --cpus-per-task: srun does not take it over from sbatch since SLURM 22.05.
+# --kill-on-bad-exit: when one rank fails, the others would only wait for it.
+# --wait=0: ranks that finish first do not hurry rank 0, which may still be writing.
+# --output: one log for each rank (%t), rank 0's the one to read; later starts of the job write below it.
+srun --ntasks=4 --ntasks-per-node=4 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
+    --kill-on-bad-exit=1 --wait=0 \
+    --output=/scratch/runs/genemamba-66m/logs/%j-%t.out --open-mode=append \
+    bash -c "$task" rank "${command[@]}"
+code=$?
+
+# What happened. Code 85: the ranks were told to leave and have saved. srun reports another code when some ranks end
+# before others, so rank 0 also leaves a marker that names this start of this job.
+# After scancel nothing below runs: it ends this shell as well, which catches no signals.
+if ((code == 0)); then
+    say "finished"
+    exit 0
+fi
+if ((code != 85)) && [[ $(cat "$run_dir/.preempted" 2>/dev/null) != "$SLURM_JOB_ID.$restart" ]]; then
+    say "failed with exit code $code, not requeued: the reason is at the end of $run_dir/logs/$SLURM_JOB_ID-*.out"
+    exit "$code"
+fi
+if ((restart >= max_requeues)); then
+    say "saved, and left; not requeued after $max_requeues restarts (cluster.max_requeues): launch again to go on"
+    exit 85
+fi
+say "told to leave (exit code $code), and saved: back into the queue, restart $((restart + 1)) of at most $max_requeues"
+# SLURM ends this script once it has put the job back.
+scontrol requeue "$SLURM_JOB_ID" || say "SLURM refused to requeue the job: launch again to go on"
+exit 85

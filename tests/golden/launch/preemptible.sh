@@ -1,0 +1,103 @@
+#!/bin/bash
+# GeneMamba pretraining on 8 nodes with 8 ranks each, one SLURM task for each rank.
+# Rendered by `gm-train launch`; config.yaml beside it is what the ranks read. The same once more:
+#   sbatch /scratch/runs/genemamba-66m/launch/001/job.sh
+
+#SBATCH --job-name=genemamba-66m
+#SBATCH --partition=preempt
+#SBATCH --qos=preempt
+#SBATCH --constraint='ib&nvme'
+#SBATCH --exclude='node[07-08]'
+#SBATCH --nodes=8
+#SBATCH --ntasks-per-node=8
+#SBATCH --cpus-per-task=12
+#SBATCH --gres=gpu:h100:8
+#SBATCH --mem=0
+#SBATCH --time=24:00:00
+# USR1 comes this many seconds before the time limit, or up to a minute earlier. Without "B:" it goes to the ranks,
+# not to this script: they agree on a step, save and leave.
+#SBATCH --signal=USR1@300
+# A job that is preempted or loses a node goes back into the queue under its number.
+#SBATCH --requeue
+# This script's own lines, those of its later starts below them. %j is the number of the job.
+#SBATCH --output=/scratch/runs/genemamba-66m/logs/%j-batch.out
+#SBATCH --open-mode=append
+
+set -u # a variable that is not set is an error
+run_dir=/scratch/runs/genemamba-66m
+config=/scratch/runs/genemamba-66m/launch/001/config.yaml
+max_requeues=500
+say() { echo "[$(date '+%F %T')] $*"; }
+
+: "${SLURM_JOB_ID:?this is a batch script: give it to sbatch}"
+restart=${SLURM_RESTART_COUNT:-0} # how often the job was put back into the queue, by this script or by SLURM
+say "job $SLURM_JOB_ID, start $((restart + 1)), on $SLURM_JOB_NODELIST"
+if ((restart > max_requeues)); then
+    say "this is more than $max_requeues restarts (cluster.max_requeues): see why it keeps ending, then launch again"
+    exit 1
+fi
+
+# Variables of every rank; srun hands this script's environment on.
+export PYTHONUNBUFFERED=1 # what a killed rank printed last is in its log
+# PyTorch's threads: the cores of one rank, not the node's, less one for each of its 4 loader workers.
+export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK > 4 ? SLURM_CPUS_PER_TASK - 4 : 1))
+# Left over from the shell that launched, these would be believed before SLURM's own numbers.
+unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE
+# cluster.env: what this site's network and libraries need.
+export NCCL_SOCKET_IFNAME=ib0
+export GLOO_SOCKET_IFNAME=ib0
+export NCCL_IB_HCA='=mlx5_0,mlx5_1,mlx5_2,mlx5_3'
+
+# Where the ranks meet: the first node, by the address that SLURM reaches it at, or by its name.
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_ADDR=$(scontrol show node -o "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
+export MASTER_ADDR=${MASTER_ADDR:-$first}
+# 20000 to 29999, below the ports that Linux gives to clients. Jobs that share a node differ, and so do the starts of
+# one job: a process that outlived the last start does not answer to this one.
+export MASTER_PORT=$((20000 + SLURM_JOB_ID % 1000 * 10 + restart % 10))
+say "rendezvous at $MASTER_ADDR:$MASTER_PORT"
+
+command=(
+    /opt/gm-train/.venv/bin/python -m gm_train.cli fit "$config"
+)
+
+# A task sees all GPUs of its node, as NCCL needs it for NVLink, and takes the one of its SLURM_LOCALID.
+# A task ignores USR1, which would end a process that is still starting, until Python has its own handler.
+task='trap "" USR1; echo "== job $SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0} on $SLURMD_NODENAME"; exec "$@"'
+
+# --cpus-per-task: srun does not take it over from sbatch since SLURM 22.05.
+# --kill-on-bad-exit: when one rank fails, the others would only wait for it.
+# --wait=0: ranks that finish first do not hurry rank 0, which may still be writing.
+# --output: one log for each rank (%t), rank 0's the one to read; later starts of the job write below it.
+srun --ntasks=64 --ntasks-per-node=8 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
+    --kill-on-bad-exit=1 --wait=0 \
+    --output=/scratch/runs/genemamba-66m/logs/%j-%t.out --open-mode=append \
+    bash -c "$task" rank "${command[@]}"
+code=$?
+
+# What happened. Code 85: the ranks were told to leave and have saved. srun reports another code when some ranks end
+# before others, so rank 0 also leaves a marker that names this start of this job.
+# After scancel nothing below runs: it ends this shell as well, which catches no signals.
+if ((code == 0)); then
+    say "finished"
+    exit 0
+fi
+if ((code != 85)) && [[ $(cat "$run_dir/.preempted" 2>/dev/null) != "$SLURM_JOB_ID.$restart" ]]; then
+    # A node that dies takes its ranks along, and the others fail long before SLURM misses it (SlurmdTimeout, often five
+    # minutes). If this script ended first the job would count as failed; so where a node does not answer, it waits.
+    if ! timeout 120 srun --overlap --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --output=/dev/null true; then
+        say "ranks failed with exit code $code and a node does not answer: SLURM will requeue the job when it notices"
+        sleep 900
+        say "SLURM has not missed a node"
+    fi
+    say "failed with exit code $code, not requeued: the reason is at the end of $run_dir/logs/$SLURM_JOB_ID-*.out"
+    exit "$code"
+fi
+if ((restart >= max_requeues)); then
+    say "saved, and left; not requeued after $max_requeues restarts (cluster.max_requeues): launch again to go on"
+    exit 85
+fi
+say "told to leave (exit code $code), and saved: back into the queue, restart $((restart + 1)) of at most $max_requeues"
+# SLURM ends this script once it has put the job back.
+scontrol requeue "$SLURM_JOB_ID" || say "SLURM refused to requeue the job: launch again to go on"
+exit 85

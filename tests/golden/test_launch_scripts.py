@@ -1,0 +1,63 @@
+"""The batch scripts of `gm-train launch` as they stand: `python -m tests.golden.test_launch_scripts` writes them anew.
+
+A change of a script is read here as its users will read it.
+"""
+
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from cluster.problems import find_problems
+from cluster.slurm import render, resolved
+from gm_train.settings import load_config
+
+FOLDER = Path(__file__).parent / "launch"
+CONFIGS = Path(__file__).parents[2] / "configs"
+LARGE = ["genemamba-66m.yaml", "run.dir=/scratch/runs/genemamba-66m", "data.store=/scratch/data/cells.zarr"]
+CASES = {
+    "h100-infiniband": [*LARGE, "cluster/h100-infiniband.yaml", "data.micro_rows=3"],
+    "a100-apptainer": [*LARGE, "cluster/a100-apptainer.yaml", "cluster.account=mylab", "cluster.sbatch=[--exclusive]"],
+    "preemptible": [
+        *LARGE, "cluster/h100-infiniband.yaml", "cluster/preemptible.yaml", "data.micro_rows=3",
+        "cluster.exclude=node[07-08]", "cluster.constraint=ib&nvme",
+    ],
+    "local-cpu": [
+        "demo.yaml", "cluster/local-cpu.yaml", "run.dir=/shared/demo", "data.micro_rows=2", "cluster.requeue=false",
+    ],
+}  # fmt: skip
+
+
+def script(case: str) -> str:
+    words = [str(CONFIGS / word) if word.endswith(".yaml") else word for word in CASES[case]]
+    config = load_config(words)
+    assert find_problems(config) == []
+    return render(resolved(config), 1, python="/opt/gm-train/.venv/bin/python")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_script_is_as_it_was(case: str) -> None:
+    assert script(case) == (FOLDER / f"{case}.sh").read_text()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_bash_can_read_it(case: str) -> None:
+    done = subprocess.run(["bash", "-n", FOLDER / f"{case}.sh"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_shellcheck_finds_nothing(case: str) -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("shellcheck is not installed")
+    # SC2016: what stands in single quotes is meant for the shell of the task.
+    done = subprocess.run(
+        ["shellcheck", "--exclude=SC2016", FOLDER / f"{case}.sh"], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+if __name__ == "__main__":
+    for name in CASES:
+        (FOLDER / f"{name}.sh").write_text(script(name))
