@@ -49,9 +49,10 @@ def render(config: Config, number: int, python: str) -> str:
 
 def _title(config: Config, number: int) -> str:
     nodes, per_node = config.cluster.nodes, ranks_per_node(config)
+    ranks = _count(per_node, "rank") + (" each" if nodes > 1 else "")
     return f"""\
 #!/bin/bash
-# GeneMamba pretraining on {_count(nodes, "node")} with {_count(per_node, "rank")} each, one SLURM task for each rank.
+# GeneMamba pretraining on {_count(nodes, "node")} with {ranks}, one SLURM task for each rank.
 # Rendered by `gm-train launch`; config.yaml beside it is what the ranks read. The same once more:
 #   sbatch {shlex.quote(f"{launch_dir(config, number)}/job.sh")}
 """
@@ -72,6 +73,7 @@ set -u # a variable that is not set is an error
 run_dir={shlex.quote(config.run.dir)}
 config={shlex.quote(f"{launch_dir(config, number)}/config.yaml")}
 max_requeues={config.cluster.max_requeues}
+
 {_FIRST_LINES}"""
 
 

@@ -125,14 +125,21 @@ class Checkpoint:
         return None
 
 
+def checkpoint_directories(directory: Path) -> list[Path]:
+    """What has a checkpoint's name, by step."""
+    return sorted(
+        (path for path in directory.glob("step-*") if _NAME.fullmatch(path.name)),
+        key=lambda path: int(path.name.removeprefix("step-")),
+    )
+
+
 def list_checkpoints(directory: Path) -> list[Checkpoint]:
     """Checkpoints of a run whose COMMIT can be read, oldest first; files are not verified."""
     found = []
-    for path in directory.glob("step-*"):
-        if _NAME.fullmatch(path.name):
-            with contextlib.suppress(DataError):
-                found.append(Checkpoint.read(path))
-    return sorted(found, key=lambda checkpoint: checkpoint.step)
+    for path in checkpoint_directories(directory):
+        with contextlib.suppress(DataError):
+            found.append(Checkpoint.read(path))
+    return found
 
 
 def latest_whole(directory: Path, before: int | None = None) -> Checkpoint | None:
@@ -155,10 +162,17 @@ def recover(directory: Path) -> Checkpoint | None:
         DataError: there were checkpoints and not one is whole. Training from step 0 would throw the run away.
         UnreadableCheckpoint: one is of another version, or the disk cannot be read; it keeps its name.
     """
-    for path in directory.glob(f".step-*{_PARTIAL}"):
+    for path in (*directory.glob(f".step-*{_PARTIAL}"), *directory.glob(".reshard-*")):
         shutil.rmtree(path, ignore_errors=True)
+    for path in directory.glob(f".step-*{_REPLACED}"):
+        # A process was killed while it replaced one.
+        whole = path.with_name(path.name.removeprefix(".").removesuffix(_REPLACED))
+        if whole.exists():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.rename(whole)
     broken = []
-    for path in sorted((path for path in directory.glob("step-*") if _NAME.fullmatch(path.name)), reverse=True):
+    for path in reversed(checkpoint_directories(directory)):
         try:
             checkpoint = Checkpoint.read(path)
             damage = checkpoint.damage()
@@ -214,6 +228,7 @@ def save_checkpoint(
     about: About,
     val_loss: float | None,
     ranks: Ranks,
+    replace: bool = False,
 ) -> Checkpoint:
     """Write and commit `step-<step>` into `directory`, under another name until it is whole; by all ranks together.
 
@@ -225,13 +240,14 @@ def save_checkpoint(
         about: what else the checkpoint says.
         val_loss: the validation loss of these weights, if there is one.
         ranks: this process among the others.
+        replace: whether it takes the place of a checkpoint of the same step.
 
     Raises:
         DataError: the disk is full or cannot be written. Earlier checkpoints stay as they are, and what was written of
             this one is removed.
     """
     path = directory / f"step-{position.step:08d}"
-    partial = directory / f".{path.name}{_PARTIAL}"
+    partial, replaced = directory / f".{path.name}{_PARTIAL}", directory / f".{path.name}{_REPLACED}"
 
     def begin() -> None:
         shutil.rmtree(partial, ignore_errors=True)
@@ -249,8 +265,12 @@ def save_checkpoint(
     def commit(files: dict[str, dict[str, Any]]) -> Checkpoint:
         checkpoint = Checkpoint(path, position.step, val_loss, form, ranks.world_size, files)
         _commit(partial, checkpoint)
+        if replace:
+            path.rename(replaced)
         partial.rename(path)
         flush(directory)
+        if replace:
+            shutil.rmtree(replaced, ignore_errors=True)
         return checkpoint
 
     try:

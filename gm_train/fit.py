@@ -1,7 +1,6 @@
 """Train a model from a configuration: set up or resume the run, train, report."""
 
 import contextlib
-import importlib.util
 import json
 import logging
 import signal
@@ -42,7 +41,7 @@ from gm_train.rundir import (
     write_environment,
 )
 from gm_train.settings import ConfigError, config_from_file, find_problems, rank_problems
-from gm_train.strategies import SHARDED, Joined, build_strategy, choose, device_memory
+from gm_train.strategies import SHARDED, Joined, build_strategy, choose, device_memory, refuse_without_deepspeed
 from gm_train.tracking import MlflowMirror, tracking_uri
 
 log = logging.getLogger(__name__)
@@ -125,7 +124,7 @@ def _fit(
     )
     trainer = config.trainer
     data = CellDataModule(config.data, recipe, position, trainer.max_steps, trainer.validation_cells, ranks)
-    strategy, why = choose_strategy(config, module, ranks)
+    strategy, why = _choose_strategy(config, module, ranks)
     unfinished = position.step < trainer.max_steps
     mirror: MlflowMirror | None = None
     if ranks.is_first:
@@ -167,7 +166,7 @@ def _begin(config: Config, directory: Path, position: Position, ranks: Ranks, st
     write_environment(directory, position.step, ranks, strategy)
 
 
-def choose_strategy(config: Config, module: GeneMambaModule, ranks: Ranks) -> tuple[str, str]:
+def _choose_strategy(config: Config, module: GeneMambaModule, ranks: Ranks) -> tuple[str, str]:
     """The strategy's name and why it is used.
 
     Raises:
@@ -175,8 +174,8 @@ def choose_strategy(config: Config, module: GeneMambaModule, ranks: Ranks) -> tu
     """
     n_parameters = sum(parameter.numel() for parameter in module.parameters())
     strategy, why = choose(config.trainer.strategy, n_parameters, ranks, device_memory(ranks))
-    if strategy in ("zero2", "zero3") and importlib.util.find_spec("deepspeed") is None:
-        raise DataError(f"trainer.strategy={strategy}: needs DeepSpeed: pip install 'gm-train[deepspeed]'")
+    if strategy in ("zero2", "zero3"):
+        refuse_without_deepspeed(f"trainer.strategy={strategy}")
     return strategy, why
 
 
@@ -191,9 +190,11 @@ def _report(directory: Path) -> None:
 def _trainer(config: Config, strategy: Strategy, ranks: Ranks, recorder: Recorder) -> L.Trainer:
     # Steps, validation, checkpoints and progress are the recorder's: Lightning counts them from the start of the
     # process, a resumable run from its own start.
-    warnings.filterwarnings(
-        "ignore", message=".*(does not have many workers|command is available on your system|isinstance.treespec, LeafSpec|This DataLoader will create).*"
-    )
+    for noise in (
+        "does not have many workers", "command is available on your system", "isinstance.treespec, LeafSpec",
+        "This DataLoader will create",
+    ):  # fmt: skip
+        warnings.filterwarnings("ignore", f".*{noise}.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     trainer = L.Trainer(
         accelerator="cuda" if ranks.device().type == "cuda" else "cpu",

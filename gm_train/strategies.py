@@ -6,6 +6,7 @@ weights alone where the gradient is not finite, and how weights and optimizer st
 """
 
 import contextlib
+import importlib.util
 import math
 import os
 from collections.abc import Iterator
@@ -19,6 +20,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
+from data_shards.errors import DataError
 from gm_train.checkpoint import BY_NAME, Checkpoint, refuse_zero_state
 from gm_train.model.genemamba import GeneMamba
 from gm_train.ranks import Ranks
@@ -190,6 +192,12 @@ def choose(strategy: str, n_parameters: int, ranks: Ranks, memory: int) -> tuple
         f"{'at most' if fits else 'more than'} {limit:.0%} of its {memory / 1e9:.0f} GB "
         f"on {ranks.n_nodes} node{'s' if ranks.n_nodes > 1 else ''}"
     )
+
+
+def refuse_without_deepspeed(what: str) -> None:
+    """Raise DataError, with the line that installs it, if DeepSpeed is missing."""
+    if importlib.util.find_spec("deepspeed") is None:
+        raise DataError(f"{what} needs DeepSpeed, which is not installed: pip install 'gm-train[deepspeed]'")
 
 
 def device_memory(ranks: Ranks) -> int:

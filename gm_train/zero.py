@@ -9,13 +9,18 @@ Where DeepSpeed has no public way, names of its version 0.19.8 are used, which `
 
 import contextlib
 import os
+import warnings
 from argparse import Namespace
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import deepspeed
 import torch
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would warn that it has to guess
+
+import deepspeed
 from deepspeed.checkpoint.constants import UNIVERSAL_CHECKPOINT_INFO
 from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 from lightning.pytorch.strategies import DeepSpeedStrategy
@@ -66,6 +71,11 @@ class Zero(Steps, DeepSpeedStrategy):
     def setup_distributed(self) -> None:
         # The process group stands; DeepSpeed puts its own names around it.
         self.set_world_ranks()
+        # Sums through shared memory on CPU ranks, which would be compiled at the first start, for a minute.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        warnings.filterwarnings(
+            "ignore", message=".*is deprecated. Please use `torch.distributed", category=FutureWarning
+        )
         os.environ["LOCAL_RANK"] = str(self._ranks.local_rank)
         deepspeed.init_distributed(self._get_process_group_backend(), dist_init_required=False, verbose=False)
 
@@ -163,4 +173,4 @@ class Zero(Steps, DeepSpeedStrategy):
         )
         n, size = part.numel(), self._ranks.world_size
         padded = F.pad(value.flatten(), (0, n * size - value.numel()))
-        part.copy_(padded[n * self._ranks.global_rank : n * (self._ranks.global_rank + 1)])
+        part.data.copy_(padded[n * self._ranks.global_rank : n * (self._ranks.global_rank + 1)])

@@ -1,5 +1,5 @@
 #!/bin/bash
-# GeneMamba pretraining on 1 node with 4 ranks each, one SLURM task for each rank.
+# GeneMamba pretraining on 1 node with 4 ranks, one SLURM task for each rank.
 # Rendered by `gm-train launch`; config.yaml beside it is what the ranks read. The same once more:
 #   sbatch /scratch/runs/genemamba-66m/launch/001/job.sh
 
@@ -26,6 +26,7 @@ set -u # a variable that is not set is an error
 run_dir=/scratch/runs/genemamba-66m
 config=/scratch/runs/genemamba-66m/launch/001/config.yaml
 max_requeues=100
+
 say() { echo "[$(date '+%F %T')] $*"; }
 
 : "${SLURM_JOB_ID:?this is a batch script: give it to sbatch}"

@@ -22,6 +22,7 @@ set -u # a variable that is not set is an error
 run_dir=/shared/demo
 config=/shared/demo/launch/001/config.yaml
 max_requeues=100
+
 say() { echo "[$(date '+%F %T')] $*"; }
 
 : "${SLURM_JOB_ID:?this is a batch script: give it to sbatch}"

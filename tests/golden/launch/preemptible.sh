@@ -27,6 +27,7 @@ set -u # a variable that is not set is an error
 run_dir=/scratch/runs/genemamba-66m
 config=/scratch/runs/genemamba-66m/launch/001/config.yaml
 max_requeues=500
+
 say() { echo "[$(date '+%F %T')] $*"; }
 
 : "${SLURM_JOB_ID:?this is a batch script: give it to sbatch}"
