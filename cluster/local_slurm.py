@@ -8,7 +8,6 @@ as root or as an ordinary user, whose jobs only it can run. Each start has an em
 import argparse
 import os
 import pwd
-import re
 import shutil
 import signal
 import socket
@@ -52,7 +51,6 @@ SchedulerParameters=batch_sched_delay=0,sched_interval=5
 SlurmdParameters=config_overrides
 SlurmdTimeout=10
 ReturnToService=2
-JobRequeue=1
 PropagateResourceLimits=NONE
 MailProg=/bin/true
 GresTypes=gpu
@@ -82,12 +80,11 @@ class LocalSlurm:
     def commands(self) -> dict[str, tuple[str, ...]]:
         """The programs of the cluster, in the order in which they start; each goes into the background by itself."""
         at, conf = self.folder, str(self.conf)
-        slurmd = _program("slurmd")
         return {
             "munged": (_program("munged"), "--force", f"--socket={at}/munge.socket", f"--pid-file={at}/munged.pid",
                        f"--key-file={at}/munge.key", f"--log-file={at}/munged.log", f"--seed-file={at}/munged.seed"),
             "slurmctld": (_program("slurmctld"), "-f", conf),
-            **{node: (slurmd, "-f", conf, "-N", node) for node in NODES},
+            **{node: (_program("slurmd"), "-f", conf, "-N", node) for node in NODES},
         }  # fmt: skip
 
     def pid(self, name: str) -> int | None:
@@ -107,8 +104,8 @@ class LocalSlurm:
         missing = [name for name in self.commands() if self.pid(name) is None]
         for name in missing:
             self.start(name)
-        unfit = re.compile(r"unknown|down|inval|.*\*$")
-        if not _wait(lambda: not any(map(unfit.match, self.states().values())), timeout):
+        unfit = ("unknown", "down", "inval")  # "idle*": it does not answer yet
+        if not _wait(lambda: not any(s.startswith(unfit) or s[-1] == "*" for s in self.states().values()), timeout):
             raise DataError(f"the nodes are not up after {timeout:.0f} s: {self.states()}\n{self._logs()}")
         return bool(missing)
 
@@ -116,8 +113,8 @@ class LocalSlurm:
         """End all jobs, then all programs, and wait for their end. False if there was nothing to end."""
         running = [name for name in self.commands() if self.pid(name) is not None]
         if len(running) == len(self.commands()):
-            self.run("scancel", "--user", _user(), check=False)
-            _wait(lambda: not self.run("squeue", "--noheader", check=False).strip(), patience)
+            self.run("scancel", "--partition=debug", check=False)
+            _wait(lambda: not self.run("squeue", "--noheader", check=False), patience)
         for name in reversed(running):
             self.stop(name)
         left = sum(self.kill_jobs(node) for node in NODES)  # what ignored SIGTERM, or had lost its slurmd
@@ -135,39 +132,39 @@ class LocalSlurm:
         if done.returncode != 0 or not _wait(lambda: self.pid(name) is not None, 20):
             raise DataError(f"{name} does not start: {' '.join(command)}\n{self._logs()}")
 
-    def stop(self, name: str, timeout: float = 20) -> None:
-        """End one program, with SIGKILL if it does not listen, and wait for its end."""
-        for number in (signal.SIGTERM, signal.SIGKILL):
+    def stop(self, name: str, signals: Sequence[int] = (signal.SIGTERM, signal.SIGKILL), timeout: float = 20) -> None:
+        """End one program by the first signal that does, and wait for its end."""
+        for number in signals:
             if pid := self.pid(name):
                 os.kill(pid, number)
                 _wait(lambda: self.pid(name) is None, timeout)
 
-    def kill_jobs(self, node: str, timeout: float = 10) -> int:
-        """SIGKILL all that runs on a node besides its slurmd, and wait for its end. Returns the number of processes."""
-        # Shepherds of job steps, batch scripts, tasks and their children have an environment from slurmd, with a name
-        # that no shell of a person has.
-        marks, killed = {f"SLURM_CONF={self.conf}", f"SLURMD_NODENAME={node}"}, set()
+    def processes(self, *words: str) -> set[int]:
+        """The processes with this cluster and all these words (NAME=value) in their environment."""
+        marks = {f"SLURM_CONF={self.conf}", *words}
+        pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
+        return {pid for pid in pids if marks <= set(_words(pid, "environ"))}
 
-        def none_left() -> bool:
-            pids = {int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()} - {self.pid(node)}
-            left = {pid for pid in pids if marks <= set(_words(pid, "environ"))}
+    def kill_jobs(self, node: str) -> int:
+        """SIGKILL all that runs on a node besides its slurmd, and wait for its end. Returns the number of processes."""
+        killed: set[int] = set()
+        for _ in range(100):
+            # slurmd gives this name to all: shepherds of job steps, batch scripts, tasks. No shell of a person has it.
+            left = self.processes(f"SLURMD_NODENAME={node}") - {self.pid(node)}
+            if not left:
+                return len(killed)
+            killed |= left
             for pid in left:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            killed.update(left)
-            return not left
-
-        if not _wait(none_left, timeout):
-            raise DataError(f"processes of {node} survive SIGKILL: {sorted(killed)}")
-        return len(killed)
+            time.sleep(0.1)
+        raise DataError(f"processes of {node} survive SIGKILL: {sorted(left)}")
 
     def states(self) -> dict[str, str]:
-        """The state of each node, as sinfo names it (a star: it does not answer)."""
-        states = dict.fromkeys(NODES, "unknown")
-        if self.pid("slurmctld") is not None:  # else the question would take long
-            words = self.run("sinfo", "--noheader", "--Node", "--format=%N %T", check=False).split()
-            states |= zip(words[::2], words[1::2], strict=True)
-        return states
+        """The state of each node, as sinfo names it."""
+        # Without a controller the question would take long.
+        words = self.run("sinfo", "-hN", "-o", "%N %T", check=False).split() if self.pid("slurmctld") else []
+        return dict.fromkeys(NODES, "unknown") | dict(zip(words[::2], words[1::2], strict=True))
 
     def run(self, *words: str, check: bool = True) -> str:
         """The output of a SLURM command on this cluster; a failure is a DataError, or an empty output."""
@@ -188,8 +185,8 @@ class LocalSlurm:
         ports = [each.getsockname()[1] for each in sockets]
         for each in sockets:
             each.close()
-        host = socket.gethostname().split(".")[0]
-        self.conf.write_text(CONFIGURATION.format(host=host, user=_user(), folder=self.folder, ports=ports))
+        names = {"host": socket.gethostname().split(".")[0], "user": pwd.getpwuid(os.geteuid()).pw_name}
+        self.conf.write_text(CONFIGURATION.format(**names, folder=self.folder, ports=ports))
         # The files must be devices, different ones, and are in every container; a bare count is taken for none.
         (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
         # Newer ones look for cgroups even if no plugin wants them.
@@ -201,8 +198,8 @@ class LocalSlurm:
 
     def _logs(self, n_lines: int = 12) -> str:
         files = sorted((*self.folder.glob("*.out"), *self.folder.glob("*.log")))
-        ends = {file: file.read_text(errors="replace").splitlines()[-n_lines:] for file in files}
-        return "\n  ".join(line for file, end in ends.items() if end for line in (f"the end of {file}:", *end))
+        ends = [(f"the end of {file}:", *file.read_text(errors="replace").splitlines()[-n_lines:]) for file in files]
+        return "\n".join("\n  ".join(end) for end in ends if len(end) > 1)
 
 
 def _wait(met: Callable[[], bool], timeout: float) -> bool:
@@ -221,14 +218,9 @@ def _words(pid: int, file: str) -> list[str]:
 
 
 def _program(name: str) -> str:
-    found = shutil.which(name, path=PATH)
-    if found is None:
-        raise DataError(f"{name} is not installed: {INSTALL}")
-    return found
-
-
-def _user() -> str:
-    return pwd.getpwuid(os.geteuid()).pw_name
+    if found := shutil.which(name, path=PATH):
+        return found
+    raise DataError(f"{name} is not installed: {INSTALL}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -244,8 +236,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if arguments.command == "up":
             print(f"SLURM in {slurm.folder} {'is up' if slurm.up() else 'was up already'}")
-        pids = {name: slurm.pid(name) for name in slurm.commands()}
-        states = slurm.states()
+        pids, states = {name: slurm.pid(name) for name in slurm.commands()}, slurm.states()
     except (DataError, PermissionError, KeyError) as error:
         print(f"local_slurm: error: {error}", file=sys.stderr)
         return 1
