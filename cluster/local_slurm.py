@@ -22,7 +22,6 @@ from pathlib import Path
 from data_shards.errors import DataError
 
 NODES = ("n1", "n2")
-INSTALL = "sudo apt-get install -y --no-install-recommends slurm-wlm munge"
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # an ordinary user's lacks these
 # slurmd keeps a socket per job step in its spool: spool-n1/n1_4294967295.4294967295 must fit into 107 bytes.
 LONGEST_FOLDER = 70
@@ -220,7 +219,7 @@ def _words(pid: int, file: str) -> list[str]:
 def _program(name: str) -> str:
     if found := shutil.which(name, path=PATH):
         return found
-    raise DataError(f"{name} is not installed: {INSTALL}")
+    raise DataError(f"{name} is not installed: sudo apt-get install -y --no-install-recommends slurm-wlm munge")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

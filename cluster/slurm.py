@@ -12,12 +12,11 @@ from pathlib import Path
 
 from cluster.problems import ranks_per_node
 from cluster.request import LOGS, log_pattern, request
+from gm_train.claim import MARKER
 from gm_train.config import Config
 
 #: Folder of a run directory: for each launch its script and settings.
 LAUNCHES = "launch"
-#: Written by rank 0 when all ranks have saved and leave: "<job id>.<restart count>".
-MARKER = ".preempted"
 
 
 def resolved(config: Config) -> Config:
@@ -174,33 +173,23 @@ code=$?
 
 
 def _ending(config: Config) -> str:
-    lost_node = _LOST_NODE if config.cluster.requeue and config.cluster.nodes > 1 else ""
-    return _VERDICT.replace("@LOST_NODE@", lost_node) + (_REQUEUE if config.cluster.requeue else _NO_REQUEUE)
+    return _VERDICT + (_REQUEUE if config.cluster.requeue else _NO_REQUEUE)
 
 
 _VERDICT = f"""\
-# What happened. Code 85: the ranks were told to leave and have saved. srun reports another code when some ranks end
-# before others, so rank 0 also leaves a marker that names this start of this job.
-# After scancel nothing below runs: it ends this shell as well, which catches no signals.
+# What happened. Ranks that were told to leave and have saved exit with 85, but srun reports another code when some end
+# before others, and 85 alone when one has crashed: what counts is the marker with the name of this start of this job,
+# which rank 0 writes when all ranks have agreed to leave and their checkpoint is whole.
+# After scancel nothing below runs: it ends this shell as well, which catches no signals. Nor after a node is lost: srun
+# waits for its ranks until SLURM misses the node (SlurmdTimeout, often minutes), ends this shell and requeues the job.
 if ((code == 0)); then
     say "finished"
     exit 0
 fi
-if ((code != 85)) && [[ $(cat "$run_dir/{MARKER}" 2>/dev/null) != "$SLURM_JOB_ID.$restart" ]]; then
-@LOST_NODE@\
+if [[ $(cat "$run_dir/{MARKER}" 2>/dev/null) != "$SLURM_JOB_ID.$restart" ]]; then
     say "failed with exit code $code, not requeued: the reason is at the end of $run_dir/{LOGS}/$SLURM_JOB_ID-*.out"
-    exit "$code"
+    exit "$((code == 85 ? 1 : code))"
 fi
-"""
-
-_LOST_NODE = """\
-    # A node that dies takes its ranks along, and the others fail long before SLURM misses it (SlurmdTimeout, often five
-    # minutes). If this script ended first the job would count as failed; so where a node does not answer, it waits.
-    if ! timeout 120 srun --overlap --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --output=/dev/null true; then
-        say "ranks failed with exit code $code and a node does not answer: SLURM will requeue the job when it notices"
-        sleep 900
-        say "SLURM has not missed a node"
-    fi
 """
 
 _REQUEUE = """\

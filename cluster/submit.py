@@ -31,7 +31,8 @@ _HINTS = {
     "node count": "cluster.nodes: `sinfo -o '%P %D'` lists the numbers of nodes",
     "memory": "cluster.memory: `sinfo -o '%P %m'` lists the memory of nodes, in MiB",
     "node configuration": "cluster.nodes, cluster.gpus_per_node, cluster.cpus_per_task (of a rank) and cluster.memory: "
-    "`sinfo -o '%P %D %c %m %G'` lists numbers of nodes, and cores, memory (MiB) and GPUs of a node",
+    "`sinfo -o '%P %D %c %m %G'` lists numbers of nodes, and cores, memory (MiB) and GPUs of a node; `sinfo -R` lists "
+    "nodes that are down, which count as not there",
     "unrecognized option": "cluster.sbatch: `man sbatch` lists the options",
     "contact": "the controller does not answer: `scontrol ping`",
 }
@@ -86,7 +87,7 @@ def refuse_second_job(run_dir: Path) -> None:
         if job in jobs and script == str(jobs[job]):
             raise DataError(
                 f"run.dir={run_dir}: job {job} trains into it already ({state.lower()}): wait for it, end it with "
-                f"`scancel {job}` (it saves first), or choose another run.dir"
+                f"`scancel {job}` (it saves, if half a minute is enough), or choose another run.dir"
             )
 
 

@@ -228,6 +228,7 @@ def save_checkpoint(
     about: About,
     val_loss: float | None,
     ranks: Ranks,
+    before_commit: Callable[[], None] | None = None,
     replace: bool = False,
 ) -> Checkpoint:
     """Write and commit `step-<step>` into `directory`, under another name until it is whole; by all ranks together.
@@ -240,6 +241,7 @@ def save_checkpoint(
         about: what else the checkpoint says.
         val_loss: the validation loss of these weights, if there is one.
         ranks: this process among the others.
+        before_commit: called on rank 0 just before; raises DataError if this process may not write any more.
         replace: whether it takes the place of a checkpoint of the same step.
 
     Raises:
@@ -265,6 +267,8 @@ def save_checkpoint(
     def commit(files: dict[str, dict[str, Any]]) -> Checkpoint:
         checkpoint = Checkpoint(path, position.step, val_loss, form, ranks.world_size, files)
         _commit(partial, checkpoint)
+        if before_commit is not None:
+            before_commit()
         if replace:
             path.rename(replaced)
         partial.rename(path)

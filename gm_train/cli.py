@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 
 from data_shards.errors import DataError
-from gm_train.commands import ckpt, data, eval, fit, launch
+from gm_train.commands import ckpt, data, doctor, eval, fit, launch
 from gm_train.local_ranks import OtherRankFailed, is_first
 
 
@@ -24,6 +24,7 @@ def build_parser() -> argparse.ArgumentParser:
     eval.add_parser(subparsers)
     ckpt.add_parser(subparsers)
     launch.add_parser(subparsers)
+    doctor.add_parser(subparsers)
     return parser
 
 

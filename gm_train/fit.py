@@ -3,7 +3,9 @@
 import contextlib
 import json
 import logging
+import os
 import signal
+import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +22,7 @@ from data_shards.stream import LaneStream, Plan
 from data_shards.tokenizer import Tokenizer
 from data_shards.vocabulary import FIRST_GENE
 from gm_train.batches import Recipe, make_examples
+from gm_train.claim import Claim, claimed, mark_preempted
 from gm_train.checkpoint import About, Checkpoint, list_checkpoints, recover
 from gm_train.config import Config
 from gm_train.datamodule import CellDataModule
@@ -35,7 +38,6 @@ from gm_train.rundir import (
     SKIPPED,
     forget_after,
     identity_of,
-    locked,
     refuse_other_identity,
     write_config,
     write_environment,
@@ -91,8 +93,8 @@ def fit(config: Config, leaving: Leaving | None = None) -> Outcome:
     directory = Path(config.run.dir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(joined(ranks, alone=config.trainer.strategy in SHARDED))
-        ranks.from_first(lambda: stack.enter_context(locked(directory)) and None)
-        return _fit(config, directory, reader, tokenizer, pathways, leaving or Leaving(), ranks)
+        claim = ranks.on_first(lambda: stack.enter_context(claimed(directory)))
+        return _fit(config, directory, reader, tokenizer, pathways, leaving or Leaving(), ranks, claim)
 
 
 def _fit(
@@ -103,6 +105,7 @@ def _fit(
     pathways: PathwayIndex | None,
     leaving: Leaving,
     ranks: Ranks,
+    claim: Claim | None,
 ) -> Outcome:
     checkpoint = ranks.from_first(lambda: recover(directory / "checkpoints"))
     _resolve_schedule(config, checkpoint)
@@ -136,7 +139,7 @@ def _fit(
     if mirror:
         mirror.start()
     about = About(config, identity, tokenizer, reader.manifest.hash)
-    recorder = Recorder(directory, position, about, checkpoint, leaving, ranks)
+    recorder = Recorder(directory, position, about, checkpoint, leaving, ranks, claim)
     status = "FAILED"
     try:
         if unfinished and leaving.agree(ranks) is None:
@@ -149,6 +152,8 @@ def _fit(
         if mirror:
             mirror.finish(status)
     newest = ranks.from_first(lambda: next(reversed(list_checkpoints(directory / "checkpoints")), None))
+    if leaving.number is not None and leaving.number is not signal.SIGINT and "SLURM_JOB_ID" in os.environ:
+        ranks.from_first(lambda: mark_preempted(directory))
     if ranks.is_first:
         how = "finished" if leaving.number is None else f"left by {leaving.number.name}"
         where = f"checkpoint {newest.path}" if newest else "no checkpoint, since no step changed a weight"
@@ -297,6 +302,8 @@ def _announce(
         _announce_coverage(config, reader, data.recipe, data.plan)
     if checkpoint is not None:
         print(f"resuming {config.run.dir} from step {checkpoint.step:,} ({checkpoint.path.name})")
+    # In a job's log it stands before what libraries say, and DeepSpeed loses what is still buffered.
+    sys.stdout.flush()
 
 
 def _announce_coverage(config: Config, reader: StoreReader, recipe: Recipe, plan: Plan) -> None:

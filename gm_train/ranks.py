@@ -102,6 +102,12 @@ class Ranks:
             raise OtherRankFailed("rank 0 failed")
         return told[0]  # type: ignore[return-value]
 
+    def on_first(self, function: Callable[[], T]) -> T | None:
+        """As `from_first`, but what `function` returns stays on rank 0; the others get None."""
+        kept: list[T] = []
+        self.from_first(lambda: kept.append(function()))
+        return kept[0] if kept else None
+
     def together(self, function: Callable[[], T]) -> T:
         """What `function` returns on this rank, once it has returned on every rank.
 
@@ -162,12 +168,13 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def joined(ranks: Ranks, alone: bool) -> Iterator[None]:
+def joined(ranks: Ranks, alone: bool, timeout: timedelta = _TIMEOUT) -> Iterator[None]:
     """The process group, from its rendezvous to its end.
 
     Args:
         ranks: this process.
         alone: whether a group is made even for one rank, as sharded strategies need it.
+        timeout: how long a rank waits for the others, at the rendezvous and later on.
 
     Raises:
         DataError: the ranks did not find each other, or one of them was lost.
@@ -186,7 +193,7 @@ def joined(ranks: Ranks, alone: bool) -> Iterator[None]:
             "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
             rank=ranks.global_rank,
             world_size=ranks.world_size,
-            timeout=_TIMEOUT,
+            timeout=timeout,
         )
     except (ValueError, RuntimeError) as error:
         raise DataError(

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from data_shards.errors import DataError
 from gm_train.batches import MicroBatch
 from gm_train.checkpoint import About, Checkpoint, latest_whole, prune, save_checkpoint
+from gm_train.claim import Claim
 from gm_train.datamodule import CellDataModule
 from gm_train.leaving import Leaving
 from gm_train.module import GeneMambaModule, StepResult, validation_losses
@@ -43,6 +44,7 @@ class Recorder(L.Callback):
         checkpoint: what the run goes on from, if it does.
         leaving: knows whether a signal has come.
         ranks: this process among the others.
+        claim: rank 0's right to write the run directory.
     """
 
     def __init__(
@@ -53,10 +55,11 @@ class Recorder(L.Callback):
         checkpoint: Checkpoint | None,
         leaving: Leaving,
         ranks: Ranks,
+        claim: Claim | None,
     ) -> None:
         self.directory = directory
         self.position = position
-        self._about, self._leaving, self._ranks = about, leaving, ranks
+        self._about, self._leaving, self._ranks, self._claim = about, leaving, ranks, claim
         self._start = checkpoint
         self._saved_step = position.step
         self._has_stepped = checkpoint is not None
@@ -90,7 +93,8 @@ class Recorder(L.Callback):
         result = module.last_result
         seconds = time.perf_counter() - self._clock
         self._advance(result)
-        if self._ranks.is_first:
+        if self._claim is not None:
+            self._claim.check()
             self._record(result, seconds)
         every = module.config.trainer.validate_every_steps
         if result.finite:
@@ -199,6 +203,7 @@ class Recorder(L.Callback):
             self._about,
             val_loss if scored else None,
             self._ranks,
+            before_commit=self._claim.check if self._claim is not None else None,
         )
         self._saved_step = self.position.step
         if self._ranks.is_first:

@@ -1,4 +1,4 @@
-"""The run directory: its lock, its records, and what makes it this run and no other."""
+"""The run directory: its records, and what makes it this run and no other."""
 
 import contextlib
 import fcntl
@@ -82,30 +82,6 @@ def refuse_other_identity(path: Path, saved: dict[str, Any], current: dict[str, 
             + "\n".join(lines)
             + "\nset these back to go on with it, or train into another run.dir"
         )
-
-
-@contextlib.contextmanager
-def locked(directory: Path) -> Iterator[None]:
-    """Hold the run directory for this process.
-
-    Raises:
-        DataError: another process trains into it, or it cannot be written.
-    """
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        file = (directory / ".lock").open("a+")
-    except OSError as error:
-        raise DataError(f"run.dir={directory}: cannot be written ({error.strerror}): choose another run.dir") from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise DataError(
-                f"run.dir={directory}: another process is training into it; wait for it or choose another run.dir"
-            ) from error
-        except OSError as error:
-            log.warning("%s: this file system cannot lock (%s): start no second run there", directory, error.strerror)
-        yield
 
 
 def write_config(directory: Path, config: Config) -> None:

@@ -93,6 +93,11 @@ class Zero(Steps, DeepSpeedStrategy):
 
     # Steps -----------------------------------------------------------------------------------------------------------
 
+    def shard(self, model: GeneMamba) -> None:
+        if self.stage == 3 and model.output.weight is None:
+            # Stage 3 gathers what a module owns; the tied output layer uses what the embedding owns.
+            deepspeed.zero.register_external_parameter(model.output, model.embedding.weight)
+
     @contextlib.contextmanager
     def accumulating(self, model: nn.Module, last: bool) -> Iterator[None]:
         self.deepspeed_engine.set_gradient_accumulation_boundary(last)

@@ -70,7 +70,7 @@ def run_verify(arguments: argparse.Namespace) -> int:
 def run_reshard(arguments: argparse.Namespace) -> int:
     from data_shards.errors import DataError
     from gm_train.checkpoint import open_checkpoint
-    from gm_train.rundir import locked
+    from gm_train.claim import claimed
     from gm_train.strategies import refuse_without_deepspeed
 
     checkpoint = open_checkpoint(arguments.path)
@@ -80,7 +80,7 @@ def run_reshard(arguments: argparse.Namespace) -> int:
     directory = checkpoint.path.parent.parent
     if checkpoint.path.parent.name != "checkpoints":
         raise DataError(f"{checkpoint.path}: is not in a run directory: RUN/checkpoints/step-… is expected")
-    with locked(directory):
+    with claimed(directory):
         done = reshard(checkpoint)
     what = "is by name already" if done is checkpoint else f"{checkpoint.form} of {checkpoint.n_ranks} ranks -> by name"
     print(f"{done.path}: {what}; any strategy goes on from it, on any number of ranks")

@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import shlex
 import sys
 from pathlib import Path
 
@@ -60,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
     print(
         f"submitted job {job}: {launch / submit.SCRIPT}\n"
         f"  in the queue  squeue --jobs={job}\n"
-        f"  training      tail -F {logs}/{job}-0.out\n"
-        f"  its starts    tail -F {logs}/{job}-batch.out"
+        f"  training      tail -F {shlex.quote(f'{logs}/{job}-0.out')}\n"
+        f"  its starts    tail -F {shlex.quote(f'{logs}/{job}-batch.out')}"
     )
     return 0

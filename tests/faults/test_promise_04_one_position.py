@@ -66,7 +66,7 @@ def test_promise_04_killed_at_random_moments(
     assert "resuming" in log.read_text()
 
 
-@pytest.mark.parametrize("moment", ["save", "_commit", "prune", "sync_rows"])
+@pytest.mark.parametrize("moment", ["save_by_name", "_commit", "prune", "sync_rows"])
 def test_promise_04_killed_inside_a_save(
     atlas: Atlas, words: list[str], undisturbed: Path, tmp_path: Path, moment: str
 ) -> None:

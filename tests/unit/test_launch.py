@@ -126,7 +126,7 @@ def test_launch_checks_writes_and_submits(tmp_path: Path, slurm: Path, capsys: p
     assert script == slurm.with_name("seen.script").read_text()
     assert "Job 41 to start at" in out
     assert "submitted job 41" in out
-    assert f"tail -F {run_dir}/logs/41-0.out" in out
+    assert f"tail -F '{run_dir}/logs/41-0.out'" in out
     assert (run_dir / "logs").is_dir()
     assert (folder / "job_id").read_text() == "41\n"
     # What an allocation leaves in its shells would be believed by srun in the new job.

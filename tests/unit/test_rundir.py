@@ -6,12 +6,13 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import DataError
-from gm_train.rundir import append_row, forget_after, locked, read_rows
+from gm_train.claim import claimed
+from gm_train.rundir import append_row, forget_after, read_rows
 
 
 def _try_to_lock(directory: Path, answer) -> None:  # type: ignore[no-untyped-def]
     try:
-        with locked(directory):
+        with claimed(directory):
             answer.put("held")
     except DataError as error:
         answer.put(str(error))
@@ -23,7 +24,7 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
     for holder, expected in ((True, "another process"), (False, "held")):
         process = context.Process(target=_try_to_lock, args=(tmp_path, answer))
         if holder:
-            with locked(tmp_path):
+            with claimed(tmp_path):
                 process.start()
                 assert expected in answer.get(timeout=60)
         else:
@@ -34,7 +35,7 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
 
 def test_a_directory_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match=r"run\.dir"), locked(tmp_path / "file" / "run"):
+    with pytest.raises(DataError, match=r"run\.dir"), claimed(tmp_path / "file" / "run"):
         pass
 
 

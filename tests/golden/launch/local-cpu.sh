@@ -66,16 +66,18 @@ srun --ntasks=2 --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     bash -c "$task" rank "${command[@]}"
 code=$?
 
-# What happened. Code 85: the ranks were told to leave and have saved. srun reports another code when some ranks end
-# before others, so rank 0 also leaves a marker that names this start of this job.
-# After scancel nothing below runs: it ends this shell as well, which catches no signals.
+# What happened. Ranks that were told to leave and have saved exit with 85, but srun reports another code when some end
+# before others, and 85 alone when one has crashed: what counts is the marker with the name of this start of this job,
+# which rank 0 writes when all ranks have agreed to leave and their checkpoint is whole.
+# After scancel nothing below runs: it ends this shell as well, which catches no signals. Nor after a node is lost: srun
+# waits for its ranks until SLURM misses the node (SlurmdTimeout, often minutes), ends this shell and requeues the job.
 if ((code == 0)); then
     say "finished"
     exit 0
 fi
-if ((code != 85)) && [[ $(cat "$run_dir/.preempted" 2>/dev/null) != "$SLURM_JOB_ID.$restart" ]]; then
+if [[ $(cat "$run_dir/.preempted" 2>/dev/null) != "$SLURM_JOB_ID.$restart" ]]; then
     say "failed with exit code $code, not requeued: the reason is at the end of $run_dir/logs/$SLURM_JOB_ID-*.out"
-    exit "$code"
+    exit "$((code == 85 ? 1 : code))"
 fi
 say "told to leave (exit code $code), and saved; cluster.requeue=false: launch again to go on"
 exit 85

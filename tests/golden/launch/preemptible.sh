@@ -76,23 +76,18 @@ srun --ntasks=64 --ntasks-per-node=8 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     bash -c "$task" rank "${command[@]}"
 code=$?
 
-# What happened. Code 85: the ranks were told to leave and have saved. srun reports another code when some ranks end
-# before others, so rank 0 also leaves a marker that names this start of this job.
-# After scancel nothing below runs: it ends this shell as well, which catches no signals.
+# What happened. Ranks that were told to leave and have saved exit with 85, but srun reports another code when some end
+# before others, and 85 alone when one has crashed: what counts is the marker with the name of this start of this job,
+# which rank 0 writes when all ranks have agreed to leave and their checkpoint is whole.
+# After scancel nothing below runs: it ends this shell as well, which catches no signals. Nor after a node is lost: srun
+# waits for its ranks until SLURM misses the node (SlurmdTimeout, often minutes), ends this shell and requeues the job.
 if ((code == 0)); then
     say "finished"
     exit 0
 fi
-if ((code != 85)) && [[ $(cat "$run_dir/.preempted" 2>/dev/null) != "$SLURM_JOB_ID.$restart" ]]; then
-    # A node that dies takes its ranks along, and the others fail long before SLURM misses it (SlurmdTimeout, often five
-    # minutes). If this script ended first the job would count as failed; so where a node does not answer, it waits.
-    if ! timeout 120 srun --overlap --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --output=/dev/null true; then
-        say "ranks failed with exit code $code and a node does not answer: SLURM will requeue the job when it notices"
-        sleep 900
-        say "SLURM has not missed a node"
-    fi
+if [[ $(cat "$run_dir/.preempted" 2>/dev/null) != "$SLURM_JOB_ID.$restart" ]]; then
     say "failed with exit code $code, not requeued: the reason is at the end of $run_dir/logs/$SLURM_JOB_ID-*.out"
-    exit "$code"
+    exit "$((code == 85 ? 1 : code))"
 fi
 if ((restart >= max_requeues)); then
     say "saved, and left; not requeued after $max_requeues restarts (cluster.max_requeues): launch again to go on"
