@@ -45,9 +45,7 @@ class Start:
     @classmethod
     def this(cls) -> "Start":
         env = os.environ
-        return cls(
-            socket.gethostname(), os.getpid(), env.get("SLURM_JOB_ID"), int(env.get("SLURM_RESTART_COUNT") or 0)
-        )
+        return cls(socket.gethostname(), os.getpid(), env.get("SLURM_JOB_ID"), int(env.get("SLURM_RESTART_COUNT") or 0))
 
     def follows(self, other: "Start") -> bool:
         """Whether this is a later start of the same job."""

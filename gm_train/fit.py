@@ -86,13 +86,10 @@ def fit(config: Config, leaving: Leaving | None = None) -> Outcome:
     if not ranks.is_first:
         # Every rank would say the same.
         logging.getLogger().setLevel(logging.ERROR)
-    reader = StoreReader(config.data.store, config.data.cache_mb << 20)
-    tokenizer = Tokenizer.load(reader.path)
-    _check_store(config, reader, tokenizer)
-    pathways = _pathways(config, tokenizer)
     directory = Path(config.run.dir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(joined(ranks, alone=config.trainer.strategy in SHARDED))
+        reader, tokenizer, pathways = ranks.together(lambda: _open(config))
         claim = ranks.on_first(lambda: stack.enter_context(claimed(directory)))
         return _fit(config, directory, reader, tokenizer, pathways, leaving or Leaving(), ranks, claim)
 
@@ -145,21 +142,29 @@ def _fit(
         if unfinished and leaving.agree(ranks) is None:
             lightning = _trainer(config, build_strategy(strategy, ranks, config.optim.clip), ranks, recorder)
             lightning.fit(module, datamodule=data)
-        status = "FINISHED" if leaving.number is None else "KILLED"
+        status = "FINISHED" if leaving.agreed is None else "KILLED"
         if ranks.is_first:
             _report(directory)
     finally:
         if mirror:
             mirror.finish(status)
     newest = ranks.from_first(lambda: next(reversed(list_checkpoints(directory / "checkpoints")), None))
-    if leaving.number is not None and leaving.number is not signal.SIGINT and "SLURM_JOB_ID" in os.environ:
+    if leaving.agreed is not None and leaving.agreed is not signal.SIGINT and "SLURM_JOB_ID" in os.environ:
         ranks.from_first(lambda: mark_preempted(directory))
     if ranks.is_first:
-        how = "finished" if leaving.number is None else f"left by {leaving.number.name}"
+        how = "finished" if leaving.agreed is None else f"left by {leaving.agreed.name}"
         where = f"checkpoint {newest.path}" if newest else "no checkpoint, since no step changed a weight"
         steps = f"step {position.step:,} of {trainer.max_steps:,}"
         print(f"{how} at {steps}: {position.cells:,} cells trained; {where}", flush=True)
-    return Outcome(newest, leaving.number)
+    return Outcome(newest, leaving.agreed)
+
+
+def _open(config: Config) -> tuple[StoreReader, Tokenizer, PathwayIndex | None]:
+    """What every rank reads before it trains."""
+    reader = StoreReader(config.data.store, config.data.cache_mb << 20)
+    tokenizer = Tokenizer.load(reader.path)
+    _check_store(config, reader, tokenizer)
+    return reader, tokenizer, _pathways(config, tokenizer)
 
 
 def _begin(config: Config, directory: Path, position: Position, ranks: Ranks, strategy: str) -> None:

@@ -17,11 +17,12 @@ class Leaving:
     """Catches SIGTERM, SIGUSR1 and SIGINT from `install` to `restore`.
 
     Attributes:
-        number: the signal that came first, or None.
+        agreed: the signal that all ranks leave by, or None.
     """
 
     def __init__(self) -> None:
-        self.number: signal.Signals | None = None
+        self.agreed: signal.Signals | None = None
+        self._noted: signal.Signals | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
@@ -37,15 +38,18 @@ class Leaving:
         self._before = {}
 
     def agree(self, ranks: "Ranks") -> signal.Signals | None:
-        """The signal that any rank was given; from then on it is every rank's."""
-        asked = ranks.sums([int(self.number == number) for number in SIGNALS])
+        """The signal that any rank was given, the same on all of them.
+
+        One that comes while the ranks exchange what they have noted counts at the next call.
+        """
+        asked = ranks.sums([int(self._noted == number) for number in SIGNALS])
         if any(asked):
-            self.number = SIGNALS[asked.index(max(asked))]
-        return self.number
+            self.agreed = SIGNALS[asked.index(max(asked))]
+        return self.agreed
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        if self.number is None:
-            self.number = signal.Signals(number)
+        if self._noted is None:
+            self._noted = signal.Signals(number)
 
 
 @contextlib.contextmanager

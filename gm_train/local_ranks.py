@@ -14,7 +14,7 @@ from data_shards.errors import DataError
 
 _PARENT = "GM_TRAIN_PARENT"
 _PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
-_PATIENCE_S = 60.0  # for ranks to end by themselves after one of them failed
+_PATIENCE_S = 10.0  # for ranks to end by themselves after one of them failed
 PREEMPTED = 85
 
 
@@ -43,7 +43,8 @@ def run_ranks(words: list[str], n_ranks: int) -> int:
     are ended, too.
 
     Returns:
-        0 if every rank returned 0, 85 if they were told to leave and saved, otherwise the code of the first to fail.
+        0 if every rank returned 0, 85 if they were told to leave and saved, otherwise the code of one that failed: 128
+        and the signal for one that was killed.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -84,22 +85,23 @@ def run_ranks(words: list[str], n_ranks: int) -> int:
 
 def _watch(processes: list[subprocess.Popen[bytes]]) -> int:
     """Wait for all; after a failure, end the ones that go on. Returns the code of the whole."""
-    failed: int | None = None
-    deadline = 0.0
+    deadline: float | None = None
     while any(process.poll() is None for process in processes):
         time.sleep(0.05)
-        if failed is None:
-            failed = next((p.returncode for p in processes if p.returncode not in (None, 0, PREEMPTED)), None)
+        if deadline is None and any(process.returncode not in (None, 0, PREEMPTED) for process in processes):
             deadline = time.monotonic() + _PATIENCE_S
-        elif time.monotonic() > deadline:
+        if deadline is not None and time.monotonic() > deadline:
             for process in processes:
-                process.kill()
+                if process.returncode is None:
+                    process.kill()
+                    process.wait()
+                    process.returncode = 1  # not what has failed
     codes = [process.returncode for process in processes]
-    if failed is None:
-        failed = next((code for code in codes if code not in (0, PREEMPTED)), None)
-    if failed is not None:
-        return failed if failed > 0 else 128 - failed
-    return PREEMPTED if PREEMPTED in codes else 0
+    killed = [code for code in codes if code < 0]
+    if killed:
+        # The others failed for want of this one.
+        return 128 - killed[0]
+    return max(codes, key=lambda code: (code not in (0, PREEMPTED), code))
 
 
 def end_with_parent() -> None:

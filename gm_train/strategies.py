@@ -104,7 +104,7 @@ class Ddp(Steps, DDPStrategy):
         assert isinstance(self.model, nn.parallel.DistributedDataParallel)
         parameters = list(self.model.parameters())
         self.model.reducer.prepare_for_backward([])
-        torch.stack([parameter.sum() * 0 for parameter in parameters]).sum().backward()
+        torch.stack([parameter.sum() * 0 for parameter in parameters]).sum().backward()  # type: ignore[no-untyped-call]
         self.model.reducer._rebuild_buckets()
         for parameter in parameters:
             parameter.grad = None

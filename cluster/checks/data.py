@@ -13,7 +13,7 @@ from data_shards.tokenizer import Tokenizer
 from gm_train.config import Config
 from gm_train.objective.pathway import read_gmt
 
-_SHARE = "; rank 0 and its like read it: put it on a file system that every node sees, under one name"
+_SHARE = "; other ranks can read it: put it on a file system that every node sees, under one name"
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from cluster.checks.report import Checkup, Level, Problems, Said, amount, differences, groups, where
+from data_shards.errors import DataError
 from gm_train.config import Config
 from gm_train.ranks import Ranks
 from gm_train.strategies import device_memory
@@ -46,7 +47,8 @@ def look(ranks: Ranks) -> Device:
     """The device of this rank, after a first kernel on it.
 
     Raises:
-        RuntimeError: the GPU does not compute, in CUDA's words.
+        DataError: the GPU computes nonsense.
+        RuntimeError: it does not compute at all, in CUDA's words.
     """
     device = ranks.device()
     driver = _driver()
@@ -54,8 +56,8 @@ def look(ranks: Ranks) -> Device:
         return Device("CPU", device_memory(ranks), local_size=ranks.local_size, software=_why_no_gpu(driver))
     torch.cuda.set_device(device)
     free, total = torch.cuda.mem_get_info(device)
-    if float(torch.ones(3, device=device).sum()) != 3:
-        raise RuntimeError(f"GPU {device.index} adds three ones to something else: leave this node out")
+    if _three(device) != 3:
+        raise DataError(f"GPU {device.index} adds three ones to something else: leave this node out")
     properties = torch.cuda.get_device_properties(device)
     nccl = ".".join(str(part) for part in torch.cuda.nccl.version())  # type: ignore[no-untyped-call]
     return Device(
@@ -68,6 +70,10 @@ def look(ranks: Ranks) -> Device:
         ranks.local_size,
         f"driver {driver or 'unknown'}, CUDA {torch.version.cuda}, NCCL {nccl}",
     )
+
+
+def _three(device: torch.device) -> float:
+    return float(torch.ones(3, device=device).sum())
 
 
 def _driver() -> str | None:

@@ -128,7 +128,7 @@ class Checkup:
         Args:
             name: of the check, for the line of a failure.
             function: looks at this rank's side of things; takes no part in anything with other ranks.
-            hint: added to a failure that not all ranks share.
+            hint: added to a failure where other ranks have none.
 
         Returns:
             None, on every rank, if it raised on any: that has become a FAIL.
@@ -145,8 +145,8 @@ class Checkup:
         answers = self._gather((value, problem))
         wrong = [Said(one.rank, one.node, one.value[1]) for one in answers if one.value[1] is not None]
         for message, who in groups(wrong).items():
-            everyone = len(who) == len(answers)
-            self.say(Level.FAIL, name, message if everyone else f"{where(who)}: {message}{hint}")
+            text = message if len(who) == len(answers) else f"{where(who)}: {message}"
+            self.say(Level.FAIL, name, text + (hint if len(wrong) < len(answers) else ""))
         if wrong:
             return None
         return [Said(one.rank, one.node, one.value[0]) for one in answers]  # type: ignore[arg-type]

@@ -108,7 +108,7 @@ def sharing_problems(run_dir: str, seen: Sequence[Said[list[int]]], paths: Seque
 
 
 def lock_problem(path: Path) -> str | None:
-    """Whether another process holds the run directory; only looks, where `claimed` of `gm_train.claim` may take over."""
+    """Whether another process holds the run directory. This only looks; `gm_train.claim.claimed` may take over."""
     try:
         with (path / ".lock").open() as file:
             try:

@@ -25,9 +25,19 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("config", nargs="*", metavar="CONFIG.yaml|key=value")
     parser.add_argument(
-        "--timeout", type=float, default=180.0, metavar="SECONDS", help="how long ranks wait for each other (180)"
+        "--timeout", type=_seconds, default=180.0, metavar="SECONDS", help="how long ranks wait for each other (180)"
     )
     parser.set_defaults(run=run)
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}: expected seconds, greater than 0")
+    return seconds
 
 
 def run(arguments: argparse.Namespace) -> int:
