@@ -21,8 +21,8 @@ from data_shards.errors import DataError
 
 log = logging.getLogger(__name__)
 
-#: Holds `<job>.<restart>` once all ranks of that start have agreed to leave and their checkpoint is committed. The batch
-#: script requeues by it: exit codes of ranks that end one after another are not to be trusted.
+#: Holds `<job>.<restart>` once all ranks of that start have agreed to leave and their checkpoint is committed. The
+#: batch script requeues by it: exit codes of ranks that end one after another are not to be trusted.
 MARKER = ".preempted"
 _LOCK = ".lock"
 

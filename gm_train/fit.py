@@ -22,8 +22,8 @@ from data_shards.stream import LaneStream, Plan
 from data_shards.tokenizer import Tokenizer
 from data_shards.vocabulary import FIRST_GENE
 from gm_train.batches import Recipe, make_examples
-from gm_train.claim import Claim, claimed, mark_preempted
 from gm_train.checkpoint import About, Checkpoint, list_checkpoints, recover
+from gm_train.claim import Claim, claimed, mark_preempted
 from gm_train.config import Config
 from gm_train.datamodule import CellDataModule
 from gm_train.leaving import Leaving

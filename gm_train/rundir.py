@@ -1,13 +1,11 @@
 """The run directory: its records, and what makes it this run and no other."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import logging
 import os
 import platform
-from collections.abc import Iterator
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path

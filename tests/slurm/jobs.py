@@ -12,7 +12,7 @@ from gm_train.checkpoint import list_checkpoints
 from gm_train.cli import main
 from gm_train.rundir import METRICS
 from tests.faults.runs import history
-from tests.slurm.conftest import Slurm, poll
+from tests.slurm.conftest import FINAL, Slurm, poll
 
 LOCAL_CPU = str(Path(__file__).parents[2] / "configs/cluster/local-cpu.yaml")
 #: For what takes seconds on a quiet machine.
@@ -72,8 +72,21 @@ class Job:
         assert self.step() >= step, self.said()
 
     def wait(self, state: str) -> None:
-        """Wait until the job is in this state for good."""
-        poll(lambda: self.slurm.state(self.number) == state, PATIENCE, lambda: f"not {state}\n{self}")
+        """Wait for the job's end, which must be this one."""
+        poll(self.is_over, PATIENCE, lambda: f"not over\n{self}")
+        assert self.slurm.state(self.number) == state, str(self)
+
+    def restarts(self) -> int:
+        """How often the job was put back into the queue."""
+        return int(self.slurm.field(self.number, "Restarts"))
+
+    def is_over(self) -> bool:
+        return self.slurm.state(self.number) in FINAL
+
+    def wait_for_requeue(self, restarts: int) -> None:
+        """Wait until the job was put back into the queue so many times; it starts again by itself after a while."""
+        poll(lambda: self.restarts() >= restarts or self.is_over(), PATIENCE, lambda: f"not requeued\n{self}")
+        assert self.restarts() == restarts, str(self)
 
     def come_back(self, restarts: int) -> None:
         """Wait until the job was requeued so many times, and let it start."""

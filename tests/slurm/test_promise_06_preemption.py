@@ -1,0 +1,289 @@
+"""Promise 6 on a real SLURM: a job that is told to leave loses no step, comes back by itself and stays the same run."""
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow.tracking import MlflowClient
+
+from cluster.submit import check
+from gm_train.checkpoint import load_model, open_checkpoint
+from gm_train.claim import MARKER
+from gm_train.cli import main
+from tests.conftest import Atlas, tiny_words
+from tests.faults.runs import history, train, train_ranks
+from tests.faults.test_tracking import expected, mirrored
+from tests.slurm.conftest import Slurm, poll
+from tests.slurm.jobs import LOCAL_CPU, PATIENCE, Job, launch
+
+CLUSTERS = Path(LOCAL_CPU).parent
+#: A job must live until it is told to leave: this many steps take some seconds.
+STEPS = 250
+# No checkpoint is due before the end: what is there was saved because the job was told to leave.
+WORDS = [f"trainer.max_steps={STEPS}", f"optim.schedule_steps={STEPS}", "checkpoint.every_steps=1000"]
+Launch = Callable[..., Job]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(atlas: Atlas, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same two ranks, outside of SLURM and never interrupted."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    codes = train_ranks([*tiny_words(atlas.store, folder / "run"), *WORDS], 2, folder / "log")
+    assert codes == [0, 0], (folder / "log").read_text()
+    return folder / "run"
+
+
+@pytest.fixture
+def here(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """This process is on a login node of the cluster; its jobs are gone after the test."""
+    for name in ("SLURM_CONF", "PATH"):
+        monkeypatch.setenv(name, slurm.environment[name])
+    yield
+    slurm.scancel("--partition=debug")
+    poll(lambda: not slurm.cluster.run("squeue", "--noheader"), PATIENCE, lambda: slurm.cluster.run("squeue"))
+    for node in ("n1", "n2"):
+        slurm.revive_node(node)
+
+
+@pytest.fixture
+def start(here: None, slurm: Slurm, atlas: Atlas, tmp_path: Path) -> Launch:
+    """Launches a job of two ranks that trains into `run`."""
+
+    def start(*words: str) -> Job:
+        return launch(slurm, tmp_path / "run", *tiny_words(atlas.store, tmp_path / "run"), *WORDS, *words)
+
+    return start
+
+
+def tell(job: Job, who: str, restart: int = 0) -> int:
+    """Give USR1 to all ranks, or to one, while none can go on. Returns the last step before it."""
+    step = job.halt(restart)
+    if who == "all":
+        job.slurm.scancel("--signal=USR1", job.number)
+        job.wait_for_usr1(0, 1, restart=restart)
+    else:
+        os.kill(job.ranks(restart)[int(who)], signal.SIGUSR1)
+    job.go_on(restart)
+    return step
+
+
+def test_fixtures_halt(start: Launch) -> None:
+    """Without it the tests below would say nothing about steps: halted ranks record none."""
+    job = start()
+    job.wait_for_step(3)
+    step = job.halt()
+    with pytest.raises(pytest.fail.Exception):
+        poll(lambda: job.step() != step, 2, lambda: "halted")
+    assert not any(map(job.ranks().get, ()))
+
+
+@pytest.mark.parametrize("who", ["all", "1"])
+def test_promise_06_told_to_leave_and_back(start: Launch, undisturbed: Path, tmp_path: Path, who: str) -> None:
+    """At most the step in which the signal came is trained before the save, whoever gets it; none is lost or doubled."""
+    mlflow = who == "all"
+    job = start(*(["tracking.mlflow=auto"] if mlflow else []))
+    job.wait_for_step(3)
+    step = tell(job, who)
+    job.wait_for_requeue(1)
+    assert (job.run / MARKER).read_text() == f"{job.number}.0\n"
+    saved = job.saved()
+    assert saved in ([step], [step + 1])
+    assert "and saved: back into the queue, restart 1 of at most 100" in job.said("batch")
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}") if mlflow else None
+    if client:
+        run_id = json.loads((job.run / "tracking.json").read_text())["run_id"]
+        assert client.get_run(run_id).info.status == "KILLED"
+    job.come_back(1)
+    job.wait("COMPLETED")
+    assert history(job.run) == history(undisturbed)
+    assert [(one["job"], one["step"], one["ranks"]) for one in job.starts()] == [
+        (str(job.number), 0, 2),
+        (str(job.number), saved[0], 2),
+    ]
+    if client:
+        experiment = client.get_experiment_by_name("gm-train")
+        assert experiment is not None
+        (found,) = client.search_runs([experiment.experiment_id])
+        assert (found.info.run_id, found.info.status) == (run_id, "FINISHED")
+        assert mirrored(client, job.run, "loss") == expected(job.run, "loss")
+
+
+@pytest.mark.slow
+def test_promise_06_the_time_limit(slurm: Slurm, start: Launch, undisturbed: Path) -> None:
+    """SLURM itself sends USR1, to all processes of the ranks: to loader workers, too."""
+    # Sent half a minute to a minute after the start. The next start may be told as well, and then there is a third.
+    job = start("cluster.time=2", "cluster.signal_seconds=60", "data.workers=1")
+    job.wait_for_step(3)
+    step = job.halt()
+    job.wait_for_usr1(0, 1)
+    job.go_on()
+    job.wait_for_requeue(1)
+    saved = job.saved()
+    assert saved in ([step], [step + 1])
+    for restart in range(1, 6):
+        job.come_back(restart)
+        poll(lambda n=restart: job.is_over() or job.restarts() > n, PATIENCE, lambda: f"still running\n{job}")
+        if job.is_over():
+            break
+    assert slurm.state(job.number) == "COMPLETED", str(job)
+    assert job.starts()[1]["step"] == saved[0]
+    assert history(job.run) == history(undisturbed)
+
+
+@pytest.mark.slow
+def test_promise_06_ten_requeues_end_with_the_same_weights(start: Launch, undisturbed: Path) -> None:
+    job = start()
+    for restart in range(10):
+        job.wait_for_step(job.step() + 4)
+        step = tell(job, ["all", "0", "1"][restart % 3], restart)
+        job.wait_for_requeue(restart + 1)
+        assert job.saved()[-1] in (step, step + 1)
+        job.come_back(restart + 1)
+    job.wait("COMPLETED")
+    assert [one["job"] for one in job.starts()] == [str(job.number)] * 11
+    assert history(job.run) == history(undisturbed)
+    ours, theirs = (load_model(open_checkpoint(run))[0].state_dict() for run in (job.run, undisturbed))
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+
+def test_a_killed_rank_fails_the_job(slurm: Slurm, start: Launch) -> None:
+    """It is not requeued, not even if an earlier job of the run was told to leave."""
+    job = start()
+    job.wait_for_step(3)
+    (job.run / MARKER).write_text(f"{job.number - 1}.0\n")
+    os.kill(job.ranks()[1], signal.SIGKILL)
+    job.wait("FAILED")
+    assert slurm.field(job.number, "Restarts") == "0"
+    assert f"not requeued: the reason is at the end of {job.run}/logs/{job.number}-*.out" in job.said("batch")
+
+
+def test_a_run_without_its_store_fails(slurm: Slurm, start: Launch, atlas: Atlas, tmp_path: Path) -> None:
+    store = tmp_path / "copied.zarr"
+    shutil.copytree(atlas.store, store)
+    job = start(f"data.store={store}", "cluster.sbatch=[--hold]")
+    store.rename(tmp_path / "elsewhere.zarr")
+    slurm.scontrol("release", str(job.number))
+    job.wait("FAILED")
+    assert slurm.field(job.number, "Restarts") == "0"
+    assert f"not requeued: the reason is at the end of {job.run}/logs/{job.number}-*.out" in job.said("batch")
+    assert str(store) in job.said("0")
+
+
+def test_one_job_at_a_time_until_scancel(
+    slurm: Slurm, start: Launch, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """While a job waits or runs, no other may train into its directory; scancel ends it for good, with a checkpoint."""
+    words = [*tiny_words(atlas.store, tmp_path / "run"), *WORDS]
+    job = start("cluster.sbatch=[--hold]")
+    capsys.readouterr()
+    assert main(["launch", LOCAL_CPU, *words]) == 1
+    assert f"job {job.number} trains into it already (pending)" in capsys.readouterr().err
+    slurm.scontrol("release", str(job.number))
+    job.wait_for_step(3)
+    step = job.halt()  # or it might be over before it is asked for
+    assert main(["launch", LOCAL_CPU, *words]) == 1
+    assert f"job {job.number} trains into it already (running)" in capsys.readouterr().err
+    assert train(words, tmp_path / "log") == 1
+    holder = f"process {job.ranks()[0]} on {os.uname().nodename}, job {job.number}, restart 0"
+    assert f"another process is training into it ({holder})" in (tmp_path / "log").read_text()
+    assert [path.name for path in (job.run / "launch").iterdir()] == ["001"]
+    assert slurm.cluster.run("squeue", "--noheader", "--format=%i").split() == [str(job.number)]
+
+    job.go_on()
+    slurm.scancel(job.number)
+    poll(lambda: not slurm.processes(job.number), PATIENCE, lambda: f"still there\n{job}")
+    job.wait("CANCELLED")
+    assert slurm.field(job.number, "Restarts") == "0"
+    assert not slurm.cluster.run("squeue", "--noheader")
+    assert len(job.saved()) == 1
+    assert step <= job.saved()[0] < STEPS
+    assert start("cluster.sbatch=[--hold]").number > job.number
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("node", ["n1", "n2"])
+def test_a_lost_node(slurm: Slurm, start: Launch, undisturbed: Path, node: str) -> None:
+    """SLURM notices by itself, with a job that waits for the lost rank; n1 has rank 0 and the batch script."""
+    job = start("checkpoint.every_steps=10")
+    job.wait_for_step(25)
+    slurm.kill_node(node)
+    job.wait_for_requeue(1)
+    assert not (job.run / MARKER).exists()
+    saved = job.saved()[-1]
+    assert saved >= 20
+    slurm.revive_node(node)
+    job.come_back(1)
+    job.wait("COMPLETED")
+    assert [(one["job"], one["step"]) for one in job.starts()] == [(str(job.number), 0), (str(job.number), saved)]
+    assert history(job.run) == history(undisturbed)
+
+
+@pytest.mark.slow
+def test_ranks_that_outlived_their_job_write_nothing_more(slurm: Slurm, start: Launch, undisturbed: Path) -> None:
+    """A node that lost its network alone: its ranks are whole, and go on when the next start has taken over."""
+    job = start("checkpoint.every_steps=10", "cluster.nodes=1", "cluster.tasks_per_node=2")
+    job.wait_for_step(25)
+    node = slurm.field(job.number, "BatchHost")
+    step = job.halt()
+    old = job.ranks()
+    slurm.kill_node(node, tasks=False)
+    slurm.scontrol("update", f"NodeName={node}", "State=DOWN", "Reason=test")
+    job.come_back(1)
+    saved = job.saved()[-1]
+    poll(lambda: len(job.starts()) == 2, PATIENCE, lambda: f"no second start\n{job}")
+    job.wait_for_step(saved + 1)
+    job.halt(restart=1)
+    assert slurm.field(job.number, "BatchHost") != node
+    before = {path: path.read_bytes() for path in job.run.rglob("*") if path.is_file() and "logs" not in path.parts}
+    job.go_on()
+    poll(lambda: not job.ranks(), PATIENCE, lambda: f"{old} go on from {step}\n{job}")
+    assert "a later start of this job has taken over; this process writes nothing more" in job.said("0")
+    after = {path: path.read_bytes() for path in job.run.rglob("*") if path.is_file() and "logs" not in path.parts}
+    assert after == before
+    job.go_on(restart=1)
+    job.wait("COMPLETED")
+    assert slurm.field(job.number, "Restarts") == "1"
+    assert history(job.run) == history(undisturbed)
+
+
+FITS = ["cluster.partition=debug", "cluster.qos=", "cluster.gpu_type=", "cluster.memory=32G", "data.micro_rows=1"]
+#: What each file of configs/cluster needs to fit this cluster, and the CPUs that it then asks for.
+ADJUSTED = {
+    "local-cpu.yaml": (["data.micro_rows=1"], 2),
+    "h100-infiniband.yaml": ([*FITS, "cluster.nodes=2", "cluster.gpus_per_node=2", "cluster.cpus_per_task=8"], 32),
+    "a100-apptainer.yaml": ([*FITS, "cluster.gpus_per_node=2", "cluster.cpus_per_task=4"], 8),
+    "preemptible.yaml": ([*FITS, "cluster.nodes=2", "cluster.gpus_per_node=1", "cluster.cpus_per_task=4"], 8),
+}
+
+
+def test_every_cluster_file_is_tried() -> None:
+    assert {path.name for path in CLUSTERS.iterdir()} == set(ADJUSTED)
+
+
+@pytest.mark.parametrize("name", sorted(ADJUSTED))
+def test_slurm_takes_the_scripts(
+    here: None, atlas: Atlas, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, n_cpus = ADJUSTED[name]
+    tiny = [*tiny_words(atlas.store, tmp_path / "run"), "data.lanes=8"]
+    assert main(["launch", "--dry-run", *tiny, str(CLUSTERS / name), *words]) == 0
+    assert f"using {n_cpus} processors on nodes n" in check(capsys.readouterr().out)
+
+
+def test_more_nodes_than_there_are_is_refused_with_advice(
+    here: None, slurm: Slurm, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = [*tiny_words(atlas.store, tmp_path / "run"), "data.lanes=64", "data.micro_rows=1"]
+    fits = ["cluster.partition=debug", "cluster.gpu_type="]
+    assert main(["launch", *words, str(CLUSTERS / "h100-infiniband.yaml"), *fits]) == 1
+    error = capsys.readouterr().err
+    assert "SLURM would not take this job" in error
+    assert "look at cluster.nodes" in error
+    assert not slurm.cluster.run("squeue", "--noheader")
+    assert not (tmp_path / "run").exists()
