@@ -180,7 +180,7 @@ def check_ranks(checkup: Checkup, config: Config | None) -> None:
         measured = f"{ranks.world_size} on 1 node: {table[0][0]} {table[0][1]}"
     else:
         measured = f"{ranks.world_size} on {len(nodes)} nodes"
-    problems = _layout_problems(said, ranks) if checkup.connected else []
+    problems = layout_problems(said, ranks) if checkup.connected else []
     if config is not None:
         problems += count_problems(config, ranks, "SLURM_JOB_ID" in os.environ)
     checkup.conclude("ranks", measured, problems)
@@ -190,11 +190,12 @@ def check_ranks(checkup: Checkup, config: Config | None) -> None:
         checkup.conclude("hosts", "\n".join(lines), [])
 
 
-def _layout_problems(said: Sequence[Said[int]], ranks: Ranks) -> Problems:
+def layout_problems(said: Sequence[Said[int]], ranks: Ranks) -> Problems:
     """Whether every node has the same number of ranks, one behind the other; said: the local rank of each."""
     counts = {node: len(who) for node, who in groups([Said(one.rank, one.node, one.node) for one in said]).items()}
-    # Fewer names than nodes: containers of one name. They cannot be told apart here.
-    if len(set(counts.values())) > 1 and len(counts) >= ranks.n_nodes:
+    # One name and local rank twice: containers with the same name, which cannot be told apart here.
+    apart = len({(one.node, one.value) for one in said}) == len(said)
+    if apart and len(set(counts.values())) > 1:
         text = ", ".join(f"{n} on {node}" for node, n in counts.items())
         return [(Level.FAIL, f"every node needs as many as the others, not {text}: use --ntasks-per-node")]
     if any(one.value != one.rank % ranks.local_size for one in said):
@@ -221,5 +222,5 @@ def count_problems(config: Config, ranks: Ranks, in_job: bool) -> Problems:
         key = "gpus_per_node" if cluster.gpus_per_node else "tasks_per_node"
         expected = f"cluster.nodes={cluster.nodes} x cluster.{key}={ranks_per_node(config)}"
         text = f"`gm-train launch` would start {expected} = {cluster.nodes * ranks_per_node(config)} ranks"
-        problems.append((Level.WARN, f"{text}, {started}: start this as the run will be (srun --ntasks=...)"))
+        problems.append((Level.WARN, f"{text}, here are {ranks.world_size}: start this as the run will be"))
     return problems + [(Level.FAIL, problem) for problem in rank_problems(config, ranks.world_size)]

@@ -7,28 +7,22 @@ over, loudly.
 """
 
 import contextlib
-import hashlib
 import json
 import logging
 import re
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
-from omegaconf import OmegaConf
-from torch.distributed.checkpoint.api import CheckpointException
 
 from data_shards.errors import DataError
-from data_shards.output import flush
+from data_shards.output import hash_path
 from data_shards.tokenizer import Tokenizer
 from gm_train.config import Config
 from gm_train.model.genemamba import GeneMamba
 from gm_train.optim import build_optimizer
-from gm_train.position import Position
-from gm_train.ranks import Ranks
 from gm_train.settings import config_from_file
 from gm_train.state import load_by_name, load_weights
 
@@ -37,15 +31,9 @@ log = logging.getLogger(__name__)
 COMMIT = "COMMIT"
 SCHEMA = 2
 _NAME = re.compile(r"step-(\d{8,})")
-_PARTIAL, _DAMAGED, _REPLACED = ".partial", ".damaged", ".replaced"
+PARTIAL, REPLACED, _DAMAGED = ".partial", ".replaced", ".damaged"
 #: The form of a state under parameter names; ZeRO's are `zero2` and `zero3`.
 BY_NAME = "by name"
-T = TypeVar("T")
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class UnreadableCheckpoint(DataError):
@@ -120,7 +108,7 @@ class Checkpoint:
                 return f"{name} is missing"
             if file.stat().st_size != entry["size"]:
                 return f"{name} has {file.stat().st_size:,} bytes, not {entry['size']:,}"
-            if _sha256(file) != entry["sha256"]:
+            if hash_path(file) != entry["sha256"]:
                 return f"{name} does not have the hash that was committed"
         return None
 
@@ -162,11 +150,11 @@ def recover(directory: Path) -> Checkpoint | None:
         DataError: there were checkpoints and not one is whole. Training from step 0 would throw the run away.
         UnreadableCheckpoint: one is of another version, or the disk cannot be read; it keeps its name.
     """
-    for path in (*directory.glob(f".step-*{_PARTIAL}"), *directory.glob(".reshard-*")):
+    for path in (*directory.glob(f".step-*{PARTIAL}"), *directory.glob(".reshard-*")):
         shutil.rmtree(path, ignore_errors=True)
-    for path in directory.glob(f".step-*{_REPLACED}"):
+    for path in directory.glob(f".step-*{REPLACED}"):
         # A process was killed while it replaced one.
-        whole = path.with_name(path.name.removeprefix(".").removesuffix(_REPLACED))
+        whole = path.with_name(path.name.removeprefix(".").removesuffix(REPLACED))
         if whole.exists():
             shutil.rmtree(path, ignore_errors=True)
         else:
@@ -196,144 +184,6 @@ def recover(directory: Path) -> Checkpoint | None:
     return None
 
 
-@dataclass(frozen=True)
-class About:
-    """What a checkpoint says besides its state and position.
-
-    Attributes:
-        config: the run's, as resolved.
-        identity: what a run that resumes it must agree with.
-        tokenizer: vocabulary and medians.
-        store_hash: the manifest's hash.
-    """
-
-    config: Config
-    identity: dict[str, Any]
-    tokenizer: Tokenizer
-    store_hash: str
-
-    def save(self, folder: Path, position: Position) -> None:
-        position.save(folder / "position.json", self.config.run.seed, self.store_hash)
-        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(self.config)))
-        (folder / "identity.json").write_text(json.dumps(self.identity, indent=1, sort_keys=True) + "\n")
-        (folder / "tokenizer").mkdir()
-        self.tokenizer.save(folder / "tokenizer")
-
-
-def save_checkpoint(
-    directory: Path,
-    write_state: Callable[[Path], None],
-    form: str,
-    position: Position,
-    about: About,
-    val_loss: float | None,
-    ranks: Ranks,
-    before_commit: Callable[[], None] | None = None,
-    replace: bool = False,
-) -> Checkpoint:
-    """Write and commit `step-<step>` into `directory`, under another name until it is whole; by all ranks together.
-
-    Args:
-        directory: the run's checkpoints.
-        write_state: writes this rank's part of the state into a folder.
-        form: what `write_state` writes.
-        position: of the whole run.
-        about: what else the checkpoint says.
-        val_loss: the validation loss of these weights, if there is one.
-        ranks: this process among the others.
-        before_commit: called on rank 0 just before; raises DataError if this process may not write any more.
-        replace: whether it takes the place of a checkpoint of the same step.
-
-    Raises:
-        DataError: the disk is full or cannot be written. Earlier checkpoints stay as they are, and what was written of
-            this one is removed.
-    """
-    path = directory / f"step-{position.step:08d}"
-    partial, replaced = directory / f".{path.name}{_PARTIAL}", directory / f".{path.name}{_REPLACED}"
-
-    def begin() -> None:
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-        about.save(partial, position)
-
-    def written() -> list[str]:
-        return sorted(str(file.relative_to(partial)) for file in partial.rglob("*") if file.is_file())
-
-    def hashed(names: list[str]) -> dict[str, dict[str, Any]]:
-        for name in names:
-            flush(partial / name)
-        return {name: {"size": (partial / name).stat().st_size, "sha256": _sha256(partial / name)} for name in names}
-
-    def commit(files: dict[str, dict[str, Any]]) -> Checkpoint:
-        checkpoint = Checkpoint(path, position.step, val_loss, form, ranks.world_size, files)
-        _commit(partial, checkpoint)
-        if before_commit is not None:
-            before_commit()
-        if replace:
-            path.rename(replaced)
-        partial.rename(path)
-        flush(directory)
-        if replace:
-            shutil.rmtree(replaced, ignore_errors=True)
-        return checkpoint
-
-    try:
-        ranks.from_first(lambda: _or_say(path, begin))
-        ranks.together(lambda: _or_say(path, lambda: write_state(partial / "state")))
-        names = ranks.from_first(lambda: _or_say(path, written))
-        # Each rank reads its share of the files, whoever wrote them.
-        own = names[ranks.global_rank :: ranks.world_size]
-        shares = ranks.gather(ranks.together(lambda: _or_say(path, lambda: hashed(own))))
-        files = {name: entry for share in shares for name, entry in share.items()}
-        return ranks.from_first(lambda: _or_say(path, lambda: commit(dict(sorted(files.items())))))
-    except DataError:
-        if ranks.is_first:
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _or_say(path: Path, function: Callable[[], T]) -> T:
-    """What `function` returns.
-
-    Raises:
-        DataError: it could not write; the message says what is left of the run and what to do.
-    """
-    try:
-        return function()
-    except (OSError, CheckpointException) as error:
-        earlier = list_checkpoints(path.parent)
-        kept = f"the newest one kept is {earlier[-1].path.name}" if earlier else "there is none before it"
-        raise DataError(
-            f"{path}: the checkpoint could not be written ({_cause(error)}); {kept}. Free disk space or mend the "
-            "permissions, then start the same command again"
-        ) from error
-
-
-def _cause(error: OSError | CheckpointException) -> str:
-    """What went wrong in a line; torch wraps the error of each rank."""
-    inner: BaseException = error
-    if isinstance(error, CheckpointException) and error.failures:
-        inner = next(iter(error.failures.values()))[0]
-    return (str(inner).strip() or type(inner).__name__).splitlines()[0]
-
-
-def _commit(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write COMMIT, once everything that it lists is on the disk."""
-    for inner in {folder / name for name in checkpoint.files}:
-        flush(inner.parent)
-    content = {
-        "schema": SCHEMA,
-        "step": checkpoint.step,
-        "val_loss": checkpoint.val_loss,
-        "form": checkpoint.form,
-        "n_ranks": checkpoint.n_ranks,
-        "files": checkpoint.files,
-    }
-    (folder / COMMIT).write_text(json.dumps(content, indent=1) + "\n")
-    flush(folder / COMMIT)
-    flush(folder)
-
-
 def prune(directory: Path, keep_last: int, before: int | None) -> None:
     """Delete all checkpoints but the newest `keep_last`, the one of the best validation loss, and a way back.
 
@@ -353,7 +203,7 @@ def prune(directory: Path, keep_last: int, before: int | None) -> None:
         if checkpoint.path not in kept:
             try:
                 # Under a name that the next start clears: what is half deleted must not look whole.
-                doomed = directory / f".{checkpoint.path.name}{_PARTIAL}"
+                doomed = directory / f".{checkpoint.path.name}{PARTIAL}"
                 checkpoint.path.rename(doomed)
                 shutil.rmtree(doomed)
             except OSError as error:

@@ -5,28 +5,25 @@ import json
 import logging
 import os
 import signal
-import sys
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
 import lightning as L
-import numpy as np
 import torch
 from lightning.pytorch.strategies import Strategy
 
 from data_shards.errors import DataError
 from data_shards.hashing import fold
 from data_shards.reader import StoreReader
-from data_shards.stream import LaneStream, Plan
 from data_shards.tokenizer import Tokenizer
-from data_shards.vocabulary import FIRST_GENE
-from gm_train.batches import Recipe, make_examples
-from gm_train.checkpoint import About, Checkpoint, list_checkpoints, recover
+from gm_train.announce import announce
+from gm_train.batches import Recipe
+from gm_train.checkpoint import Checkpoint, list_checkpoints, recover
 from gm_train.claim import Claim, claimed, mark_preempted
 from gm_train.config import Config
 from gm_train.datamodule import CellDataModule
-from gm_train.leaving import Leaving
+from gm_train.leaving import PREEMPTIONS, Leaving
 from gm_train.module import GeneMambaModule
 from gm_train.objective.pathway import PathwayIndex, read_gmt
 from gm_train.position import Position
@@ -42,14 +39,12 @@ from gm_train.rundir import (
     write_config,
     write_environment,
 )
+from gm_train.saving import About
 from gm_train.settings import ConfigError, config_from_file, find_problems, rank_problems
 from gm_train.strategies import SHARDED, Joined, build_strategy, choose, device_memory, refuse_without_deepspeed
 from gm_train.tracking import MlflowMirror, tracking_uri
 
 log = logging.getLogger(__name__)
-
-_THIN_PAIRS = 1.0  # fewer positive pairs a cell than this make L_pathway mostly noise
-_COVERAGE_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -128,7 +123,7 @@ def _fit(
     unfinished = position.step < trainer.max_steps
     mirror: MlflowMirror | None = None
     if ranks.is_first:
-        _announce(config, reader, module, data, checkpoint, f"{strategy} ({why})", ranks)
+        announce(config, reader, module, data, checkpoint, f"{strategy} ({why})", ranks)
         mirror = MlflowMirror(config, position.step) if tracking_uri(config) else None
     ranks.from_first(lambda: _begin(config, directory, position, ranks, strategy) if unfinished else None)
     if not unfinished and ranks.is_first:
@@ -142,6 +137,9 @@ def _fit(
         if unfinished and leaving.agree(ranks) is None:
             lightning = _trainer(config, build_strategy(strategy, ranks, config.optim.clip), ranks, recorder)
             lightning.fit(module, datamodule=data)
+        if leaving.agreed in PREEMPTIONS and "SLURM_JOB_ID" in os.environ:
+            # At once: little time may be left.
+            ranks.from_first(lambda: mark_preempted(directory))
         status = "FINISHED" if leaving.agreed is None else "KILLED"
         if ranks.is_first:
             _report(directory)
@@ -149,8 +147,6 @@ def _fit(
         if mirror:
             mirror.finish(status)
     newest = ranks.from_first(lambda: next(reversed(list_checkpoints(directory / "checkpoints")), None))
-    if leaving.agreed is not None and leaving.agreed is not signal.SIGINT and "SLURM_JOB_ID" in os.environ:
-        ranks.from_first(lambda: mark_preempted(directory))
     if ranks.is_first:
         how = "finished" if leaving.agreed is None else f"left by {leaving.agreed.name}"
         where = f"checkpoint {newest.path}" if newest else "no checkpoint, since no step changed a weight"
@@ -180,10 +176,16 @@ def _choose_strategy(config: Config, module: GeneMambaModule, ranks: Ranks) -> t
     """The strategy's name and why it is used.
 
     Raises:
-        DataError: it needs a package that is not installed.
+        DataError: it needs a package that is not installed, or GPUs that this process does not see.
     """
     n_parameters = sum(parameter.numel() for parameter in module.parameters())
     strategy, why = choose(config.trainer.strategy, n_parameters, ranks, device_memory(ranks))
+    n_gpus = torch.cuda.device_count()
+    if n_gpus and n_gpus < ranks.local_size:
+        raise DataError(
+            f"{ranks.local_size} ranks on this node see {n_gpus} GPUs: give every task all GPUs of the node (no "
+            "--gpus-per-task, no --gpu-bind), each takes its own"
+        )
     if strategy in ("zero2", "zero3"):
         refuse_without_deepspeed(f"trainer.strategy={strategy}")
     return strategy, why
@@ -275,55 +277,3 @@ def _token_of_name(tokenizer: Tokenizer) -> dict[str, int]:
         if len(ids) == 1 and next(iter(ids)) in token_of
     }
     return symbols | token_of
-
-
-def _announce(
-    config: Config,
-    reader: StoreReader,
-    module: GeneMambaModule,
-    data: CellDataModule,
-    checkpoint: Checkpoint | None,
-    strategy: str,
-    ranks: Ranks,
-) -> None:
-    manifest = reader.manifest
-    n_train = sum(data_set.n_train for data_set in manifest.datasets)
-    n_validation = sum(data_set.n_validation for data_set in manifest.datasets)
-    print(
-        f"store {reader.path}: {len(manifest.datasets)} data sets, {n_train:,} training and {n_validation:,} "
-        f"validation cells, {data.recipe.vocabulary_size:,} tokens in the vocabulary"
-    )
-    model = config.model
-    n_parameters = sum(parameter.numel() for parameter in module.parameters())
-    print(
-        f"model {model.arch} {model.n_layers} x {model.d_model}, {model.aggregation}, norm {model.norm}: "
-        f"{n_parameters:,} parameters; kernel torch{' (auto: the only one here)' if model.kernel == 'auto' else ''}"
-    )
-    rows = config.data.lanes * config.data.rows_per_lane
-    print(f"step: {rows} rows of {config.data.row_length} tokens from {config.data.lanes} lanes")
-    nodes = f"{ranks.n_nodes} node{'s' if ranks.n_nodes > 1 else ''}"
-    print(f"ranks: {ranks.world_size} on {nodes}, {ranks.device().type}; strategy {strategy}")
-    if data.recipe.pathways is not None:
-        _announce_coverage(config, reader, data.recipe, data.plan)
-    if checkpoint is not None:
-        print(f"resuming {config.run.dir} from step {checkpoint.step:,} ({checkpoint.path.name})")
-    # In a job's log it stands before what libraries say, and DeepSpeed loses what is still buffered.
-    sys.stdout.flush()
-
-
-def _announce_coverage(config: Config, reader: StoreReader, recipe: Recipe, plan: Plan) -> None:
-    """Print how much of the genes, the tokens and the cells L_pathway can speak of, on the first rows of the data."""
-    assert recipe.pathways is not None
-    rows = LaneStream(reader, plan, lane=0).take(_COVERAGE_ROWS)
-    annotated = recipe.pathways.annotated
-    tokens = np.concatenate([row.tokens for row in rows])
-    examples = make_examples(rows, recipe)
-    n_cells = len(examples.row_of_cell)
-    pairs = examples.positive.sum() / 2 / n_cells
-    print(
-        f"pathways {config.objective.pathways}: {recipe.pathways.n_sets} sets in use, "
-        f"{annotated[FIRST_GENE:].mean():.1%} of genes, {annotated[tokens].mean():.1%} of tokens, "
-        f"{pairs:.1f} drawn positive pairs a cell"
-    )
-    if pairs < _THIN_PAIRS:
-        log.warning("the gene sets are thin on these cells: L_pathway will say little; use broader sets")

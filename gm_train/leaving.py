@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:  # it brings torch, which takes seconds; signals are caught before
     from gm_train.ranks import Ranks
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+#: Of schedulers: the run is to be started again.
+PREEMPTIONS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (*PREEMPTIONS, signal.SIGINT)
 
 
 class Leaving:

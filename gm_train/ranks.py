@@ -201,8 +201,10 @@ def joined(ranks: Ranks, alone: bool, timeout: timedelta = _TIMEOUT) -> Iterator
             f"({str(error).splitlines()[0]}): do all ranks run, and can every node reach that address? "
             "`gm-train doctor` under the same launcher says more"
         ) from error
+    ended = False
     try:
         yield
+        ended = True
     except RuntimeError as error:
         if isinstance(error, dist.DistError) or "gloo" in str(error):
             raise DataError(
@@ -211,4 +213,6 @@ def joined(ranks: Ranks, alone: bool, timeout: timedelta = _TIMEOUT) -> Iterator
             ) from error
         raise
     finally:
-        dist.destroy_process_group()
+        # NCCL's end waits for the other ranks, which may be gone: then this process just ends.
+        if ended or device.type == "cpu":
+            dist.destroy_process_group()

@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from data_shards.errors import DataError
 from gm_train.batches import MicroBatch
-from gm_train.checkpoint import About, Checkpoint, latest_whole, prune, save_checkpoint
+from gm_train.checkpoint import Checkpoint, latest_whole, prune
 from gm_train.claim import Claim
 from gm_train.datamodule import CellDataModule
 from gm_train.leaving import Leaving
@@ -20,6 +20,7 @@ from gm_train.module import GeneMambaModule, StepResult, validation_losses
 from gm_train.position import Position
 from gm_train.ranks import Ranks
 from gm_train.rundir import METRICS, SKIPPED, append_row, read_rows, sync_rows
+from gm_train.saving import About, save_checkpoint
 
 log = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ class Recorder(L.Callback):
         rollbacks = [event["step"] for event in events if event["event"] == "rollback"]
         self._rollbacks = len(rollbacks)
         self._bad_steps = [event["step"] for event in events if event["step"] > max(rollbacks, default=0)]
+        self._save_seconds = 0.0
         self._bar: tqdm[Any] | None = None
         self._clock = self._last_line = time.perf_counter()
 
@@ -159,6 +161,8 @@ class Recorder(L.Callback):
             f"loss {result.loss:.3f}, L_lang {result.l_lang:.3f}, L_pathway {result.l_pathway:.3f}, "
             f"{tokens_per_s:,.0f} tokens/s, grad {result.grad_norm:.2f}, val {val}"
         )
+        if self._save_seconds:
+            text += f", last save {self._save_seconds:.2f} s"
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update()
         if self._bar.disable and time.perf_counter() - self._last_line > _LINE_EVERY_S:
@@ -180,6 +184,7 @@ class Recorder(L.Callback):
         # Saving gives an optimizer that has not stepped yet a state of its own, which would change later steps.
         if self.position.step == self._saved_step or not self._has_stepped:
             return
+        begun = time.perf_counter()
         if self._ranks.is_first:
             for name in (METRICS, SKIPPED):
                 sync_rows(self.directory / name)
@@ -206,6 +211,7 @@ class Recorder(L.Callback):
             before_commit=self._claim.check if self._claim is not None else None,
         )
         self._saved_step = self.position.step
+        self._save_seconds = time.perf_counter() - begun
         if self._ranks.is_first:
             prune(folder, module.config.checkpoint.keep_last, before=min(self._recent_bad(), default=None))
 

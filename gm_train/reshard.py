@@ -12,11 +12,12 @@ from torch import Tensor
 
 from data_shards.errors import DataError
 from data_shards.tokenizer import Tokenizer
-from gm_train.checkpoint import BY_NAME, About, Checkpoint, save_checkpoint
+from gm_train.checkpoint import BY_NAME, Checkpoint
 from gm_train.model.genemamba import GeneMamba
 from gm_train.optim import build_optimizer
 from gm_train.position import Position
 from gm_train.ranks import Ranks
+from gm_train.saving import About, save_checkpoint
 from gm_train.settings import config_from_file
 from gm_train.state import save_by_name
 from gm_train.zero import MOMENTS, TAG

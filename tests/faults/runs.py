@@ -24,11 +24,11 @@ EXACT = ("step", "position", "loss", "l_lang", "l_pathway", "grad_norm", "lr", "
 
 def _die_at(name: str, call: int) -> None:
     """Make the process kill itself when it enters a function of the saving code for the `call`-th time."""
-    import gm_train.checkpoint
     import gm_train.recorder
+    import gm_train.saving
     import gm_train.strategies
 
-    homes = {"save_by_name": gm_train.strategies, "_commit": gm_train.checkpoint, "hashed": gm_train.checkpoint}
+    homes = {"save_by_name": gm_train.strategies, "_commit": gm_train.saving}
     module = homes.get(name, gm_train.recorder)
     real, calls = getattr(module, name), 0
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from gm_train.checkpoint import list_checkpoints
 from gm_train.cli import main
-from gm_train.rundir import METRICS
 from tests.faults.runs import history
 from tests.slurm.conftest import FINAL, Slurm, poll
 

@@ -1,0 +1,159 @@
+"""Writing a checkpoint: by all ranks together, whole or not at all."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from torch.distributed.checkpoint.api import CheckpointException
+
+from data_shards.errors import DataError
+from data_shards.output import flush, hash_path
+from data_shards.tokenizer import Tokenizer
+from gm_train.checkpoint import COMMIT, PARTIAL, REPLACED, SCHEMA, Checkpoint, list_checkpoints
+from gm_train.config import Config
+from gm_train.position import Position
+from gm_train.ranks import Ranks
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class About:
+    """What a checkpoint says besides its state and position.
+
+    Attributes:
+        config: the run's, as resolved.
+        identity: what a run that resumes it must agree with.
+        tokenizer: vocabulary and medians.
+        store_hash: the manifest's hash.
+    """
+
+    config: Config
+    identity: dict[str, Any]
+    tokenizer: Tokenizer
+    store_hash: str
+
+    def save(self, folder: Path, position: Position) -> None:
+        position.save(folder / "position.json", self.config.run.seed, self.store_hash)
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(self.config)))
+        (folder / "identity.json").write_text(json.dumps(self.identity, indent=1, sort_keys=True) + "\n")
+        (folder / "tokenizer").mkdir()
+        self.tokenizer.save(folder / "tokenizer")
+
+
+def save_checkpoint(
+    directory: Path,
+    write_state: Callable[[Path], None],
+    form: str,
+    position: Position,
+    about: About,
+    val_loss: float | None,
+    ranks: Ranks,
+    before_commit: Callable[[], None] | None = None,
+    replace: bool = False,
+) -> Checkpoint:
+    """Write and commit `step-<step>` into `directory`, under another name until it is whole; by all ranks together.
+
+    Args:
+        directory: the run's checkpoints.
+        write_state: writes this rank's part of the state into a folder.
+        form: what `write_state` writes.
+        position: of the whole run.
+        about: what else the checkpoint says.
+        val_loss: the validation loss of these weights, if there is one.
+        ranks: this process among the others.
+        before_commit: called on rank 0 just before; raises DataError if this process may not write any more.
+        replace: whether it takes the place of a checkpoint of the same step.
+
+    Raises:
+        DataError: the disk is full or cannot be written. Earlier checkpoints stay as they are, and what was written of
+            this one is removed.
+    """
+    path = directory / f"step-{position.step:08d}"
+    partial, replaced = directory / f".{path.name}{PARTIAL}", directory / f".{path.name}{REPLACED}"
+
+    def begin() -> None:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        about.save(partial, position)
+
+    def written() -> list[str]:
+        return sorted(str(file.relative_to(partial)) for file in partial.rglob("*") if file.is_file())
+
+    def hashed(names: list[str]) -> dict[str, dict[str, Any]]:
+        for name in names:
+            flush(partial / name)
+        return {name: {"size": (partial / name).stat().st_size, "sha256": hash_path(partial / name)} for name in names}
+
+    def commit(files: dict[str, dict[str, Any]]) -> Checkpoint:
+        checkpoint = Checkpoint(path, position.step, val_loss, form, ranks.world_size, files)
+        _commit(partial, checkpoint)
+        if before_commit is not None:
+            before_commit()
+        if replace:
+            path.rename(replaced)
+        partial.rename(path)
+        flush(directory)
+        if replace:
+            shutil.rmtree(replaced, ignore_errors=True)
+        return checkpoint
+
+    try:
+        ranks.from_first(lambda: _or_say(path, begin))
+        ranks.together(lambda: _or_say(path, lambda: write_state(partial / "state")))
+        names = ranks.from_first(lambda: _or_say(path, written))
+        # Each rank reads its share of the files, whoever wrote them.
+        own = names[ranks.global_rank :: ranks.world_size]
+        shares = ranks.gather(ranks.together(lambda: _or_say(path, lambda: hashed(own))))
+        files = {name: entry for share in shares for name, entry in share.items()}
+        return ranks.from_first(lambda: _or_say(path, lambda: commit(dict(sorted(files.items())))))
+    except DataError:
+        if ranks.is_first:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _or_say(path: Path, function: Callable[[], T]) -> T:
+    """What `function` returns.
+
+    Raises:
+        DataError: it could not write; the message says what is left of the run and what to do.
+    """
+    try:
+        return function()
+    except (OSError, CheckpointException) as error:
+        earlier = list_checkpoints(path.parent)
+        kept = f"the newest one kept is {earlier[-1].path.name}" if earlier else "there is none before it"
+        raise DataError(
+            f"{path}: the checkpoint could not be written ({_cause(error)}); {kept}. Free disk space or mend the "
+            "permissions, then start the same command again"
+        ) from error
+
+
+def _cause(error: OSError | CheckpointException) -> str:
+    """What went wrong in a line; torch wraps the error of each rank."""
+    inner: BaseException = error
+    if isinstance(error, CheckpointException) and error.failures:
+        inner = next(iter(error.failures.values()))[0]
+    return (str(inner).strip() or type(inner).__name__).splitlines()[0]
+
+
+def _commit(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write COMMIT, once everything that it lists is on the disk."""
+    for inner in {folder / name for name in checkpoint.files}:
+        flush(inner.parent)
+    content = {
+        "schema": SCHEMA,
+        "step": checkpoint.step,
+        "val_loss": checkpoint.val_loss,
+        "form": checkpoint.form,
+        "n_ranks": checkpoint.n_ranks,
+        "files": checkpoint.files,
+    }
+    (folder / COMMIT).write_text(json.dumps(content, indent=1) + "\n")
+    flush(folder / COMMIT)
+    flush(folder)

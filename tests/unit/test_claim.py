@@ -1,0 +1,256 @@
+"""Who may write a run directory: one start at a time, and a later start of the same job takes over."""
+
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_shards.errors import DataError
+from gm_train.claim import MARKER, Claim, Start, claimed, mark_preempted
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from gm_train.claim import claimed
+with claimed(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.fixture(autouse=True)
+def no_job(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    return tmp_path / "runs/a"
+
+
+@pytest.fixture
+def become(monkeypatch: pytest.MonkeyPatch) -> "type[Become]":
+    Become.monkeypatch = monkeypatch
+    return Become
+
+
+class Become:
+    """Makes this process a start of a job, as SLURM's variables tell it."""
+
+    monkeypatch: pytest.MonkeyPatch
+
+    def __init__(self, job: int | None, restart: int = 0) -> None:
+        # SLURM sets the count from the first restart on.
+        for name, value in (("SLURM_JOB_ID", job), ("SLURM_RESTART_COUNT", restart or None)):
+            if value is None:
+                self.monkeypatch.delenv(name, raising=False)
+            else:
+                self.monkeypatch.setenv(name, str(value))
+
+
+def holds(run: Path, **variables: str) -> "subprocess.Popen[str]":
+    """Another process that holds a run directory until it is killed."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLDS, str(run)], env=os.environ | variables, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def end(process: "subprocess.Popen[str]") -> None:
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.parametrize(
+    ("this", "other", "follows"),
+    [
+        (("7", 1), ("7", 0), True), (("7", 11), ("7", 2), True), (("7", 1), ("7", 1), False),
+        (("7", 0), ("7", 1), False), (("8", 1), ("7", 0), False), ((None, 1), (None, 0), False),
+        (("7", 1), (None, 0), False), ((None, 1), ("7", 0), False),
+    ],
+)  # fmt: skip
+def test_only_a_later_start_of_the_same_job_follows(
+    this: tuple[str | None, int], other: tuple[str | None, int], follows: bool
+) -> None:
+    assert Start("here", 1, *this).follows(Start("there", 2, *other)) is follows
+
+
+def test_this_start_is_what_slurm_says(become: type[Become]) -> None:
+    assert Start.this() == Start(socket.gethostname(), os.getpid(), None, 0)
+    become(12)
+    assert Start.this() == Start(socket.gethostname(), os.getpid(), "12", 0)
+    become(12, restart=3)
+    assert str(Start.this()) == f"process {os.getpid()} on {socket.gethostname()}, job 12, restart 3"
+
+
+def test_a_claim_is_for_as_long_as_it_is_held(run: Path) -> None:
+    with claimed(run) as claim:
+        claim.check()
+        with pytest.raises(DataError, match="another process is training into it"), claimed(run):
+            pass
+        claim.check()
+    with claimed(run) as claim:
+        claim.check()
+
+
+@pytest.mark.parametrize(
+    ("held", "asks"),
+    [
+        ((None, 0), (None, 0)), ((None, 0), (7, 1)), ((7, 0), (None, 0)),
+        ((7, 0), (8, 1)), ((7, 1), (7, 1)), ((7, 2), (7, 1)),
+    ],
+)  # fmt: skip
+def test_others_are_refused_and_told_who_holds_it(
+    run: Path, become: type[Become], held: tuple[int | None, int], asks: tuple[int | None, int]
+) -> None:
+    become(*held)
+    with claimed(run) as claim:
+        holder = Start.this()
+        become(*asks)
+        with pytest.raises(DataError) as refused, claimed(run):
+            pass
+        assert str(refused.value) == (
+            f"run.dir={run}: another process is training into it ({holder}); wait for it or choose another run.dir"
+        )
+        claim.check()
+
+
+def test_the_next_start_takes_over_from_one_that_still_lives(
+    run: Path, become: type[Become], caplog: pytest.LogCaptureFixture
+) -> None:
+    become(7)
+    with claimed(run) as first:
+        holder = str(Start.this())
+        become(7, restart=1)
+        with caplog.at_level(logging.WARNING), claimed(run) as second:
+            assert f"{holder} is still there; this start takes over" in caplog.text
+            second.check()
+            for _ in range(2):
+                with pytest.raises(DataError, match="a later start of this job has taken over"):
+                    first.check()
+            # It is the new one that others meet: the start before, another job, and the start behind it.
+            for job, restart in ((7, 0), (7, 1), (8, 0)):
+                become(job, restart)
+                with pytest.raises(DataError, match="job 7, restart 1"), claimed(run):
+                    pass
+            become(7, restart=2)
+            with claimed(run) as third:
+                third.check()
+                with pytest.raises(DataError, match="taken over"):
+                    second.check()
+    with pytest.raises(DataError, match="taken over"):
+        first.check()
+
+
+def test_what_is_left_of_the_old_start_does_not_free_the_new_one(run: Path, become: type[Become]) -> None:
+    """The process that was left behind ends later, or earlier, than it could do harm."""
+    become(7)
+    old = holds(run)
+    become(7, restart=1)
+    with claimed(run) as claim:
+        end(old)
+        claim.check()
+        become(8)
+        with pytest.raises(DataError, match="job 7, restart 1"), claimed(run):
+            pass
+
+
+@pytest.mark.parametrize("job", [None, 8])
+def test_a_killed_process_holds_nothing(run: Path, become: type[Become], job: int | None) -> None:
+    become(7)
+    old = holds(run)
+    become(job)
+    with pytest.raises(DataError, match=f"process {old.pid} on .*, job 7, restart 0"), claimed(run):
+        pass
+    old.send_signal(signal.SIGKILL)
+    end(old)
+    with claimed(run) as claim:
+        claim.check()
+
+
+def test_a_lock_that_somebody_deleted_is_lost(run: Path) -> None:
+    with claimed(run) as claim:
+        (run / ".lock").unlink()
+        with pytest.raises(DataError, match="writes nothing more"):
+            claim.check()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "null", '"7"', '{"host": "n1"}', '{"pid": "x"}', "\x00" * 40])
+def test_a_damaged_lock_stops_only_who_would_have_to_trust_it(
+    run: Path, become: type[Become], content: str
+) -> None:
+    """Nobody takes over from a holder that is not known; a lock that nobody holds is simply written anew."""
+    run.mkdir(parents=True)
+    (run / ".lock").write_text(content)
+    become(7, restart=1)
+    with claimed(run) as claim:
+        claim.check()
+        assert json.loads((run / ".lock").read_text())["restart"] == 1
+        (run / ".lock").write_text(content)
+        become(7, restart=2)
+        with pytest.raises(DataError, match="it has not said which"), claimed(run):
+            pass
+        claim.check()
+
+
+def test_a_directory_that_cannot_be_written(run: Path, tmp_path: Path) -> None:
+    (run / ".lock").mkdir(parents=True)
+    with pytest.raises(DataError, match="cannot be written .*: choose another run.dir"), claimed(run):
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match="cannot be written .*: choose another run.dir"), claimed(tmp_path / "file/run"):
+        pass
+
+
+def test_a_full_disk(run: Path) -> None:
+    """In a process of its own, since the limit stays."""
+    code = (
+        "import resource, sys\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
+        "from gm_train.cli import main\n"
+        "import gm_train.commands.fit as fit\n"
+        "from gm_train.claim import claimed\n"
+        "from pathlib import Path\n"
+        "def run(arguments):\n"
+        "    with claimed(Path(sys.argv[1])):\n"
+        "        return 0\n"
+        "fit.run = run\n"
+        "sys.exit(main(['fit', 'x']))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert f"gm-train: error: {run}/.lock: cannot be written (File too large): free space" in done.stderr
+
+
+@pytest.mark.parametrize(("job", "restart", "text"), [(7, 0, "7.0\n"), (7, 12, "7.12\n")])
+def test_the_marker_names_the_start(
+    tmp_path: Path, become: type[Become], job: int, restart: int, text: str
+) -> None:
+    (tmp_path / MARKER).write_text("of an earlier start, and longer")
+    become(job, restart)
+    mark_preempted(tmp_path)
+    assert (tmp_path / MARKER).read_text() == text
+
+
+def test_a_marker_that_cannot_be_written(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"\.preempted: cannot be written"):
+        mark_preempted(tmp_path / "not there")
+
+
+def test_check_does_not_need_the_lock_to_be_readable(run: Path) -> None:
+    """A file of another name in its place is another start's, whatever it says."""
+    with claimed(run) as claim:
+        assert isinstance(claim, Claim)
+        (run / "new").write_text((run / ".lock").read_text())
+        (run / "new").rename(run / ".lock")
+        with pytest.raises(DataError, match="taken over"):
+            claim.check()
