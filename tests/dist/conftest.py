@@ -1,0 +1,42 @@
+"""Runs that the tests of several ranks compare with."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Atlas, tiny_words, write_gene_sets
+from tests.faults.runs import train, train_ranks
+
+STEPS = 30
+
+
+@pytest.fixture(scope="session")
+def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Thirty steps with both losses, validations and checkpoints; four lanes, each row a micro-batch of its own."""
+    sets = write_gene_sets(tmp_path_factory.mktemp("sets") / "sets.gmt")
+    return [
+        f"trainer.max_steps={STEPS}", f"optim.schedule_steps={STEPS}", "checkpoint.every_steps=4",
+        "trainer.validate_every_steps=5", f"objective.pathways={sets}", "objective.pathway_size=[5,200]",
+        "data.micro_rows=1",
+    ]  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def one_process(atlas: Atlas, words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run in one process."""
+    folder = tmp_path_factory.mktemp("one_process")
+    assert train([*tiny_words(atlas.store, folder / "run"), *words], folder / "log") == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="session", params=["ddp", "fsdp2", "zero2", "zero3"])
+def two_ranks(
+    request: pytest.FixtureRequest, atlas: Atlas, words: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Path]:
+    """The name of a strategy, and the run under it on two ranks, never interrupted."""
+    folder = tmp_path_factory.mktemp(request.param)
+    run = folder / "run"
+    command = [*tiny_words(atlas.store, run), *words, f"trainer.strategy={request.param}"]
+    codes = train_ranks(command, 2, folder / "log")
+    assert codes == [0, 0], (folder / "log").read_text()
+    return request.param, run

@@ -1,0 +1,131 @@
+"""Promise 4 on many ranks: bit for bit on the same number, the same samples on any other."""
+
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from gm_train.checkpoint import BY_NAME, list_checkpoints
+from gm_train.cli import main
+from tests.conftest import Atlas, tiny_words
+from tests.faults.runs import RankProcesses, assert_close, history, start_ranks, train, train_ranks
+
+
+def wait_for(run: Path, n_rows: int, ranks: RankProcesses) -> None:
+    while ranks.alive() and len(history(run)) < n_rows:
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("seed", [0])
+def test_promise_04_killed_ranks_go_on_bit_for_bit(
+    atlas: Atlas, words: list[str], two_ranks: tuple[str, Path], tmp_path: Path, seed: int
+) -> None:
+    """kill -9 of one rank at random steps, three times, with loader workers; then to the end."""
+    strategy, undisturbed = two_ranks
+    run, log = tmp_path / "run", tmp_path / "log"
+    command = [*tiny_words(atlas.store, run), *words, f"trainer.strategy={strategy}"]
+    rng = random.Random(f"{strategy} {seed}")
+    for kill in range(3):
+        # Starting loader processes takes seconds: they are on in one start of each run.
+        workers = ["data.workers=1"] if kill == 1 else []
+        ranks = start_ranks([*command, *workers], 2, log)
+        wait_for(run, len(history(run)) + rng.randrange(2, 9), ranks)
+        time.sleep(rng.random() * 0.05)
+        ranks.signal(signal.SIGKILL, rank=rng.randrange(2))
+        codes = ranks.join()
+        assert -signal.SIGKILL in codes
+        assert 0 not in codes
+    assert train_ranks(command, 2, log) == [0, 0], log.read_text()
+    assert history(run) == history(undisturbed)
+    assert log.read_text().count("resuming") >= 2
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+@pytest.mark.parametrize("moment", ["save_by_name", "_commit"])
+def test_promise_05_a_rank_lost_in_a_save_leaves_the_checkpoint_before(
+    atlas: Atlas, words: list[str], tmp_path: Path, moment: str, rank: int
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    command = [*tiny_words(atlas.store, run), *words, "trainer.strategy=fsdp2"]
+    if moment == "_commit" and rank == 1:
+        pytest.skip("rank 0 alone commits")
+    codes = start_ranks(command, 2, log, die_at={rank: (moment, 2)}).join()
+    assert codes[rank] == -signal.SIGKILL
+    assert codes[1 - rank] != 0
+    assert [checkpoint.step for checkpoint in list_checkpoints(run / "checkpoints")] == [4]
+    assert train_ranks(command, 2, log) == [0, 0], log.read_text()
+    assert "from step 4 " in log.read_text()
+
+
+ELASTIC = [
+    (("ddp", 2), ("ddp", 1)),
+    (("ddp", 1), ("ddp", 2)),
+    (("ddp", 2), ("ddp", 4)),
+    (("ddp", 4), ("ddp", 2)),
+    (("fsdp2", 2), ("fsdp2", 1)),
+    (("fsdp2", 1), ("fsdp2", 2)),
+    (("fsdp2", 2), ("fsdp2", 4)),
+    (("fsdp2", 4), ("fsdp2", 2)),
+    (("ddp", 2), ("fsdp2", 4)),
+    (("fsdp2", 4), ("ddp", 1)),
+    (("ddp", 2), ("zero2", 2)),
+    (("fsdp2", 2), ("zero3", 4)),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), ELASTIC, ids=[f"{a[0]}x{a[1]}-{b[0]}x{b[1]}" for a, b in ELASTIC])
+def test_promise_04_elastic(
+    atlas: Atlas,
+    words: list[str],
+    one_process: Path,
+    tmp_path: Path,
+    before: tuple[str, int],
+    after: tuple[str, int],
+) -> None:
+    """Half of the run on some ranks, half on others: the samples of one process, and its losses to 1e-5."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    command = [*tiny_words(atlas.store, run), *words]
+    for (strategy, n_ranks), budget in ((before, ["trainer.max_steps=14"]), (after, [])):
+        codes = train_ranks([*command, f"trainer.strategy={strategy}", *budget], n_ranks, log)
+        assert codes == [0] * n_ranks, log.read_text()
+    assert "resuming" in log.read_text()
+    assert_close(run, one_process)
+
+
+@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+def test_promise_04_zero_is_elastic_by_reshard(
+    atlas: Atlas,
+    words: list[str],
+    one_process: Path,
+    tmp_path: Path,
+    strategy: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """ZeRO on two ranks goes on, after the conversion, as ZeRO on one, two and four ranks, as DDP and as FSDP2."""
+    run, log = tmp_path / "run", tmp_path / "log"
+
+    def command(run: Path, strategy: str) -> list[str]:
+        return [*tiny_words(atlas.store, run), *words, f"trainer.strategy={strategy}"]
+
+    half = [*command(run, strategy), "trainer.max_steps=14"]
+    assert train_ranks(half, 2, log) == [0, 0], log.read_text()
+    # Refused, by a line that can be copied.
+    assert train_ranks(command(run, strategy), 4, log) == [1] * 4
+    line = f"gm-train ckpt reshard {run / 'checkpoints' / 'step-00000014'}"
+    assert line in log.read_text()
+    assert train(command(run, "ddp"), log) == 1
+    assert log.read_text().count(line) >= 2
+
+    assert main(line.split()[1:]) == 0
+    assert "-> by name" in capsys.readouterr().out
+    assert main(["ckpt", "verify", str(run)]) == 0
+    (newest,) = [c for c in list_checkpoints(run / "checkpoints") if c.step == 14]
+    assert newest.form == BY_NAME
+    for other, n_ranks in ((strategy, 1), (strategy, 4), (strategy, 2), ("ddp", 2), ("fsdp2", 2), ("ddp", 1)):
+        copy = tmp_path / f"{other}x{n_ranks}"
+        shutil.copytree(run, copy)
+        assert train_ranks(command(copy, other), n_ranks, log) == [0] * n_ranks, log.read_text()
+        assert_close(copy, one_process)

@@ -1,0 +1,86 @@
+"""Promise 10: the same gradient on one rank and on many, of both losses, under every strategy."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch.distributed.checkpoint import FileSystemReader
+
+from gm_train.checkpoint import open_checkpoint
+from gm_train.rundir import METRICS, read_rows
+from tests.conftest import Atlas, tiny_words
+from tests.dist.conftest import STEPS
+from tests.faults.runs import assert_close, history, train, train_ranks
+
+
+def test_promise_10_two_ranks_train_as_one(two_ranks: tuple[str, Path], one_process: Path) -> None:
+    """Losses, gradient norm and validation of 30 steps, on the same samples."""
+    _, run = two_ranks
+    assert_close(run, one_process)
+    rows = [row for row in history(run) if "loss" in row]
+    assert len(rows) == STEPS
+    # The comparison would say little of a gradient that is never clipped or of a loss that is zero.
+    assert min(row["l_pathway"] for row in rows) > 0.1
+    assert sum(row["grad_norm"] > 1.0 for row in rows) > 3
+    assert rows[-1]["loss"] < rows[0]["loss"] - 0.1
+
+
+def test_promise_10_tokens_of_all_ranks_are_counted(two_ranks: tuple[str, Path], one_process: Path) -> None:
+    _, run = two_ranks
+    ours, theirs = (
+        [(row["tokens"], row["fill"]) for row in read_rows(path / METRICS) if "tokens" in row]
+        for path in (run, one_process)
+    )
+    assert ours == theirs
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2", "zero3"])
+def test_promise_10_four_ranks_and_uneven_shards(
+    atlas: Atlas, words: list[str], one_process: Path, tmp_path: Path, strategy: str
+) -> None:
+    """A vector of 82 genes and heads of two do not divide by four."""
+    command = [*tiny_words(atlas.store, tmp_path / "run"), *words, f"trainer.strategy={strategy}"]
+    assert train_ranks(command, 4, tmp_path / "log") == [0] * 4, (tmp_path / "log").read_text()
+    assert_close(tmp_path / "run", one_process)
+
+
+@pytest.mark.parametrize("strategy", ["fsdp2", "zero3"])
+@pytest.mark.parametrize(
+    "variant",
+    [
+        ["model.tie_output=true", "model.gate_per_layer=true"],
+        ["model.arch=mamba", "objective.language=next_token", "model.norm=none"],
+        ["model.aggregation=concat", "data.micro_rows=2"],
+    ],
+    ids=["tied", "unidirectional", "concat"],
+)
+def test_promise_10_variants_of_the_model(
+    atlas: Atlas, words: list[str], tmp_path: Path, strategy: str, variant: list[str]
+) -> None:
+    short = [*words, "trainer.max_steps=6", "optim.schedule_steps=30", "trainer.validate_every_steps=3", *variant]
+    assert train([*tiny_words(atlas.store, tmp_path / "one"), *short], tmp_path / "log") == 0
+    command = [*tiny_words(atlas.store, tmp_path / "two"), *short, f"trainer.strategy={strategy}"]
+    assert train_ranks(command, 2, tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()
+    assert_close(tmp_path / "two", tmp_path / "one")
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2", "zero3"])
+def test_bf16_computes_narrow_and_keeps_parameters_wide(
+    atlas: Atlas, words: list[str], one_process: Path, tmp_path: Path, strategy: str
+) -> None:
+    """As one process in bf16, up to rounding; the weights that are saved are float32."""
+    short = [*words, "trainer.max_steps=6", "trainer.precision=bf16"]
+    assert train([*tiny_words(atlas.store, tmp_path / "one"), *short], tmp_path / "log") == 0
+    command = [*tiny_words(atlas.store, tmp_path / "two"), *short, f"trainer.strategy={strategy}"]
+    assert train_ranks(command, 2, tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()
+    # Stage 3 adds a layer's bias after its matrix product, which rounds once more.
+    assert_close(tmp_path / "two", tmp_path / "one", tolerance=2e-2)
+    narrow, wide = history(tmp_path / "one")[0]["loss"], history(one_process)[0]["loss"]
+    assert 1e-6 < abs(narrow - wide) < 0.05
+    state = open_checkpoint(tmp_path / "two").state
+    if strategy == "zero2":
+        weights = torch.load(state / "zero" / "mp_rank_00_model_states.pt", weights_only=False)["module"]
+        assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    elif strategy != "zero3":
+        saved = FileSystemReader(state).read_metadata().state_dict_metadata
+        assert {entry.properties.dtype for name, entry in saved.items() if name.startswith("model.")} == {torch.float32}
