@@ -60,23 +60,30 @@ def test_promise_05_a_rank_lost_in_a_save_leaves_the_checkpoint_before(
     assert "from step 4 " in log.read_text()
 
 
+# From and to, and whether it takes its turn in the fast tests.
 ELASTIC = [
-    (("ddp", 2), ("ddp", 1)),
-    (("ddp", 1), ("ddp", 2)),
-    (("ddp", 2), ("ddp", 4)),
-    (("ddp", 4), ("ddp", 2)),
-    (("fsdp2", 2), ("fsdp2", 1)),
-    (("fsdp2", 1), ("fsdp2", 2)),
-    (("fsdp2", 2), ("fsdp2", 4)),
-    (("fsdp2", 4), ("fsdp2", 2)),
-    (("ddp", 2), ("fsdp2", 4)),
-    (("fsdp2", 4), ("ddp", 1)),
-    (("ddp", 2), ("zero2", 2)),
-    (("fsdp2", 2), ("zero3", 4)),
+    ("ddp", 2, "ddp", 1, True),
+    ("ddp", 1, "ddp", 2, False),
+    ("ddp", 2, "ddp", 4, False),
+    ("ddp", 4, "ddp", 2, False),
+    ("fsdp2", 2, "fsdp2", 1, False),
+    ("fsdp2", 1, "fsdp2", 2, False),
+    ("fsdp2", 2, "fsdp2", 4, True),
+    ("fsdp2", 4, "fsdp2", 2, False),
+    ("ddp", 2, "fsdp2", 4, False),
+    ("fsdp2", 4, "ddp", 1, True),
+    ("ddp", 2, "zero2", 2, True),
+    ("fsdp2", 2, "zero3", 4, False),
 ]
 
 
-@pytest.mark.parametrize(("before", "after"), ELASTIC, ids=[f"{a[0]}x{a[1]}-{b[0]}x{b[1]}" for a, b in ELASTIC])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        pytest.param((a, n), (b, m), id=f"{a}x{n}-{b}x{m}", marks=[] if fast else pytest.mark.slow)
+        for a, n, b, m, fast in ELASTIC
+    ],
+)
 def test_promise_04_elastic(
     atlas: Atlas,
     words: list[str],
@@ -95,7 +102,7 @@ def test_promise_04_elastic(
     assert_close(run, one_process)
 
 
-@pytest.mark.parametrize("strategy", ["zero2", "zero3"])
+@pytest.mark.parametrize("strategy", ["zero2", pytest.param("zero3", marks=pytest.mark.slow)])
 def test_promise_04_zero_is_elastic_by_reshard(
     atlas: Atlas,
     words: list[str],

@@ -44,6 +44,7 @@ def test_promise_10_four_ranks_and_uneven_shards(
     assert_close(tmp_path / "run", one_process)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fsdp2", "zero3"])
 @pytest.mark.parametrize(
     "variant",
@@ -64,7 +65,9 @@ def test_promise_10_variants_of_the_model(
     assert_close(tmp_path / "two", tmp_path / "one")
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2", "zero3"])
+@pytest.mark.parametrize(
+    "strategy", ["ddp", "fsdp2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zero2", "zero3"))]
+)
 def test_bf16_computes_narrow_and_keeps_parameters_wide(
     atlas: Atlas, words: list[str], one_process: Path, tmp_path: Path, strategy: str
 ) -> None:
