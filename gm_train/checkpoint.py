@@ -141,6 +141,16 @@ def latest_whole(directory: Path, before: int | None = None) -> Checkpoint | Non
     return None
 
 
+def put_back(directory: Path) -> None:
+    """Finish or undo the replacing of a checkpoint by a process that was killed in it."""
+    for path in directory.glob(f".step-*{REPLACED}"):
+        whole = path.with_name(path.name.removeprefix(".").removesuffix(REPLACED))
+        if whole.exists():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.rename(whole)
+
+
 def recover(directory: Path) -> Checkpoint | None:
     """Where a run goes on: its newest whole checkpoint, None if it has none yet.
 
@@ -152,13 +162,7 @@ def recover(directory: Path) -> Checkpoint | None:
     """
     for path in (*directory.glob(f".step-*{PARTIAL}"), *directory.glob(".reshard-*")):
         shutil.rmtree(path, ignore_errors=True)
-    for path in directory.glob(f".step-*{REPLACED}"):
-        # A process was killed while it replaced one.
-        whole = path.with_name(path.name.removeprefix(".").removesuffix(REPLACED))
-        if whole.exists():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.rename(whole)
+    put_back(directory)
     broken = []
     for path in reversed(checkpoint_directories(directory)):
         try:

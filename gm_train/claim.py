@@ -1,8 +1,8 @@
 """Who may write a run directory: one start of a run at a time.
 
-The holder keeps a lock on `.lock`. A process can outlive its job, on a node that SLURM has lost: the job's next start
-takes over by putting a new file in the place of the lock, and the process that was left behind finds, before it writes
-again, that the file is not its own.
+The holder keeps a lock on `.lock` and its name in it. A process can outlive its job, on a node that SLURM has lost: the
+job's next start takes over by putting a new file in the place of the lock, and the process that was left behind finds,
+before it writes again, that the name in it is not its own.
 """
 
 import contextlib
@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import socket
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from io import TextIOWrapper
@@ -35,17 +36,20 @@ class Start:
         host, pid: the process of rank 0.
         job: number of the SLURM job, None outside of one.
         restart: how often the job was requeued before.
+        token: random, for numbers of processes and jobs come again.
     """
 
     host: str
     pid: int
     job: str | None
     restart: int
+    token: str
 
     @classmethod
     def this(cls) -> "Start":
         env = os.environ
-        return cls(socket.gethostname(), os.getpid(), env.get("SLURM_JOB_ID"), int(env.get("SLURM_RESTART_COUNT") or 0))
+        restart = int(env.get("SLURM_RESTART_COUNT") or 0)
+        return cls(socket.gethostname(), os.getpid(), env.get("SLURM_JOB_ID"), restart, uuid.uuid4().hex)
 
     def follows(self, other: "Start") -> bool:
         """Whether this is a later start of the same job."""
@@ -59,18 +63,22 @@ class Start:
 class Claim:
     """The right to write a run directory, for as long as `check` does not raise."""
 
-    def __init__(self, path: Path, file: TextIOWrapper) -> None:
-        self._path, self._inode = path, os.fstat(file.fileno()).st_ino
+    def __init__(self, path: Path, start: Start) -> None:
+        self._path, self._start = path, start
 
     def check(self) -> None:
-        """Raise DataError if a later start of the same job has taken over."""
+        """Raise DataError if another start has taken over.
+
+        The file is opened and read: over NFS, too, that tells what is there now, where its attributes may be old.
+        """
         try:
-            own = os.stat(self._path).st_ino == self._inode
-        except FileNotFoundError:
-            own = False
-        if not own:
+            holder = _read(self._path.read_text())
+        except OSError:
+            holder = None
+        if holder != self._start:
             raise DataError(
-                f"{self._path.parent}: a later start of this job has taken over; this process writes nothing more"
+                f"{self._path.parent}: another start of this run has taken over ({holder or 'it has not said which'}); "
+                "this process writes nothing more"
             )
 
 
@@ -92,22 +100,30 @@ def claimed(directory: Path) -> Iterator[Claim]:
         this = Start.this()
         try:
             if not _lock(file, path):
-                holder = _read(file)
+                holder = _read(path.read_text())
                 if holder is None or not this.follows(holder):
-                    raise DataError(
-                        f"run.dir={directory}: another process is training into it "
-                        f"({holder or 'it has not said which'}); wait for it or choose another run.dir"
-                    )
+                    raise _in_use(directory, holder)
                 log.warning("%s: %s is still there; this start takes over", directory, holder)
                 path.unlink()
                 file = stack.enter_context(path.open("a+"))
-                _lock(file, path)
+                if not _lock(file, path):
+                    raise _in_use(directory, _read(path.read_text()))
             file.truncate(0)
             file.write(json.dumps(this.__dict__) + "\n")
             file.flush()
         except OSError as error:
             raise DataError(f"{path}: cannot be written ({error.strerror}): free space, then start again") from error
-        yield Claim(path, file)
+        claim = Claim(path, this)
+        # Another start may have put its own file there between the opening and the lock.
+        claim.check()
+        yield claim
+
+
+def _in_use(directory: Path, holder: Start | None) -> DataError:
+    return DataError(
+        f"run.dir={directory}: another process is training into it ({holder or 'it has not said which'}); wait for it "
+        "or choose another run.dir"
+    )
 
 
 def _lock(file: TextIOWrapper, path: Path) -> bool:
@@ -120,21 +136,22 @@ def _lock(file: TextIOWrapper, path: Path) -> bool:
     return True
 
 
-def _read(file: TextIOWrapper) -> Start | None:
-    file.seek(0)
+def _read(text: str) -> Start | None:
     try:
-        content: dict[str, Any] = json.loads(file.read())
-        return Start(content["host"], int(content["pid"]), content["job"], int(content["restart"]))
-    except (ValueError, KeyError, TypeError):
+        content: dict[str, Any] = json.loads(text)
+        return Start(**content)
+    except (ValueError, TypeError):
         return None
 
 
-def mark_preempted(directory: Path) -> None:
+def mark_preempted(directory: Path, claim: Claim | None) -> None:
     """Tell the batch script that this start has left as it was asked to, with its state saved.
 
     Raises:
         DataError: the disk is full or cannot be written.
     """
+    if claim is not None:
+        claim.check()
     start = Start.this()
     try:
         (directory / MARKER).write_text(f"{start.job}.{start.restart}\n")

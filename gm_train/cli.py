@@ -56,7 +56,7 @@ def _fail(error: Exception, debug: bool, code: int) -> int:
     if debug:
         traceback.print_exception(error)
     # Of an error that all ranks find, and of one that another rank has told, one message is enough.
-    if isinstance(error, OtherRankFailed) or (code == 2 and not is_first()):
+    if isinstance(error, OtherRankFailed) or (getattr(error, "everywhere", False) and not is_first()):
         return code
     print(f"gm-train: error: {error}", file=sys.stderr)
     return code

@@ -6,8 +6,9 @@ import logging
 import os
 import signal
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import torch
@@ -20,10 +21,11 @@ from data_shards.tokenizer import Tokenizer
 from gm_train.announce import announce
 from gm_train.batches import Recipe
 from gm_train.checkpoint import Checkpoint, list_checkpoints, recover
-from gm_train.claim import Claim, claimed, mark_preempted
+from gm_train.claim import MARKER, Claim, claimed, mark_preempted
 from gm_train.config import Config
 from gm_train.datamodule import CellDataModule
-from gm_train.leaving import PREEMPTIONS, Leaving
+from gm_train.leaving import Leaving
+from gm_train.local_ranks import PREEMPTIONS
 from gm_train.module import GeneMambaModule
 from gm_train.objective.pathway import PathwayIndex, read_gmt
 from gm_train.position import Position
@@ -77,7 +79,7 @@ def fit(config: Config, leaving: Leaving | None = None) -> Outcome:
     """
     ranks = find_ranks(config.trainer)
     if problems := rank_problems(config, ranks.world_size):
-        raise ConfigError(problems)
+        raise ConfigError(problems, everywhere=True)
     if not ranks.is_first:
         # Every rank would say the same.
         logging.getLogger().setLevel(logging.ERROR)
@@ -102,6 +104,7 @@ def _fit(
     checkpoint = ranks.from_first(lambda: recover(directory / "checkpoints"))
     _resolve_schedule(config, checkpoint)
     identity = identity_of(config, reader.manifest.hash, tokenizer.vocabulary.hash, tokenizer.medians_hash)
+    _refuse_differing_ranks(config, identity, ranks)
     if checkpoint is not None:
         saved = json.loads((checkpoint.path / "identity.json").read_text())
         ranks.from_first(lambda: refuse_other_identity(checkpoint.path, saved, identity))
@@ -139,13 +142,13 @@ def _fit(
             lightning.fit(module, datamodule=data)
         if leaving.agreed in PREEMPTIONS and "SLURM_JOB_ID" in os.environ:
             # At once: little time may be left.
-            ranks.from_first(lambda: mark_preempted(directory))
+            ranks.from_first(lambda: mark_preempted(directory, claim))
         status = "FINISHED" if leaving.agreed is None else "KILLED"
         if ranks.is_first:
             _report(directory)
     finally:
         if mirror:
-            mirror.finish(status)
+            mirror.finish(status, patience_s=30.0 if leaving.agreed is None else 5.0)
     newest = ranks.from_first(lambda: next(reversed(list_checkpoints(directory / "checkpoints")), None))
     if ranks.is_first:
         how = "finished" if leaving.agreed is None else f"left by {leaving.agreed.name}"
@@ -163,11 +166,41 @@ def _open(config: Config) -> tuple[StoreReader, Tokenizer, PathwayIndex | None]:
     return reader, tokenizer, _pathways(config, tokenizer)
 
 
+def _refuse_differing_ranks(config: Config, identity: dict[str, Any], ranks: Ranks) -> None:
+    """Raise DataError if ranks would train different runs, or one run for different lengths.
+
+    Nodes may have other paths to equal contents, which the identity holds the hashes of.
+    """
+    flat = {f"{section}.{key}": value for section, keys in asdict(config).items() for key, value in keys.items()}
+    own = {**flat, **identity}
+    for key in ("data.store", "objective.pathways"):
+        del own[key]
+    for rank, other in enumerate(ranks.gather(own)):
+        if ranks.is_first and other != own:
+            differing = [key for key in own if other.get(key) != own[key]]
+            lines = [f"  {key}: {own[key]!r} on rank 0, {other.get(key)!r} on rank {rank}" for key in differing]
+            error = DataError(
+                "the ranks were not given the same run:\n"
+                + "\n".join(lines)
+                + "\nlet every node see the same files, and start all ranks with the same words"
+            )
+            break
+    else:
+        error = None
+    ranks.from_first(lambda: _raise(error))
+
+
+def _raise(error: DataError | None) -> None:
+    if error is not None:
+        raise error
+
+
 def _begin(config: Config, directory: Path, position: Position, ranks: Ranks, strategy: str) -> None:
     """Bring the records to where training goes on, and note this start."""
     for name in (METRICS, SKIPPED):
         if dropped := forget_after(directory / name, position.step):
             log.info("%s: dropped %d rows behind step %d, where training goes on", name, dropped, position.step)
+    (directory / MARKER).unlink(missing_ok=True)
     write_config(directory, config)
     write_environment(directory, position.step, ranks, strategy)
 

@@ -7,12 +7,10 @@ from multiprocessing import resource_tracker
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from gm_train.local_ranks import SIGNALS
+
 if TYPE_CHECKING:  # it brings torch, which takes seconds; signals are caught before
     from gm_train.ranks import Ranks
-
-#: Of schedulers: the run is to be started again.
-PREEMPTIONS = (signal.SIGTERM, signal.SIGUSR1)
-SIGNALS = (*PREEMPTIONS, signal.SIGINT)
 
 
 class Leaving:
@@ -50,6 +48,9 @@ class Leaving:
         return self.agreed
 
     def _note(self, number: int, frame: FrameType | None) -> None:
+        # Schedulers repeat themselves; who presses Ctrl-C twice does not want to wait, for another rank, say.
+        if number == self._noted == signal.SIGINT:
+            raise KeyboardInterrupt
         if self._noted is None:
             self._noted = signal.Signals(number)
 

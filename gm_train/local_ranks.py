@@ -16,6 +16,10 @@ _PARENT = "GM_TRAIN_PARENT"
 _PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
 _PATIENCE_S = 10.0  # for ranks to end by themselves after one of them failed
 PREEMPTED = 85
+#: Of schedulers: the run is to be started again.
+PREEMPTIONS = (signal.SIGTERM, signal.SIGUSR1)
+#: What asks a run to leave.
+SIGNALS = (*PREEMPTIONS, signal.SIGINT)
 
 
 class OtherRankFailed(DataError):
@@ -36,6 +40,13 @@ def is_first() -> bool:
     return not is_launched() or int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", 0))) == 0
 
 
+def free_port() -> int:
+    """A TCP port of this machine that nothing listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def run_ranks(words: list[str], n_ranks: int) -> int:
     """Run `gm-train WORDS` as `n_ranks` ranks of this machine.
 
@@ -46,13 +57,10 @@ def run_ranks(words: list[str], n_ranks: int) -> int:
         0 if every rank returned 0, 85 if they were told to leave and saved, otherwise the code of one that failed: 128
         and the signal for one that was killed.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     threads = max(1, len(os.sched_getaffinity(0)) // n_ranks)
     shared = {
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
+        "MASTER_PORT": str(free_port()),
         "WORLD_SIZE": str(n_ranks),
         "LOCAL_WORLD_SIZE": str(n_ranks),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
@@ -66,14 +74,15 @@ def run_ranks(words: list[str], n_ranks: int) -> int:
             with contextlib.suppress(ProcessLookupError):
                 process.send_signal(number)
 
-    passed = (signal.SIGTERM, signal.SIGUSR1)
-    before = {number: signal.signal(number, pass_on) for number in passed}
-    # The terminal sends Ctrl-C to the ranks as well.
-    before[signal.SIGINT] = signal.signal(signal.SIGINT, lambda number, frame: None)
+    before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
+        # Until a rank has handlers of its own, signals wait: they neither end it nor get lost.
+        unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         for rank in range(n_ranks):
             env = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            processes.append(subprocess.Popen(command, env=env))
+            # In a session of its own: a terminal would send Ctrl-C to the ranks a second time.
+            processes.append(subprocess.Popen(command, env=env, start_new_session=True))
+        signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         return _watch(processes)
     finally:
         for process in processes:
@@ -104,10 +113,14 @@ def _watch(processes: list[subprocess.Popen[bytes]]) -> int:
     return max(codes, key=lambda code: (code not in (0, PREEMPTED), code))
 
 
-def end_with_parent() -> None:
-    """End this rank when the process that started it with `run_ranks` is gone, even by kill -9."""
+def follow_parent() -> None:
+    """What a rank that was started by `run_ranks` does once it handles signals: it takes those that wait.
+
+    It ends when that process is gone, even by kill -9. Nothing in other processes.
+    """
     parent = os.environ.get(_PARENT)
     if parent is not None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != int(parent):
             os._exit(1)

@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from data_shards.errors import DataError
 from gm_train.config import TrainerConfig
-from gm_train.local_ranks import OtherRankFailed, is_launched
+from gm_train.local_ranks import OtherRankFailed, free_port, is_launched
 from gm_train.settings import ConfigError
 
 T = TypeVar("T")
@@ -155,16 +155,15 @@ def find_ranks(trainer: TrainerConfig) -> Ranks:
             [
                 f"trainer.devices={devices}, trainer.num_nodes={nodes}: the launcher started {ranks.world_size} ranks, "
                 f"{ranks.local_size} on each node: set both to what was started, or leave them out"
-            ]
+            ],
+            everywhere=True,
         )
     return ranks
 
 
-def free_port() -> int:
-    """A TCP port of this machine that nothing listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def is_lost_connection(error: RuntimeError) -> bool:
+    """Whether an error of torch says that another rank is gone."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 @contextlib.contextmanager
@@ -206,7 +205,7 @@ def joined(ranks: Ranks, alone: bool, timeout: timedelta = _TIMEOUT) -> Iterator
         yield
         ended = True
     except RuntimeError as error:
-        if isinstance(error, dist.DistError) or "gloo" in str(error):
+        if is_lost_connection(error):
             raise DataError(
                 f"rank {ranks.global_rank} lost the connection to another rank, whose own last words say why; start "
                 "the same command again to go on from the last checkpoint"

@@ -95,8 +95,7 @@ class Recorder(L.Callback):
         result = module.last_result
         seconds = time.perf_counter() - self._clock
         self._advance(result)
-        if self._claim is not None:
-            self._claim.check()
+        if self._ranks.is_first:
             self._record(result, seconds)
         every = module.config.trainer.validate_every_steps
         if result.finite:
@@ -108,7 +107,8 @@ class Recorder(L.Callback):
             self._validate(module, trainer)
         if result.finite and self.position.step % module.config.checkpoint.every_steps == 0:
             self._save(module)
-        if self._leaving.agree(self._ranks) is not None:
+        # Behind the last step there is nothing to leave: a run that is finished is not to be started again.
+        if self.position.step < module.config.trainer.max_steps and self._leaving.agree(self._ranks) is not None:
             trainer.should_stop = True
         self._clock = time.perf_counter()
 
@@ -150,9 +150,14 @@ class Recorder(L.Callback):
         }
         if not result.finite:
             told = ("step", "position", "loss", "grad_norm", "sample_hash", "time")
-            append_row(self.directory / SKIPPED, {"event": "skipped", **{key: _json(row[key]) for key in told}})
-        append_row(self.directory / METRICS, {key: _json(value) for key, value in row.items()})
+            self._append(SKIPPED, {"event": "skipped", **{key: _json(row[key]) for key in told}})
+        self._append(METRICS, {key: _json(value) for key, value in row.items()})
         self._show(result, row["tokens_per_s"])
+
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        if self._claim is not None:
+            self._claim.check()
+        append_row(self.directory / name, row)
 
     def _show(self, result: StepResult, tokens_per_s: float) -> None:
         assert self._bar is not None
@@ -178,7 +183,7 @@ class Recorder(L.Callback):
         self._validated = self.position.step, losses["val_loss"]
         row = {"step": self.position.step, "position": self.position.cells, **losses, "time": time.time()}
         if self._ranks.is_first:
-            append_row(self.directory / METRICS, {key: _json(value) for key, value in row.items()})
+            self._append(METRICS, {key: _json(value) for key, value in row.items()})
 
     def _save(self, module: GeneMambaModule) -> None:
         # Saving gives an optimizer that has not stepped yet a state of its own, which would change later steps.
@@ -208,7 +213,7 @@ class Recorder(L.Callback):
             self._about,
             val_loss if scored else None,
             self._ranks,
-            before_commit=self._claim.check if self._claim is not None else None,
+            self._claim,
         )
         self._saved_step = self.position.step
         self._save_seconds = time.perf_counter() - begun
@@ -243,7 +248,7 @@ class Recorder(L.Callback):
         if self._ranks.is_first:
             log.warning("%s: the weights of step %d come back; the data goes on from here", count, checkpoint.step)
             row = {"event": "rollback", "step": step, "to_step": checkpoint.step, "time": time.time()}
-            append_row(self.directory / SKIPPED, row)
+            self._append(SKIPPED, row)
         # These are other weights than those that were validated, and a resume must not meet the bad steps again.
         self._validated = None
         self._save(module)

@@ -13,6 +13,7 @@ from torch import Tensor
 from data_shards.errors import DataError
 from data_shards.tokenizer import Tokenizer
 from gm_train.checkpoint import BY_NAME, Checkpoint
+from gm_train.claim import Claim
 from gm_train.model.genemamba import GeneMamba
 from gm_train.optim import build_optimizer
 from gm_train.position import Position
@@ -26,10 +27,14 @@ from gm_train.zero import MOMENTS, TAG
 _PREFIX = "model."
 
 
-def reshard(checkpoint: Checkpoint) -> Checkpoint:
+def reshard(checkpoint: Checkpoint, claim: Claim) -> Checkpoint:
     """Replace a checkpoint by one with the same weights, moments and position, under parameter names.
 
     DeepSpeed's own conversion puts the ranks' pieces together. The old form is deleted once the new one is committed.
+
+    Args:
+        checkpoint: of any form.
+        claim: the right to write its run directory.
 
     Returns:
         The checkpoint in its new form; the same one if it is under parameter names already.
@@ -47,8 +52,9 @@ def reshard(checkpoint: Checkpoint) -> Checkpoint:
     optimizer = build_optimizer(model, config.optim)
     # Beside the checkpoint, where there is room for such files.
     with tempfile.TemporaryDirectory(prefix=".reshard-", dir=checkpoint.path.parent) as folder:
-        _convert(checkpoint, Path(folder))
-        _fill(model, optimizer, Path(folder), _updates(checkpoint))
+        universal = Path(folder) / "universal"
+        _convert(checkpoint, universal)
+        _fill(model, optimizer, universal, _updates(checkpoint))
     return save_checkpoint(
         checkpoint.path.parent,
         lambda state: save_by_name(state, model, optimizer),
@@ -57,6 +63,7 @@ def reshard(checkpoint: Checkpoint) -> Checkpoint:
         About(config, identity, tokenizer, store_hash),
         checkpoint.val_loss,
         Ranks(),
+        claim,
         replace=True,
     )
 

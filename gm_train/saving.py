@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +15,11 @@ from data_shards.errors import DataError
 from data_shards.output import flush, hash_path
 from data_shards.tokenizer import Tokenizer
 from gm_train.checkpoint import COMMIT, PARTIAL, REPLACED, SCHEMA, Checkpoint, list_checkpoints
+from gm_train.claim import Claim
 from gm_train.config import Config
+from gm_train.local_ranks import OtherRankFailed
 from gm_train.position import Position
-from gm_train.ranks import Ranks
+from gm_train.ranks import Ranks, is_lost_connection
 
 T = TypeVar("T")
 
@@ -53,7 +56,7 @@ def save_checkpoint(
     about: About,
     val_loss: float | None,
     ranks: Ranks,
-    before_commit: Callable[[], None] | None = None,
+    claim: Claim | None,
     replace: bool = False,
 ) -> Checkpoint:
     """Write and commit `step-<step>` into `directory`, under another name until it is whole; by all ranks together.
@@ -66,7 +69,7 @@ def save_checkpoint(
         about: what else the checkpoint says.
         val_loss: the validation loss of these weights, if there is one.
         ranks: this process among the others.
-        before_commit: called on rank 0 just before; raises DataError if this process may not write any more.
+        claim: rank 0's right to write the run directory.
         replace: whether it takes the place of a checkpoint of the same step.
 
     Raises:
@@ -74,12 +77,22 @@ def save_checkpoint(
             this one is removed.
     """
     path = directory / f"step-{position.step:08d}"
-    partial, replaced = directory / f".{path.name}{PARTIAL}", directory / f".{path.name}{REPLACED}"
+    replaced = directory / f".{path.name}{REPLACED}"
 
-    def begin() -> None:
-        shutil.rmtree(partial, ignore_errors=True)
+    def begin() -> Path:
+        # A name of its own: a start that was left behind may be writing the same step.
+        partial = directory / f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}"
+        if claim is not None:
+            claim.check()
         partial.mkdir(parents=True)
-        about.save(partial, position)
+        try:
+            about.save(partial, position)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        return partial
+
+    partial = ranks.from_first(lambda: _or_say(path, begin))
 
     def written() -> list[str]:
         return sorted(str(file.relative_to(partial)) for file in partial.rglob("*") if file.is_file())
@@ -92,19 +105,23 @@ def save_checkpoint(
     def commit(files: dict[str, dict[str, Any]]) -> Checkpoint:
         checkpoint = Checkpoint(path, position.step, val_loss, form, ranks.world_size, files)
         _commit(partial, checkpoint)
-        if before_commit is not None:
-            before_commit()
+        if claim is not None:
+            claim.check()
         if replace:
             path.rename(replaced)
-        partial.rename(path)
+        try:
+            partial.rename(path)
+        except OSError:
+            if replace:
+                replaced.rename(path)
+            raise
         flush(directory)
         if replace:
             shutil.rmtree(replaced, ignore_errors=True)
         return checkpoint
 
     try:
-        ranks.from_first(lambda: _or_say(path, begin))
-        ranks.together(lambda: _or_say(path, lambda: write_state(partial / "state")))
+        _write(path, lambda: write_state(partial / "state"), ranks)
         names = ranks.from_first(lambda: _or_say(path, written))
         # Each rank reads its share of the files, whoever wrote them.
         own = names[ranks.global_rank :: ranks.world_size]
@@ -117,6 +134,29 @@ def save_checkpoint(
         raise
 
 
+def _write(path: Path, write_state: Callable[[], None], ranks: Ranks) -> None:
+    """Write the state, all ranks together.
+
+    Raises:
+        DataError: it could not be written. The other ranks may be waiting for this one inside of `write_state`: it must
+            end, and with it the connection to them.
+    """
+    try:
+        write_state()
+    except CheckpointException as error:
+        # torch has told every rank.
+        raise _unwritten(path, error) if ranks.is_first else OtherRankFailed("a rank could not write") from error
+    except OSError as error:
+        raise _unwritten(path, error) from error
+    except RuntimeError as error:
+        # What torch.save makes of a full disk.
+        if is_lost_connection(error):
+            raise
+        raise _unwritten(path, error) from error
+    # Waits for all, so that what they have written can be listed.
+    ranks.gather(None)
+
+
 def _or_say(path: Path, function: Callable[[], T]) -> T:
     """What `function` returns.
 
@@ -125,16 +165,20 @@ def _or_say(path: Path, function: Callable[[], T]) -> T:
     """
     try:
         return function()
-    except (OSError, CheckpointException) as error:
-        earlier = list_checkpoints(path.parent)
-        kept = f"the newest one kept is {earlier[-1].path.name}" if earlier else "there is none before it"
-        raise DataError(
-            f"{path}: the checkpoint could not be written ({_cause(error)}); {kept}. Free disk space or mend the "
-            "permissions, then start the same command again"
-        ) from error
+    except OSError as error:
+        raise _unwritten(path, error) from error
 
 
-def _cause(error: OSError | CheckpointException) -> str:
+def _unwritten(path: Path, error: OSError | RuntimeError | CheckpointException) -> DataError:
+    earlier = list_checkpoints(path.parent)
+    kept = f"the newest one kept is {earlier[-1].path.name}" if earlier else "there is none before it"
+    return DataError(
+        f"{path}: the checkpoint could not be written ({_cause(error)}); {kept}. Free disk space or mend the "
+        "permissions, then start the same command again"
+    )
+
+
+def _cause(error: OSError | RuntimeError | CheckpointException) -> str:
     """What went wrong in a line; torch wraps the error of each rank."""
     inner: BaseException = error
     if isinstance(error, CheckpointException) and error.failures:

@@ -15,9 +15,14 @@ from gm_train.config import Config
 
 
 class ConfigError(Exception):
-    """A configuration that cannot be used; the message lists every problem. Exit code 2."""
+    """A configuration that cannot be used; the message lists every problem. Exit code 2.
 
-    def __init__(self, problems: list[str]) -> None:
+    Attributes:
+        everywhere: whether every rank of a run finds the same, so that one of them need say it.
+    """
+
+    def __init__(self, problems: list[str], everywhere: bool = False) -> None:
+        self.everywhere = everywhere
         super().__init__("\n".join(["the configuration cannot be used:", *(f"  - {problem}" for problem in problems)]))
 
 

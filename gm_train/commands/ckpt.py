@@ -69,19 +69,21 @@ def run_verify(arguments: argparse.Namespace) -> int:
 
 def run_reshard(arguments: argparse.Namespace) -> int:
     from data_shards.errors import DataError
-    from gm_train.checkpoint import open_checkpoint
+    from gm_train.checkpoint import open_checkpoint, put_back
     from gm_train.claim import claimed
     from gm_train.strategies import refuse_without_deepspeed
 
-    checkpoint = open_checkpoint(arguments.path)
+    path: Path = arguments.path
+    directory = path.parent.parent if path.parent.name == "checkpoints" else path
+    if not (directory / "checkpoints").is_dir():
+        raise DataError(f"{path}: neither a run directory with checkpoints nor a checkpoint RUN/checkpoints/step-…")
     refuse_without_deepspeed("this conversion")
     from gm_train.reshard import reshard
 
-    directory = checkpoint.path.parent.parent
-    if checkpoint.path.parent.name != "checkpoints":
-        raise DataError(f"{checkpoint.path}: is not in a run directory: RUN/checkpoints/step-… is expected")
-    with claimed(directory):
-        done = reshard(checkpoint)
+    with claimed(directory) as claim:
+        put_back(directory / "checkpoints")
+        checkpoint = open_checkpoint(path)
+        done = reshard(checkpoint, claim)
     what = "is by name already" if done is checkpoint else f"{checkpoint.form} of {checkpoint.n_ranks} ranks -> by name"
     print(f"{done.path}: {what}; any strategy goes on from it, on any number of ranks")
     return 0

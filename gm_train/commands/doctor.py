@@ -41,14 +41,14 @@ def _seconds(text: str) -> float:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from gm_train.local_ranks import end_with_parent, is_launched, run_ranks
+    from gm_train.local_ranks import follow_parent, is_launched, run_ranks
     from gm_train.settings import load_config
 
     config = load_config(arguments.config) if arguments.config else None
     if config is not None and (config.trainer.devices or 1) > 1 and not is_launched():
         words = ["doctor", *arguments.config, f"--timeout={arguments.timeout}"]
         return run_ranks(words, config.trainer.devices or 1)
-    end_with_parent()
+    follow_parent()
     # A rendezvous that fails is told in a line; without this PyTorch adds the frames of its C++ code.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
     # Behind the check of the configuration: importing torch takes seconds.

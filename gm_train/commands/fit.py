@@ -12,7 +12,8 @@ example:
 A directory that holds a committed checkpoint is resumed, by the same command or by its own configuration:
   gm-train fit runs/second/config.yaml trainer.max_steps=5000
 Every setting, with its type, default and meaning: gm_train/config.py.
-SIGTERM or SIGUSR1 saves at the next step and leaves with exit code 85, Ctrl-C saves and leaves with 1.
+SIGTERM or SIGUSR1 saves at the next step and leaves with exit code 85, Ctrl-C saves and leaves with 1,
+once more ends at once.
 Several ranks: trainer.devices=2 starts them on this machine; under srun or torchrun every task is a rank.
 """
 
@@ -31,15 +32,15 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(arguments: argparse.Namespace) -> int:
     from gm_train.leaving import Leaving
-    from gm_train.local_ranks import PREEMPTED, end_with_parent, is_launched, run_ranks
+    from gm_train.local_ranks import PREEMPTED, follow_parent, is_launched, run_ranks
     from gm_train.settings import load_config
 
     config = load_config(arguments.config)
     if (config.trainer.devices or 1) > 1 and not is_launched():
         return run_ranks(["fit", *arguments.config], config.trainer.devices or 1)
-    end_with_parent()
     leaving = Leaving()
     leaving.install()
+    follow_parent()
     try:
         # Behind the check of the configuration: importing torch takes seconds.
         from gm_train.fit import fit

@@ -1,13 +1,14 @@
 """What a test does to a rank before it trains; functions of a module, so that another process can call them."""
 
+import math
 import os
 from typing import Any
 
 import torch
 
 
-def poison_rank_1() -> None:
-    """Micro-batches of three steps of rank 1 alone lose their numbers; with an infinite loss and a finite gradient."""
+def _poison(values: dict[int, float]) -> None:
+    """Give the L_lang of some micro-batches (counted from 0, validation left out) other values, on rank 1 alone."""
     if os.environ["RANK"] != "1":
         return
     import gm_train.module as module
@@ -19,14 +20,22 @@ def poison_rank_1() -> None:
         lang, pathway = real(model, batch, temperature)
         if torch.is_grad_enabled():
             calls += 1
-            # Two micro-batches a step: the first one of step 4, the last one of step 7, and both of step 9.
-            if calls == 6:
-                lang = lang * float("nan")
-            elif calls in (13, 16, 17):
-                lang = lang + float("inf")
+            if calls in values:
+                # An infinity that is added leaves the gradient finite; NaN as a factor does not.
+                lang = lang * values[calls] if math.isnan(values[calls]) else lang + values[calls]
         return lang, pathway
 
     module.loss_sums = poisoned
+
+
+def poison_rank_1() -> None:
+    """With two micro-batches a step: the first one of step 4, the last one of step 7, both of step 9."""
+    _poison({6: math.nan, 13: math.inf, 16: math.inf, 17: math.inf})
+
+
+def poison_steps_6_to_8_of_rank_1() -> None:
+    """Three steps in a row lose their numbers."""
+    _poison({10: math.nan, 12: math.nan, 14: math.nan})
 
 
 def lose_the_store_on_rank_1() -> None:
@@ -35,24 +44,42 @@ def lose_the_store_on_rank_1() -> None:
         import gm_train.fit as fit
 
         real = fit.StoreReader
-        fit.StoreReader = lambda path, *rest: real(f"{path}-elsewhere", *rest)  # type: ignore[misc,assignment]
+        fit.StoreReader = lambda path, *rest: real(f"{path}.not-here", *rest)  # type: ignore[misc,assignment]
+
+
+def another_seed_on_rank_1() -> None:
+    """Rank 1 was given other words."""
+    if os.environ["RANK"] == "1":
+        import gm_train.settings as settings
+
+        real = settings.load_config
+        settings.load_config = lambda words: real([*words, "run.seed=1"])
 
 
 def fill_the_disk_on_rank_1() -> None:
-    """Rank 1 cannot write its part of the second checkpoint."""
-    if os.environ["RANK"] == "1":
-        import gm_train.strategies as strategies
+    """Rank 1 cannot write its part of the second checkpoint, while the others write theirs."""
+    if os.environ["RANK"] != "1":
+        return
+    from torch.distributed.checkpoint.filesystem import FileSystemWriter
 
-        real, calls = strategies.save_by_name, 0
+    if "zero" not in os.environ["GM_TEST_STRATEGY"]:
+        home, name, error = FileSystemWriter, "write_data", OSError(28, "No space left on device")
+    else:
+        # What torch.save raises of a full disk.
+        from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
-        def full(*words: Any) -> None:
-            nonlocal calls
-            calls += 1
-            real(*words)
-            if calls == 2:
-                raise OSError(28, "No space left on device")
+        home, name, error = TorchCheckpointEngine, "save", RuntimeError("[enforce fail] No space left on device")
+    real, calls = getattr(home, name), 0
 
-        strategies.save_by_name = full
+    def full(*words: Any, **more: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        # DeepSpeed's rank 1 writes one file of stage 2 in a save, two of stage 3.
+        if calls > (2 if os.environ["GM_TEST_STRATEGY"] == "zero3" else 1):
+            raise error
+        return real(*words, **more)
+
+    setattr(home, name, full)
 
 
 def forget_deepspeed() -> None:
@@ -61,22 +88,3 @@ def forget_deepspeed() -> None:
 
     real = importlib.util.find_spec
     importlib.util.find_spec = lambda name, *rest: None if name == "deepspeed" else real(name, *rest)
-
-
-def poison_steps_6_to_8_of_rank_1() -> None:
-    """Three steps in a row lose their numbers on rank 1."""
-    if os.environ["RANK"] == "1":
-        import gm_train.module as module
-
-        real, calls = module.loss_sums, -1
-
-        def poisoned(model: Any, batch: Any, temperature: float) -> Any:
-            nonlocal calls
-            lang, pathway = real(model, batch, temperature)
-            if torch.is_grad_enabled():
-                calls += 1
-                if calls // 2 in (5, 6, 7):
-                    lang = lang * float("nan")
-            return lang, pathway
-
-        module.loss_sums = poisoned

@@ -1,8 +1,11 @@
 """Promise 4 on many ranks: bit for bit on the same number, the same samples on any other."""
 
+import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -19,15 +22,14 @@ def wait_for(run: Path, n_rows: int, ranks: RankProcesses) -> None:
         time.sleep(0.01)
 
 
-@pytest.mark.parametrize("seed", [0])
 def test_promise_04_killed_ranks_go_on_bit_for_bit(
-    atlas: Atlas, words: list[str], two_ranks: tuple[str, Path], tmp_path: Path, seed: int
+    atlas: Atlas, words: list[str], two_ranks: tuple[str, Path], tmp_path: Path
 ) -> None:
     """kill -9 of one rank at random steps, three times, with loader workers; then to the end."""
     strategy, undisturbed = two_ranks
     run, log = tmp_path / "run", tmp_path / "log"
     command = [*tiny_words(atlas.store, run), *words, f"trainer.strategy={strategy}"]
-    rng = random.Random(f"{strategy} {seed}")
+    rng = random.Random(strategy)
     for kill in range(3):
         # Starting loader processes takes seconds: they are on in one start of each run.
         workers = ["data.workers=1"] if kill == 1 else []
@@ -136,3 +138,17 @@ def test_promise_04_zero_is_elastic_by_reshard(
         shutil.copytree(run, copy)
         assert train_ranks(command(copy, other), n_ranks, log) == [0] * n_ranks, log.read_text()
         assert_close(copy, one_process)
+
+
+@pytest.mark.slow
+def test_torchrun_starts_ranks(atlas: Atlas, words: list[str], one_process: Path, tmp_path: Path) -> None:
+    """Its variables are read; it tells 1 of ranks that leave with 85."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "gm_train.cli",
+        "fit", *tiny_words(atlas.store, tmp_path / "run"), *words,
+    ]  # fmt: skip
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ranks: 2 on 1 node" in done.stdout
+    assert_close(tmp_path / "run", one_process)

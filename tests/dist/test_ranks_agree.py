@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from gm_train.checkpoint import list_checkpoints
+from gm_train.cli import main
 from gm_train.rundir import SKIPPED, read_rows
 from tests.conftest import Atlas, tiny_words
 from tests.dist import hooks
@@ -90,21 +91,42 @@ def test_an_error_of_one_rank_ends_all_with_one_message(atlas: Atlas, words: lis
     command = [*tiny_words(atlas.store, run), *words]
     assert train_ranks(command, 2, log, prepare=hooks.lose_the_store_on_rank_1) == [1, 1]
     assert log.read_text().count("gm-train: error") == 1
-    assert "no store" in log.read_text() or "elsewhere" in log.read_text()
+    assert "store.zarr.not-here: no such store" in log.read_text()
     assert not (run / "metrics.jsonl").exists()
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_promise_05_a_full_disk_on_one_rank_leaves_the_checkpoint_before(
-    atlas: Atlas, words: list[str], tmp_path: Path
+    atlas: Atlas, words: list[str], tmp_path: Path, strategy: str
 ) -> None:
+    """No rank waits for the one that could not write."""
     run, log = tmp_path / "run", tmp_path / "log"
-    command = [*tiny_words(atlas.store, run), *words, "trainer.strategy=fsdp2"]
-    assert train_ranks(command, 2, log, prepare=hooks.fill_the_disk_on_rank_1) == [1, 1]
+    command = [*tiny_words(atlas.store, run), *words, f"trainer.strategy={strategy}", "trainer.max_steps=10"]
+    env = {"GM_TEST_STRATEGY": strategy}
+    assert train_ranks(command, 2, log, prepare=hooks.fill_the_disk_on_rank_1, env=env) == [1, 1]
     assert "step-00000008: the checkpoint could not be written" in log.read_text()
     assert "No space left" in log.read_text()
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000004"]
+    assert [checkpoint.step for checkpoint in list_checkpoints(run / "checkpoints")] == [4]
     assert train_ranks(command, 2, log) == [0, 0]
     assert "from step 4 " in log.read_text()
+    assert not list((run / "checkpoints").glob(".*"))
+
+
+def test_ranks_that_were_given_different_runs_are_refused(atlas: Atlas, words: list[str], tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    command = [*tiny_words(atlas.store, run), *words]
+    assert train_ranks(command, 2, log, prepare=hooks.another_seed_on_rank_1) == [1, 1]
+    assert log.read_text().count("run.seed: 0 on rank 0, 1 on rank 1") == 1
+    assert not (run / "checkpoints").exists()
+
+
+def test_a_configuration_that_one_rank_cannot_read_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["fit", str(tmp_path / "missing.yaml")]) == 2
+    assert "missing.yaml: cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -173,7 +195,7 @@ def ranks_of(pid: int) -> list[int]:
 
 
 def test_ranks_of_one_machine_start_leave_and_end_together(atlas: Atlas, words: list[str], tmp_path: Path) -> None:
-    """A signal to the process that was started; then kill -9 of one rank; then kill -9 of that process itself."""
+    """A signal to the process that was started, at once and later; kill -9 of one rank; then of that process itself."""
     run = tmp_path / "run"
     command = [*tiny_words(atlas.store, run), *words, "trainer.devices=2", "trainer.max_steps=5000"]
 
@@ -187,6 +209,19 @@ def test_ranks_of_one_machine_start_leave_and_end_together(atlas: Atlas, words: 
     process.send_signal(signal.SIGUSR1)
     assert process.wait(60) == 85, (tmp_path / "log").read_text()
     assert list_checkpoints(run / "checkpoints")[-1].step == max(row["step"] for row in history(run))
+
+    # While the ranks import what they need, a signal waits for their handlers.
+    process = supervised(tmp_path, command)
+    while len(ranks_of(process.pid)) < 2:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(60) == 85, (tmp_path / "log").read_text()
+
+    process = supervised(tmp_path, command)
+    wait(process, 5)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(60) == 1
+    assert "left by SIGINT" in (tmp_path / "log").read_text()
 
     process = supervised(tmp_path, command)
     wait(process, 5)

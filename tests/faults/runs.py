@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gm_train.ranks import free_port
+from gm_train.local_ranks import free_port
 from gm_train.rundir import METRICS, read_rows
 
 _CONTEXT = multiprocessing.get_context("forkserver")
@@ -129,6 +129,7 @@ def start_ranks(
     log: Path,
     prepare: Callable[[], None] | None = None,
     die_at: dict[int, tuple[str, int]] | None = None,
+    env: dict[str, str] | None = None,
 ) -> RankProcesses:
     """Start `gm-train fit` as ranks of one run; `die_at` names the ranks that are to be killed in a save."""
     common = {
@@ -139,14 +140,20 @@ def start_ranks(
     }
     processes = []
     for rank in range(n_ranks):
-        env = common | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        processes.append(start(words, log, die_at=(die_at or {}).get(rank), env=env, prepare=prepare))
+        own = common | (env or {}) | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        processes.append(start(words, log, die_at=(die_at or {}).get(rank), env=own, prepare=prepare))
     return RankProcesses(processes)
 
 
-def train_ranks(words: list[str], n_ranks: int, log: Path, prepare: Callable[[], None] | None = None) -> list[Any]:
+def train_ranks(
+    words: list[str],
+    n_ranks: int,
+    log: Path,
+    prepare: Callable[[], None] | None = None,
+    env: dict[str, str] | None = None,
+) -> list[Any]:
     """`gm-train fit` on ranks to its end; returns their exit codes."""
-    return start_ranks(words, n_ranks, log, prepare).join()
+    return start_ranks(words, n_ranks, log, prepare, env=env).join()
 
 
 def history(run: Path) -> list[dict[str, Any]]:

@@ -53,18 +53,17 @@ class Job:
 
     def ranks(self, restart: int = 0) -> dict[int, int]:
         """The processes of the ranks of one start, once they run Python, by rank."""
-        found = {}
-        words = [f"SLURM_JOB_ID={self.number}"] + ([f"SLURM_RESTART_COUNT={restart}"] if restart else [])
-        for pid in self.slurm.cluster.processes(*words):
-            with contextlib.suppress(OSError):
+        found: dict[int, tuple[int, int]] = {}
+        for pid in self.slurm.processes(self.number):
+            with contextlib.suppress(OSError):  # it has ended
+                words = Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
+                variables = dict(word.partition("=")[::2] for word in words)
                 command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-                environment = Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
-                variables = dict(word.partition("=")[::2] for word in environment)
-                if command[1:4] != ["-m", "gm_train.cli", "fit"]:
-                    continue
-                if int(variables.get("SLURM_RESTART_COUNT", 0)) == restart:
-                    found[int(variables["SLURM_PROCID"])] = pid
-        return found
+                trains = command[1:4] == ["-m", "gm_train.cli", "fit"]
+                if trains and int(variables.get("SLURM_RESTART_COUNT", 0)) == restart:
+                    found[pid] = int(variables["SLURM_PROCID"]), int(_status(pid)["PPid"])
+        # The loader workers of a rank are copies of it.
+        return {rank: pid for pid, (rank, parent) in found.items() if parent not in found}
 
     def wait_for_step(self, step: int) -> None:
         poll(lambda: self.step() >= step or self.slurm.state(self.number) == "FAILED", PATIENCE, self.said)

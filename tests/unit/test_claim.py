@@ -7,12 +7,17 @@ import signal
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from data_shards.errors import DataError
 from gm_train.claim import MARKER, Claim, Start, claimed, mark_preempted
+from tests.conftest import Atlas, tiny_words
+from tests.faults.runs import history, start
 
 HOLDS = """
 import sys, time
@@ -21,6 +26,20 @@ from gm_train.claim import claimed
 with claimed(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
+"""
+
+Become = Callable[..., None]
+FULL = """
+import resource, sys
+from pathlib import Path
+from data_shards.errors import DataError
+from gm_train.claim import claimed
+resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+try:
+    with claimed(Path(sys.argv[1])):
+        pass
+except DataError as error:
+    print(error)
 """
 
 
@@ -36,37 +55,30 @@ def run(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def become(monkeypatch: pytest.MonkeyPatch) -> "type[Become]":
-    Become.monkeypatch = monkeypatch
-    return Become
-
-
-class Become:
+def become(monkeypatch: pytest.MonkeyPatch) -> Become:
     """Makes this process a start of a job, as SLURM's variables tell it."""
 
-    monkeypatch: pytest.MonkeyPatch
-
-    def __init__(self, job: int | None, restart: int = 0) -> None:
+    def become(job: int | None, restart: int = 0) -> None:
         # SLURM sets the count from the first restart on.
         for name, value in (("SLURM_JOB_ID", job), ("SLURM_RESTART_COUNT", restart or None)):
             if value is None:
-                self.monkeypatch.delenv(name, raising=False)
+                monkeypatch.delenv(name, raising=False)
             else:
-                self.monkeypatch.setenv(name, str(value))
+                monkeypatch.setenv(name, str(value))
+
+    return become
 
 
-def holds(run: Path, **variables: str) -> "subprocess.Popen[str]":
+def holds(run: Path) -> "subprocess.Popen[str]":
     """Another process that holds a run directory until it is killed."""
-    process = subprocess.Popen(
-        [sys.executable, "-c", HOLDS, str(run)], env=os.environ | variables, stdout=subprocess.PIPE, text=True
-    )
+    process = subprocess.Popen([sys.executable, "-c", HOLDS, str(run)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
     return process
 
 
 def end(process: "subprocess.Popen[str]") -> None:
-    process.kill()
+    process.send_signal(signal.SIGKILL)
     process.communicate()
 
 
@@ -84,7 +96,7 @@ def test_only_a_later_start_of_the_same_job_follows(
     assert Start("here", 1, *this).follows(Start("there", 2, *other)) is follows
 
 
-def test_this_start_is_what_slurm_says(become: type[Become]) -> None:
+def test_this_start_is_what_slurm_says(become: Become) -> None:
     assert Start.this() == Start(socket.gethostname(), os.getpid(), None, 0)
     become(12)
     assert Start.this() == Start(socket.gethostname(), os.getpid(), "12", 0)
@@ -110,7 +122,7 @@ def test_a_claim_is_for_as_long_as_it_is_held(run: Path) -> None:
     ],
 )  # fmt: skip
 def test_others_are_refused_and_told_who_holds_it(
-    run: Path, become: type[Become], held: tuple[int | None, int], asks: tuple[int | None, int]
+    run: Path, become: Become, held: tuple[int | None, int], asks: tuple[int | None, int]
 ) -> None:
     become(*held)
     with claimed(run) as claim:
@@ -125,7 +137,7 @@ def test_others_are_refused_and_told_who_holds_it(
 
 
 def test_the_next_start_takes_over_from_one_that_still_lives(
-    run: Path, become: type[Become], caplog: pytest.LogCaptureFixture
+    run: Path, become: Become, caplog: pytest.LogCaptureFixture
 ) -> None:
     become(7)
     with claimed(run) as first:
@@ -151,7 +163,7 @@ def test_the_next_start_takes_over_from_one_that_still_lives(
         first.check()
 
 
-def test_what_is_left_of_the_old_start_does_not_free_the_new_one(run: Path, become: type[Become]) -> None:
+def test_what_is_left_of_the_old_start_does_not_free_the_new_one(run: Path, become: Become) -> None:
     """The process that was left behind ends later, or earlier, than it could do harm."""
     become(7)
     old = holds(run)
@@ -165,13 +177,12 @@ def test_what_is_left_of_the_old_start_does_not_free_the_new_one(run: Path, beco
 
 
 @pytest.mark.parametrize("job", [None, 8])
-def test_a_killed_process_holds_nothing(run: Path, become: type[Become], job: int | None) -> None:
+def test_a_killed_process_holds_nothing(run: Path, become: Become, job: int | None) -> None:
     become(7)
     old = holds(run)
     become(job)
     with pytest.raises(DataError, match=f"process {old.pid} on .*, job 7, restart 0"), claimed(run):
         pass
-    old.send_signal(signal.SIGKILL)
     end(old)
     with claimed(run) as claim:
         claim.check()
@@ -185,9 +196,7 @@ def test_a_lock_that_somebody_deleted_is_lost(run: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '"7"', '{"host": "n1"}', '{"pid": "x"}', "\x00" * 40])
-def test_a_damaged_lock_stops_only_who_would_have_to_trust_it(
-    run: Path, become: type[Become], content: str
-) -> None:
+def test_a_damaged_lock_stops_only_who_would_have_to_trust_it(run: Path, become: Become, content: str) -> None:
     """Nobody takes over from a holder that is not known; a lock that nobody holds is simply written anew."""
     run.mkdir(parents=True)
     (run / ".lock").write_text(content)
@@ -204,37 +213,64 @@ def test_a_damaged_lock_stops_only_who_would_have_to_trust_it(
 
 def test_a_directory_that_cannot_be_written(run: Path, tmp_path: Path) -> None:
     (run / ".lock").mkdir(parents=True)
-    with pytest.raises(DataError, match="cannot be written .*: choose another run.dir"), claimed(run):
+    with pytest.raises(DataError, match=r"cannot be written .*: choose another run.dir"), claimed(run):
         pass
     (tmp_path / "file").write_text("")
-    with pytest.raises(DataError, match="cannot be written .*: choose another run.dir"), claimed(tmp_path / "file/run"):
+    with (
+        pytest.raises(DataError, match=r"cannot be written .*: choose another run.dir"),
+        claimed(tmp_path / "file/run"),
+    ):
         pass
 
 
+@pytest.mark.xfail(strict=True, reason="closing the file tries to write again, and that error is the one that is told")
 def test_a_full_disk(run: Path) -> None:
-    """In a process of its own, since the limit stays."""
-    code = (
-        "import resource, sys\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))\n"
-        "from gm_train.cli import main\n"
-        "import gm_train.commands.fit as fit\n"
-        "from gm_train.claim import claimed\n"
-        "from pathlib import Path\n"
-        "def run(arguments):\n"
-        "    with claimed(Path(sys.argv[1])):\n"
-        "        return 0\n"
-        "fit.run = run\n"
-        "sys.exit(main(['fit', 'x']))\n"
+    done = subprocess.run([sys.executable, "-c", FULL, str(run)], capture_output=True, text=True)
+    assert done.stdout == f"{run}/.lock: cannot be written (File too large): free space, then start again\n", (
+        done.stderr
     )
-    done = subprocess.run([sys.executable, "-c", code, str(run)], capture_output=True, text=True)
-    assert done.returncode == 1
-    assert f"gm-train: error: {run}/.lock: cannot be written (File too large): free space" in done.stderr
+
+
+def _wait_when_validated() -> None:
+    import gm_train.recorder
+
+    real = gm_train.recorder.validation_losses
+
+    def slow(*arguments: Any) -> Any:
+        losses = real(*arguments)
+        folder = Path(os.environ["HELD_IN"])
+        (folder / "held").touch()
+        while not (folder / "go").exists():
+            time.sleep(0.01)
+        return losses
+
+    gm_train.recorder.validation_losses = slow
+
+
+@pytest.mark.xfail(strict=True, reason="the row of a validation is written without a look at the claim")
+def test_a_start_that_was_replaced_while_it_validated_writes_nothing_more(atlas: Atlas, tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    words = tiny_words(atlas.store, run)
+    job = {"SLURM_JOB_ID": "7", "HELD_IN": str(tmp_path)}
+    old = start(words, log, env=job, prepare=_wait_when_validated)
+    try:
+        while old.is_alive() and not (tmp_path / "held").exists():
+            time.sleep(0.01)
+        new = start(words, log, env=job | {"SLURM_RESTART_COUNT": "1"})
+        new.join()
+        assert new.exitcode == 0, log.read_text()
+        finished = history(run)
+        (tmp_path / "go").touch()
+        old.join()
+    finally:
+        old.kill()
+    assert old.exitcode == 1, log.read_text()
+    assert "this process writes nothing more" in log.read_text()
+    assert history(run) == finished
 
 
 @pytest.mark.parametrize(("job", "restart", "text"), [(7, 0, "7.0\n"), (7, 12, "7.12\n")])
-def test_the_marker_names_the_start(
-    tmp_path: Path, become: type[Become], job: int, restart: int, text: str
-) -> None:
+def test_the_marker_names_the_start(tmp_path: Path, become: Become, job: int, restart: int, text: str) -> None:
     (tmp_path / MARKER).write_text("of an earlier start, and longer")
     become(job, restart)
     mark_preempted(tmp_path)

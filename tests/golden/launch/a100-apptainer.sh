@@ -55,8 +55,8 @@ unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_ADDR=$(scontrol show node -o "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
 export MASTER_ADDR=${MASTER_ADDR:-$first}
-# 20000 to 29999, below the ports that Linux gives to clients. Jobs that share a node differ, and so do the starts of
-# one job: a process that outlived the last start does not answer to this one.
+# 20000 to 29999, below the ports that Linux gives to clients. Jobs that share a node nearly always differ, and so do the
+# starts of one job: a process that outlived the last start does not answer to this one.
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 1000 * 10 + restart % 10))
 say "rendezvous at $MASTER_ADDR:$MASTER_PORT"
 
@@ -72,9 +72,10 @@ task='trap "" USR1; echo "== job $SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0} on $SLU
 # --cpus-per-task: srun does not take it over from sbatch since SLURM 22.05.
 # --kill-on-bad-exit: when one rank fails, the others would only wait for it.
 # --wait=0: ranks that finish first do not hurry rank 0, which may still be writing.
+# --export=ALL: the variables above reach the ranks also where the job was submitted with --export=NONE.
 # --output: one log for each rank (%t), rank 0's the one to read; later starts of the job write below it.
 srun --ntasks=4 --ntasks-per-node=4 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
-    --kill-on-bad-exit=1 --wait=0 \
+    --kill-on-bad-exit=1 --wait=0 --export=ALL \
     --output=/scratch/runs/genemamba-66m/logs/%j-%t.out --open-mode=append \
     bash -c "$task" rank "${command[@]}"
 code=$?
