@@ -109,8 +109,8 @@ def claimed(directory: Path) -> Iterator[Claim]:
                 if not _lock(file, path):
                     raise _in_use(directory, _read(path.read_text()))
             file.truncate(0)
-            file.write(json.dumps(this.__dict__) + "\n")
-            file.flush()
+            # Not through a buffer, which would try once more when the file is closed.
+            os.write(file.fileno(), (json.dumps(this.__dict__) + "\n").encode())
         except OSError as error:
             raise DataError(f"{path}: cannot be written ({error.strerror}): free space, then start again") from error
         claim = Claim(path, this)

@@ -53,8 +53,8 @@ export NCCL_IB_HCA='=mlx5_0,mlx5_1,mlx5_2,mlx5_3'
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_ADDR=$(scontrol show node -o "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
 export MASTER_ADDR=${MASTER_ADDR:-$first}
-# 20000 to 29999, below the ports that Linux gives to clients. Jobs that share a node nearly always differ, and so do the
-# starts of one job: a process that outlived the last start does not answer to this one.
+# 20000 to 29999, below the ports that Linux gives to clients. Jobs that share a node nearly always differ, and so do
+# the starts of one job: a process that outlived the last start does not answer to this one.
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 1000 * 10 + restart % 10))
 say "rendezvous at $MASTER_ADDR:$MASTER_PORT"
 
