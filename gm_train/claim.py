@@ -66,19 +66,26 @@ class Claim:
     def __init__(self, path: Path, start: Start) -> None:
         self._path, self._start = path, start
 
-    def check(self) -> None:
-        """Raise DataError if another start has taken over.
+    def holder(self) -> Start | None:
+        """Who the file names; None if it says nothing that can be read.
 
-        The file is opened and read: over NFS, too, that tells what is there now, where its attributes may be old.
+        It is opened and read each time: over NFS, too, that tells what is there now, where attributes may be old.
         """
         try:
-            holder = _read(self._path.read_text())
+            return _read(self._path.read_text())
         except OSError:
-            holder = None
-        if holder != self._start:
+            return None
+
+    def holds(self) -> bool:
+        """Whether it is still this start."""
+        return self.holder() == self._start
+
+    def check(self) -> None:
+        """Raise DataError if another start has taken over."""
+        if not self.holds():
             raise DataError(
-                f"{self._path.parent}: another start of this run has taken over ({holder or 'it has not said which'}); "
-                "this process writes nothing more"
+                f"{self._path.parent}: another start of this run has taken over "
+                f"({self.holder() or 'it has not said which'}); this process writes nothing more"
             )
 
 

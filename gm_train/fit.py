@@ -147,7 +147,8 @@ def _fit(
         if ranks.is_first:
             _report(directory)
     finally:
-        if mirror:
+        # The MLflow run is another start's by now, if that has taken over.
+        if mirror and (claim is None or claim.holds()):
             mirror.finish(status, patience_s=30.0 if leaving.agreed is None else 5.0)
     newest = ranks.from_first(lambda: next(reversed(list_checkpoints(directory / "checkpoints")), None))
     if ranks.is_first:
@@ -172,27 +173,21 @@ def _refuse_differing_ranks(config: Config, identity: dict[str, Any], ranks: Ran
     Nodes may have other paths to equal contents, which the identity holds the hashes of.
     """
     flat = {f"{section}.{key}": value for section, keys in asdict(config).items() for key, value in keys.items()}
-    own = {**flat, **identity}
-    for key in ("data.store", "objective.pathways"):
-        del own[key]
-    for rank, other in enumerate(ranks.gather(own)):
-        if ranks.is_first and other != own:
-            differing = [key for key in own if other.get(key) != own[key]]
-            lines = [f"  {key}: {own[key]!r} on rank 0, {other.get(key)!r} on rank {rank}" for key in differing]
-            error = DataError(
-                "the ranks were not given the same run:\n"
-                + "\n".join(lines)
-                + "\nlet every node see the same files, and start all ranks with the same words"
-            )
-            break
-    else:
-        error = None
-    ranks.from_first(lambda: _raise(error))
+    own = {key: value for key, value in (flat | identity).items() if key not in ("data.store", "objective.pathways")}
+    everyone = ranks.gather(own)
 
+    def compare() -> None:
+        for rank, other in enumerate(everyone):
+            differing = [key for key in own if other[key] != own[key]]
+            if differing:
+                lines = [f"  {key}: {own[key]!r} on rank 0, {other[key]!r} on rank {rank}" for key in differing]
+                raise DataError(
+                    "the ranks were not given the same run:\n"
+                    + "\n".join(lines)
+                    + "\nlet every node see the same files, and start all ranks with the same words"
+                )
 
-def _raise(error: DataError | None) -> None:
-    if error is not None:
-        raise error
+    ranks.from_first(compare)
 
 
 def _begin(config: Config, directory: Path, position: Position, ranks: Ranks, strategy: str) -> None:

@@ -90,9 +90,9 @@ class Job:
         """Wait until the job was requeued so many times, and let it start."""
         self.slurm.start_now(self.number, restarts, PATIENCE)
 
-    def halt(self, restart: int = 0) -> int:
-        """Stop all ranks of a start, wherever they are; returns the last step that they recorded."""
-        ranks = self.ranks(restart)
+    def halt(self, *only: int, restart: int = 0) -> int:
+        """Stop all ranks of a start, or only some, wherever they are; returns the last step that they recorded."""
+        ranks = {rank: pid for rank, pid in self.ranks(restart).items() if rank in only or not only}
         assert ranks, f"no ranks of start {restart + 1}\n{self}"
         for pid in ranks.values():
             os.kill(pid, signal.SIGSTOP)

@@ -65,7 +65,7 @@ def start(here: None, slurm: Slurm, atlas: Atlas, tmp_path: Path) -> Launch:
 
 def tell(job: Job, who: str, restart: int = 0) -> int:
     """Give USR1 to all ranks, or to one, while none can go on. Returns the last step before it."""
-    step = job.halt(restart)
+    step = job.halt(restart=restart)
     if who == "all":
         job.slurm.scancel("--signal=USR1", job.number)
         job.wait_for_usr1(0, 1, restart=restart)
@@ -81,16 +81,16 @@ def test_promise_06_told_to_leave_and_back(start: Launch, undisturbed: Path, tmp
     mlflow = who == "all"
     job = start(*(["tracking.mlflow=auto"] if mlflow else []))
     job.wait_for_step(3)
+    if mlflow:
+        job.halt(1)  # rank 0 waits for it, and MLflow takes its time
+        poll((job.run / "tracking.json").exists, PATIENCE, lambda: f"no MLflow run\n{job}")
     step = tell(job, who)
     job.wait_for_requeue(1)
     assert (job.run / MARKER).read_text() == f"{job.number}.0\n"
     saved = job.saved()
     assert saved in ([step], [step + 1])
     assert "and saved: back into the queue, restart 1 of at most 100" in job.said("batch")
-    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}") if mlflow else None
-    if client:
-        run_id = json.loads((job.run / "tracking.json").read_text())["run_id"]
-        assert client.get_run(run_id).info.status == "KILLED"
+    run_id = json.loads((job.run / "tracking.json").read_text())["run_id"] if mlflow else None
     job.come_back(1)
     job.wait("COMPLETED")
     assert history(job.run) == history(undisturbed)
@@ -98,7 +98,8 @@ def test_promise_06_told_to_leave_and_back(start: Launch, undisturbed: Path, tmp
         (str(job.number), 0, 2),
         (str(job.number), saved[0], 2),
     ]
-    if client:
+    if mlflow:
+        client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
         experiment = client.get_experiment_by_name("gm-train")
         assert experiment is not None
         (found,) = client.search_runs([experiment.experiment_id])
@@ -251,11 +252,12 @@ def test_ranks_that_outlived_their_job_write_nothing_more(slurm: Slurm, start: L
     poll(lambda: len(job.starts()) == 2, PATIENCE, lambda: f"no second start\n{job}")
     job.wait_for_step(saved + 1)
     job.halt(restart=1)
+    new = job.ranks(restart=1)
     assert slurm.field(job.number, "BatchHost") != node
     before = {path: path.read_bytes() for path in job.run.rglob("*") if path.is_file() and "logs" not in path.parts}
     job.go_on()
     poll(lambda: not job.ranks(), PATIENCE, lambda: f"{old} go on from {step}\n{job}")
-    assert "a later start of this job has taken over; this process writes nothing more" in job.said("0")
+    assert f"another start of this run has taken over (process {new[0]} on" in job.said("0")
     after = {path: path.read_bytes() for path in job.run.rglob("*") if path.is_file() and "logs" not in path.parts}
     assert after == before
     job.go_on(restart=1)
