@@ -35,7 +35,12 @@ _HINTS = {
     "nodes that are down, which count as not there",
     "unrecognized option": "cluster.sbatch: `man sbatch` lists the options",
     "contact": "the controller does not answer: `scontrol ping`",
+    "configuration source": "no SLURM is set up here: is this a login node? After `make slurm`: `export SLURM_CONF=…`",
 }
+
+
+class QueueUnknown(DataError):
+    """SLURM did not say what is in its queue."""
 
 
 def next_number(run_dir: Path) -> int:
@@ -49,7 +54,7 @@ def warnings(config: Config) -> list[str]:
     found = []
     run_dir = Path(config.run.dir).resolve()
     if any(run_dir.is_relative_to(local) for local in ("/tmp", "/var/tmp", "/dev/shm")):
-        found.append(f"run.dir={run_dir}: each node has its own; the ranks need a folder that all nodes share")
+        found.append(f"run.dir={run_dir}: usually a node has its own; the ranks need a folder that all nodes share")
     for key, path in (("data.store", config.data.store), ("objective.pathways", config.objective.pathways)):
         if path and "://" not in path and not Path(path).exists():
             found.append(f"{key}={path}: is not there, seen from this machine")
@@ -75,13 +80,23 @@ def refuse_second_job(run_dir: Path) -> None:
             "sbatch: not found: launch from a login node of the cluster, or only see the script with "
             "`gm-train launch --dry-run`"
         )
+    refuse_job_in_queue(run_dir)
+
+
+def refuse_job_in_queue(run_dir: Path) -> None:
+    """Raise DataError if an earlier launch of the run is still in the queue.
+
+    Raises:
+        DataError: it is.
+        QueueUnknown: SLURM does not tell.
+    """
     jobs = {file.read_text().strip(): file.parent / SCRIPT for file in (run_dir / LAUNCHES).glob(f"*/{JOB_ID}")}
     if not jobs:
         return
     # A controller whose memory was lost counts from 1 again: the script tells whether the job is still the same.
     done = _slurm("squeue", "--noheader", f"--jobs={','.join(jobs)}", "--format=%i %T %o")
     if done.returncode and "invalid job id" not in done.stderr.lower():
-        raise DataError(f"squeue: cannot tell whether an earlier job of {run_dir} still runs: {done.stderr.strip()}")
+        raise QueueUnknown(f"squeue: cannot tell whether an earlier job of {run_dir} still runs: {done.stderr.strip()}")
     for line in done.stdout.splitlines():
         job, state, script = (*line.split(maxsplit=2), "", "", "")[:3]
         if job in jobs and script == str(jobs[job]):
@@ -151,4 +166,4 @@ def _slurm(*words: str, stdin: str | None = None) -> "subprocess.CompletedProces
     try:
         return subprocess.run(words, env=environment, input=stdin, capture_output=True, text=True, check=False)
     except OSError as error:
-        raise DataError(f"{words[0]}: cannot be run ({error.strerror})") from error
+        raise QueueUnknown(f"{words[0]}: cannot be run ({error.strerror})") from error

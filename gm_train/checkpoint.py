@@ -231,9 +231,15 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return newest
 
 
-def refuse_zero_state(checkpoint: Checkpoint) -> None:
-    """Raise DataError if the state is cut up as the ranks of ZeRO held it."""
-    if checkpoint.form != BY_NAME:
+def refuse_other_form(checkpoint: Checkpoint, form: str, n_ranks: int) -> None:
+    """Raise DataError if the state is cut up as other ranks of ZeRO held it.
+
+    Args:
+        checkpoint: to be read.
+        form: what the reader writes itself; every reader reads what is by name.
+        n_ranks: how many read it together.
+    """
+    if checkpoint.form != BY_NAME and (checkpoint.form, checkpoint.n_ranks) != (form, n_ranks):
         raise DataError(
             f"{checkpoint.path}: its state is cut up as {checkpoint.n_ranks} ranks of {checkpoint.form} held it: run "
             f"`gm-train ckpt reshard {checkpoint.path}` once, then this again"
@@ -255,7 +261,7 @@ def load_model(checkpoint: Checkpoint) -> tuple[GeneMamba, Tokenizer, Config]:
     Raises:
         DataError: its state is written as ZeRO's ranks held it.
     """
-    refuse_zero_state(checkpoint)
+    refuse_other_form(checkpoint, BY_NAME, 1)
     config = config_from_file(checkpoint.path / "config.yaml")
     tokenizer = Tokenizer.load(checkpoint.path / "tokenizer")
     model = GeneMamba(config.model, tokenizer.vocabulary.size)

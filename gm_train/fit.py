@@ -20,7 +20,7 @@ from data_shards.reader import StoreReader
 from data_shards.tokenizer import Tokenizer
 from gm_train.announce import announce
 from gm_train.batches import Recipe
-from gm_train.checkpoint import Checkpoint, list_checkpoints, recover
+from gm_train.checkpoint import BY_NAME, Checkpoint, list_checkpoints, recover, refuse_other_form
 from gm_train.claim import MARKER, Claim, claimed, mark_preempted
 from gm_train.config import Config
 from gm_train.datamodule import CellDataModule
@@ -123,6 +123,9 @@ def _fit(
     trainer = config.trainer
     data = CellDataModule(config.data, recipe, position, trainer.max_steps, trainer.validation_cells, ranks)
     strategy, why = _choose_strategy(config, module, ranks)
+    if checkpoint is not None:
+        form = strategy if strategy in ("zero2", "zero3") else BY_NAME
+        ranks.from_first(lambda: refuse_other_form(checkpoint, form, ranks.world_size))
     unfinished = position.step < trainer.max_steps
     mirror: MlflowMirror | None = None
     if ranks.is_first:
@@ -154,7 +157,7 @@ def _fit(
     if ranks.is_first:
         how = "finished" if leaving.agreed is None else f"left by {leaving.agreed.name}"
         where = f"checkpoint {newest.path}" if newest else "no checkpoint, since no step changed a weight"
-        steps = f"step {position.step:,} of {trainer.max_steps:,}"
+        steps = f"step {position.step:,}" + (f" of {trainer.max_steps:,}" if position.step <= trainer.max_steps else "")
         print(f"{how} at {steps}: {position.cells:,} cells trained; {where}", flush=True)
     return Outcome(newest, leaving.agreed)
 

@@ -1,13 +1,14 @@
 """Signals that ask a run to leave: they set a flag, and the training saves at its next step."""
 
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
-from gm_train.local_ranks import SIGNALS
+from gm_train.local_ranks import SIGNALS, is_first
 
 if TYPE_CHECKING:  # it brings torch, which takes seconds; signals are caught before
     from gm_train.ranks import Ranks
@@ -37,6 +38,11 @@ class Leaving:
             signal.signal(number, handler)
         self._before = {}
 
+    def ignore(self) -> None:
+        """Let no signal in from now on, until the process ends."""
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
     def agree(self, ranks: "Ranks") -> signal.Signals | None:
         """The signal that any rank was given, the same on all of them.
 
@@ -53,6 +59,10 @@ class Leaving:
             raise KeyboardInterrupt
         if self._noted is None:
             self._noted = signal.Signals(number)
+            if is_first():
+                # Not by print, which a signal may have interrupted.
+                again = "; once more ends without saving" if number == signal.SIGINT else ""
+                os.write(2, f"{self._noted.name}: saving at the next step{again}\n".encode())
 
 
 @contextlib.contextmanager

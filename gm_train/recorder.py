@@ -84,7 +84,8 @@ class Recorder(L.Callback):
             self._bar = tqdm(
                 total=total, initial=self.position.step, desc="training", unit="step", disable=None, dynamic_ncols=True
             )
-        self._clock = self._last_line = time.perf_counter()
+        self._clock = time.perf_counter()
+        self._last_line = self._clock - _LINE_EVERY_S  # the first step tells at once that it goes
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: MicroBatch, batch_idx: int

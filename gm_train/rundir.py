@@ -1,6 +1,7 @@
 """The run directory: its records, and what makes it this run and no other."""
 
 import contextlib
+import copy
 import hashlib
 import json
 import logging
@@ -83,7 +84,13 @@ def refuse_other_identity(path: Path, saved: dict[str, Any], current: dict[str, 
 
 
 def write_config(directory: Path, config: Config) -> None:
-    """Write `config.yaml` as resolved."""
+    """Write `config.yaml` as resolved, with paths that are right wherever it is used."""
+    config = copy.deepcopy(config)
+    config.run.dir = os.path.abspath(config.run.dir)
+    if "://" not in config.data.store:
+        config.data.store = os.path.abspath(config.data.store)
+    if config.objective.pathways:
+        config.objective.pathways = os.path.abspath(config.objective.pathways)
     _replace(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 

@@ -21,7 +21,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forwar
 from torch.distributed.tensor import DTensor
 
 from data_shards.errors import DataError
-from gm_train.checkpoint import BY_NAME, Checkpoint, refuse_zero_state
+from gm_train.checkpoint import BY_NAME, Checkpoint
 from gm_train.model.genemamba import GeneMamba
 from gm_train.ranks import Ranks
 from gm_train.state import load_by_name, save_by_name
@@ -77,12 +77,7 @@ class Steps:
         save_by_name(folder, model, optimizer)
 
     def load(self, checkpoint: Checkpoint, model: GeneMamba, optimizer: torch.optim.Optimizer) -> None:
-        """Load weights and optimizer state in place; all ranks together.
-
-        Raises:
-            DataError: the checkpoint's form is not one that this strategy reads.
-        """
-        refuse_zero_state(checkpoint)
+        """Load weights and optimizer state in place; all ranks together. `refuse_other_form` tells what can be read."""
         load_by_name(checkpoint.state, model, optimizer)
 
 

@@ -28,7 +28,6 @@ from lightning.pytorch.strategies.parallel import ParallelStrategy
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from data_shards.errors import DataError
 from gm_train.checkpoint import BY_NAME, Checkpoint, load_whole
 from gm_train.model.genemamba import GeneMamba
 from gm_train.ranks import Ranks
@@ -121,15 +120,9 @@ class Zero(Steps, DeepSpeedStrategy):
     def load(self, checkpoint: Checkpoint, model: GeneMamba, optimizer: torch.optim.Optimizer) -> None:
         if checkpoint.form == BY_NAME:
             self._load_by_name(checkpoint, model)
-        elif (checkpoint.form, checkpoint.n_ranks) == (self.form, self._ranks.world_size):
+        else:
             path, _ = self.deepspeed_engine.load_checkpoint(str(checkpoint.state), tag=TAG)
             assert path is not None
-        else:
-            raise DataError(
-                f"{checkpoint.path}: its state is cut up as {checkpoint.n_ranks} ranks of {checkpoint.form} held it, "
-                f"and these are {self._ranks.world_size} of {self.form}: run `gm-train ckpt reshard {checkpoint.path}` "
-                "once, then this again"
-            )
 
     # State under parameter names --------------------------------------------------------------------------------------
 

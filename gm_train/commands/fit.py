@@ -1,7 +1,10 @@
 """`gm-train fit`."""
 
 import argparse
+import contextlib
+import os
 import signal
+from pathlib import Path
 
 FAILED = 1
 
@@ -32,10 +35,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 def run(arguments: argparse.Namespace) -> int:
     from gm_train.leaving import Leaving
-    from gm_train.local_ranks import PREEMPTED, follow_parent, is_launched, run_ranks
+    from gm_train.local_ranks import PREEMPTED, follow_parent, is_first, is_launched, run_ranks
     from gm_train.settings import load_config
 
     config = load_config(arguments.config)
+    if is_first() and "SLURM_JOB_ID" not in os.environ:
+        _refuse_job_in_queue(Path(config.run.dir))
     if (config.trainer.devices or 1) > 1 and not is_launched():
         return run_ranks(["fit", *arguments.config], config.trainer.devices or 1)
     leaving = Leaving()
@@ -52,5 +57,17 @@ def run(arguments: argparse.Namespace) -> int:
     if left_by is None:
         leaving.restore()
         return 0
-    # Signals stay caught: when the first rank has left, a launcher may signal those that are about to.
+    # When the first rank has left, a launcher may signal those that are about to; Python, on its way out, would let it.
+    leaving.ignore()
     return FAILED if left_by is signal.SIGINT else PREEMPTED
+
+
+def _refuse_job_in_queue(run_dir: Path) -> None:
+    """Raise DataError if a launched job of this run waits in the queue: it would find the run taken, and fail."""
+    if not (run_dir / "launch").is_dir():
+        return
+    from cluster.submit import QueueUnknown, refuse_job_in_queue
+
+    # Where no SLURM answers, nothing will start such a job either.
+    with contextlib.suppress(QueueUnknown):
+        refuse_job_in_queue(run_dir.absolute())

@@ -46,13 +46,14 @@ def run(arguments: argparse.Namespace) -> int:
     run_dir = Path(config.run.dir)
     number = submit.next_number(run_dir)
     script = render(config, number, sys.executable)
+    if not arguments.dry_run:
+        submit.refuse_second_job(run_dir)
+    print(script, end="" if arguments.dry_run else "\n", flush=True)
+    # Behind the script, which is long.
     for warning in submit.warnings(config):
         logging.getLogger(__name__).warning(warning)
     if arguments.dry_run:
-        print(script, end="")
         return 0
-    submit.refuse_second_job(run_dir)
-    print(script, flush=True)
     print(submit.check(script), flush=True)
     launch = launch_dir(config, number)
     submit.write(launch, config, script, arguments.config)

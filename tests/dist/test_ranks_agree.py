@@ -12,6 +12,7 @@ import pytest
 from gm_train.checkpoint import list_checkpoints
 from gm_train.cli import main
 from gm_train.rundir import SKIPPED, read_rows
+from gm_train.settings import config_from_file as read_config
 from tests.conftest import Atlas, tiny_words
 from tests.dist import hooks
 from tests.faults.runs import history, start_ranks, train, train_ranks
@@ -171,6 +172,25 @@ def test_a_changed_model_or_store_is_refused_with_a_diff(atlas: Atlas, words: li
     text = (tmp_path / "log").read_text()
     assert text.count("model.n_layers: 2 in the checkpoint, 3 now") == 1
     assert text.count("data.rows_per_lane: 1 in the checkpoint, 2 now") == 1
+
+
+def test_a_refused_start_changes_nothing(atlas: Atlas, words: list[str], tmp_path: Path) -> None:
+    """Not even the run's own configuration, by which it is resumed."""
+    run = tmp_path / "run"
+    command = [*tiny_words(atlas.store, run), *words, "trainer.strategy=zero2", "trainer.max_steps=5"]
+    assert train_ranks(command, 2, tmp_path / "log") == [0, 0]
+
+    def contents() -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+
+    before = contents()
+    assert train([*command, "trainer.max_steps=9", "trainer.strategy=ddp"], tmp_path / "log") == 1
+    assert train([*command, "trainer.max_steps=9", "optim.lr=1"], tmp_path / "log") == 1
+    assert train_ranks([*command, "trainer.max_steps=9"], 4, tmp_path / "log") == [1] * 4
+    assert contents() == before
+    # It goes on by that configuration, wherever that is read.
+    assert read_config(run / "config.yaml").data.store == str(atlas.store.absolute())
+    assert train_ranks([str(run / "config.yaml"), "trainer.max_steps=7"], 2, tmp_path / "log") == [0, 0]
 
 
 def test_a_strategy_without_its_package_names_the_line_that_installs_it(

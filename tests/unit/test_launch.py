@@ -173,6 +173,22 @@ def test_second_job_of_a_run_is_refused(
     assert launch(run_dir) == 0
 
 
+def test_fit_by_hand_leaves_a_launched_run_to_its_job(
+    tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """It would take the run from under the job; but where no SLURM answers, there is none to come."""
+    run_dir = tmp_path / "my run"
+    assert launch(run_dir) == 0
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setenv("QUEUE", f"41 PENDING {run_dir}/launch/001/job.sh")
+    words = ["fit", f"run.dir={run_dir}", f"data.store={tmp_path / 'none.zarr'}"]
+    assert main(words) == 1
+    assert "job 41 trains into it already (pending)" in capsys.readouterr().err
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert main(words) == 1
+    assert "none.zarr: no such store" in capsys.readouterr().err
+
+
 def test_queue_that_cannot_be_seen(tmp_path: Path, slurm: Path, capsys: pytest.CaptureFixture) -> None:
     assert launch(tmp_path / "run") == 0
     executable(
