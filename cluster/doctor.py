@@ -6,7 +6,6 @@ Every rank runs all of this, and rank 0 prints. What a check is and how it stays
 """
 
 import contextlib
-import logging
 import os
 import re
 import subprocess
@@ -42,8 +41,6 @@ def examine(config: Config | None, timeout_s: float) -> int:
         The exit code, the same on every rank that is still connected: 0 if nothing failed, otherwise 1.
     """
     ranks = launched() or Ranks()
-    if not ranks.is_first:
-        logging.getLogger().setLevel(logging.ERROR)  # every rank would say the same
     from_slurm = _meet_as_slurm_says()
     start = time.monotonic()
     with contextlib.ExitStack() as stack:

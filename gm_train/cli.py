@@ -31,7 +31,9 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0 (done), 1 (failed), 2 (wrong usage) or 85 (`fit` was told to leave, and saved)."""
     arguments = build_parser().parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s: %(message)s", stream=sys.stderr)
+    # Of what all ranks would say, rank 0 says it.
+    level = logging.INFO if is_first() else logging.ERROR
+    logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
     for noisy in ("lightning", "lightning.pytorch", "mlflow", "alembic", "matplotlib", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Imported late: reading a configuration needs OmegaConf, `gm-train --help` does not.

@@ -80,9 +80,6 @@ def fit(config: Config, leaving: Leaving | None = None) -> Outcome:
     ranks = find_ranks(config.trainer)
     if problems := rank_problems(config, ranks.world_size):
         raise ConfigError(problems, everywhere=True)
-    if not ranks.is_first:
-        # Every rank would say the same.
-        logging.getLogger().setLevel(logging.ERROR)
     directory = Path(config.run.dir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(joined(ranks, alone=config.trainer.strategy in SHARDED))
