@@ -5,8 +5,6 @@
 The script is written to be read: everything that this file decides is explained in it.
 """
 
-import copy
-import os
 import shlex
 from pathlib import Path
 
@@ -14,6 +12,7 @@ from cluster.problems import ranks_per_node
 from cluster.request import LOGS, log_pattern, request
 from gm_train.claim import MARKER
 from gm_train.config import Config
+from gm_train.settings import with_absolute_paths
 
 #: Folder of a run directory: for each launch its script and settings.
 LAUNCHES = "launch"
@@ -21,17 +20,9 @@ LAUNCHES = "launch"
 
 def resolved(config: Config) -> Config:
     """The configuration as the ranks read it: absolute paths, and the numbers of nodes and ranks filled in."""
-    config = copy.deepcopy(config)
-    # Symbolic links stay: a shared folder may have the same name on every node and different ones behind it.
-    config.run.dir = os.path.abspath(config.run.dir)
-    config.data.store = _absolute(config.data.store)
-    config.objective.pathways = _absolute(config.objective.pathways)
+    config = with_absolute_paths(config)
     config.trainer.num_nodes, config.trainer.devices = config.cluster.nodes, ranks_per_node(config)
     return config
-
-
-def _absolute(path: str) -> str:
-    return path if not path or "://" in path else os.path.abspath(path)
 
 
 def render(config: Config, number: int, python: str) -> str:

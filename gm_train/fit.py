@@ -6,7 +6,7 @@ import logging
 import os
 import signal
 import warnings
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,8 @@ from gm_train.rundir import (
     write_environment,
 )
 from gm_train.saving import About
-from gm_train.settings import ConfigError, config_from_file, find_problems, rank_problems
-from gm_train.strategies import SHARDED, Joined, build_strategy, choose, device_memory, refuse_without_deepspeed
+from gm_train.settings import ConfigError, config_from_file, find_problems, flat, rank_problems
+from gm_train.strategies import SHARDED, ZERO, Joined, build_strategy, choose, device_memory, refuse_without_deepspeed
 from gm_train.tracking import MlflowMirror, tracking_uri
 
 log = logging.getLogger(__name__)
@@ -121,7 +121,7 @@ def _fit(
     data = CellDataModule(config.data, recipe, position, trainer.max_steps, trainer.validation_cells, ranks)
     strategy, why = _choose_strategy(config, module, ranks)
     if checkpoint is not None:
-        form = strategy if strategy in ("zero2", "zero3") else BY_NAME
+        form = strategy if strategy in ZERO else BY_NAME
         ranks.from_first(lambda: refuse_other_form(checkpoint, form, ranks.world_size))
     unfinished = position.step < trainer.max_steps
     mirror: MlflowMirror | None = None
@@ -172,8 +172,11 @@ def _refuse_differing_ranks(config: Config, identity: dict[str, Any], ranks: Ran
 
     Nodes may have other paths to equal contents, which the identity holds the hashes of.
     """
-    flat = {f"{section}.{key}": value for section, keys in asdict(config).items() for key, value in keys.items()}
-    own = {key: value for key, value in (flat | identity).items() if key not in ("data.store", "objective.pathways")}
+    own = {
+        key: value
+        for key, value in (flat(config) | identity).items()
+        if key not in ("data.store", "objective.pathways")
+    }
     everyone = ranks.gather(own)
 
     def compare() -> None:
@@ -214,7 +217,7 @@ def _choose_strategy(config: Config, module: GeneMambaModule, ranks: Ranks) -> t
             f"{ranks.local_size} ranks on this node see {n_gpus} GPUs: give every task all GPUs of the node (no "
             "--gpus-per-task, no --gpu-bind), each takes its own"
         )
-    if strategy in ("zero2", "zero3"):
+    if strategy in ZERO:
         refuse_without_deepspeed(f"trainer.strategy={strategy}")
     return strategy, why
 
@@ -280,7 +283,7 @@ def _resolve_schedule(config: Config, checkpoint: Checkpoint | None) -> None:
         if checkpoint is None:
             config.optim.schedule_steps = config.trainer.max_steps
             if problems := find_problems(config):
-                raise ConfigError(problems)
+                raise ConfigError(problems, everywhere=True)
         else:
             config.optim.schedule_steps = config_from_file(checkpoint.path / "config.yaml").optim.schedule_steps
 

@@ -108,6 +108,10 @@ class Ranks:
         self.from_first(lambda: kept.append(function()))
         return kept[0] if kept else None
 
+    def in_one_voice(self, error: DataError) -> DataError:
+        """What to raise of an error that every rank finds: rank 0 says it, the others that it was said."""
+        return error if self.is_first else OtherRankFailed("rank 0 has told")
+
     def together(self, function: Callable[[], T]) -> T:
         """What `function` returns on this rank, once it has returned on every rank.
 

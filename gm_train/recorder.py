@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from data_shards.errors import DataError
 from gm_train.batches import MicroBatch
-from gm_train.checkpoint import Checkpoint, latest_whole, prune
+from gm_train.checkpoint import Checkpoint, latest_whole, prune, refuse_other_form
 from gm_train.claim import Claim
 from gm_train.datamodule import CellDataModule
 from gm_train.leaving import Leaving
@@ -199,9 +199,11 @@ class Recorder(L.Callback):
             self.position.lanes.update(lanes)
         steps, model, optimizer = module.steps, module.model, module.optimizer
         if not all(self._ranks.gather(steps.is_finite(model))):
-            raise DataError(
-                f"{self.directory}: at step {self.position.step:,} the weights are not finite, so they are not saved; "
-                "the checkpoint before is whole: go on from it with a lower optim.lr in another run.dir"
+            raise self._ranks.in_one_voice(
+                DataError(
+                    f"{self.directory}: at step {self.position.step:,} the weights are not finite, so they are not "
+                    "saved; the checkpoint before is whole: go on from it with a lower optim.lr in another run.dir"
+                )
             )
         step, val_loss = self._validated or (None, math.nan)
         scored = step == self.position.step and math.isfinite(val_loss)
@@ -239,10 +241,14 @@ class Recorder(L.Callback):
         checkpoint = self._ranks.from_first(lambda: latest_whole(self.directory / "checkpoints", before=first_bad))
         if checkpoint is None or self._rollbacks >= trainer.max_rollbacks:
             why = "there is no checkpoint to go back to" if checkpoint is None else f"after {self._rollbacks} rollbacks"
-            raise DataError(
-                f"{self.directory}: {count}, {why}: training stops. {SKIPPED} names the steps; try a lower optim.lr "
-                "or a longer optim.warmup_steps in another run.dir"
+            raise self._ranks.in_one_voice(
+                DataError(
+                    f"{self.directory}: {count}, {why}: training stops. {SKIPPED} names the steps; try a lower "
+                    "optim.lr or a longer optim.warmup_steps in another run.dir"
+                )
             )
+        # The run may have had other ranks then.
+        self._ranks.from_first(lambda: refuse_other_form(checkpoint, module.steps.form, self._ranks.world_size))
         self._rollbacks += 1
         self._bad_steps = []
         module.steps.load(checkpoint, module.model, module.optimizer)

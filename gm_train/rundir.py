@@ -1,13 +1,11 @@
 """The run directory: its records, and what makes it this run and no other."""
 
 import contextlib
-import copy
 import hashlib
 import json
 import logging
 import os
 import platform
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,7 @@ from data_shards.output import flush
 from gm_train.config import Config
 from gm_train.provenance import git_revision, packages
 from gm_train.ranks import Ranks
+from gm_train.settings import flat, with_absolute_paths
 
 log = logging.getLogger(__name__)
 
@@ -40,11 +39,9 @@ _MAY_CHANGE = {
 
 def _identity_keys(config: Config) -> dict[str, Any]:
     """The settings that are part of a run's identity, flat."""
+    sections = ("run", "data", "model", "objective", "optim")
     keys = {
-        f"{section}.{key}": value
-        for section in ("run", "data", "model", "objective", "optim")
-        for key, value in asdict(getattr(config, section)).items()
-        if f"{section}.{key}" not in _MAY_CHANGE
+        key: value for key, value in flat(config).items() if key.split(".")[0] in sections and key not in _MAY_CHANGE
     }
     return keys | {"trainer.precision": config.trainer.precision}
 
@@ -84,13 +81,8 @@ def refuse_other_identity(path: Path, saved: dict[str, Any], current: dict[str, 
 
 
 def write_config(directory: Path, config: Config) -> None:
-    """Write `config.yaml` as resolved, with paths that are right wherever it is used."""
-    config = copy.deepcopy(config)
-    config.run.dir = os.path.abspath(config.run.dir)
-    if "://" not in config.data.store:
-        config.data.store = os.path.abspath(config.data.store)
-    if config.objective.pathways:
-        config.objective.pathways = os.path.abspath(config.objective.pathways)
+    """Write `config.yaml` as resolved, with paths that are right wherever it is read."""
+    config = with_absolute_paths(config)
     _replace(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 

@@ -17,7 +17,6 @@ from data_shards.tokenizer import Tokenizer
 from gm_train.checkpoint import COMMIT, PARTIAL, REPLACED, SCHEMA, Checkpoint, list_checkpoints
 from gm_train.claim import Claim
 from gm_train.config import Config
-from gm_train.local_ranks import OtherRankFailed
 from gm_train.position import Position
 from gm_train.ranks import Ranks, is_lost_connection
 
@@ -145,7 +144,7 @@ def _write(path: Path, write_state: Callable[[], None], ranks: Ranks) -> None:
         write_state()
     except CheckpointException as error:
         # torch has told every rank.
-        raise _unwritten(path, error) if ranks.is_first else OtherRankFailed("a rank could not write") from error
+        raise ranks.in_one_voice(_unwritten(path, error)) from error
     except OSError as error:
         raise _unwritten(path, error) from error
     except RuntimeError as error:

@@ -1,8 +1,11 @@
 """YAML files and key=value words into a checked configuration, with every problem listed at once."""
 
+import copy
 import difflib
 import math
+import os
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +104,22 @@ def _explain(key: str, value: Any, error: Exception) -> str:
     near = [name for name in DEFAULTS if name.rsplit(".", 1)[-1] == last or name.startswith(f"{key}.")]
     near = near or difflib.get_close_matches(key, DEFAULTS)
     return f"unknown key {key}" + (f" (is it {', '.join(near[:3])}?)" if near else "; gm_train/config.py has them all")
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """The settings by their full names, such as `optim.lr`."""
+    return {f"{section}.{key}": value for section, keys in asdict(config).items() for key, value in keys.items()}
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """A copy whose paths are right wherever it is read; URLs and what is empty stay."""
+    config = copy.deepcopy(config)
+    for section, key in ((config.run, "dir"), (config.data, "store"), (config.objective, "pathways")):
+        path = getattr(section, key)
+        if path and "://" not in path:
+            # Symbolic links stay: a shared folder may have the same name on every node and different ones behind it.
+            setattr(section, key, os.path.abspath(path))
+    return config
 
 
 def load_config(words: list[str]) -> Config:

@@ -26,8 +26,10 @@ from gm_train.model.genemamba import GeneMamba
 from gm_train.ranks import Ranks
 from gm_train.state import load_by_name, save_by_name
 
+#: Strategies by DeepSpeed; a checkpoint names its form by them.
+ZERO = ("zero2", "zero3")
 #: Strategies that need a process group even on one rank.
-SHARDED = ("fsdp2", "zero2", "zero3")
+SHARDED = ("fsdp2", *ZERO)
 #: Weights, gradients and AdamW's two moments in float32.
 _BYTES_PER_PARAMETER = 16
 #: Share of a device's memory that these may take on every rank before `auto` shards them. Sharded layers are gathered

@@ -11,10 +11,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from gm_train.config import Config
 from gm_train.rundir import METRICS, parse_rows
+from gm_train.settings import flat
 
 log = logging.getLogger(__name__)
 
@@ -170,8 +169,7 @@ class MlflowMirror(threading.Thread):
             self._save_state()
         run_id = self._state["run_id"]
         if not self._state["described"]:
-            flat = _flat(OmegaConf.structured(self._config))
-            params = [Param(key, str(value)[:500]) for key, value in flat.items()]
+            params = [Param(key, str(value)[:500]) for key, value in flat(self._config).items()]
             client.log_batch(run_id, params=params, tags=[RunTag("run.dir", str(self._directory.resolve()))])
             self._state["described"] = True
             self._save_state()
@@ -186,11 +184,6 @@ class MlflowMirror(threading.Thread):
         artifacts = self._directory.resolve().parent / "mlartifacts"
         location = artifacts.as_uri() if str(self._uri).startswith("sqlite:") else None
         return str(client.create_experiment(self._config.tracking.experiment, artifact_location=location))
-
-
-def _flat(config: Any) -> dict[str, Any]:
-    container: Any = OmegaConf.to_container(config)
-    return {f"{section}.{key}": value for section, values in container.items() for key, value in values.items()}
 
 
 def _short(error: Exception) -> str:

@@ -87,6 +87,14 @@ def test_promise_08_all_ranks_roll_back_together(atlas: Atlas, words: list[str],
     assert len({val[step] for step in range(8, 13)}) == 5
 
 
+def test_what_all_ranks_find_is_told_once(atlas: Atlas, words: list[str], tmp_path: Path) -> None:
+    """A bad step past the budget, and no checkpoint yet to go back to."""
+    log = tmp_path / "log"
+    command = [*tiny_words(atlas.store, tmp_path / "run"), *words, "trainer.max_bad_steps=0", "checkpoint.every_steps=99"]
+    assert train_ranks(command, 2, log, prepare=hooks.poison_rank_1) == [1, 1]
+    assert log.read_text().count("there is no checkpoint to go back to: training stops") == 1
+
+
 def test_an_error_of_one_rank_ends_all_with_one_message(atlas: Atlas, words: list[str], tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     command = [*tiny_words(atlas.store, run), *words]

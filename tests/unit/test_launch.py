@@ -169,7 +169,7 @@ def test_second_job_of_a_run_is_refused(
     assert "job 41 trains into it already (pending)" in capsys.readouterr().err
     assert not (run_dir / "launch/002").exists()
     # Another job with that number, after the controller lost its memory.
-    monkeypatch.setenv("QUEUE", "41 RUNNING /home/else/job.sh")
+    monkeypatch.setenv("QUEUE", "41 RUNNING elsewhere/job.sh")
     assert launch(run_dir) == 0
 
 
