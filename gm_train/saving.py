@@ -72,8 +72,8 @@ def save_checkpoint(
         replace: whether it takes the place of a checkpoint of the same step.
 
     Raises:
-        DataError: the disk is full or cannot be written. Earlier checkpoints stay as they are, and what was written of
-            this one is removed.
+        DataError: the disk is full or cannot be written, or another start has taken over. Earlier checkpoints stay as
+            they are, and what was written of this one is removed.
     """
     path = directory / f"step-{position.step:08d}"
     replaced = directory / f".{path.name}{REPLACED}"
@@ -127,10 +127,21 @@ def save_checkpoint(
         shares = ranks.gather(ranks.together(lambda: _or_say(path, lambda: hashed(own))))
         files = {name: entry for share in shares for name, entry in share.items()}
         return ranks.from_first(lambda: _or_say(path, lambda: commit(dict(sorted(files.items())))))
-    except DataError:
+    except DataError as error:
         if ranks.is_first:
             shutil.rmtree(partial, ignore_errors=True)
+            _refuse_replaced(claim, error)
         raise
+
+
+def _refuse_replaced(claim: Claim | None, error: DataError) -> None:
+    """Raise DataError if another start has taken over: it clears away what it finds half-written, and so what was
+    being written here failed with an error that looks like the disk's."""
+    if claim is not None:
+        try:
+            claim.check()
+        except DataError as replaced:
+            raise replaced from error
 
 
 def _write(path: Path, write_state: Callable[[], None], ranks: Ranks) -> None:

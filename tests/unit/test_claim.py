@@ -289,6 +289,44 @@ def test_a_start_that_was_replaced_while_it_validated_writes_nothing_more(atlas:
     assert history(run) == finished
 
 
+def _wait_in_the_save() -> None:
+    from gm_train.strategies import SingleProcess
+
+    real = SingleProcess.save
+
+    def slow(self: Any, folder: Path, *arguments: Any) -> None:
+        real(self, folder, *arguments)
+        held = Path(os.environ["HELD_IN"])
+        (held / "held").touch()
+        while not (held / "go").exists():
+            time.sleep(0.01)
+
+    SingleProcess.save = slow  # type: ignore[method-assign]
+
+
+def test_a_start_that_was_replaced_inside_a_save_says_so(atlas: Atlas, tmp_path: Path) -> None:
+    """The new start has cleared the half-written checkpoint away: the disk is not to blame."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    words = tiny_words(atlas.store, run)
+    job = {"SLURM_JOB_ID": "7", "HELD_IN": str(tmp_path)}
+    old = start(words, log, env=job, prepare=_wait_in_the_save)
+    try:
+        while old.is_alive() and not (tmp_path / "held").exists():
+            time.sleep(0.01)
+        new = start(words, tmp_path / "new", env=job | {"SLURM_RESTART_COUNT": "1"})
+        new.join()
+        assert new.exitcode == 0, (tmp_path / "new").read_text()
+        finished = history(run)
+        (tmp_path / "go").touch()
+        old.join()
+    finally:
+        old.kill()
+    assert old.exitcode == 1, log.read_text()
+    assert "another start of this run has taken over" in log.read_text()
+    assert "disk" not in log.read_text()
+    assert history(run) == finished
+
+
 @pytest.mark.parametrize(("job", "restart", "text"), [(7, 0, "7.0\n"), (7, 12, "7.12\n")])
 def test_the_marker_names_the_start(tmp_path: Path, become: Become, job: int, restart: int, text: str) -> None:
     (tmp_path / MARKER).write_text("of an earlier start, and longer")
