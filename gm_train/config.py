@@ -24,8 +24,8 @@ class DataConfig:
 
 @dataclass
 class ModelConfig:
-    arch: str = "bimamba"  # bimamba | mamba (unidirectional)
-    aggregation: str = "gate"  # gate | mean | sum | concat: how the two directions are joined
+    arch: str = "bimamba"  # bimamba | mamba (unidirectional) | transformer (the baseline)
+    aggregation: str = "gate"  # gate | mean | sum | concat | head_gate: how the two directions are joined
     gate_per_layer: bool = False  # a gate (or concat) projection a layer, not one shared by all as published
     norm: str = "none"  # none (as published) | pre: RMSNorm before each mixer
     d_model: int = 512  # width of the residual stream
@@ -35,8 +35,10 @@ class ModelConfig:
     expand: int = 2  # inner width / d_model
     head_dim: int = 64  # channels of a head; divides expand * d_model
     chunk: int = 64  # tokens that the scan handles by matrix products
+    n_heads: int = 8  # attention heads of the transformer
+    d_ff: int = 2240  # feed-forward width of the transformer; 12 layers have the parameters of 24 of Bi-Mamba
     tie_output: bool = False  # share the embedding with the output layer
-    kernel: str = "auto"  # auto | torch
+    kernel: str = "auto"  # auto (by device and packages) | torch | mamba_ssm: what computes the scan
 
 
 @dataclass
@@ -61,6 +63,7 @@ class OptimConfig:
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     eps: float = 1e-8
     weight_decay: float = 0.1  # matrices only
+    fused: bool = True  # AdamW in one pass over each parameter
     clip: float = 1.0  # largest norm of the whole gradient
 
 
@@ -71,6 +74,8 @@ class TrainerConfig:
     devices: int | None = None  # ranks on a node; none: as many as the launcher started, 1 without a launcher
     num_nodes: int | None = None  # none: as the launcher started
     precision: str = "fp32"  # fp32 | bf16 (compute; parameters and decay stay fp32)
+    compile: bool = False  # torch.compile of each block: a minute or more at the start, faster steps
+    activation_checkpointing: bool = False  # keep only the input of each block, compute the rest again for the gradient
     validate_every_steps: int = 1000  # 0: never
     validation_cells: int = 2048  # held-out cells in a validation, at most
     max_bad_steps: int = 10  # steps with non-finite numbers, in a window of 1,000, before rolling back

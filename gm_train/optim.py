@@ -28,6 +28,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         lr=config.lr,
         betas=(config.betas[0], config.betas[1]),
         eps=config.eps,
+        fused=config.fused,
     )
 
 

@@ -32,6 +32,7 @@ _MAY_CHANGE = {
     "data.cache_mb",
     "data.micro_rows",
     "model.kernel",
+    "optim.fused",
     "objective.pathways",  # the file's hash is compared instead
     "optim.schedule_steps",  # compared on its own: left out means the run's own
 }

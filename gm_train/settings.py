@@ -161,10 +161,10 @@ def config_from_file(path: Path) -> Config:
 
 
 _CHOICES = {
-    "model.arch": ("bimamba", "mamba"),
-    "model.aggregation": ("gate", "mean", "sum", "concat"),
+    "model.arch": ("bimamba", "mamba", "transformer"),
+    "model.aggregation": ("gate", "mean", "sum", "concat", "head_gate"),
     "model.norm": ("none", "pre"),
-    "model.kernel": ("auto", "torch"),
+    "model.kernel": ("auto", "torch", "mamba_ssm"),
     "objective.language": ("masked", "next_token"),
     "trainer.strategy": ("auto", "ddp", "fsdp2", "zero2", "zero3"),
     "trainer.precision": ("fp32", "bf16"),
@@ -172,7 +172,7 @@ _CHOICES = {
 _POSITIVE = (
     "data.lanes", "data.rows_per_lane", "data.micro_rows", "data.row_length", "data.pool_blocks", "data.group_cells",
     "data.cache_mb", "model.d_model", "model.n_layers", "model.d_state", "model.d_conv", "model.expand",
-    "model.head_dim", "model.chunk", "objective.temperature", "optim.lr", "optim.eps", "optim.clip",
+    "model.head_dim", "model.chunk", "model.n_heads", "model.d_ff", "objective.temperature", "optim.lr", "optim.eps", "optim.clip",
     "trainer.max_steps", "trainer.validation_cells", "checkpoint.every_steps", "checkpoint.keep_last",
 )  # fmt: skip
 _NOT_NEGATIVE = (

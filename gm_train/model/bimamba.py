@@ -6,8 +6,9 @@ from torch import Tensor, nn
 from gm_train.config import ModelConfig
 from gm_train.model.mixer import Mamba2Mixer
 from gm_train.model.norm import RMSNorm
-from gm_train.model.segments import Segments
+from gm_train.model.segments import Segments, make_segments
 
+#: How the outputs of both directions are joined; `head_gate` does so within the mixer.
 AGGREGATIONS = ("gate", "mean", "sum", "concat")
 
 
@@ -50,12 +51,13 @@ class Layer(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
+        self.bidirectional = config.arch == "bimamba"
         self.norm = RMSNorm(config.d_model) if config.norm == "pre" else nn.Identity()
         self.mixer = Mamba2Mixer(config)
 
     def forward(self, x: Tensor, segments: Segments, aggregation: Aggregation | None) -> Tensor:
-        """Map (batch, length, d_model) to the same shape; without an aggregation, in the forward direction alone."""
-        outputs = self.mixer(self.norm(x), segments, bidirectional=aggregation is not None)
+        """Map (batch, length, d_model) to the same shape; without an aggregation the mixer has one output."""
+        outputs = self.mixer(self.norm(x), segments, self.bidirectional)
         joined: Tensor = x + outputs[0] if aggregation is None else aggregation(x, *outputs)
         return joined
 
@@ -75,14 +77,17 @@ class Stack(nn.Module):
             raise ValueError(f"model.arch={config.arch!r} is not one of bimamba, mamba")
         if config.norm not in ("none", "pre"):
             raise ValueError(f"model.norm={config.norm!r} is not one of none, pre")
+        self.chunk, self.taps = config.chunk, config.d_conv
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
-        n_aggregations = 0 if config.arch == "mamba" else config.n_layers if config.gate_per_layer else 1
+        joins = config.arch == "bimamba" and config.aggregation != "head_gate"
+        n_aggregations = 0 if not joins else config.n_layers if config.gate_per_layer else 1
         self.aggregations = nn.ModuleList(
             Aggregation(config.aggregation, config.d_model) for _ in range(n_aggregations)
         )
 
-    def forward(self, x: Tensor, segments: Segments) -> Tensor:
-        """Map (batch, length, d_model) to the same shape."""
+    def forward(self, x: Tensor, segment: Tensor) -> Tensor:
+        """Map (batch, length, d_model) to the same shape; `segment` as in `GeneMamba.forward`."""
+        segments = make_segments(segment, self.chunk, self.taps, x.dtype)
         n = len(self.aggregations)
         for i, layer in enumerate(self.layers):
             x = layer(x, segments, self.aggregations[i % n] if n else None)

@@ -10,7 +10,6 @@ from torch.nn import functional as F
 from gm_train.config import ModelConfig
 from gm_train.model.bimamba import Stack
 from gm_train.model.norm import RMSNorm
-from gm_train.model.segments import make_segments
 
 
 class OutputLayer(nn.Module):
@@ -56,8 +55,6 @@ class GeneMamba(nn.Module):
 
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__()
-        self.chunk = config.chunk
-        self.taps = config.d_conv
         self.embedding = nn.Embedding(vocabulary_size, config.d_model)
         self.stack = Stack(config)
         self.norm = RMSNorm(config.d_model)
@@ -73,9 +70,7 @@ class GeneMamba(nn.Module):
         Returns:
             Final-norm states, (batch, length, d_model). Those of the tail are finite and mean nothing.
         """
-        x = self.embedding(input_ids)
-        segments = make_segments(segment, self.chunk, self.taps, x.dtype)
-        return cast(Tensor, self.norm(self.stack(x, segments)))
+        return cast(Tensor, self.norm(self.stack(self.embedding(input_ids), segment)))
 
     def logits(self, states: Tensor) -> Tensor:
         """Logits (..., vocabulary_size) of states (..., d_model).

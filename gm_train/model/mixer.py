@@ -25,6 +25,10 @@ class Mamba2Mixer(nn.Module):
     The reverse direction equals running all this on a flipped copy of each cell and flipping the result back. What acts
     on each position alone, the input projection and SiLU(z), is computed once for both.
 
+    With `model.aggregation=head_gate` the directions are joined before the norm and the output projection, which then
+    run once: y = g y_f + (1 - g) y_b, where g is the sigmoid of one more column of in_proj for each head. The skip D x
+    is part of both y.
+
     Raises:
         ValueError: head_dim does not divide expand * d_model.
     """
@@ -39,7 +43,9 @@ class Mamba2Mixer(nn.Module):
         self.n_heads = self.d_inner // config.head_dim
         self.d_state = config.d_state
         d_conv = self.d_inner + 2 * self.d_state
-        self.in_proj = nn.Linear(config.d_model, self.d_inner + d_conv + self.n_heads, bias=False)
+        self.head_gate = config.aggregation == "head_gate" and config.arch == "bimamba"
+        n_gates = self.n_heads if self.head_gate else 0
+        self.in_proj = nn.Linear(config.d_model, self.d_inner + d_conv + self.n_heads + n_gates, bias=False)
         self.conv1d = DepthwiseConv(d_conv, config.d_conv)
         self.dt_bias = nn.Parameter(torch.empty(self.n_heads))
         self.A_log = nn.Parameter(torch.empty(self.n_heads))
@@ -65,19 +71,21 @@ class Mamba2Mixer(nn.Module):
             bidirectional: also read from the right.
 
         Returns:
-            The forward direction's output and, if bidirectional, the reverse one's, each (batch, length, d_model).
+            The forward direction's output and, if bidirectional, the reverse one's, or with `head_gate` the joined one
+            alone, each (batch, length, d_model).
         """
-        widths = [self.d_inner, self.d_inner + 2 * self.d_state, self.n_heads]
-        z, xBC, dt = torch.split(self.in_proj(u), widths, dim=-1)
+        widths = [self.d_inner, self.d_inner + 2 * self.d_state, self.n_heads, self.n_heads if self.head_gate else 0]
+        z, xBC, dt, g = torch.split(self.in_proj(u), widths, dim=-1)
         gate = F.silu(z)
         # Step sizes and decay stay in the parameters' type (float32 or wider) under autocast.
         dt = F.softplus(dt.to(self.dt_bias.dtype) + self.dt_bias)
         A = -self.A_log.exp()
         mixed = self.conv1d(xBC, segments, bidirectional)
-        return tuple(self._scan(F.silu(m), dt, A, gate, segments, reverse=i == 1) for i, m in enumerate(mixed))
+        scans = [self._scan(F.silu(m), dt, A, segments, reverse=i == 1) for i, m in enumerate(mixed)]
+        if self.head_gate:
+            scans = [torch.lerp(scans[1], scans[0], torch.sigmoid(g)[..., None])]
+        return tuple(self.out_proj(self.norm(y.flatten(-2), gate)) for y in scans)
 
-    def _scan(self, xBC: Tensor, dt: Tensor, A: Tensor, gate: Tensor, segments: Segments, reverse: bool) -> Tensor:
+    def _scan(self, xBC: Tensor, dt: Tensor, A: Tensor, segments: Segments, reverse: bool) -> Tensor:
         x, B, C = torch.split(xBC, [self.d_inner, self.d_state, self.d_state], dim=-1)
-        y = ssd(x.view(*x.shape[:-1], self.n_heads, -1), dt, A, B, C, self.D, segments, reverse)
-        out: Tensor = self.out_proj(self.norm(y.flatten(-2), gate))
-        return out
+        return ssd(x.view(*x.shape[:-1], self.n_heads, -1), dt, A, B, C, self.D, segments, reverse)

@@ -46,15 +46,33 @@ def scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> T
 
 
 def mixer(u: Tensor, p: Parameters, config: ModelConfig) -> Tensor:
+    y, z, _ = scanned(u, p, config)
+    return projected(y, z, p)
+
+
+def head_gated(u: Tensor, p: Parameters, config: ModelConfig) -> Tensor:
+    """Both directions of a mixer, weighed head by head before the norm and the output projection."""
+    forward, z, g = scanned(u, p, config)
+    reverse = scanned(u.flip(0), p, config)[0].flip(0)
+    g = (1 / (1 + torch.exp(-g)))[:, :, None]
+    return projected(g * forward + (1 - g) * reverse, z, p)
+
+
+def projected(y: Tensor, z: Tensor, p: Parameters) -> Tensor:
+    return rms_norm(y.reshape(z.shape) * silu(z), p["norm.weight"]) @ p["out_proj.weight"].T
+
+
+def scanned(u: Tensor, p: Parameters, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """y (length, heads, head_dim), z and the columns of in_proj behind dt, which head_gate alone has."""
     d_inner = config.expand * config.d_model
     heads = d_inner // config.head_dim
-    z, xBC, dt = (u @ p["in_proj.weight"].T).split([d_inner, d_inner + 2 * config.d_state, heads], dim=-1)
+    columns = u @ p["in_proj.weight"].T
+    widths = [d_inner, d_inner + 2 * config.d_state, heads]
+    z, xBC, dt, g = columns.split([*widths, columns.shape[1] - sum(widths)], dim=-1)
     xBC = silu(convolve(xBC, p["conv1d.weight"], p["conv1d.bias"]))
     x, B, C = xBC.split([d_inner, config.d_state, config.d_state], dim=-1)
     dt = torch.log(1 + torch.exp(dt + p["dt_bias"]))
-    y = scan(x.reshape(-1, heads, config.head_dim), dt, -torch.exp(p["A_log"]), B, C, p["D"])
-    y = rms_norm(y.reshape(-1, d_inner) * silu(z), p["norm.weight"])
-    return y @ p["out_proj.weight"].T
+    return scan(x.reshape(-1, heads, config.head_dim), dt, -torch.exp(p["A_log"]), B, C, p["D"]), z, g
 
 
 def aggregate(x_f: Tensor, x_b: Tensor, kind: str, p: Parameters) -> Tensor:
@@ -82,6 +100,9 @@ def states(tokens: Tensor, p: Parameters, config: ModelConfig) -> Tensor:
     for i in range(config.n_layers):
         layer = f"stack.layers.{i}."
         weights = under(f"{layer}mixer.")
+        if config.arch == "bimamba" and config.aggregation == "head_gate":
+            x = x + head_gated(normed(x, layer), weights, config)
+            continue
         x_f = x + mixer(normed(x, layer), weights, config)
         if config.arch == "mamba":
             x = x_f

@@ -10,7 +10,8 @@ from gm_train.config import ModelConfig
 from gm_train.model.genemamba import GeneMamba
 
 VOCABULARY = 23
-VARIANTS = [("bimamba", "gate"), ("bimamba", "mean"), ("bimamba", "sum"), ("bimamba", "concat"), ("mamba", "gate")]
+AGGREGATIONS = ("gate", "mean", "sum", "concat", "head_gate")
+VARIANTS = [*(("bimamba", aggregation) for aggregation in AGGREGATIONS), ("mamba", "gate")]
 
 
 def small_config(**changes: Any) -> ModelConfig:
@@ -57,7 +58,7 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
 configs = st.builds(
     small_config,
     arch=st.sampled_from(["bimamba", "bimamba", "bimamba", "mamba"]),
-    aggregation=st.sampled_from(["gate", "mean", "sum", "concat"]),
+    aggregation=st.sampled_from(AGGREGATIONS),
     gate_per_layer=st.booleans(),
     norm=st.sampled_from(["none", "pre"]),
     tie_output=st.booleans(),

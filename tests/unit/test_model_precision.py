@@ -9,7 +9,7 @@ from gm_train.config import ModelConfig
 from gm_train.model.genemamba import GeneMamba
 from gm_train.model.segments import make_segments
 from gm_train.model.ssd import ssd
-from tests.unit.small_models import pack, random_cells, random_model, relative_error, small_config
+from tests.unit.small_models import AGGREGATIONS, pack, random_cells, random_model, relative_error, small_config
 
 
 def scan_inputs(length: int, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -26,7 +26,7 @@ def scan_inputs(length: int, dtype: torch.dtype) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("norm", ["none", "pre"])
-@pytest.mark.parametrize("aggregation", ["gate", "mean", "sum", "concat"])
+@pytest.mark.parametrize("aggregation", AGGREGATIONS)
 def test_bf16_autocast_is_finite_and_near_fp32(aggregation: str, norm: str) -> None:
     torch.manual_seed(0)
     config = ModelConfig(d_model=64, n_layers=3, d_state=16, head_dim=16, aggregation=aggregation, norm=norm)

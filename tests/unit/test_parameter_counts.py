@@ -26,6 +26,8 @@ def count(**changes: Any) -> int:
         ({"aggregation": "mean"}, 65_744_338),
         ({"aggregation": "sum"}, 65_744_338),
         ({"arch": "mamba"}, 65_744_338),
+        ({"aggregation": "head_gate"}, 65_744_338 + 24 * 16 * 512),
+        ({"arch": "mamba", "aggregation": "head_gate"}, 65_744_338),
         ({"gate_per_layer": True}, 65_744_338 + 24 * (1024 * 512 + 512)),
         ({"aggregation": "mean", "tie_output": True}, 65_744_338 - VOCABULARY * 512),
         ({"aggregation": "mean", "norm": "pre"}, 65_744_338 + 24 * 512),
