@@ -172,7 +172,8 @@ _CHOICES = {
 _POSITIVE = (
     "data.lanes", "data.rows_per_lane", "data.micro_rows", "data.row_length", "data.pool_blocks", "data.group_cells",
     "data.cache_mb", "model.d_model", "model.n_layers", "model.d_state", "model.d_conv", "model.expand",
-    "model.head_dim", "model.chunk", "model.n_heads", "model.d_ff", "objective.temperature", "optim.lr", "optim.eps", "optim.clip",
+    "model.head_dim", "model.chunk", "model.n_heads", "model.d_ff", "objective.temperature", "optim.lr", "optim.eps",
+    "optim.clip",
     "trainer.max_steps", "trainer.validation_cells", "checkpoint.every_steps", "checkpoint.keep_last",
 )  # fmt: skip
 _NOT_NEGATIVE = (
