@@ -9,12 +9,18 @@ BIN := $(VENV)/bin
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
+# Its scan is written in Triton: without the compiled code, it installs on any machine. Out of pip's cache, which would
+# give the same wheel to those who want that code.
+MAMBA_SSM = MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(BIN)/python -m pip install --quiet \
+	--disable-pip-version-check --no-cache-dir --no-deps --no-build-isolation -c constraints.txt mamba-ssm
+
 # The stamp keeps later calls quick; it is older than what it depends on whenever that changes.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip setuptools -c constraints.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip setuptools wheel -c constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,test,dev]"
+	$(MAMBA_SSM)
 	touch $@
 
 setup: $(VENV)/.ready ## build .venv with gm-train in it

@@ -4,6 +4,7 @@ import logging
 import sys
 
 import numpy as np
+import torch
 
 from data_shards.reader import StoreReader
 from data_shards.stream import LaneStream, Plan
@@ -12,6 +13,8 @@ from gm_train.batches import Recipe, make_examples
 from gm_train.checkpoint import Checkpoint
 from gm_train.config import Config
 from gm_train.datamodule import CellDataModule
+from gm_train.model.attention import attention_kernel
+from gm_train.model.kernels import choose_kernel
 from gm_train.module import GeneMambaModule
 from gm_train.ranks import Ranks
 
@@ -39,10 +42,18 @@ def announce(
     )
     model = config.model
     n_parameters = sum(parameter.numel() for parameter in module.parameters())
+    variant = {
+        "bimamba": f"{model.aggregation}, norm {model.norm}",
+        "mamba": f"norm {model.norm}",
+        "transformer": f"{model.n_heads} heads, feed-forward {model.d_ff}",
+    }[model.arch]
+    kernel, why = kernel_of(config, ranks.device())
     print(
-        f"model {model.arch} {model.n_layers} x {model.d_model}, {model.aggregation}, norm {model.norm}: "
-        f"{n_parameters:,} parameters; kernel torch{' (auto: the only one here)' if model.kernel == 'auto' else ''}"
+        f"model {model.arch} {model.n_layers} x {model.d_model}, {variant}: {n_parameters:,} parameters; "
+        f"kernel {kernel} ({why})"
     )
+    if config.trainer.compile:
+        print("compiling the blocks at the first step: a minute or more without a word")
     rows = config.data.lanes * config.data.rows_per_lane
     print(f"step: {rows} rows of {config.data.row_length} tokens from {config.data.lanes} lanes")
     nodes = f"{ranks.n_nodes} node{'s' if ranks.n_nodes > 1 else ''}"
@@ -53,6 +64,19 @@ def announce(
         print(f"resuming {config.run.dir} from step {checkpoint.step:,} ({checkpoint.path.name})")
     # In a job's log it stands before what libraries say, and DeepSpeed loses what is still buffered.
     sys.stdout.flush()
+
+
+def kernel_of(config: Config, device: torch.device) -> tuple[str, str]:
+    """What computes the scan, or the transformer's attention, on a device, and why.
+
+    Raises:
+        DataError: `model.kernel` asks for what cannot run there.
+    """
+    model = config.model
+    if model.arch == "transformer":
+        dtype = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
+        return attention_kernel(device, dtype, model.d_model // model.n_heads)
+    return choose_kernel(model.kernel, device)
 
 
 def _announce_coverage(config: Config, reader: StoreReader, recipe: Recipe, plan: Plan) -> None:

@@ -7,7 +7,7 @@ import traceback
 from collections.abc import Sequence
 
 from data_shards.errors import DataError
-from gm_train.commands import ckpt, data, doctor, eval, fit, launch
+from gm_train.commands import bench, ckpt, data, doctor, eval, fit, launch
 from gm_train.local_ranks import OtherRankFailed, is_first
 
 
@@ -21,6 +21,7 @@ def build_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     data.add_parser(subparsers)
     fit.add_parser(subparsers)
+    bench.add_parser(subparsers)
     eval.add_parser(subparsers)
     ckpt.add_parser(subparsers)
     launch.add_parser(subparsers)

@@ -35,8 +35,8 @@ class ModelConfig:
     expand: int = 2  # inner width / d_model
     head_dim: int = 64  # channels of a head; divides expand * d_model
     chunk: int = 64  # tokens that the scan handles by matrix products
-    n_heads: int = 8  # attention heads of the transformer
-    d_ff: int = 2240  # feed-forward width of the transformer; 12 layers have the parameters of 24 of Bi-Mamba
+    n_heads: int = 8  # attention heads of the transformer, of an even number of channels each
+    d_ff: int = 2240  # feed-forward width of the transformer; at d_model 512, 12 layers weigh as much as Bi-Mamba's 24
     tie_output: bool = False  # share the embedding with the output layer
     kernel: str = "auto"  # auto (by device and packages) | torch | mamba_ssm: what computes the scan
 

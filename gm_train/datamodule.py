@@ -1,5 +1,6 @@
 """The DataModule: each rank's lanes of the store, as micro-batches, from a position on."""
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -65,10 +66,14 @@ class StepLoader:
     """Micro-batches of the steps from a position on: an iterable for one pass.
 
     The rows of a step stand in the order of the lanes, whatever the number of workers.
+
+    Attributes:
+        waited_s: seconds that training has waited for batches so far; without workers, that they took to make.
     """
 
     def __init__(self, dataset: LaneDataset) -> None:
         self._dataset = dataset
+        self.waited_s = 0.0
 
     def __iter__(self) -> Iterator[MicroBatch]:
         n_workers = min(self._dataset.data.workers, len(self._dataset.lanes))
@@ -84,6 +89,7 @@ class StepLoader:
         with torch.random.fork_rng(devices=[]), children_deaf():
             items = iter(loader)
         for _ in range(self._dataset.n_steps):
+            begun = time.perf_counter()
             pieces = []
             for _ in range(max(1, n_workers)):
                 item = next(items)
@@ -91,11 +97,13 @@ class StepLoader:
                     raise item
                 pieces += item
             pieces.sort(key=lambda piece: piece.lane)
-            yield from split(
+            batches = split(
                 join([piece.examples for piece in pieces]),
                 self._dataset.data.micro_rows,
                 {piece.lane: piece.position for piece in pieces},
             )
+            self.waited_s += time.perf_counter() - begun
+            yield from batches
 
 
 class CellDataModule(L.LightningDataModule):
@@ -125,12 +133,19 @@ class CellDataModule(L.LightningDataModule):
         self.max_steps, self.validation_cells = max_steps, validation_cells
         self.plan = Plan(recipe.seed, data.lanes, data.pool_blocks, data.group_cells, recipe.row_length)
         self._validation: list[MicroBatch] | None = None
+        self._loader: StepLoader | None = None
 
     def train_dataloader(self) -> StepLoader:
         n_steps = max(0, self.max_steps - self.position.step)
         rank, size = self._ranks.global_rank, self._ranks.world_size
         own = {lane: place for lane, place in self.position.lanes.items() if lane % size == rank}
-        return StepLoader(LaneDataset(self.data, self.plan, self.recipe, own, n_steps))
+        self._loader = StepLoader(LaneDataset(self.data, self.plan, self.recipe, own, n_steps))
+        return self._loader
+
+    @property
+    def waited_s(self) -> float:
+        """Seconds that training has waited for batches so far, on this rank."""
+        return 0.0 if self._loader is None else self._loader.waited_s
 
     def validation_batches(self) -> list[MicroBatch]:
         """Held-out cells with fixed masks: the same at every validation, whatever the run's seed.

@@ -18,7 +18,7 @@ from data_shards.errors import DataError
 from data_shards.hashing import fold
 from data_shards.reader import StoreReader
 from data_shards.tokenizer import Tokenizer
-from gm_train.announce import announce
+from gm_train.announce import announce, kernel_of
 from gm_train.batches import Recipe
 from gm_train.checkpoint import BY_NAME, Checkpoint, list_checkpoints, recover, refuse_other_form
 from gm_train.claim import MARKER, Claim, claimed, mark_preempted
@@ -72,8 +72,8 @@ def fit(config: Config, leaving: Leaving | None = None) -> Outcome:
         leaving: catches the signals that ask the run to save and leave; none: signals do what they did before.
 
     Raises:
-        DataError: the store or the checkpoint does not fit the configuration, the run directory is in use, or the ranks
-            did not find each other.
+        DataError: the store or the checkpoint does not fit the configuration, `model.kernel` cannot run here, the run
+            directory is in use, or the ranks did not find each other.
         ConfigError: a number of ranks that the configuration cannot use, or a fresh run whose schedule is shorter than
             its warm-up.
     """
@@ -83,6 +83,7 @@ def fit(config: Config, leaving: Leaving | None = None) -> Outcome:
     directory = Path(config.run.dir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(joined(ranks, alone=config.trainer.strategy in SHARDED))
+        ranks.together(lambda: kernel_of(config, ranks.device()))
         reader, tokenizer, pathways = ranks.together(lambda: _open(config))
         claim = ranks.on_first(lambda: stack.enter_context(claimed(directory)))
         return _fit(config, directory, reader, tokenizer, pathways, leaving or Leaving(), ranks, claim)

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from gm_train.batches import MicroBatch, StepInfo
 from gm_train.config import Config
+from gm_train.model.blocks import prepare_blocks
 from gm_train.model.genemamba import GeneMamba
-from gm_train.objective.language import cross_entropy_sum
 from gm_train.objective.pathway import pathway_loss_sum
 from gm_train.optim import build_optimizer, learning_rate
 from gm_train.ranks import Ranks
@@ -55,7 +55,7 @@ def loss_sums(model: GeneMamba, batch: MicroBatch, temperature: float) -> tuple[
     """Sums of L_lang over the targets and of L_pathway over the pairs of a micro-batch (scalars)."""
     states = model(batch.input_ids, batch.segment).flatten(0, 1)
     # The output layer sees the predicted positions alone.
-    lang = cross_entropy_sum(model.logits(states[batch.target_at]), batch.targets)
+    lang = model.language_loss(states[batch.target_at], batch.targets)
     if batch.drawn.shape[1] == 0:
         return lang, lang.new_zeros(())
     return lang, pathway_loss_sum(states, batch.drawn, batch.positive, temperature)
@@ -87,6 +87,7 @@ class GeneMambaModule(L.LightningModule):
         self.last_result: StepResult
 
     def configure_model(self) -> None:
+        prepare_blocks(self.model, self.config.trainer)
         self.steps.shard(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

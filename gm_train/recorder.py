@@ -72,6 +72,7 @@ class Recorder(L.Callback):
         self._save_seconds = 0.0
         self._bar: tqdm[Any] | None = None
         self._clock = self._last_line = time.perf_counter()
+        self._waited_s = 0.0
 
     # Lightning's hooks -----------------------------------------------------------------------------------------------
 
@@ -95,9 +96,11 @@ class Recorder(L.Callback):
         assert isinstance(module, GeneMambaModule)
         result = module.last_result
         seconds = time.perf_counter() - self._clock
+        data: CellDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        loader_s, self._waited_s = data.waited_s - self._waited_s, data.waited_s
         self._advance(result)
         if self._ranks.is_first:
-            self._record(result, seconds)
+            self._record(result, seconds, loader_s)
         every = module.config.trainer.validate_every_steps
         if result.finite:
             self._has_stepped = True
@@ -133,7 +136,7 @@ class Recorder(L.Callback):
         self.position.cells += result.info.n_cells
         self.position.lanes.update(result.info.lanes)
 
-    def _record(self, result: StepResult, seconds: float) -> None:
+    def _record(self, result: StepResult, seconds: float, loader_s: float) -> None:
         info = result.info
         row: dict[str, Any] = {
             "step": self.position.step,
@@ -144,6 +147,8 @@ class Recorder(L.Callback):
             "grad_norm": result.grad_norm,
             "lr": result.lr,
             "tokens_per_s": info.n_tokens / seconds,
+            "step_s": seconds,
+            "loader_s": loader_s,
             "tokens": info.n_tokens,
             "fill": info.n_tokens / info.n_slots,
             "sample_hash": f"{info.sample_hash:016x}",

@@ -121,6 +121,10 @@ def _training(rows: list[dict[str, Any]], steps: list[dict[str, Any]], skipped: 
         lines.append(["best validation loss", f"{losses[best]:.3f} nats at step {int(at[best]):,}"])
     speeds = column(steps, "tokens_per_s")[1]
     lines.append(["median throughput", f"{sorted(speeds)[len(speeds) // 2]:,.0f} real tokens/s"])
+    timed = [row for row in steps if "loader_s" in row]
+    if timed:
+        share = sum(row["loader_s"] for row in timed) / sum(row["step_s"] for row in timed)
+        lines.append(["waiting for the loader", f"{share:.1%} of the time of a step"])
     bad = sum(row["event"] == "skipped" for row in skipped)
     rollbacks = sum(row["event"] == "rollback" for row in skipped)
     lines.append(["skipped steps", f"{bad} (rollbacks: {rollbacks})"])

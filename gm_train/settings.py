@@ -212,16 +212,22 @@ def _finite(value: Any) -> bool:
 def _combinations(config: Config) -> list[str]:
     model, objective, data, optim, trainer = config.model, config.objective, config.data, config.optim, config.trainer
     problems = []
-    if model.head_dim > 0 and model.expand * model.d_model % model.head_dim:
+    if model.arch == "transformer":
+        if model.n_heads > 0 and (model.d_model % model.n_heads or model.d_model // model.n_heads % 2):
+            problems.append(
+                f"model.n_heads={model.n_heads}: model.d_model / model.n_heads must be a whole, even number, not "
+                f"{model.d_model / model.n_heads:g}"
+            )
+    elif model.head_dim > 0 and model.expand * model.d_model % model.head_dim:
         problems.append(
             f"model.head_dim={model.head_dim}: does not divide model.expand * model.d_model = "
             f"{model.expand * model.d_model}"
         )
-    if objective.language == "next_token" and model.arch == "bimamba" and not objective.paper_compat:
+    if objective.language == "next_token" and model.arch != "mamba" and not objective.paper_compat:
         problems.append(
-            "objective.language=next_token with model.arch=bimamba: every position has already seen the token that it "
-            "is to predict; use model.arch=mamba or objective.language=masked (objective.paper_compat=true trains it "
-            "all the same, as published)"
+            f"objective.language=next_token with model.arch={model.arch}: every position has already seen the token "
+            "that it is to predict; use model.arch=mamba or objective.language=masked (objective.paper_compat=true "
+            "trains it all the same, as published)"
         )
     if objective.language == "masked" and not 0 < objective.mask_rate < 1:
         problems.append(f"objective.mask_rate={objective.mask_rate}: must lie between 0 and 1")

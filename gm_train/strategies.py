@@ -129,7 +129,7 @@ class Fsdp2(Steps, ModelParallelStrategy):
                 fully_shard(aggregation, mesh=mesh)
         # A gate that all layers share stays in the root's group, gathered once a pass, not once a layer.
         fully_shard(model, mesh=mesh)
-        register_fsdp_forward_method(model, "logits")
+        register_fsdp_forward_method(model, "language_loss")
 
     @contextlib.contextmanager
     def accumulating(self, model: nn.Module, last: bool) -> Iterator[None]:

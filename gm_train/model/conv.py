@@ -1,16 +1,18 @@
-"""Depthwise convolution over the tokens of a cell, causal and mirrored, as shifted products."""
+"""Depthwise convolution over the tokens of a cell, causal and mirrored, and its SiLU."""
 
 import math
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
+from gm_train.model import kernels
 from gm_train.model.segments import Segments
 
 
 class DepthwiseConv(nn.Module):
-    """Each channel filtered on its own, within a cell: y_t = bias + sum over k of w_k x_(t-k).
+    """Each channel filtered on its own, within a cell: y_t = SiLU(bias + sum over k of w_k x_(t-k)).
 
     The mirrored form reads x_(t+k) instead. Parameters are laid out as those of `nn.Conv1d(channels, channels, taps,
     groups=channels)`, whose last tap is k = 0. With channels last, shifted products are several times faster than a
@@ -29,17 +31,29 @@ class DepthwiseConv(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, x: Tensor, segments: Segments, bidirectional: bool) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, segments: Segments, bidirectional: bool, as_read: bool = False) -> tuple[Tensor, ...]:
         """Filter (batch, length, channels); the tokens of other cells count as zeros.
+
+        Args:
+            x: (batch, length, channels).
+            segments: boundaries of the same rows.
+            bidirectional: also the mirrored form.
+            as_read: flip the mirrored result, as mamba_ssm's scan is to read it; by causal_conv1d if it can.
 
         Returns:
             The causal result and, if bidirectional, the mirrored one, each in the shape and type of x.
         """
+        if as_read and kernels.package_conv_takes(*self.weight.shape[::2]):
+            causal = kernels.package_conv(x, self.weight.squeeze(1), self.bias, segments.forward.seq_idx)
+            if not bidirectional:
+                return (causal,)
+            return causal, kernels.package_conv(x.flip(1), self.weight.squeeze(1), self.bias, segments.reverse.seq_idx)
         same = [mask.to(x.dtype) for mask in segments.same]  # fewer than taps - 1 where rows are that short
         taps = self.weight.squeeze(1).T.flip(0)[: len(same) + 1].to(x.dtype)
         bias = self.bias.to(x.dtype)
-        out: tuple[Tensor, ...] = _Shifted.apply(x, taps, bias, bidirectional, *same)  # type: ignore[no-untyped-call]
-        return out
+        filtered: tuple[Tensor, ...] = _Shifted.apply(x, taps, bias, bidirectional, *same)  # type: ignore[no-untyped-call]
+        causal, *mirrored = (F.silu(y) for y in filtered)
+        return causal, *(y.flip(1) if as_read else y for y in mirrored)
 
 
 class _Shifted(torch.autograd.Function):

@@ -1,42 +1,14 @@
 """GeneMamba: from the tokens of packed cells to their states, and from states to logits and cell embeddings."""
 
-import math
 from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gm_train.config import ModelConfig
-from gm_train.model.bimamba import Stack
+from gm_train.model import bimamba, transformer
 from gm_train.model.norm import RMSNorm
-
-
-class OutputLayer(nn.Module):
-    """Logits over the vocabulary, with weights of its own or the embedding's.
-
-    Tied, the states are divided by sqrt(d_model), as in T5 (arXiv 1910.10683): the embedding is drawn with unit
-    variance, which the mixers need where no norm stands before them, and would make the first logits far too large.
-    """
-
-    def __init__(self, d_model: int, vocabulary_size: int, tied: bool) -> None:
-        super().__init__()
-        self.scale = 1 / math.sqrt(d_model)
-        self.weight = None if tied else nn.Parameter(torch.empty(vocabulary_size, d_model))
-        self.bias = nn.Parameter(torch.empty(vocabulary_size))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Weights uniform within 1 / sqrt(d_model), PyTorch's default for a linear layer; bias zero."""
-        if self.weight is not None:
-            nn.init.uniform_(self.weight, -self.scale, self.scale)
-        nn.init.zeros_(self.bias)
-
-    def forward(self, states: Tensor, embedding: Tensor) -> Tensor:
-        """Map (..., d_model) to (..., vocabulary_size); `embedding` (vocabulary_size, d_model) is used if tied."""
-        if self.weight is None:
-            return F.linear(states * self.scale, embedding, self.bias)
-        return F.linear(states, self.weight, self.bias)
+from gm_train.model.output import OutputLayer
 
 
 class GeneMamba(nn.Module):
@@ -56,7 +28,7 @@ class GeneMamba(nn.Module):
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary_size, config.d_model)
-        self.stack = Stack(config)
+        self.stack = transformer.Stack(config) if config.arch == "transformer" else bimamba.Stack(config)
         self.norm = RMSNorm(config.d_model)
         self.output = OutputLayer(config.d_model, vocabulary_size, config.tie_output)
 
@@ -78,6 +50,13 @@ class GeneMamba(nn.Module):
         The output layer costs as much as several layers of the stack: give it the positions to predict alone.
         """
         return cast(Tensor, self.output(states, self.embedding.weight))
+
+    def language_loss(self, states: Tensor, targets: Tensor) -> Tensor:
+        """Sum of the cross-entropy in nats, a scalar, of states (n, d_model) that predict targets, int64 (n,).
+
+        The logits are never there all at once.
+        """
+        return cast(Tensor, self.output(states, self.embedding.weight, targets))
 
 
 def cell_embeddings(states: Tensor, segment: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gm_train.config import ModelConfig
+from gm_train.model import kernels
 from gm_train.model.conv import DepthwiseConv
 from gm_train.model.norm import GatedRMSNorm
 from gm_train.model.segments import Segments
@@ -29,6 +30,8 @@ class Mamba2Mixer(nn.Module):
     run once: y = g y_f + (1 - g) y_b, where g is the sigmoid of one more column of in_proj for each head. The skip D x
     is part of both y.
 
+    `model.kernel` says what computes the convolution and the scan; see `kernels.py`.
+
     Raises:
         ValueError: head_dim does not divide expand * d_model.
     """
@@ -42,6 +45,7 @@ class Mamba2Mixer(nn.Module):
             )
         self.n_heads = self.d_inner // config.head_dim
         self.d_state = config.d_state
+        self.package_devices = kernels.package_devices(config.kernel)
         d_conv = self.d_inner + 2 * self.d_state
         self.head_gate = config.aggregation == "head_gate" and config.arch == "bimamba"
         n_gates = self.n_heads if self.head_gate else 0
@@ -79,13 +83,36 @@ class Mamba2Mixer(nn.Module):
         gate = F.silu(z)
         # Step sizes and decay stay in the parameters' type (float32 or wider) under autocast.
         dt = F.softplus(dt.to(self.dt_bias.dtype) + self.dt_bias)
-        A = -self.A_log.exp()
-        mixed = self.conv1d(xBC, segments, bidirectional)
-        scans = [self._scan(F.silu(m), dt, A, segments, reverse=i == 1) for i, m in enumerate(mixed)]
+        scans = self.scans(xBC, dt, segments, bidirectional)
         if self.head_gate:
             scans = [torch.lerp(scans[1], scans[0], torch.sigmoid(g)[..., None])]
         return tuple(self.out_proj(self.norm(y.flatten(-2), gate)) for y in scans)
 
+    def scans(self, xBC: Tensor, dt: Tensor, segments: Segments, bidirectional: bool) -> list[Tensor]:
+        """Convolution, SiLU and scan.
+
+        Args:
+            xBC: (batch, length, d_inner + 2 * d_state), from the input projection.
+            dt: (batch, length, heads), step sizes.
+            segments: boundaries of the same rows.
+            bidirectional: also read from the right.
+
+        Returns:
+            y of the forward direction and, if bidirectional, of the reverse one, each (batch, length, heads, head_dim).
+        """
+        A = -self.A_log.exp()
+        mixed = self.conv1d(xBC, segments, bidirectional, as_read=self._on_package(xBC))
+        return [self._scan(m, dt, A, segments, reverse=i == 1) for i, m in enumerate(mixed)]
+
+    def _on_package(self, xBC: Tensor) -> bool:
+        return xBC.device.type in self.package_devices
+
     def _scan(self, xBC: Tensor, dt: Tensor, A: Tensor, segments: Segments, reverse: bool) -> Tensor:
         x, B, C = torch.split(xBC, [self.d_inner, self.d_state, self.d_state], dim=-1)
-        return ssd(x.view(*x.shape[:-1], self.n_heads, -1), dt, A, B, C, self.D, segments, reverse)
+        x = x.view(*x.shape[:-1], self.n_heads, -1)
+        if not self._on_package(xBC):
+            return ssd(x, dt, A, B, C, self.D, segments, reverse)
+        # The package reads from the left only; in reverse, x, B and C have come flipped from the convolution.
+        direction, dt = (segments.reverse, dt.flip(1)) if reverse else (segments.forward, dt)
+        y: Tensor = kernels.package_ssd(x, dt, A, B, C, self.D, direction.seq_idx)
+        return y.flip(1) if reverse else y

@@ -8,8 +8,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Direction:
-    """Boundaries as the chunked scan meets them in one direction; `n` is batch * number of chunks."""
+    """Boundaries as the scan meets them in one direction; `n` is batch * number of chunks."""
 
+    seq_idx: Tensor  # int32 (batch, length), each cell's number within its row, in the order that is read
     within: Tensor  # (n, 1, chunk, chunk), 0 where output i may read input j, -inf elsewhere
     into: Tensor  # (n, chunk, 1), 0 where a position reaches the state that leaves its chunk, -inf elsewhere
     out: Tensor  # (n, chunk, 1), 0 where a position reads the state that enters its chunk, -inf elsewhere
@@ -55,8 +56,9 @@ def make_segments(segment: Tensor, chunk: int, taps: int, dtype: torch.dtype = t
         zeros = torch.zeros(allowed.shape, dtype=dtype, device=segment.device)
         return zeros.masked_fill_(~allowed, -torch.inf).view(-1, *shape)
 
-    def direction(readable: Tensor, exit_run: Tensor, entry_run: Tensor) -> Direction:
+    def direction(seq_idx: Tensor, readable: Tensor, exit_run: Tensor, entry_run: Tensor) -> Direction:
         return Direction(
+            seq_idx=seq_idx.int(),
             within=log_mask(readable, 1, chunk, chunk),
             into=log_mask(filled == exit_run, chunk, 1),
             out=log_mask(filled == entry_run, chunk, 1),
@@ -65,8 +67,8 @@ def make_segments(segment: Tensor, chunk: int, taps: int, dtype: torch.dtype = t
 
     return Segments(
         same=same,
-        forward=direction(pair.tril(), last, before),
-        reverse=direction(pair.triu(), first, after),
+        forward=direction(run, pair.tril(), last, before),
+        reverse=direction(run.flip(1), pair.triu(), first, after),
         sums=pair.tril().view(-1, chunk, chunk).to(torch.float64),
         chunk=chunk,
     )

@@ -1,10 +1,7 @@
-"""L_lang: which positions are predicted, from which states, and the cross-entropy there."""
+"""L_lang: which positions are predicted, and from which states."""
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 I64 = npt.NDArray[np.int64]
 
@@ -24,17 +21,3 @@ def next_token_targets(lengths: I64) -> tuple[I64, I64]:
     is_first[(np.cumsum(lengths) - lengths)[lengths > 0]] = True
     predicted = np.flatnonzero(~is_first)
     return predicted - 1, predicted
-
-
-def cross_entropy_sum(logits: Tensor, targets: Tensor) -> Tensor:
-    """Sum of the cross-entropy, in nats.
-
-    Args:
-        logits: (n_targets, vocabulary size).
-        targets: int64 (n_targets,).
-
-    Returns:
-        A scalar, float32 at least.
-    """
-    wide = logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
-    return F.cross_entropy(wide, targets, reduction="sum")

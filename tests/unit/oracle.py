@@ -1,7 +1,8 @@
 """GeneMamba once more, slowly: one cell at a time, one step at a time, straight from the equations.
 
 Mamba-2's recurrence (arXiv 2405.21060) as a loop over tokens, the convolution as loops over tokens and taps, and the
-reverse direction as the whole layer run on a flipped copy. Nothing here knows of chunks, packing or pads.
+reverse direction as the whole layer run on a flipped copy. The transformer's attention as loops over heads and tokens,
+its rotary positions as products of complex numbers. Nothing here knows of chunks, packing or pads.
 """
 
 import math
@@ -87,19 +88,59 @@ def aggregate(x_f: Tensor, x_b: Tensor, kind: str, p: Parameters) -> Tensor:
     return z * x_f + (1 - z) * x_b
 
 
+def attention(u: Tensor, p: Parameters, config: ModelConfig) -> Tensor:
+    """Each token's mean of all values of its cell, weighed by softmax(q k / sqrt(head_dim)), head by head."""
+    head_dim = config.d_model // config.n_heads
+    q, k, v = (u @ p["qkv_proj.weight"].T).split(config.d_model, dim=-1)
+    turns = torch.stack([rank * frequencies(head_dim) for rank in range(len(u))])
+
+    def turned(x: Tensor) -> Tensor:
+        half = head_dim // 2
+        z = torch.complex(x[:, :half], x[:, half:]) * torch.polar(torch.ones_like(turns), turns)
+        return torch.cat([z.real, z.imag], dim=-1)
+
+    heads = []
+    for h in range(config.n_heads):
+        own = slice(h * head_dim, (h + 1) * head_dim)
+        q_h, k_h, rows = turned(q[:, own]), turned(k[:, own]), []
+        for t in range(len(u)):
+            weights = torch.exp(k_h @ q_h[t] / math.sqrt(head_dim))
+            rows.append((weights / weights.sum()) @ v[:, own])
+        heads.append(torch.stack(rows))
+    return torch.cat(heads, dim=-1) @ p["out_proj.weight"].T
+
+
+def frequencies(width: int) -> Tensor:
+    return torch.tensor([1 / 10_000 ** (2 * i / width) for i in range(width // 2)], dtype=torch.float64)
+
+
+def encoder_layer(x: Tensor, p: Parameters, config: ModelConfig) -> Tensor:
+    x = x + attention(rms_norm(x, p["attention_norm.weight"]), under("attention.", p), config)
+    y = rms_norm(x, p["feed_forward_norm.weight"]) @ p["feed_forward.up_proj.weight"].T
+    y = y * (1 + torch.erf(y / math.sqrt(2))) / 2
+    return x + y @ p["feed_forward.down_proj.weight"].T
+
+
+def under(prefix: str, p: Parameters) -> Parameters:
+    return {name.removeprefix(prefix): value for name, value in p.items() if name.startswith(prefix)}
+
+
 def states(tokens: Tensor, p: Parameters, config: ModelConfig) -> Tensor:
     """Final-norm states (length, d_model) of one cell, int64 (length,), from a model's named parameters."""
-
-    def under(prefix: str) -> Parameters:
-        return {name.removeprefix(prefix): value for name, value in p.items() if name.startswith(prefix)}
 
     def normed(x: Tensor, layer: str) -> Tensor:
         return rms_norm(x, p[f"{layer}norm.weight"]) if config.norm == "pre" else x
 
     x = p["embedding.weight"][tokens]
+    if config.arch == "transformer":
+        turns = torch.stack([rank * frequencies(config.d_model) for rank in range(len(x))])
+        x = x + torch.cat([torch.sin(turns), torch.cos(turns)], dim=-1)
     for i in range(config.n_layers):
         layer = f"stack.layers.{i}."
-        weights = under(f"{layer}mixer.")
+        if config.arch == "transformer":
+            x = encoder_layer(x, under(layer, p), config)
+            continue
+        weights = under(f"{layer}mixer.", p)
         if config.arch == "bimamba" and config.aggregation == "head_gate":
             x = x + head_gated(normed(x, layer), weights, config)
             continue
@@ -109,7 +150,8 @@ def states(tokens: Tensor, p: Parameters, config: ModelConfig) -> Tensor:
             continue
         flipped = x.flip(0)
         x_b = (flipped + mixer(normed(flipped, layer), weights, config)).flip(0)
-        x = aggregate(x_f, x_b, config.aggregation, under(f"stack.aggregations.{i if config.gate_per_layer else 0}."))
+        gate = under(f"stack.aggregations.{i if config.gate_per_layer else 0}.", p)
+        x = aggregate(x_f, x_b, config.aggregation, gate)
     return rms_norm(x, p["norm.weight"])
 
 

@@ -11,12 +11,20 @@ from gm_train.model.genemamba import GeneMamba
 
 VOCABULARY = 23
 AGGREGATIONS = ("gate", "mean", "sum", "concat", "head_gate")
-VARIANTS = [*(("bimamba", aggregation) for aggregation in AGGREGATIONS), ("mamba", "gate")]
+VARIANTS = [*(("bimamba", aggregation) for aggregation in AGGREGATIONS), ("mamba", "gate"), ("transformer", "gate")]
 
 
 def small_config(**changes: Any) -> ModelConfig:
-    """Two layers, two heads, and sizes that all differ."""
-    sizes: dict[str, Any] = {"d_model": 6, "n_layers": 2, "d_state": 5, "head_dim": 4, "chunk": 4}
+    """Two layers, three heads, and sizes that all differ."""
+    sizes: dict[str, Any] = {
+        "d_model": 12,
+        "n_layers": 2,
+        "d_state": 5,
+        "head_dim": 8,
+        "chunk": 4,
+        "n_heads": 3,
+        "d_ff": 14,
+    }
     return ModelConfig(**(sizes | changes))
 
 
@@ -57,7 +65,7 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
 
 configs = st.builds(
     small_config,
-    arch=st.sampled_from(["bimamba", "bimamba", "bimamba", "mamba"]),
+    arch=st.sampled_from(["bimamba", "bimamba", "bimamba", "mamba", "transformer"]),
     aggregation=st.sampled_from(AGGREGATIONS),
     gate_per_layer=st.booleans(),
     norm=st.sampled_from(["none", "pre"]),

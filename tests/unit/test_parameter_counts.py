@@ -31,10 +31,22 @@ def count(**changes: Any) -> int:
         ({"gate_per_layer": True}, 65_744_338 + 24 * (1024 * 512 + 512)),
         ({"aggregation": "mean", "tie_output": True}, 65_744_338 - VOCABULARY * 512),
         ({"aggregation": "mean", "norm": "pre"}, 65_744_338 + 24 * 512),
+        # Embedding, output layer with bias, final norm; in a layer four projections of attention, two of the
+        # feed-forward and two norms.
+        (
+            {"arch": "transformer", "n_layers": 12},
+            2 * VOCABULARY * 512 + VOCABULARY + 512 + 12 * (4 * 512**2 + 2 * 512 * 2240 + 2 * 512),
+        ),
+        ({"arch": "transformer", "n_layers": 12}, 66_182_482),
     ],
 )
-def test_counts_of_the_24_x_512_model(changes: dict[str, Any], expected: int) -> None:
+def test_counts_of_the_published_size(changes: dict[str, Any], expected: int) -> None:
     assert count(**changes) == expected
+
+
+def test_the_baseline_of_half_as_many_layers_is_matched_in_parameters() -> None:
+    ours, baseline = count(), count(arch="transformer", n_layers=12)
+    assert abs(baseline / ours - 1) < 0.01
 
 
 @pytest.mark.parametrize(("n_layers", "d_model", "millions"), [(48, 512, 105), (24, 768, 127), (48, 768, 215)])
@@ -66,9 +78,9 @@ def test_the_shared_gate_belongs_to_no_layer() -> None:
     ]
 
 
-@pytest.mark.parametrize("tie_output", [False, True])
-def test_initial_values_through_the_meta_device_are_those_of_direct_construction(tie_output: bool) -> None:
-    config = ModelConfig(d_model=256, n_layers=2, head_dim=2, norm="pre", tie_output=tie_output)
+@pytest.mark.parametrize("changes", [{}, {"tie_output": True}, {"arch": "transformer"}])
+def test_initial_values_through_the_meta_device_are_those_of_direct_construction(changes: dict[str, Any]) -> None:
+    config = ModelConfig(d_model=256, n_layers=2, head_dim=2, norm="pre", **changes)
     torch.manual_seed(0)
     direct = GeneMamba(config, 500)
     with torch.device("meta"):
@@ -109,7 +121,9 @@ def test_initial_steps_and_decays_lie_in_mamba_2s_ranges() -> None:
     ("changes", "message"),
     [
         ({"head_dim": 60}, "head_dim=60 does not divide"),
-        ({"arch": "transformer"}, "model.arch='transformer'"),
+        ({"arch": "lstm"}, "model.arch='lstm'"),
+        ({"arch": "transformer", "n_heads": 7}, "model.n_heads=7"),
+        ({"arch": "transformer", "d_model": 24}, "even multiple"),
         ({"aggregation": "max"}, "model.aggregation='max'"),
         ({"norm": "post"}, "model.norm='post'"),
     ],

@@ -46,7 +46,7 @@ def outputs(model: GeneMamba, rows: list[list[Tensor]], tail: int) -> list[Tenso
 def test_alone_padded_or_packed_a_cell_is_the_same(
     config: ModelConfig, dtype: torch.dtype, length: int, before: list[int], after: list[int], tail: int, seed: int
 ) -> None:
-    config = dataclasses.replace(config, d_model=16, head_dim=8)
+    config = dataclasses.replace(config, d_model=16, head_dim=8, n_heads=2)
     model = random_model(config, seed, dtype)
     (cell,) = random_cells([length], seed)
     neighbours = random_cells(before + after, seed + 1)
@@ -85,16 +85,18 @@ def test_no_gradient_passes_between_cells_or_into_the_tail(config: ModelConfig, 
     assert not reached[: 2 + half].any()
 
 
-def test_whatever_stands_on_the_tail_changes_nothing() -> None:
-    model = random_model(small_config(), seed=0)
+@pytest.mark.parametrize("arch", ["bimamba", "transformer"])
+def test_whatever_stands_on_the_tail_changes_nothing(arch: str) -> None:
+    model = random_model(small_config(arch=arch), seed=0)
     input_ids, segment = pack([random_cells([7, 5], seed=0)], tail=9)
     disturbed = torch.where(segment == 0, 1 + torch.arange(len(segment[0])) % (VOCABULARY - 1), input_ids)
     with torch.no_grad():
         assert torch.equal(model(input_ids, segment)[segment > 0], model(disturbed, segment)[segment > 0])
 
 
-def test_rows_of_one_batch_do_not_meet() -> None:
-    model = random_model(small_config(), seed=0)
+@pytest.mark.parametrize("arch", ["bimamba", "transformer"])
+def test_rows_of_one_batch_do_not_meet(arch: str) -> None:
+    model = random_model(small_config(arch=arch), seed=0)
     cells = random_cells([11, 6, 8], seed=0)
     together = outputs(model, [[cells[0]], [cells[1], cells[2]]], tail=2)
     apart = outputs(model, [[cells[0]]], tail=5) + outputs(model, [[cells[1], cells[2]]], tail=2)
@@ -102,9 +104,10 @@ def test_rows_of_one_batch_do_not_meet() -> None:
         assert relative_error(a, b) < FLOAT64
 
 
-def test_the_scan_notices_a_shared_segment_number() -> None:
+@pytest.mark.parametrize("arch", ["bimamba", "transformer"])
+def test_a_shared_segment_number_is_noticed(arch: str) -> None:
     """The same row with one number for both cells must differ, or the tests above prove nothing."""
-    model = random_model(small_config(), seed=0)
+    model = random_model(small_config(arch=arch), seed=0)
     input_ids, segment = pack([random_cells([7, 5], seed=0)], tail=0)
     with torch.no_grad():
         assert relative_error(model(input_ids, torch.ones_like(segment)), model(input_ids, segment)) > 1e-3

@@ -46,7 +46,10 @@ def test_text_stays_text(tmp_path: Path) -> None:
     ("words", "fragment"),
     [
         (["objective.language=next_token"], "already seen the token"),
+        (["objective.language=next_token", "model.arch=transformer"], "model.arch=transformer: every position"),
         (["model.d_model=100"], "does not divide"),
+        (["model.arch=transformer", "model.n_heads=7"], "model.n_heads=7"),
+        (["model.arch=transformer", "model.d_model=72"], "must be a whole, even number, not 9"),
         (["model.arch=lstm"], "bimamba | mamba"),
         (["model.aggregation=max"], "gate | mean | sum | concat"),
         (["data.micro_rows=3"], "these do: 1, 2, 4"),
@@ -77,6 +80,11 @@ def test_what_cannot_work_is_refused(words: list[str], fragment: str) -> None:
 def test_next_token_is_for_the_unidirectional_model_or_for_the_paper() -> None:
     load_config([*GOOD, "objective.language=next_token", "model.arch=mamba"])
     load_config([*GOOD, "objective.language=next_token", "objective.paper_compat=true"])
+
+
+def test_settings_of_the_other_architecture_do_not_stand_in_the_way() -> None:
+    load_config([*GOOD, "model.arch=transformer", "model.head_dim=60"])
+    load_config([*GOOD, "model.n_heads=7"])
 
 
 @pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n"])

@@ -1,0 +1,1 @@
+"""Benchmarks: contenders side by side on one machine, in one run."""

@@ -1,0 +1,225 @@
+"""The cells that are trained on: a simulated atlas, or a store of yours, as the batches that training would make."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from data_shards.atlas import AtlasOptions
+from data_shards.errors import DataError
+from data_shards.medians import make_medians
+from data_shards.order import BlockOrder
+from data_shards.reader import StoreReader
+from data_shards.shards import CellFilter, make_store
+from data_shards.simulate import simulate
+from data_shards.splits import SplitOptions
+from data_shards.store import TRAIN
+from data_shards.stream import Plan, Row, pack_cells
+from data_shards.vocabulary import Vocabulary
+from gm_train.batches import MicroBatch, Recipe, StepInfo, make_examples, split
+from gm_train.config import ObjectiveConfig
+from gm_train.objective.pathway import PathwayIndex, read_gmt
+
+#: Longest cells of the simulated atlas.
+DEEPEST = 8192
+_GENES = 25_424  # genes of the published vocabulary
+_NATURAL_TOP_K = 2048
+_BLOCKS_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Stores:
+    """Where the cells come from.
+
+    Attributes:
+        deep: store whose cells all have `DEEPEST` tokens.
+        natural: store whose cells have the lengths that they have; it shares the vocabulary of `deep`.
+        gmt: gene sets of the same genes.
+    """
+
+    deep: Path
+    natural: Path
+    gmt: Path
+
+
+def simulated_stores(folder: Path, deep_cells: int = 128, natural_cells: int = 512) -> Stores:
+    """Stores of simulated cells in `folder`, made at the first call.
+
+    Both come from the simulator, the medians and the tokenizer that `gm-train data` uses. The deep cells have 150,000
+    molecules each (median), so that at least 8,192 genes are detected; cells with fewer are left out. The others have
+    1,500, before dropout.
+    """
+    stores = Stores(folder / "deep.zarr", folder / "natural.zarr", folder / "deep.gmt")
+    shared = AtlasOptions(genes=_GENES, genes_per_programme=50)
+    wanted = {
+        "deep": (replace(shared, cells=deep_cells, counts_per_cell=150_000.0, donors=2, batches=2), DEEPEST),
+        "natural": (replace(shared, cells=natural_cells, counts_per_cell=1_500.0, seed=1), _NATURAL_TOP_K),
+    }
+    medians = folder / "medians.zarr"
+
+    def quiet(line: str) -> None:
+        pass
+
+    for name, (options, _) in wanted.items():
+        if not (folder / f"{name}.h5ad").exists():
+            simulate(folder / f"{name}.h5ad", options)
+    if not medians.exists():
+        make_medians([folder / f"{name}.h5ad" for name in wanted], medians, say=quiet)
+    for name, (_, top_k) in wanted.items():
+        if not (folder / f"{name}.zarr").exists():
+            make_store(
+                [folder / f"{name}.h5ad"],
+                medians,
+                folder / f"{name}.zarr",
+                top_k=top_k,
+                cells=CellFilter(min_genes=DEEPEST if name == "deep" else 0),
+                splits=SplitOptions(by="none"),
+                say=quiet,
+            )
+    return stores
+
+
+@dataclass(frozen=True)
+class Workload:
+    """Which cells a step is made of.
+
+    Attributes:
+        store: token store.
+        length: cells are cut to so many best-ranked genes; None cuts to `row_length` alone.
+        row_length: tokens of a packed row.
+        tokens_per_step: tokens of the rows of a step.
+        n_batches: different steps, taken in turn.
+        seed: of order and masks.
+    """
+
+    store: Path
+    length: int | None
+    row_length: int
+    tokens_per_step: int
+    n_batches: int = 4
+    seed: int = 0
+
+    @property
+    def rows(self) -> int:
+        """Packed rows of a step."""
+        return max(1, self.tokens_per_step // self.row_length)
+
+    @property
+    def padded_length(self) -> int:
+        """Tokens of a row that holds one cell and pads."""
+        return min(self.length or self.row_length, self.row_length)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a step of a workload has on average, and what a contender computes of it.
+
+    Attributes:
+        cells, tokens, targets: cells, real tokens and predicted positions of a step.
+        slots: places for tokens that are computed, pads included.
+        context: tokens of the cell that a token is in, averaged over tokens.
+    """
+
+    cells: float
+    tokens: float
+    targets: float
+    slots: float
+    context: float
+
+
+def read_rows(workload: Workload) -> list[Row]:
+    """Packed rows for all batches, from the training cells of the store in the order of a run with one lane.
+
+    Raises:
+        DataError: no store, or too few cells.
+    """
+    reader = StoreReader(workload.store)
+    order = BlockOrder(workload.seed, reader.manifest.hash, reader.n_blocks)
+    plan = Plan(workload.seed, 1, _BLOCKS_AT_ONCE, 512, workload.row_length)
+    wanted = workload.rows * workload.n_batches
+    rows: list[Row] = []
+    for first in range(0, reader.n_blocks, _BLOCKS_AT_ONCE):
+        places = list(range(first, min(first + _BLOCKS_AT_ONCE, reader.n_blocks)))
+        tokens, place_of, cell_of = [], [], []
+        for place, block in zip(places, reader.read([order.block(place) for place in places]), strict=True):
+            for cell in np.flatnonzero(block.split == TRAIN):
+                tokens.append(block.tokens[block.indptr[cell] : block.indptr[cell + 1]][: workload.padded_length])
+                place_of.append(place)
+                cell_of.append(int(cell))
+        rows += pack_cells(tokens, np.array(place_of, np.int64), np.array(cell_of, np.int64), plan, first)
+        if len(rows) >= wanted:
+            return rows[:wanted]
+    if len(rows) < workload.rows:
+        raise DataError(
+            f"{workload.store}: its training cells fill {len(rows)} rows of {workload.row_length:,} tokens, and a step "
+            f"takes {workload.rows}: lower --tokens-per-step"
+        )
+    return rows[: len(rows) // workload.rows * workload.rows]
+
+
+def make_batches(
+    workload: Workload, objective: ObjectiveConfig, padded: bool, all_positions: bool
+) -> tuple[list[MicroBatch], Shape]:
+    """Steps of a workload, each one forward pass, and their average shape.
+
+    Args:
+        workload: which cells.
+        objective: masks, and gene sets for L_pathway if it names a file.
+        padded: one cell a row, filled up with pads to `Workload.padded_length`; the same cells as packed.
+        all_positions: predict the next token everywhere instead of masked ones; with `padded` pads are targets, too.
+    """
+    rows = read_rows(workload)
+    vocabulary = Vocabulary.load(workload.store / "vocabulary.json")
+    if all_positions:
+        objective = replace(objective, language="next_token", paper_compat=True)
+    index = None
+    if objective.pathways:
+        sets = read_gmt(Path(objective.pathways))
+        smallest, largest = objective.pathway_size
+        index = PathwayIndex.build(sets, vocabulary.token_of, vocabulary.size, (smallest, largest))
+    recipe = Recipe(objective, workload.seed, vocabulary.size, workload.row_length, index)
+    steps = [rows[i : i + workload.rows] for i in range(0, len(rows), workload.rows)]
+    if padded:
+        batches = [_pad(step, workload.padded_length) for step in steps]
+    else:
+        batches = [split(make_examples(step, recipe), workload.rows, {})[0] for step in steps]
+    lengths = np.concatenate([row.lengths for row in rows]).astype(np.float64)
+
+    def mean(counts: list[int]) -> float:
+        return sum(counts) / len(counts)
+
+    infos = [batch.info for batch in batches]
+    return batches, Shape(
+        cells=mean([info.n_cells for info in infos]),
+        tokens=mean([info.n_tokens for info in infos]),
+        targets=mean([info.n_targets for info in infos]),
+        slots=mean([info.n_slots for info in infos]),
+        context=float((lengths**2).sum() / lengths.sum()),
+    )
+
+
+def _pad(rows: list[Row], row_length: int) -> MicroBatch:
+    """One cell a row, as the published code feeds them: pads are tokens and targets like others."""
+    cells: list[npt.NDArray[np.uint16]] = []
+    for row in rows:
+        cells += np.split(row.tokens, np.cumsum(row.lengths)[:-1])
+    ids = np.zeros((len(cells), row_length), np.int64)
+    for i, cell in enumerate(cells):
+        ids[i, : len(cell)] = cell
+    at = np.arange(ids.size).reshape(ids.shape)[:, :-1]
+    n_tokens = sum(map(len, cells))
+    info = StepInfo(at.size, 0, len(cells), n_tokens, ids.size, 0, {})
+    input_ids = torch.from_numpy(ids)
+    return MicroBatch(
+        input_ids=input_ids,
+        segment=torch.ones_like(input_ids),
+        target_at=torch.from_numpy(at.flatten()),
+        targets=input_ids[:, 1:].flatten(),
+        drawn=torch.empty(len(cells), 0, dtype=torch.int64),
+        positive=torch.empty(len(cells), 0, 0, dtype=torch.bool),
+        info=info,
+        first=True,
+        last=True,
+    )

@@ -1,0 +1,100 @@
+"""From states to logits over the vocabulary, and to the cross-entropy of those without ever holding them all."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+#: Logits that the cross-entropy holds at a time: 128 MiB of float32.
+_LOGITS_AT_A_TIME = 2**25
+
+
+class OutputLayer(nn.Module):
+    """Logits over the vocabulary, with weights of its own or the embedding's.
+
+    Tied, the states are divided by sqrt(d_model), as in T5 (arXiv 1910.10683): the embedding is drawn with unit
+    variance, which the mixers need where no norm stands before them, and would make the first logits far too large.
+    """
+
+    def __init__(self, d_model: int, vocabulary_size: int, tied: bool) -> None:
+        super().__init__()
+        self.scale = 1 / math.sqrt(d_model)
+        self.weight = None if tied else nn.Parameter(torch.empty(vocabulary_size, d_model))
+        self.bias = nn.Parameter(torch.empty(vocabulary_size))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Weights uniform within 1 / sqrt(d_model), PyTorch's default for a linear layer; bias zero."""
+        if self.weight is not None:
+            nn.init.uniform_(self.weight, -self.scale, self.scale)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, states: Tensor, embedding: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Logits, or the sum of their cross-entropy.
+
+        Both are calls of the module itself, since sharded strategies gather its weights around those.
+
+        Args:
+            states: (..., d_model).
+            embedding: (vocabulary_size, d_model), used if tied.
+            targets: int64, of the leading shape of `states`; none: logits are wanted.
+
+        Returns:
+            (..., vocabulary_size), or a scalar in nats, float32 at least.
+        """
+        weight: Tensor = embedding if self.weight is None else self.weight
+        if self.weight is None:
+            states = states * self.scale
+        if targets is None:
+            return F.linear(states, weight, self.bias)
+        device = states.device.type
+        if torch.is_autocast_enabled(device):
+            states = states.to(torch.get_autocast_dtype(device))
+        with_gradients = torch.is_grad_enabled()
+        loss: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
+            states.flatten(0, -2), weight, self.bias, targets.flatten(), with_gradients
+        )
+        return loss
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """Sum of the cross-entropy of states W^T + bias, a few rows at a time.
+
+    The gradient is made in the same pass, while the logits of these rows are there: nothing is computed twice, and what
+    is kept for the backward pass has the size of the inputs. Products are computed in the type of the states, all
+    else, and the sums over chunks, in the weight's.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, with_gradients: bool
+    ) -> Tensor:
+        narrow = weight.to(states.dtype)
+        total = torch.zeros((), dtype=weight.dtype, device=states.device)
+        if with_gradients:
+            d_states, d_weight, d_bias = torch.empty_like(states), torch.zeros_like(weight), torch.zeros_like(bias)
+        n_rows = max(1, _LOGITS_AT_A_TIME // len(weight))
+        for first in range(0, len(states), n_rows):
+            part, target = states[first : first + n_rows], targets[first : first + n_rows, None]
+            logits = (part @ narrow.T).to(weight.dtype).add_(bias)
+            logits -= logits.amax(-1, keepdim=True)
+            of_target = logits.gather(1, target)
+            sums = logits.exp_().sum(-1, keepdim=True)
+            total += (sums.log() - of_target).sum()
+            if with_gradients:
+                d_logits = logits.div_(sums).scatter_add_(1, target, of_target.new_full(of_target.shape, -1.0))
+                d_bias += d_logits.sum(0)
+                d_logits = d_logits.to(states.dtype)
+                torch.mm(d_logits, narrow, out=d_states[first : first + n_rows])
+                d_weight += d_logits.T @ part
+        if with_gradients:
+            ctx.save_for_backward(d_states, d_weight, d_bias)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        d_states, d_weight, d_bias = ctx.saved_tensors
+        (scale,) = grads
+        return d_states * scale.to(d_states.dtype), d_weight * scale, d_bias * scale, None, None
