@@ -28,7 +28,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
         lr=config.lr,
         betas=(config.betas[0], config.betas[1]),
         eps=config.eps,
-        fused=config.fused,
+        fused=config.fused or None,  # False would rule out PyTorch's own choice as well
     )
 
 

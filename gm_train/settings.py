@@ -223,6 +223,8 @@ def _combinations(config: Config) -> list[str]:
             f"model.head_dim={model.head_dim}: does not divide model.expand * model.d_model = "
             f"{model.expand * model.d_model}"
         )
+    if model.gate_per_layer and model.aggregation == "head_gate":
+        problems.append("model.gate_per_layer with model.aggregation=head_gate: its gates are each layer's own already")
     if objective.language == "next_token" and model.arch != "mamba" and not objective.paper_compat:
         problems.append(
             f"objective.language=next_token with model.arch={model.arch}: every position has already seen the token "

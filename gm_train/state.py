@@ -39,11 +39,16 @@ def save_by_name(folder: Path, model: GeneMamba, optimizer: torch.optim.Optimize
 
 
 def load_by_name(folder: Path, model: GeneMamba, optimizer: torch.optim.Optimizer) -> None:
-    """Load weights and optimizer state in place, whole or sharded as they are in the model and the optimizer."""
+    """Load weights and optimizer state in place, whole or sharded as they are in the model and the optimizer.
+
+    How the optimizer computes stays as it was built.
+    """
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
     with _single_process():
         load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+    for loaded, group in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=True):
+        loaded["fused"] = group["fused"]
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
 
 

@@ -144,7 +144,7 @@ class Zero(Steps, DeepSpeedStrategy):
         step = next(iter(adamw.state.values()))["step"]
         for flat in self._partitions():
             # AdamW makes its state at its first step, which may be yet to come.
-            states[flat] = {"step": step.clone(), **{key: torch.zeros_like(flat) for key in MOMENTS}}
+            states[flat] = {"step": step.clone().to(flat.device), **{key: torch.zeros_like(flat) for key in MOMENTS}}
         if self.stage == 2:
             self.deepspeed_engine.optimizer._lazy_init_hp_params_optimizer_state()
         for name, parameter in model.named_parameters():

@@ -98,7 +98,7 @@ class Workload:
     length: int | None
     row_length: int
     tokens_per_step: int
-    n_batches: int = 4
+    n_batches: int = 8
     seed: int = 0
 
     @property
@@ -120,6 +120,7 @@ class Shape:
         cells, tokens, targets: cells, real tokens and predicted positions of a step.
         slots: places for tokens that are computed, pads included.
         context: tokens of the cell that a token is in, averaged over tokens.
+        each: cells and real tokens of each batch; the steps take them in turn.
     """
 
     cells: float
@@ -127,6 +128,7 @@ class Shape:
     targets: float
     slots: float
     context: float
+    each: tuple[tuple[int, int], ...]
 
 
 def read_rows(workload: Workload) -> list[Row]:
@@ -197,6 +199,7 @@ def make_batches(
         targets=mean([info.n_targets for info in infos]),
         slots=mean([info.n_slots for info in infos]),
         context=float((lengths**2).sum() / lengths.sum()),
+        each=tuple((info.n_cells, info.n_tokens) for info in infos),
     )
 
 

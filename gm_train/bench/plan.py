@@ -126,7 +126,7 @@ def quick(plan: Plan) -> Plan:
     return replace(
         plan,
         names=tuple(name for name in contenders.NAMES if name != contenders.MIXER),
-        lengths=(512, 2048, 4096),
+        lengths=(512, 2048),
         tokens_per_step=ROW,
         steps=FEWEST_STEPS,
         warmup=1,

@@ -62,6 +62,7 @@ class ModelRunner:
         self._at = 0
         for _ in range(warmup):
             self.step()
+        self._at = 0
         self._memory.reset()
         targets = shape.targets / shape.tokens
         return shape, self.contender.flops_per_token(self.vocabulary_size, shape.context, targets)
@@ -102,6 +103,7 @@ class ModelRunner:
         if self.device.type != "cuda":
             return [self.step() for _ in range(n)]
         self.step()
+        self._at -= 1  # the timed steps take the batches in turn
         seconds = [self.step() for _ in range(n)]
         torch.cuda.empty_cache()
         return seconds

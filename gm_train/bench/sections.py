@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,21 +88,26 @@ def measured(seconds: Sequence[float], shape: Shape, flops_per_token: float) -> 
     """The figures of a contender on a workload.
 
     Args:
-        seconds: of each timed step, at least ten.
-        shape: of a step.
+        seconds: of each timed step, at least ten; the first one took the first batch.
+        shape: of the batches.
         flops_per_token: of a training step, per real token.
     """
     spread = Spread.of(seconds)
+    # Steps differ where cells do: a rate is that of a step, before the median is taken.
+    cells, tokens = (
+        np.percentile([shape.each[i % len(shape.each)][which] / s for i, s in enumerate(seconds)], [25, 50, 75])
+        for which in (0, 1)
+    )
     return {
         "steps": spread.steps,
         "step_s": spread.median,
         "step_s_quartiles": [spread.low, spread.high],
-        "tokens_per_s": shape.tokens / spread.median,
-        "tokens_per_s_quartiles": [shape.tokens / spread.high, shape.tokens / spread.low],
-        "cells_per_s": shape.cells / spread.median,
+        "tokens_per_s": float(tokens[1]),
+        "tokens_per_s_quartiles": [float(tokens[0]), float(tokens[2])],
+        "cells_per_s": float(cells[1]),
         "flops_per_token": flops_per_token,
-        "flops_per_s": flops_per_token * shape.tokens / spread.median,
-        "shape": vars(shape),
+        "flops_per_s": flops_per_token * float(tokens[1]),
+        "shape": asdict(shape),
         "seconds": list(seconds),
     }
 

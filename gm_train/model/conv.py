@@ -21,6 +21,8 @@ class DepthwiseConv(nn.Module):
 
     def __init__(self, channels: int, taps: int) -> None:
         super().__init__()
+        # Found out here and not in every pass, where a compiled graph would break at it.
+        self.on_package = kernels.package_conv_takes(channels, taps)
         self.weight = nn.Parameter(torch.empty(channels, 1, taps))
         self.bias = nn.Parameter(torch.empty(channels))
         self.reset_parameters()
@@ -43,7 +45,7 @@ class DepthwiseConv(nn.Module):
         Returns:
             The causal result and, if bidirectional, the mirrored one, each in the shape and type of x.
         """
-        if as_read and kernels.package_conv_takes(*self.weight.shape[::2]):
+        if as_read and self.on_package:
             causal = kernels.package_conv(x, self.weight.squeeze(1), self.bias, segments.forward.seq_idx)
             if not bidirectional:
                 return (causal,)

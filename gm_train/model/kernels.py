@@ -47,7 +47,8 @@ def choose_kernel(requested: str, device: torch.device) -> tuple[str, str]:
         return "torch", f"auto: mamba_ssm {problem}: {_INSTALL}"
     if problem is not None:
         raise DataError(f"model.kernel={requested}: the package {problem}: {_INSTALL}, or set model.kernel=torch")
-    convolution = "causal_conv1d" if package_convolution() else "torch, since causal_conv1d cannot be imported"
+    conv = package_convolution()
+    convolution = "causal_conv1d, for sizes that it has" if conv else "torch, since causal_conv1d cannot be imported"
     why = "auto: on a GPU, and installed" if requested == "auto" else f"model.kernel={requested}"
     return "mamba_ssm", f"{why}; convolution by {convolution}"
 

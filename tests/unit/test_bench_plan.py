@@ -29,7 +29,7 @@ def test_fewer_than_ten_steps_are_refused_as_wrong_usage(tmp_path: Path, capsys:
 
 def test_no_figure_comes_from_fewer_than_ten_steps() -> None:
     with pytest.raises(ValueError, match="too few"):
-        sections.measured([1.0] * 9, Shape(1, 1, 1, 1, 1), 1.0)
+        sections.measured([1.0] * 9, Shape(1, 1, 1, 1, 1, ((1, 1),)), 1.0)
     assert Spread.of([1.0] * 10).median == 1.0
 
 
@@ -118,10 +118,13 @@ def test_the_kernels_of_a_step_have_all_its_operations(aggregation: str) -> None
     assert all(cost.n_bytes > 0 and math.isfinite(cost.n_bytes) for cost in found)
 
 
-def test_a_step_is_reported_in_real_tokens() -> None:
-    shape = Shape(cells=4.0, tokens=1000.0, targets=150.0, slots=2000.0, context=250.0)
-    row = sections.measured([2.0] * 9 + [4.0], shape, flops_per_token=7.0)
-    assert (row["tokens_per_s"], row["cells_per_s"], row["flops_per_s"]) == (500.0, 2.0, 3500.0)
+def test_rates_are_those_of_real_tokens_step_by_step() -> None:
+    # Two kinds of batches, one of twice the tokens of the other, which takes twice as long: one rate.
+    shape = Shape(cells=3.0, tokens=1500.0, targets=200.0, slots=4000.0, context=500.0, each=((2, 1000), (4, 2000)))
+    row = sections.measured([2.0, 4.0] * 5, shape, flops_per_token=7.0)
+    assert (row["tokens_per_s"], row["cells_per_s"], row["flops_per_s"]) == (500.0, 1.0, 3500.0)
+    assert row["tokens_per_s_quartiles"] == [500.0, 500.0]
+    assert row["step_s"] == 3.0
 
 
 def test_speed_ups_are_ratios_of_cells_a_second() -> None:

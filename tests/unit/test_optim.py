@@ -2,11 +2,15 @@
 
 import itertools
 
+from pathlib import Path
+
 import pytest
+import torch
 
 from gm_train.config import ModelConfig, OptimConfig
 from gm_train.model.genemamba import GeneMamba
-from gm_train.optim import learning_rate, parameter_groups
+from gm_train.optim import build_optimizer, learning_rate, parameter_groups
+from gm_train.state import load_by_name, save_by_name
 
 
 @pytest.mark.parametrize("norm", ["none", "pre"])
@@ -32,3 +36,28 @@ def test_schedule_warms_up_falls_and_stays() -> None:
     assert all(a >= b for a, b in itertools.pairwise(rates[10:]))
     assert rates[60] == pytest.approx(0.55)
     assert rates[110] == rates[199] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("fused", [False, True])
+def test_a_checkpoint_does_not_bring_its_own_way_of_computing(tmp_path: Path, fused: bool) -> None:
+    """`optim.fused` may change between two starts of a run, and the steps stay the same ones."""
+
+    def start(fused: bool) -> tuple[GeneMamba, torch.optim.AdamW]:
+        torch.manual_seed(0)
+        model = GeneMamba(ModelConfig(d_model=8, n_layers=1, head_dim=8, d_state=4), 12)
+        return model, build_optimizer(model, OptimConfig(fused=fused))
+
+    def step(model: GeneMamba, optimizer: torch.optim.AdamW) -> None:
+        for number, parameter in enumerate(model.parameters()):
+            parameter.grad = torch.full_like(parameter, 0.1 + number)
+        optimizer.step()
+
+    before, after = start(not fused), start(fused)
+    step(*before)
+    save_by_name(tmp_path / "state", *before)
+    load_by_name(tmp_path / "state", *after)
+    assert {bool(group["fused"]) for group in after[1].param_groups} == {fused}
+    for model, optimizer in (before, after):
+        step(model, optimizer)
+    for a, b in zip(before[0].parameters(), after[0].parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)

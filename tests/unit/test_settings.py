@@ -50,6 +50,7 @@ def test_text_stays_text(tmp_path: Path) -> None:
         (["model.d_model=100"], "does not divide"),
         (["model.arch=transformer", "model.n_heads=7"], "model.n_heads=7"),
         (["model.arch=transformer", "model.d_model=72"], "must be a whole, even number, not 9"),
+        (["model.aggregation=head_gate", "model.gate_per_layer=true"], "each layer's own already"),
         (["model.arch=lstm"], "bimamba | mamba"),
         (["model.aggregation=max"], "gate | mean | sum | concat"),
         (["data.micro_rows=3"], "these do: 1, 2, 4"),
