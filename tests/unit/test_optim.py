@@ -1,7 +1,6 @@
 """Parameter groups by name, and the schedule by step."""
 
 import itertools
-
 from pathlib import Path
 
 import pytest
