@@ -27,7 +27,7 @@ from gm_train.datamodule import CellDataModule
 from gm_train.leaving import Leaving
 from gm_train.local_ranks import PREEMPTIONS
 from gm_train.module import GeneMambaModule
-from gm_train.objective.pathway import PathwayIndex, read_gmt
+from gm_train.objective.pathway import PathwayIndex, pathways_of
 from gm_train.position import Position
 from gm_train.ranks import Ranks, find_ranks, joined
 from gm_train.recorder import Recorder
@@ -165,7 +165,7 @@ def _open(config: Config) -> tuple[StoreReader, Tokenizer, PathwayIndex | None]:
     reader = StoreReader(config.data.store, config.data.cache_mb << 20)
     tokenizer = Tokenizer.load(reader.path)
     _check_store(config, reader, tokenizer)
-    return reader, tokenizer, _pathways(config, tokenizer)
+    return reader, tokenizer, pathways_of(config.objective, tokenizer)
 
 
 def _refuse_differing_ranks(config: Config, identity: dict[str, Any], ranks: Ranks) -> None:
@@ -287,25 +287,3 @@ def _resolve_schedule(config: Config, checkpoint: Checkpoint | None) -> None:
                 raise ConfigError(problems, everywhere=True)
         else:
             config.optim.schedule_steps = config_from_file(checkpoint.path / "config.yaml").optim.schedule_steps
-
-
-def _pathways(config: Config, tokenizer: Tokenizer) -> PathwayIndex | None:
-    objective = config.objective
-    if not objective.pathways or objective.gamma == 0:
-        return None
-    sets = read_gmt(Path(objective.pathways))
-    low, high = objective.pathway_size
-    return PathwayIndex.build(sets, _token_of_name(tokenizer), tokenizer.vocabulary.size, (low, high))
-
-
-def _token_of_name(tokenizer: Tokenizer) -> dict[str, int]:
-    """Gene ids to tokens, and the symbols of the store's gene table that name one id alone."""
-    token_of = tokenizer.vocabulary.token_of
-    if tokenizer.gene_table is None:
-        return token_of
-    symbols = {
-        symbol: token_of[next(iter(ids))]
-        for symbol, ids in tokenizer.gene_table.ids_of.items()
-        if len(ids) == 1 and next(iter(ids)) in token_of
-    }
-    return symbols | token_of

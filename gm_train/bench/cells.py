@@ -17,10 +17,10 @@ from data_shards.simulate import simulate
 from data_shards.splits import SplitOptions
 from data_shards.store import TRAIN
 from data_shards.stream import Plan, Row, pack_cells
-from data_shards.vocabulary import Vocabulary
+from data_shards.tokenizer import Tokenizer
 from gm_train.batches import MicroBatch, Recipe, StepInfo, make_examples, split
 from gm_train.config import ObjectiveConfig
-from gm_train.objective.pathway import PathwayIndex, read_gmt
+from gm_train.objective.pathway import pathways_of
 
 #: Longest cells of the simulated atlas.
 DEEPEST = 8192
@@ -44,7 +44,7 @@ class Stores:
     gmt: Path
 
 
-def simulated_stores(folder: Path, deep_cells: int = 128, natural_cells: int = 512) -> Stores:
+def simulated_stores(folder: Path, deep_cells: int, natural_cells: int = 512) -> Stores:
     """Stores of simulated cells in `folder`, made at the first call.
 
     Both come from the simulator, the medians and the tokenizer that `gm-train data` uses. The deep cells have 150,000
@@ -173,15 +173,11 @@ def make_batches(
         all_positions: predict the next token everywhere instead of masked ones; with `padded` pads are targets, too.
     """
     rows = read_rows(workload)
-    vocabulary = Vocabulary.load(workload.store / "vocabulary.json")
+    tokenizer = Tokenizer.load(workload.store)
     if all_positions:
         objective = replace(objective, language="next_token", paper_compat=True)
-    index = None
-    if objective.pathways:
-        sets = read_gmt(Path(objective.pathways))
-        smallest, largest = objective.pathway_size
-        index = PathwayIndex.build(sets, vocabulary.token_of, vocabulary.size, (smallest, largest))
-    recipe = Recipe(objective, workload.seed, vocabulary.size, workload.row_length, index)
+    pathways = pathways_of(objective, tokenizer)
+    recipe = Recipe(objective, workload.seed, tokenizer.vocabulary.size, workload.row_length, pathways)
     steps = [rows[i : i + workload.rows] for i in range(0, len(rows), workload.rows)]
     if padded:
         batches = [_pad(step, workload.padded_length) for step in steps]

@@ -12,6 +12,7 @@ from gm_train.bench.published import Published
 from gm_train.config import Config, ModelConfig
 from gm_train.model.blocks import prepare_blocks
 from gm_train.model.genemamba import GeneMamba
+from gm_train.model.kernels import CHUNK, choose_kernel
 
 GENEMAMBA, PUBLISHED, TRANSFORMER, MIXER = "genemamba", "published", "transformer", "mamba2_transformers"
 NAMES = (GENEMAMBA, PUBLISHED, TRANSFORMER, MIXER)
@@ -26,12 +27,14 @@ class AsPublished:
 
     Attributes:
         padded: one cell a row, pads treated as tokens.
-        all_positions: a next-token loss over whole logits at every position instead of the masked ones.
+        all_positions: a next-token loss at every position instead of the masked ones.
+        whole_logits: the logits of all predicted positions at once, not a few rows at a time.
         shared_projection: the input projection computed once, not on both copies.
     """
 
     padded: bool = True
     all_positions: bool = True
+    whole_logits: bool = True
     shared_projection: bool = False
 
 
@@ -57,6 +60,10 @@ class Contender:
     def all_positions(self) -> bool:
         return self.published is not None and self.published.all_positions
 
+    @property
+    def whole_logits(self) -> bool:
+        return self.published is not None and self.published.whole_logits
+
     def build(self, vocabulary_size: int, device: torch.device) -> GeneMamba:
         """The model with random weights, as `fit` would prepare it."""
         torch.manual_seed(self.config.run.seed)
@@ -68,17 +75,25 @@ class Contender:
         prepare_blocks(model, self.config.trainer)
         return model
 
-    def flops_per_token(self, vocabulary_size: int, context: float, targets: float) -> float:
+    def flops_per_token(self, vocabulary_size: int, context: float, targets: float, device: torch.device) -> float:
         """Of a training step, per real token; see `gm_train.bench.flops`.
 
         Args:
             vocabulary_size: number of tokens.
             context: tokens of a token's cell, averaged over tokens.
             targets: predicted positions per real token; all of them (1 at most, pads left out) where it trains so.
+            device: where it runs.
         """
         twice = self.published is not None and not self.published.shared_projection
         work = Work(context, min(1.0, targets), 2 if twice else 1)
-        return training_flops(self.config.model, vocabulary_size, work)
+        return training_flops(as_computed(self.config.model, device), vocabulary_size, work)
+
+
+def as_computed(model: ModelConfig, device: torch.device) -> ModelConfig:
+    """With the chunk of the scan that runs on a device: mamba_ssm has its own."""
+    if model.arch == "transformer" or choose_kernel(model.kernel, device)[0] == "torch":
+        return model
+    return replace(model, chunk=CHUNK)
 
 
 def n_parameters(model: ModelConfig, vocabulary_size: int) -> int:
@@ -139,15 +154,17 @@ def contenders(config: Config, names: tuple[str, ...], vocabulary_size: int) -> 
     return [make[name]() for name in names if name in make]
 
 
-def ladder(config: Config, compiled: bool) -> list[Contender]:
+def ladder(config: Config, compiled: bool, device: torch.device) -> list[Contender]:
     """From the published way to ours, one change at a time, each on top of those before it."""
+    kernel, _ = choose_kernel(config.model.kernel, device)
     base = with_trainer(as_published(config), compile=False)
     rungs = [
         Contender("published", base, AsPublished()),
         Contender("+ no pads", base, AsPublished(padded=False)),
-        Contender("+ loss on masked positions", base, AsPublished(padded=False, all_positions=False)),
-        Contender("+ one shared projection", base, AsPublished(False, False, True)),
-        Contender("+ kernel without flips", base),
+        Contender("+ loss on masked positions", base, AsPublished(False, False)),
+        Contender("+ loss a few rows at a time", base, AsPublished(False, False, False)),
+        Contender("+ one shared projection", base, AsPublished(False, False, False, True)),
+        Contender("+ kernel without flips" if kernel == "torch" else "+ flips within the kernel's call alone", base),
     ]
     if compiled:
         rungs.append(Contender("+ compile", with_trainer(base, compile=True)))

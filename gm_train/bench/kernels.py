@@ -18,14 +18,16 @@ from data_shards.errors import DataError
 from data_shards.vocabulary import Vocabulary
 from gm_train.bench.cells import Workload, make_batches
 from gm_train.bench.clock import Clock
-from gm_train.bench.contenders import Contender
+from gm_train.bench.contenders import Contender, as_computed
 from gm_train.bench.flops import TRAINING, Work, forward_parts
 from gm_train.config import ModelConfig
 from gm_train.model.mixer import Mamba2Mixer
 from gm_train.model.segments import make_segments
 from gm_train.module import computing_in
+from gm_train.objective.pathway import pathway_loss_sum
 from gm_train.optim import build_optimizer
 
+_OF_GRADIENTS = ("clipping", "optimizer")
 _WIDE = 4  # bytes of a parameter, its gradient and its moments, and of a decay
 
 
@@ -62,11 +64,16 @@ def costs(
     outputs = 1 if joined else directions
     columns = inner + channels + heads * (2 if joined else 1)
 
-    def linear(width: int, out: int, times: int = 1) -> float:
-        return narrow * times * slots * (3 * width + 2 * out) + 3 * _WIDE * width * out
+    def linear(width: int, out: int, times: int = 1, read: int = narrow) -> float:
+        return times * slots * (read * 3 * width + narrow * 2 * out) + 3 * _WIDE * width * out
 
     found = [
-        Cost("projections", model.n_layers, of_layer["projections"], linear(d, columns) + linear(inner, d, outputs)),
+        Cost(
+            "projections",
+            model.n_layers,
+            of_layer["projections"],
+            linear(d, columns, read=_WIDE) + linear(inner, d, outputs),
+        ),
         Cost("convolution", model.n_layers, of_layer["convolution"], narrow * slots * channels * (3 + 2 * directions)),
         Cost(
             "scan",
@@ -78,7 +85,8 @@ def costs(
     ]
     if directions == 2 and not joined:
         weights = 3 * _WIDE * 2 * d * d if of_layer["aggregation"] else 0
-        found.append(Cost("aggregation", model.n_layers, of_layer["aggregation"], 11.0 * narrow * slots * d + weights))
+        moved = (5.0 * _WIDE + 6.0 * narrow) * slots * d + weights  # the residual stream is wide
+        found.append(Cost("aggregation", model.n_layers, of_layer["aggregation"], moved))
     return [
         *found,
         Cost("embedding", 1, 0.0, float(_WIDE * (3 * slots * d + vocabulary_size * d))),
@@ -113,6 +121,7 @@ class KernelRunner:
         self._vocabulary_size = Vocabulary.load(workload.store / "vocabulary.json").size
         self._model = contender.build(self._vocabulary_size, self._device)
         self._clock = Clock(self._device)
+        self._leaves: list[Tensor] = []
 
     def run(self) -> list[dict[str, Any]]:
         """Per kernel: name, count in a step, FLOPs and bytes of one run, and the seconds of each run."""
@@ -120,20 +129,29 @@ class KernelRunner:
         parameters = sum(parameter.numel() for parameter in self._model.parameters())
         narrow = 2 if self._config.trainer.precision == "bf16" else 4
         works = self._works(torch.bfloat16 if narrow == 2 else torch.float32)
+        model = as_computed(self._config.model, self._device)
+        needed = costs(model, self._vocabulary_size, slots, n_targets, parameters, narrow)
+        if "pathway loss" in works:
+            cells, genes = self._batch.drawn.shape
+            products, vectors = 2.0 * cells * genes**2 * model.d_model, _WIDE * cells * genes * model.d_model
+            needed.append(Cost("pathway loss", 1, TRAINING * products, 5.0 * vectors))
         return [
             {
                 "name": cost.name,
                 "count": cost.count,
                 "flops": cost.flops,
                 "bytes": cost.n_bytes,
-                "seconds": self._time(works[cost.name]),
+                "seconds": self._time(works[cost.name], cost.name in _OF_GRADIENTS),
             }
-            for cost in costs(self._config.model, self._vocabulary_size, slots, n_targets, parameters, narrow)
+            for cost in needed
         ]
 
-    def _time(self, work: Callable[[], None]) -> list[float]:
+    def _time(self, work: Callable[[], None], of_gradients: bool) -> list[float]:
         seconds = []
         for _ in range(self._repeats + 2):  # two to warm up
+            # Most gradients of a step are written, not added to.
+            for leaf in self._leaves:
+                leaf.grad = torch.full_like(leaf, 1e-3) if of_gradients else None
             self._clock.start()
             work()
             seconds.append(self._clock.stop())
@@ -150,10 +168,13 @@ class KernelRunner:
         outputs = 1 if mixer.head_gate or not bidirectional else 2
 
         def inputs(*widths: int, of: torch.dtype = dtype) -> list[Tensor]:
-            return [torch.randn(*rows, width, device=self._device, dtype=of).requires_grad_() for width in widths]
+            made = [torch.randn(*rows, width, device=self._device, dtype=of).requires_grad_() for width in widths]
+            self._leaves += made
+            return made
 
         channels = mixer.d_inner + 2 * mixer.d_state
-        x, f, b = inputs(*[config.model.d_model] * 3)
+        (x,) = inputs(config.model.d_model, of=torch.float32)
+        f, b = inputs(*[config.model.d_model] * 2)
         xBC, *ys = inputs(channels, *[mixer.d_inner] * (outputs + 1))
         z = ys.pop()
         dt = torch.rand(*rows, mixer.n_heads, device=self._device).requires_grad_()
@@ -175,22 +196,24 @@ class KernelRunner:
             "embedding": lambda: [model.embedding(batch.input_ids)],
             "output layer and loss": lambda: [model.language_loss(states, batch.targets)],
         }
+        if batch.drawn.shape[1]:
+            (whole,) = inputs(config.model.d_model, of=torch.float32)
+            temperature = config.objective.temperature
+            forwards["pathway loss"] = lambda: [
+                pathway_loss_sum(whole.flatten(0, 1), batch.drawn, batch.positive, temperature)
+            ]
         works = {name: self._both_ways(forward) for name, forward in forwards.items()}
-        # A device-wide update needs all gradients.
         parameters = list(model.parameters())
         optimizer = build_optimizer(model, config.optim)
+        self._leaves += [*parameters, dt, states]
 
-        def with_gradients(work: Callable[[], object]) -> Callable[[], None]:
-            def run() -> None:
-                work()
+        def clip() -> None:
+            torch.nn.utils.clip_grad_norm_(parameters, config.optim.clip)
 
-            for parameter in parameters:
-                parameter.grad = torch.full_like(parameter, 1e-3)
-            return run
+        def update() -> None:
+            optimizer.step()
 
-        works["clipping"] = with_gradients(lambda: torch.nn.utils.clip_grad_norm_(parameters, config.optim.clip))
-        works["optimizer"] = with_gradients(optimizer.step)
-        return works
+        return works | {"clipping": clip, "optimizer": update}
 
     def _both_ways(self, forward: Callable[[], Sequence[Tensor]]) -> Callable[[], None]:
         gradients: list[Tensor] = []

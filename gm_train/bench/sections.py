@@ -1,12 +1,13 @@
 """The sections of a report: each starts its processes, measures and returns rows of plain values."""
 
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from data_shards.vocabulary import Vocabulary
 from gm_train.bench import layer, loss_memory
@@ -44,43 +45,31 @@ def workload(plan: Plan, store: Path, length: int | None) -> Workload:
 
 
 def race(racers: Sequence[Contender], workloads: dict[str, Workload], plan: Plan, say: Say) -> list[Row]:
-    """Contenders side by side on each workload, one process each."""
+    """Contenders side by side on each workload, one process each; one that runs out of memory begins anew."""
     rows: list[Row] = []
     with ExitStack() as stack:
-        workers = [
-            stack.enter_context(
-                Worker(racer.name, plan.threads, ModelRunner, racer, list(workloads.values()), plan.device)
-            )
-            for racer in racers
-        ]
-        say(f"starting {len(workers)} processes")
-        for worker in workers:
-            worker.wait_until_started()
-        out_of_memory: set[str] = set()
+        workers: dict[str, Worker] = {}
         for number, label in enumerate(workloads):
+            for racer in racers:
+                if racer.name not in workers:
+                    args = (racer, list(workloads.values()), plan.device)
+                    worker = Worker(racer.name, plan.threads, ModelRunner, *args)
+                    workers[racer.name] = stack.enter_context(worker)
             shapes: dict[str, tuple[Shape, float]] = {}
-            for worker in workers:
-                if worker.name in out_of_memory:
-                    continue
-                say(f"{label}: {worker.name}: warming up")
-                try:
-                    shapes[worker.name] = worker.call("use", number, plan.warmup)
-                except OutOfMemory:
-                    out_of_memory.add(worker.name)
-            running = [worker for worker in workers if worker.name in shapes]
+            for name, worker in workers.items():
+                say(f"{label}: {name}: warming up")
+                with suppress(OutOfMemory):
+                    shapes[name] = worker.call("use", number, plan.warmup)
+            running = [worker for name, worker in workers.items() if name in shapes]
             seconds = alternate(running, plan.steps, lambda line, label=label: say(f"{label}: {line}"))  # type: ignore[misc]
-            for worker in workers:
-                taken = seconds.get(worker.name)
+            for racer in racers:
+                row = {"contender": racer.name, "workload": label, "length": workloads[label].length}
+                taken = seconds.get(racer.name)
                 if taken is None:
-                    out_of_memory.add(worker.name)
-                    rows.append({"contender": worker.name, "workload": label, "out_of_memory": True})
+                    workers.pop(racer.name).close()
+                    rows.append(row | {"out_of_memory": True})
                 else:
-                    shape, flops = shapes[worker.name]
-                    rows.append(
-                        {"contender": worker.name, "workload": label, "length": workloads[label].length}
-                        | measured(taken, shape, flops)
-                        | worker.call("facts")
-                    )
+                    rows.append(row | measured(taken, *shapes[racer.name]) | workers[racer.name].call("facts"))
     return rows
 
 
@@ -162,7 +151,7 @@ def run_layer(plan: Plan, say: Say) -> list[Row]:
 
 def run_ladder(plan: Plan, stores: Stores, say: Say) -> dict[str, list[Row]]:
     """The way from the published layer to ours, on cells of natural lengths and on full rows."""
-    rungs = ladder(plan.config, plan.compiled)
+    rungs = ladder(plan.config, plan.compiled, torch.device(plan.device))
     loads = {
         "natural lengths": workload(plan, plan.store or stores.natural, None),
         "full rows": workload(plan, stores.deep, ROW),

@@ -26,7 +26,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = model.add_argument
-    add("config", nargs="*", metavar="CONFIG.yaml|key=value", help="settings of genemamba, as for fit")
+    add(
+        "config",
+        nargs="*",
+        metavar="CONFIG.yaml|key=value",
+        help="settings of genemamba, as for fit, but for cells and gene sets",
+    )
     add("--quick", action="store_true", help="a small model, few lengths, nothing compiled: about two minutes")
     add("--gpu-report", action="store_true", help="all parts at 24 x 512 in bf16, on a GPU")
     add("--parts", type=_words, metavar="LIST", help="race,ladder,kernels (default) and options,loss-memory,profile")
@@ -79,9 +84,9 @@ def run(arguments: argparse.Namespace) -> int:
         sizes = plans.GPU_SIZES
     elif not has_file and device == "cpu":
         sizes = plans.QUICK_SIZES if arguments.quick else plans.CPU_SIZES
-    words = [*sizes, f"data.store={arguments.store or 'simulated'}", *arguments.config]
-    if arguments.pathways is not None:
-        words.append(f"objective.pathways={arguments.pathways}")
+    # The cells are those of --store, and so must the gene sets be: what a file says of both is for `fit`.
+    cells = [f"data.store={arguments.store or 'simulated'}", f"objective.pathways={arguments.pathways or ''}"]
+    words = [*sizes, *arguments.config, *cells]
     plan = plans.Plan(load_config(words), device=device)
     if arguments.quick:
         plan = plans.quick(plan)

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 from data_shards.errors import DataError
 from data_shards.hashing import U64
+from data_shards.tokenizer import Tokenizer
+from gm_train.config import ObjectiveConfig
 from gm_train.objective.masking import token_hashes
 
 _PURPOSE_DRAW = 21
@@ -88,6 +90,28 @@ class PathwayIndex:
     def annotated(self) -> npt.NDArray[np.bool_]:
         """Which tokens are in any set: bool (vocabulary size,)."""
         return np.asarray(self.bits.any(axis=1))
+
+
+def pathways_of(objective: ObjectiveConfig, tokenizer: Tokenizer) -> PathwayIndex | None:
+    """The gene sets that a run trains on, None if it trains without.
+
+    Names in the file are gene ids of the store's vocabulary, or symbols that its gene table gives one id alone.
+
+    Raises:
+        DataError: the file cannot be read, or no set is left.
+    """
+    if not objective.pathways or objective.gamma == 0:
+        return None
+    token_of = tokenizer.vocabulary.token_of
+    if tokenizer.gene_table is not None:
+        symbols = {
+            symbol: token_of[next(iter(ids))]
+            for symbol, ids in tokenizer.gene_table.ids_of.items()
+            if len(ids) == 1 and next(iter(ids)) in token_of
+        }
+        token_of = symbols | token_of
+    low, high = objective.pathway_size
+    return PathwayIndex.build(read_gmt(Path(objective.pathways)), token_of, tokenizer.vocabulary.size, (low, high))
 
 
 @numba.njit(cache=True)

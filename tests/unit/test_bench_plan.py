@@ -34,10 +34,10 @@ def test_no_figure_comes_from_fewer_than_ten_steps() -> None:
 
 
 def test_all_problems_of_a_plan_are_listed_at_once() -> None:
-    plan = Plan(Config(), parts=("race", "rase"), names=("mamba",), lengths=(9000,), steps=3, warmup=0)
+    plan = Plan(Config(), parts=("race", "rase"), names=("mamba",), lengths=(9000, 0), steps=3, warmup=0)
     with pytest.raises(ConfigError) as raised:
         plan.check()
-    for word in ("rase", "mamba", "9000", "--steps 3", "--warmup 0"):
+    for word in ("rase", "mamba", "9000", "--lengths 0", "--steps 3", "--warmup 0"):
         assert word in str(raised.value)
 
 
@@ -55,7 +55,7 @@ def test_a_gpu_report_has_every_part_at_the_published_length(monkeypatch: pytest
     plan = gpu_report(Plan(Config()))
     plan.check()
     assert set(plan.parts) == {"race", "ladder", "kernels", "options", "loss-memory", "profile"}
-    assert (plan.device, plan.tokens_per_step, 2048 in plan.lengths) == ("cuda", 32 * 2048, True)
+    assert (plan.device, plan.tokens_per_step, 2048 in plan.lengths) == ("cuda", 16 * 2048, True)
     assert (plan.config.model.n_layers, plan.config.model.d_model) == (24, 512)
 
 

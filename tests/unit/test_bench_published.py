@@ -61,14 +61,15 @@ def test_it_refuses_another_variant() -> None:
 
 def test_the_ladder_changes_one_thing_at_a_time() -> None:
     config = Config(model=small_config(norm="pre", aggregation="head_gate"))
-    rungs = ladder(config, compiled=True)
+    rungs = ladder(config, compiled=True, device=torch.device("cpu"))
     settings = [
-        (rung.padded, rung.all_positions, rung.published is not None and not rung.published.shared_projection,
+        (rung.padded, rung.all_positions, rung.whole_logits,
+         rung.published is not None and not rung.published.shared_projection,
          rung.published is not None, not rung.config.trainer.compile)
         for rung in rungs
     ]  # fmt: skip
-    assert settings[0] == (True,) * 5
-    assert settings[-1] == (False,) * 5
+    assert settings[0] == (True,) * 6
+    assert settings[-1] == (False,) * 6
     for before, after in pairwise(settings):
         assert sum(a != b for a, b in zip(before, after, strict=True)) == 1
     assert all(rung.config.model == as_published(config).model for rung in rungs)
@@ -82,7 +83,7 @@ def test_the_ladder_changes_one_thing_at_a_time() -> None:
 def test_twice_the_projection_is_counted_for_the_published_way_alone() -> None:
     config = as_published(Config(model=small_config()))
     flops = [
-        Contender("", config, published).flops_per_token(VOCABULARY, 10.0, 1.0)
+        Contender("", config, published).flops_per_token(VOCABULARY, 10.0, 1.0, torch.device("cpu"))
         for published in (AsPublished(), AsPublished(shared_projection=True), None)
     ]
     assert flops[0] > flops[1] == flops[2]
