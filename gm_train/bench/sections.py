@@ -41,7 +41,7 @@ def measure_peaks(plan: Plan, say: Say) -> Peaks:
 def workload(plan: Plan, store: Path, length: int | None) -> Workload:
     """Cells of a length, packed into full rows of about 2,048 tokens, or in rows of their own if longer."""
     row = ROW if length is None else length * max(1, ROW // length)
-    return Workload(store, length, row, plan.tokens_per_step)
+    return Workload(store, length, row, plan.tokens_per_step, n_batches=plan.steps)
 
 
 def race(racers: Sequence[Contender], workloads: dict[str, Workload], plan: Plan, say: Say) -> list[Row]:

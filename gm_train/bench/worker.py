@@ -77,7 +77,9 @@ class Worker:
             DataError: the method failed, or the process died.
         """
         self.wait_until_started()
-        self._connection.send((method, arguments))
+        # A process that is gone takes no question; what it has left, or its end, is the answer.
+        with contextlib.suppress(BrokenPipeError):
+            self._connection.send((method, arguments))
         return self._receive()
 
     def _receive(self) -> Any:

@@ -1,5 +1,6 @@
 """What may be done to a model's blocks without changing what they compute: compilation, activation checkpointing."""
 
+import warnings
 from functools import partial
 
 import torch
@@ -19,6 +20,8 @@ def prepare_blocks(model: GeneMamba, trainer: TrainerConfig) -> None:
         model: before it is sharded.
         trainer: `compile` and `activation_checkpointing`.
     """
+    # PyTorch's compiler warns of its own code.
+    warnings.filterwarnings("ignore", message=".*_prims_common.check.*", category=FutureWarning)
     for block in model.stack.layers:
         if trainer.compile:
             # Rows have one length: with dynamic shapes the code would be slower. Only the last batch of a validation

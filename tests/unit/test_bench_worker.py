@@ -39,6 +39,15 @@ def test_what_goes_wrong_in_a_worker_is_told(kind: str, error: type[Exception], 
             worker.call("fail", kind)
 
 
+def test_a_process_that_was_killed_while_it_waited_is_told() -> None:
+    with Worker("one", 1, Held) as worker:
+        assert worker.call("threads") == 1
+        worker._process.kill()
+        worker._process.join()
+        with pytest.raises(DataError, match="one: its process was killed by SIGKILL: if memory ran out"):
+            worker.call("threads")
+
+
 class Recorder:
     """Stands for a worker, and writes down whose turn it was."""
 
