@@ -4,6 +4,7 @@ import datetime
 import json
 import platform
 import shlex
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -28,6 +29,7 @@ from gm_train.bench.report import render
 from gm_train.bench.worker import OutOfMemory
 from gm_train.provenance import git_revision, packages
 
+_LINE_EVERY_S = 15.0  # between two lines of progress where there is no terminal
 _DEEP_CELLS = {"cpu": 128, "cuda": 512}
 _MEASURED = ("race", "layer", "ladder", "options", "kernels", "profile", "loss_memory")
 _PACKAGES = ("torch", "lightning", "triton", "mamba-ssm", "causal-conv1d", "transformers", "numpy", "gm-train")
@@ -49,9 +51,15 @@ def run(plan: Plan) -> list[Path]:
     started = time.perf_counter()
     plan.out.mkdir(parents=True, exist_ok=True)
     with tqdm(total=0, bar_format="{desc}  [{elapsed}]", disable=None) as line:
+        last = -_LINE_EVERY_S
 
         def say(text: str) -> None:
+            nonlocal last
             line.set_description_str(text)
+            elapsed = time.perf_counter() - started
+            if line.disable and elapsed - last > _LINE_EVERY_S:
+                last = elapsed
+                print(f"{elapsed:.0f} s: {text}", file=sys.stderr, flush=True)
 
         results = _measure(plan, say)
     results["made"]["wall_s"] = time.perf_counter() - started

@@ -29,6 +29,8 @@ def _serve(connection: Connection, threads: int, make: Callable[..., Any], args:
         while (request := connection.recv()) is not None:
             method, arguments = request
             connection.send(("done", getattr(held, method)(*arguments)))
+    except (EOFError, BrokenPipeError):
+        pass  # the parent is gone
     except torch.OutOfMemoryError as error:
         connection.send(("memory", str(error).splitlines()[0]))
     except DataError as error:

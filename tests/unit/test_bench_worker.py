@@ -48,6 +48,15 @@ def test_a_process_that_was_killed_while_it_waited_is_told() -> None:
             worker.call("threads")
 
 
+def test_a_process_whose_parent_is_gone_ends_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
+    worker = Worker("one", 1, Held)
+    worker.wait_until_started()
+    worker._connection.close()
+    worker._process.join(30)
+    assert worker._process.exitcode == 0
+    assert capfd.readouterr().err == ""
+
+
 class Recorder:
     """Stands for a worker, and writes down whose turn it was."""
 
