@@ -7,6 +7,7 @@ where that package is installed. Of mamba_ssm no compiled code is needed: it may
 import functools
 import importlib
 import importlib.util
+import logging
 import os
 import sys
 from collections.abc import Callable
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 
 from data_shards.errors import DataError
+
+log = logging.getLogger(__name__)
 
 _INSTALL = "pip install --no-build-isolation 'gm-train[cuda]'"
 
@@ -48,7 +51,7 @@ def choose_kernel(requested: str, device: torch.device) -> tuple[str, str]:
     if problem is not None:
         raise DataError(f"model.kernel={requested}: the package {problem}: {_INSTALL}, or set model.kernel=torch")
     conv = package_convolution()
-    convolution = "causal_conv1d, for sizes that it has" if conv else "torch, since causal_conv1d cannot be imported"
+    convolution = "causal_conv1d, for sizes that it has" if conv else f"torch, since causal_conv1d {_conv_problem()}"
     why = "auto: on a GPU, and installed" if requested == "auto" else f"model.kernel={requested}"
     return "mamba_ssm", f"{why}; convolution by {convolution}"
 
@@ -88,7 +91,8 @@ def _package_scan() -> Callable[..., Tensor]:
     os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
     try:
         importlib.import_module("mamba_ssm")
-    except Exception:
+    except Exception as error:
+        log.debug("mamba_ssm as a whole cannot be imported (%s); its scan alone is", error)
         # Its __init__ imports Mamba-1, whose scan is compiled; a bare package leads to the modules beside it.
         spec = importlib.util.find_spec("mamba_ssm")
         assert spec is not None
@@ -104,12 +108,23 @@ def _package_scan() -> Callable[..., Tensor]:
 
 @functools.cache
 def package_convolution() -> Callable[..., Tensor] | None:
-    """causal_conv1d's function; None without the package, which needs compiled code."""
-    try:
-        function: Callable[..., Tensor] = importlib.import_module("causal_conv1d").causal_conv1d_fn
-    except Exception:
+    """causal_conv1d's function; None if `_conv_problem` says why not."""
+    if _conv_problem() is not None:
         return None
+    function: Callable[..., Tensor] = importlib.import_module("causal_conv1d").causal_conv1d_fn
     return function
+
+
+@functools.cache
+def _conv_problem() -> str | None:
+    """Why causal_conv1d, which is compiled code, cannot be imported, None if it can."""
+    if importlib.util.find_spec("causal_conv1d") is None:
+        return "is not installed"
+    try:
+        importlib.import_module("causal_conv1d")
+    except Exception as error:
+        return f"cannot be imported ({error})"
+    return None
 
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]

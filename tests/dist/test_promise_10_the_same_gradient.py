@@ -66,24 +66,14 @@ def test_promise_10_variants_of_the_model(
     assert_close(tmp_path / "two", tmp_path / "one")
 
 
+@pytest.mark.parametrize("option", ["activation_checkpointing", pytest.param("compile", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2", "zero3"])
-def test_promise_10_with_checkpointed_blocks(
-    atlas: Atlas, words: list[str], one_process: Path, tmp_path: Path, strategy: str
+def test_promise_10_with_other_blocks(
+    atlas: Atlas, words: list[str], one_process: Path, tmp_path: Path, strategy: str, option: str
 ) -> None:
-    """Blocks are computed again in the backward pass, where sharded weights must be gathered again."""
-    changes = ["trainer.activation_checkpointing=true", f"trainer.strategy={strategy}"]
-    command = [*tiny_words(atlas.store, tmp_path / "run"), *words, *changes]
-    assert train_ranks(command, 2, tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()
-    assert_close(tmp_path / "run", one_process)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2", "zero3"])
-def test_promise_10_with_compiled_blocks(
-    atlas: Atlas, words: list[str], one_process: Path, tmp_path: Path, strategy: str
-) -> None:
-    changes = ["trainer.compile=true", f"trainer.strategy={strategy}"]
-    command = [*tiny_words(atlas.store, tmp_path / "run"), *words, *changes]
+    """Checkpointed ones are computed again in the backward pass, where sharded weights must be gathered again."""
+    command = [*tiny_words(atlas.store, tmp_path / "run"), *words, f"trainer.strategy={strategy}"]
+    command.append(f"trainer.{option}=true")
     assert train_ranks(command, 2, tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()
     assert_close(tmp_path / "run", one_process)
 

@@ -252,6 +252,14 @@ def test_a_full_disk(run: Path) -> None:
     )
 
 
+def _hold() -> None:
+    """Stand still, visibly, until the test says go."""
+    folder = Path(os.environ["HELD_IN"])
+    (folder / "held").touch()
+    while not (folder / "go").exists():
+        time.sleep(0.01)
+
+
 def _wait_when_validated() -> None:
     import gm_train.recorder
 
@@ -259,34 +267,10 @@ def _wait_when_validated() -> None:
 
     def slow(*arguments: Any) -> Any:
         losses = real(*arguments)
-        folder = Path(os.environ["HELD_IN"])
-        (folder / "held").touch()
-        while not (folder / "go").exists():
-            time.sleep(0.01)
+        _hold()
         return losses
 
     gm_train.recorder.validation_losses = slow
-
-
-def test_a_start_that_was_replaced_while_it_validated_writes_nothing_more(atlas: Atlas, tmp_path: Path) -> None:
-    run, log = tmp_path / "run", tmp_path / "log"
-    words = tiny_words(atlas.store, run)
-    job = {"SLURM_JOB_ID": "7", "HELD_IN": str(tmp_path)}
-    old = start(words, log, env=job, prepare=_wait_when_validated)
-    try:
-        while old.is_alive() and not (tmp_path / "held").exists():
-            time.sleep(0.01)
-        new = start(words, log, env=job | {"SLURM_RESTART_COUNT": "1"})
-        new.join()
-        assert new.exitcode == 0, log.read_text()
-        finished = history(run)
-        (tmp_path / "go").touch()
-        old.join()
-    finally:
-        old.kill()
-    assert old.exitcode == 1, log.read_text()
-    assert "this process writes nothing more" in log.read_text()
-    assert history(run) == finished
 
 
 def _wait_in_the_save() -> None:
@@ -296,20 +280,18 @@ def _wait_in_the_save() -> None:
 
     def slow(self: Any, folder: Path, *arguments: Any) -> None:
         real(self, folder, *arguments)
-        held = Path(os.environ["HELD_IN"])
-        (held / "held").touch()
-        while not (held / "go").exists():
-            time.sleep(0.01)
+        _hold()
 
     SingleProcess.save = slow  # type: ignore[method-assign]
 
 
-def test_a_start_that_was_replaced_inside_a_save_says_so(atlas: Atlas, tmp_path: Path) -> None:
-    """The new start has cleared the half-written checkpoint away: the disk is not to blame."""
+@pytest.mark.parametrize("wait", [_wait_when_validated, _wait_in_the_save])
+def test_a_start_that_was_replaced_writes_nothing_more(atlas: Atlas, tmp_path: Path, wait: Callable[[], None]) -> None:
+    """Also where the new start has cleared away what was half-written in a save: the disk is not to blame for that."""
     run, log = tmp_path / "run", tmp_path / "log"
     words = tiny_words(atlas.store, run)
     job = {"SLURM_JOB_ID": "7", "HELD_IN": str(tmp_path)}
-    old = start(words, log, env=job, prepare=_wait_in_the_save)
+    old = start(words, log, env=job, prepare=wait)
     try:
         while old.is_alive() and not (tmp_path / "held").exists():
             time.sleep(0.01)
@@ -321,9 +303,11 @@ def test_a_start_that_was_replaced_inside_a_save_says_so(atlas: Atlas, tmp_path:
         old.join()
     finally:
         old.kill()
-    assert old.exitcode == 1, log.read_text()
-    assert "another start of this run has taken over" in log.read_text()
-    assert "disk" not in log.read_text()
+    said = log.read_text()
+    assert old.exitcode == 1, said
+    assert "another start of this run has taken over" in said
+    assert "this process writes nothing more" in said
+    assert "disk" not in said
     assert history(run) == finished
 
 
