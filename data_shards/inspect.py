@@ -6,7 +6,7 @@ import numpy as np
 
 from data_shards.arrays import open_array
 from data_shards.genes import GeneReport
-from data_shards.store import Manifest
+from data_shards.manifest import Manifest
 
 _STEP = 1 << 20
 

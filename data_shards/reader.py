@@ -9,7 +9,7 @@ import tensorstore as ts
 
 from data_shards.arrays import StoredArray, open_array
 from data_shards.errors import DataError
-from data_shards.store import Manifest
+from data_shards.manifest import Manifest
 
 
 @dataclass(frozen=True)

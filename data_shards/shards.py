@@ -17,24 +17,14 @@ from data_shards.counts import CountFile, CountOptions, CountSource, open_counts
 from data_shards.errors import DataError
 from data_shards.genes import GENE_TABLE_FILE, map_gene
 from data_shards.kernels import cell_totals
+from data_shards.manifest import SCHEMA, TEST, TRAIN, VALIDATION, DatasetEntry, Manifest
 from data_shards.medians import check_names
 from data_shards.medians_file import Medians
 from data_shards.obs_file import ObsWriter
 from data_shards.output import hash_path, refuse_existing, whole_directory
 from data_shards.parallel import Workers
 from data_shards.splits import Annotated, SplitOptions, donor_names, draw_splits, too_few_donors
-from data_shards.store import (
-    SCHEMA,
-    TEST,
-    TRAIN,
-    VALIDATION,
-    DatasetEntry,
-    DatasetWriter,
-    Manifest,
-    choose_block_cells,
-    content_hash,
-    hash_files,
-)
+from data_shards.store import DatasetWriter, choose_block_cells, content_hash, hash_files
 from data_shards.tokenizer import FILES, GeneColumns, Tokenizer
 from data_shards.vocabulary import Vocabulary
 

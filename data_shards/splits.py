@@ -14,8 +14,8 @@ import pandas as pd
 
 from data_shards.errors import DataError
 from data_shards.hashing import fold, hash_string, mix64, uniform
+from data_shards.manifest import TEST, TRAIN, VALIDATION
 from data_shards.obs_file import SOURCE_ROW, canonical_names, read_column
-from data_shards.store import TEST, TRAIN, VALIDATION
 
 DONOR_COLUMNS = ("donor_id", "donor", "patient", "individual")
 _PURPOSE = hash_string("split")

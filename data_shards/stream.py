@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from data_shards.errors import DataError
 from data_shards.hashing import fold, mix64
+from data_shards.manifest import TRAIN, VALIDATION
 from data_shards.order import BlockOrder
 from data_shards.packing import pack
 from data_shards.reader import Block, StoreReader
-from data_shards.store import TRAIN, VALIDATION
 
 _PURPOSE_CELLS, _PURPOSE_ROWS, _PURPOSE_VALIDATION = 11, 12, 13
 _BLOCKS_AT_ONCE = 32

@@ -10,8 +10,9 @@ from tqdm import tqdm
 
 from data_shards.arrays import StoredArray, first_line, open_array
 from data_shards.errors import DataError
+from data_shards.manifest import TEST, TRAIN, VALIDATION, DatasetEntry, Manifest
 from data_shards.output import hash_path
-from data_shards.store import TEST, TRAIN, VALIDATION, DatasetEntry, Manifest, content_hash
+from data_shards.store import content_hash
 from data_shards.tokenizer import Tokenizer
 from data_shards.vocabulary import FIRST_GENE
 

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 
 from data_shards.counts import CountOptions, open_counts
 from data_shards.errors import DataError
+from data_shards.manifest import Manifest
 from data_shards.output import hash_path
-from data_shards.store import Manifest
 from data_shards.tokenizer import Tokenizer
 from gm_train.checkpoint import list_checkpoints
 from gm_train.cli import main

@@ -15,7 +15,7 @@ import torch
 
 from cluster.checks.report import Checkup, Level, Problems, Said, amount, differences, where
 from data_shards.errors import DataError
-from data_shards.store import Manifest
+from data_shards.manifest import Manifest
 from data_shards.vocabulary import FIRST_GENE
 from gm_train.config import Config
 from gm_train.model.genemamba import GeneMamba

@@ -9,13 +9,13 @@ import torch
 
 from data_shards.atlas import AtlasOptions
 from data_shards.errors import DataError
+from data_shards.manifest import TRAIN
 from data_shards.medians import make_medians
 from data_shards.order import BlockOrder
 from data_shards.reader import StoreReader
 from data_shards.shards import CellFilter, make_store
 from data_shards.simulate import simulate
 from data_shards.splits import SplitOptions
-from data_shards.store import TRAIN
 from data_shards.stream import Plan, Row, pack_cells
 from data_shards.tokenizer import Tokenizer
 from gm_train.batches import MicroBatch, Recipe, StepInfo, make_examples, split

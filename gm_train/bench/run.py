@@ -15,7 +15,7 @@ import torch
 from tqdm import tqdm
 
 from data_shards.errors import DataError
-from data_shards.store import Manifest
+from data_shards.manifest import Manifest
 from data_shards.vocabulary import Vocabulary
 from gm_train.announce import kernel_of
 from gm_train.bench import layer, sections

@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from data_shards.errors import DataError
-    from data_shards.store import Manifest
+    from data_shards.manifest import Manifest
     from gm_train.checkpoint import load_model, open_checkpoint
     from gm_train.evaluation.cells import read_cells
     from gm_train.evaluation.evaluate import evaluate

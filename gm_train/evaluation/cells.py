@@ -17,9 +17,9 @@ from data_shards.counts import CountFile, open_counts
 from data_shards.errors import DataError
 from data_shards.hashing import U64, fold, hash_string, mix64
 from data_shards.kernels import cell_totals, map_genes, normalise
+from data_shards.manifest import TRAIN, VALIDATION, DatasetEntry, Manifest
 from data_shards.obs_file import SOURCE_ROW, read_column
 from data_shards.output import hash_path
-from data_shards.store import TRAIN, VALIDATION, DatasetEntry, Manifest
 from data_shards.tokenizer import DRIFT_FACTOR, DRIFT_SHARE, DRIFT_VALUES, Tokenizer
 from gm_train.evaluation.probes import Labels
 from gm_train.evaluation.ragged import Ragged

@@ -8,7 +8,7 @@ import pytest
 import scipy.sparse as sp
 
 from data_shards.counts import open_counts
-from data_shards.store import Manifest
+from data_shards.manifest import Manifest
 from gm_train.cli import main
 from gm_train.rundir import METRICS, read_rows
 

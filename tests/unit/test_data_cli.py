@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import scipy.sparse as sp
 
+from data_shards.manifest import Manifest
 from data_shards.medians_file import Medians
-from data_shards.store import Manifest
 from gm_train.cli import main
 from tests.unit.count_files import draw_counts, write_counts
 

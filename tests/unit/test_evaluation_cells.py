@@ -9,10 +9,10 @@ import pytest
 import zarr
 
 from data_shards.errors import DataError
+from data_shards.manifest import VALIDATION
 from data_shards.medians import make_medians
 from data_shards.shards import CellFilter, make_store
 from data_shards.splits import SplitOptions
-from data_shards.store import VALIDATION
 from data_shards.tokenizer import Tokenizer
 from gm_train.evaluation import cells as cells_module
 from gm_train.evaluation.cells import read_cells

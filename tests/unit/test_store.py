@@ -21,12 +21,13 @@ from data_shards.counts import CountOptions
 from data_shards.errors import DataError
 from data_shards.genes import GeneTable
 from data_shards.inspect import describe_store
+from data_shards.manifest import TEST, TRAIN, VALIDATION, Manifest
 from data_shards.medians import make_medians
 from data_shards.medians_file import Medians
 from data_shards.output import hash_path
 from data_shards.shards import CellFilter, make_store
 from data_shards.splits import SplitOptions, assign_donors, donor_names, split_by_cell
-from data_shards.store import TEST, TRAIN, VALIDATION, Manifest, choose_block_cells
+from data_shards.store import choose_block_cells
 from data_shards.verify import find_damage
 from data_shards.vocabulary import Vocabulary
 from tests.unit.count_files import draw_counts, write_counts

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from data_shards.errors import DataError
+from data_shards.manifest import TRAIN, VALIDATION
 from data_shards.order import BlockOrder
 from data_shards.reader import StoreReader
-from data_shards.store import TRAIN, VALIDATION
 from data_shards.stream import LaneStream, Plan, Row, validation_rows
 from tests.conftest import Atlas
 

@@ -17,10 +17,10 @@ from data_shards.counts import CountOptions, open_counts
 from data_shards.errors import DataError
 from data_shards.genes import GeneReport, GeneTable
 from data_shards.hashing import hash_string, mix64_int
+from data_shards.manifest import Manifest
 from data_shards.medians import make_medians
 from data_shards.ranking import _DITHER, _TIE
 from data_shards.shards import make_store
-from data_shards.store import Manifest
 from data_shards.tokenizer import GeneColumns, Tokenizer
 from data_shards.vocabulary import Vocabulary
 from tests.unit.count_files import draw_counts, write_counts

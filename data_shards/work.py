@@ -1,0 +1,116 @@
+"""What a long preparation has finished so far: a folder beside its output, which the next start goes on from.
+
+The folder `.NAME.work` holds finished parts, each whole or not there. It belongs to one set of inputs and options; it
+is kept when a start ends with an error or is killed, and removed when the output stands.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from data_shards.errors import DataError
+from data_shards.output import flush
+
+_IDENTITY = "identity.json"
+
+
+@contextmanager
+def work_folder(out: Path, identity: Mapping[str, Any], say: Callable[[str], None] = print) -> Iterator[Path]:
+    """The work folder of an output, with what an earlier start of the same work finished.
+
+    Args:
+        out: the output; the folder lies beside it, on the same file system, which all workers must see.
+        identity: everything that decides the parts, as JSON; what another identity has left is removed.
+        say: takes lines of the report.
+
+    Raises:
+        DataError: another process is at work there, or the place cannot be written to.
+    """
+    folder = out.absolute().with_name(f".{out.name}.work")
+    content = json.dumps(identity, sort_keys=True, indent=1) + "\n"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be created ({error}): choose an --out that can be written to") from error
+    try:
+        _lock(lock, folder)
+        try:
+            _begin(folder, content, say)
+        except OSError as error:
+            raise DataError(f"{folder}: cannot be written ({error}): make room, or choose another --out") from error
+        try:
+            yield folder
+        except BaseException:
+            _keep(folder, say)
+            raise
+        shutil.rmtree(folder)
+    finally:
+        os.close(lock)
+
+
+def _lock(descriptor: int, folder: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise DataError(f"{folder}: another process is at work there: wait for it, or choose another --out") from error
+    except OSError:
+        pass  # a file system without locks: two starts at once are then the user's to avoid
+
+
+def _begin(folder: Path, content: str, say: Callable[[str], None]) -> None:
+    found = folder / _IDENTITY
+    if found.exists() and found.read_text() == content:
+        say(f"{folder}: going on from what an earlier start has finished")
+        return
+    others = list(folder.iterdir())
+    if others:
+        say(f"{folder}: was left by a start with other input or options; its parts are removed")
+    for other in others:
+        shutil.rmtree(other) if other.is_dir() else other.unlink()
+    temporary = folder / f".{_IDENTITY}"
+    temporary.write_text(content)
+    flush(temporary)
+    temporary.rename(found)
+
+
+def _keep(folder: Path, say: Callable[[str], None]) -> None:
+    """Say what is kept for the next start; a folder without parts is removed."""
+    if any(found.name != _IDENTITY for found in folder.iterdir()):
+        say(f"{folder}: keeps what is finished: the same command goes on from there")
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def new_part(folder: Path) -> Iterator[Path]:
+    """A temporary directory that becomes `folder` when the block ends without an error.
+
+    Several workers may make the same part, after one was thought dead: the first one stands.
+
+    Raises:
+        DataError: it cannot be written.
+    """
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
+        for found in temporary.iterdir():
+            flush(found)
+        try:
+            temporary.rename(folder)
+        except OSError:
+            if not folder.exists():
+                raise
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be written ({error}): make room, and see that all workers share this file system"
+        ) from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
