@@ -48,6 +48,8 @@ def _check_file(path: Path, expected: str) -> list[str]:
 
 def _check_dataset(store: Path, entry: DatasetEntry, manifest: Manifest) -> list[str]:
     sizes = {"tokens": entry.n_tokens, "indptr": entry.n_cells + 1, "split": entry.n_cells}
+    if manifest.values:
+        sizes["values"] = entry.n_tokens
     problems: list[str] = []
     hashes = {}
     held = np.zeros(256, np.int64)
@@ -73,7 +75,7 @@ def _check_dataset(store: Path, entry: DatasetEntry, manifest: Manifest) -> list
                 if values[0] < last or np.any(np.diff(values) < 0):
                     problems.append(f"{folder}: decreases after element {start:,}")
                 last = int(values[-1])
-            else:
+            elif name == "split":
                 held += np.bincount(values, minlength=256)
         hashes[name] = digest.hexdigest()
         if name == "indptr" and len(problems) == found and last != entry.n_tokens:
@@ -82,9 +84,13 @@ def _check_dataset(store: Path, entry: DatasetEntry, manifest: Manifest) -> list
             counted = [int(held[split]) for split in (TRAIN, VALIDATION, TEST)]
             if counted != [entry.n_train, entry.n_validation, entry.n_test]:
                 problems.append(f"{folder}: its splits are not those of the manifest")
-    if not problems and content_hash(hashes["tokens"], hashes["indptr"], hashes["split"]) != entry.content_hash:
+    if not problems and _content_hash(hashes) != entry.content_hash:
         problems.append(f"{store / entry.name}: the content is not what was written: its SHA-256 differs")
     return problems
+
+
+def _content_hash(hashes: dict[str, str]) -> str:
+    return content_hash(hashes["tokens"], hashes["indptr"], hashes["split"], hashes.get("values"))
 
 
 def _read_shards(array: StoredArray, problems: list[str]) -> Iterator[tuple[int, npt.NDArray[np.generic]]]:
