@@ -91,7 +91,7 @@ def rank_dataset(
     """
     place = finished_place(work)
     try:
-        _begin(work, {"source_hash": state.sha256, **source.record()})
+        _begin(work, {"source_hash": state.sha256, "part_cells": PART_CELLS, **source.record()})
         if not (place / _WRITTEN).exists():
             _write(work, place, source, state, ranker, values, workers)
         shutil.rmtree(work / "parts", ignore_errors=True)

@@ -18,7 +18,7 @@ from data_shards.manifest import SCHEMA, DatasetEntry, Manifest
 from data_shards.medians import check_names
 from data_shards.output import refuse_existing
 from data_shards.parallel import Workers
-from data_shards.ranked import PART_CELLS, rank_dataset
+from data_shards.ranked import rank_dataset
 from data_shards.sources import Source, SourceOptions, bind_source, read_states, refuse_changed
 from data_shards.splits import Earlier, SplitOptions, earlier_splits, too_few_donors
 from data_shards.store import LAYOUT, choose_block_cells, hash_files
@@ -99,7 +99,6 @@ def make_store(
             "schema": SCHEMA,
             "tokenizer": plan.tokenizer.hash,
             "values": plan.values,
-            "part_cells": PART_CELLS,
             "layout": LAYOUT,
         }
         with work_folder(out, identity, say) as work:
