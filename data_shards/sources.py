@@ -150,7 +150,7 @@ def read_states(paths: Sequence[Path], workers: Workers) -> list[State]:
 
 def _stamps(path: Path) -> tuple[tuple[str, int, int], ...]:
     try:
-        files = [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.is_file())
+        files = sorted(found for found in path.rglob("*") if found.is_file()) if path.is_dir() else [path]
         found = [(file.relative_to(path).as_posix(), file.stat()) for file in files]
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error}): see to the file") from error
