@@ -19,7 +19,7 @@ from data_shards.medians import check_names
 from data_shards.output import refuse_existing
 from data_shards.parallel import Workers
 from data_shards.ranked import rank_dataset
-from data_shards.sources import Source, SourceOptions, bind_source, read_states, refuse_changed
+from data_shards.sources import Source, SourceOptions, bind_source, read_fingerprints, refuse_changed
 from data_shards.splits import Earlier, SplitOptions, earlier_splits, too_few_donors
 from data_shards.store import LAYOUT, choose_block_cells, hash_files
 from data_shards.store_plan import StoreOptions, StorePlan, plan_more, plan_new
@@ -71,6 +71,8 @@ def make_store(
         DataError: `out` exists, files that cannot be used, bad counts, or nothing left to write.
     """
     splits = splits or SplitOptions()
+    # Dask's workers stand elsewhere.
+    paths, out = [path.absolute() for path in paths], out.absolute()
     shared = StoreOptions(top_k, dither, genes_file, deny_file, keep_values)
     own = SourceOptions(
         options or CountOptions(),
@@ -91,9 +93,9 @@ def make_store(
             say(line)
     earlier = Earlier() if plan.store is None else earlier_splits(out, plan.store)
     _refuse_few_donors(sources, splits, earlier)
-    with Workers(workers, dask) as pool:
-        states = read_states(paths, pool)
-        for name in refuse_changed(states, plan.of_medians) if plan.of_medians else ():
+    with Workers(workers, dask, say) as pool:
+        files = read_fingerprints(paths, pool)
+        for name in refuse_changed(files, plan.of_medians) if plan.of_medians else ():
             say(f"{name}: is not among the data sets of the medians: it is ranked with the medians of others")
         identity = {
             "schema": SCHEMA,
@@ -107,9 +109,9 @@ def make_store(
             go_on(work, out if add else None, [source.name for source in sources], plan.names, say)
             datasets = [
                 rank_dataset(
-                    dataset_work(work, source.name), source, state, plan.tokenizer.ranker, plan.values, pool, say
+                    dataset_work(work, source.name), source, file, plan.tokenizer.ranker, plan.values, pool, say
                 )
-                for source, state in zip(sources, states, strict=True)
+                for source, file in zip(sources, files, strict=True)
             ]
             donor_keys = {source.name: source.donor_key for source in sources}
             entries = finish_datasets(datasets, donor_keys, splits, earlier, say)

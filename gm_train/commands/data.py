@@ -123,9 +123,7 @@ def _add_medians(commands: Any) -> None:
     parser.add_argument(
         "--gene-table", type=Path, help="CSV of Ensembl id, symbol, …: maps symbols; kept in the output"
     )
-    parser.add_argument(
-        "--workers", type=_positive, default=1, help="processes (default 1); the result is the same for any"
-    )
+    _add_engine(parser)
     parser.add_argument("--exact", action="store_true", help="exact medians instead of t-digests; cannot be added to")
     parser.add_argument("--add", action="store_true", help="add the files to an existing --out")
     parser.set_defaults(run=_medians)
@@ -142,6 +140,7 @@ def _medians(arguments: argparse.Namespace) -> int:
         GeneTable.read_csv(arguments.gene_table) if arguments.gene_table else None,
         min_mapped=arguments.min_mapped,
         workers=arguments.workers,
+        dask=arguments.dask,
         exact=arguments.exact,
         add=arguments.add,
     )

@@ -2,21 +2,22 @@
 
 import os
 import shutil
-import subprocess
-from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import h5py
 import pytest
 import scipy.sparse as sp
 
-from data_shards import parts, sources
+from data_shards import parts
 from data_shards.errors import DataError
 from data_shards.manifest import Manifest
 from data_shards.medians import make_medians
 from data_shards.shards import make_store
 from data_shards.verify import find_damage
-from tests.faults.preparing import prepare
+from tests.faults.data_runs import run_data
+from tests.faults.disks import resize, small_disk
+from tests.faults.shard_runs import set_up
 from tests.unit.count_files import draw_counts, write_counts
 from tests.unit.stores import build, contents, quiet, two_data_sets
 
@@ -73,7 +74,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytes
         return summary
 
     monkeypatch.setattr(parts, "_rank", changing)
-    with pytest.raises(DataError, match=rf"a\.{suffix}: changed while it was read: leave it alone"):
+    with pytest.raises(DataError, match=rf"a\.{suffix}: changed while it was read: wait until"):
         build(tmp_path, [path], "x.zarr")
     assert sorted(found.name for found in tmp_path.iterdir()) == sorted([path.name, "m.zarr"])
 
@@ -89,10 +90,10 @@ def test_another_species(tmp_path: Path) -> None:
     make_medians([human], tmp_path / "m.zarr", say=quiet)
     for name, genes in (("mouse", MOUSE), ("mostly", [*HUMAN[:4], *MOUSE[4:]])):
         path = write_counts(tmp_path / f"{name}.h5ad", draw_counts(10, 20), genes)
-        message = rf"{name}\.h5ad: its genes are of another species: mouse \(ENSMUSG…\), where .* human \(ENSG…\)"
+        message = rf"different species .*{name}\.h5ad: mouse \(ENSMUSG…\), the vocabulary: human \(ENSG…\)"
         refused(tmp_path, [human, path], message)
     fish = write_counts(tmp_path / "fish.h5ad", draw_counts(10, 20), [f"ENSXYZG{i:011d}" for i in range(20)])
-    refused(tmp_path, [fish], r"another species: ENSXYZG…, where the vocabulary is human")
+    refused(tmp_path, [fish], r"fish\.h5ad: another species \(ENSXYZG…\), the vocabulary: human")
 
 
 def test_too_many_tokens_or_genes(tmp_path: Path, files: list[Path]) -> None:
@@ -157,52 +158,35 @@ def test_stores_of_other_versions(tmp_path: Path, files: list[Path], monkeypatch
     assert contents(tmp_path / "s.zarr") == before
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of two megabytes."""
-    place = tmp_path / "disk"
-    place.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(place)], capture_output=True, text=True
-    )
-    if mounted.returncode:
-        pytest.skip(f"no tmpfs can be mounted here: {mounted.stderr.strip()}")
-    yield place
-    subprocess.run(["umount", str(place)], check=True)
-
-
 @pytest.mark.parametrize("step", ["parts", "arrays", "add"])
-def test_a_full_disk(tmp_path: Path, small_disk: Path, step: str) -> None:
+def test_a_full_disk(tmp_path: Path, step: str) -> None:
     """It fills up while a part is written, or while parts become the store; with room, the next start goes on."""
     path = write_counts(tmp_path / "a.h5ad", draw_counts(3000, 200), obs={"donor_id": ["x", "y"] * 1500})
     one = write_counts(tmp_path / "one.h5ad", draw_counts(50, 200, 1))
     make_medians([path, one], tmp_path / "m.zarr", say=quiet)
-    out, log = small_disk / "s.zarr", tmp_path / "log"
-    words: list[str | Path] = [path, "--medians", tmp_path / "m.zarr", "--out", out]
-    if step == "add":
-        assert prepare([one, "--medians", tmp_path / "m.zarr", "--out", out], log) == 0
-        words.append("--add")
-    before = contents(out) if step == "add" else {}
-    filler = small_disk / "filler"
-    room = 150_000 if step == "parts" else 850_000
-    stat = os.statvfs(small_disk)
-    filler.write_bytes(b"\0" * (stat.f_bavail * stat.f_frsize - room))
-    assert prepare(words, log, part_cells=512) == 1
-    errors = log.read_text()
-    assert "cannot be written" in errors
-    assert "make room" in errors
-    assert "Traceback" not in errors
-    kept = list(small_disk.glob(".s.zarr.work/datasets/a/parts/*"))
-    assert len(kept) == 6 if step != "parts" else 0 < len(kept) < 6
-    if step == "add":
-        assert contents(out) == before
-    else:
-        assert not out.exists()
-    filler.unlink()
-    assert prepare(words, log, part_cells=512) == 0
-    assert "going on from what an earlier start has finished" in log.read_text()
-    assert find_damage(out) == []
-    assert [path.name for path in small_disk.iterdir()] == ["s.zarr"]
+    log = tmp_path / "log"
+    parts_of = partial(set_up, part_cells=512)
+    with small_disk(tmp_path / "disk", 4096) as disk:
+        out = disk / "s.zarr"
+        words: list[str | Path] = ["shards", path, "--medians", tmp_path / "m.zarr", "--out", out]
+        if step == "add":
+            assert run_data(["shards", one, "--medians", tmp_path / "m.zarr", "--out", out], log) == 0
+            words.append("--add")
+        before = contents(out) if step == "add" else {}
+        resize(disk, 300 if step == "parts" else 750)
+        assert run_data(words, log, parts_of) == 1
+        errors = log.read_text()
+        assert "cannot be written" in errors
+        assert "make room" in errors
+        assert "Traceback" not in errors
+        kept = list(disk.glob(".s.zarr.work/datasets/a/parts/*"))
+        assert len(kept) == 6 if step != "parts" else 0 < len(kept) < 6
+        assert (contents(out) if out.exists() else {}) == before
+        resize(disk, 4096)
+        assert run_data(words, log, parts_of) == 0
+        assert "going on from what an earlier start has finished" in log.read_text()
+        assert find_damage(out) == []
+        assert [path.name for path in disk.iterdir()] == ["s.zarr"]
 
 
 def test_no_write_permission(tmp_path: Path, files: list[Path]) -> None:
@@ -216,14 +200,9 @@ def test_no_write_permission(tmp_path: Path, files: list[Path]) -> None:
     log = tmp_path / "log"
     log.touch()
     log.chmod(0o666)
-    assert prepare(words, log, user=user) == 1
+    assert run_data(["shards", *words], log, partial(set_up, user=user)) == 1
     errors = log.read_text()
     assert "theirs/.s.zarr.work: cannot be created" in errors
     assert "choose an --out that can be written to" in errors
     assert "Traceback" not in errors
     assert list(place.iterdir()) == []
-
-
-def test_a_source_that_cannot_be_hashed(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"gone\.h5ad: cannot be read"):
-        sources.read_state(tmp_path / "gone.h5ad")
