@@ -25,7 +25,7 @@ TARGET_TOTAL = 10_000.0
 #: Entries of a file that are held as they are read.
 _ENTRIES = 1 << 21
 #: What stands in front of the (mean, weight) pairs of a digest that the library reads and writes: its name, version,
-#: number of centroids, most centroids (0: no limit), sum of weights, sum of values, least, largest, number of values.
+#: number of centroids, most centroids (0: no limit), sum of weights, sum of values, least, largest, pairs added.
 _HEADER = struct.Struct("<8sIQQddddQ12x")
 
 F64 = npt.NDArray[np.float64]
@@ -37,7 +37,7 @@ class Digests:
     """A t-digest for each of n genes, ragged.
 
     Attributes:
-        means: float64, centroids of all genes one after the other, those of a gene in the order of (mean, weight).
+        means: float64, centroids of all genes one after the other, those of a gene from the least.
         weights: float64, values behind each centroid.
         indptr: int64 (n + 1,), where each gene's centroids begin.
         counts: int64 (n,), non-zero values of each gene.
@@ -118,9 +118,7 @@ def _compressed(means: F64, weights: F64 | None, starts: I64, counts: I64) -> Di
         place = slice(indptr[gene], indptr[gene] + len(pairs))
         means[place], out_weights[place] = pairs[:, 0], pairs[:, 1]
         before = gene + 1
-    means, weights = means[: indptr[-1]], out_weights[: indptr[-1]]
-    _sort_ties(means, weights, indptr)
-    return Digests(means, weights, indptr, counts)
+    return Digests(means[: indptr[-1]], out_weights[: indptr[-1]], indptr, counts)
 
 
 def _digest(pairs: F64) -> TDigest:
@@ -130,7 +128,7 @@ def _digest(pairs: F64) -> TDigest:
     """
     weight = pairs[:, 1].sum()
     total = pairs[:, 0] @ pairs[:, 1]
-    header = _HEADER.pack(b"FASTDIG~", 1, len(pairs), 0, weight, total, pairs[0, 0], pairs[-1, 0], int(weight))
+    header = _HEADER.pack(b"FASTDIG~", 1, len(pairs), 0, weight, total, pairs[0, 0], pairs[-1, 0], len(pairs))
     return TDigest.from_bytes(header + pairs.tobytes())
 
 
