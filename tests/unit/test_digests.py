@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from data_shards import medians
 from data_shards.counts import open_counts
 from data_shards.digest_parts import DigestPart, gene_blocks, write_digests
-from data_shards.digests import _HEADER, MAX_CENTROIDS, Digests, _digest
+from data_shards.digests import HEADER_PAIRS, MAX_CENTROIDS, Digests, library_digest
 from data_shards.fingerprint import Fingerprint
 from data_shards.medians import _Dataset
 from tests.unit.count_files import draw_counts, write_counts
@@ -30,18 +30,18 @@ def test_the_binary_form_of_the_library_is_as_we_write_it() -> None:
     """What it makes of values by itself, bit for bit, but for the sum, which it adds up in another order."""
     for values, weights in (([1.5], [1.0]), ([1.0, 2.0, 2.0, 5.0], [3.0, 1.0, 2.0, 7.0])):
         theirs = TDigest.from_values(values, weights, max_centroids=0)
-        ours = _digest(np.column_stack([values, weights]))
+        ours = library_digest(np.array(values), np.array(weights), 0, len(values))
         assert ours.to_bytes() == theirs.to_bytes()
     values = np.sort(np.random.default_rng(0).lognormal(size=5_000))
     theirs, ours = (
         merge_all([digest], max_centroids=MAX_CENTROIDS)
-        for digest in (TDigest.from_values(values, max_centroids=0), _digest(np.column_stack([values, np.ones(5_000)])))
+        for digest in (TDigest.from_values(values, max_centroids=0), library_digest(values, None, 0, 5_000))
     )
     assert ours.centroids == theirs.centroids
     assert (ours.n_values, ours.min(), ours.max(), ours.median()) == (
         5_000, values[0], values[-1], theirs.median()
     )  # fmt: skip
-    pairs = np.frombuffer(ours.to_bytes(), offset=_HEADER.size).reshape(-1, 2)
+    pairs = np.frombuffer(ours.to_bytes()).reshape(-1, 2)[HEADER_PAIRS:]
     assert [tuple(pair) for pair in pairs] == theirs.centroids
 
 
@@ -83,7 +83,12 @@ def test_parts_are_read_by_genes_as_they_were_written(tmp_path: Path) -> None:
     with_parts = [draw([3, 0], 1), draw([], 1), draw([7], 2)]
     write_digests(tmp_path, [whole, *with_parts])
     part = DigestPart(tmp_path)
-    assert part.n_genes == 9
+    np.testing.assert_array_equal(part.counts, [3, 0, 1_100, 1, 0, 20, 3, 0, 7])
+    for name in ("means", "weights"):
+        chunks = list(part.chunks(name, 16))
+        assert {len(chunk) for chunk in chunks[:-1]} == {16}
+        expected = [getattr(digests, name) for digests in [whole, *with_parts]]
+        np.testing.assert_array_equal(np.concatenate(chunks), np.concatenate(expected))
     middle = part.read(1, 4)
     span = slice(whole.indptr[1], whole.indptr[4])
     np.testing.assert_array_equal(middle.means, whole.means[span])
