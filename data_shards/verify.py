@@ -1,8 +1,12 @@
 """Reading a whole store again to find every damaged file and chunk."""
 
 import hashlib
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +19,9 @@ from data_shards.output import hash_path
 from data_shards.store import content_hash
 from data_shards.tokenizer import Tokenizer
 from data_shards.vocabulary import FIRST_GENE
+
+#: Shards that are read while one is looked at; of tokens each is 32 MiB.
+_AHEAD = 4
 
 
 def find_damage(path: Path) -> list[str]:
@@ -34,9 +41,11 @@ def find_damage(path: Path) -> list[str]:
                 problems.append(f"{path}: the tokenizer is not the one that made the store")
         except DataError as error:
             problems.append(str(error))
-    for entry in manifest.datasets:
-        problems += _check_file(path / entry.name / "obs.parquet", entry.obs_hash)
-        problems += _check_dataset(path, entry, manifest)
+    with tqdm(desc=f"reading {path.name}", unit="B", unit_scale=True, disable=None) as progress:
+        progress.total = sum(2 * entry.n_tokens + 9 * entry.n_cells for entry in manifest.datasets)
+        for entry in manifest.datasets:
+            problems += _check_file(path / entry.name / "obs.parquet", entry.obs_hash)
+            problems += _check_dataset(path, entry, manifest, progress)
     return problems
 
 
@@ -46,7 +55,7 @@ def _check_file(path: Path, expected: str) -> list[str]:
     return [] if hash_path(path) == expected else [f"{path}: its SHA-256 is not that of the manifest"]
 
 
-def _check_dataset(store: Path, entry: DatasetEntry, manifest: Manifest) -> list[str]:
+def _check_dataset(store: Path, entry: DatasetEntry, manifest: Manifest, progress: Any) -> list[str]:
     sizes = {"tokens": entry.n_tokens, "indptr": entry.n_cells + 1, "split": entry.n_cells}
     problems: list[str] = []
     hashes = {}
@@ -65,7 +74,8 @@ def _check_dataset(store: Path, entry: DatasetEntry, manifest: Manifest) -> list
             continue
         digest = hashlib.sha256()
         for start, values in _read_shards(array, problems):
-            digest.update(np.ascontiguousarray(values).tobytes())
+            digest.update(np.ascontiguousarray(values).data)
+            progress.update(values.nbytes)
             if name == "tokens" and len(values):
                 if values.min() < FIRST_GENE or values.max() >= manifest.n_genes + FIRST_GENE:
                     problems.append(f"{folder}: a token from {start:,} on is outside the vocabulary")
@@ -87,31 +97,53 @@ def _check_dataset(store: Path, entry: DatasetEntry, manifest: Manifest) -> list
     return problems
 
 
-def _read_shards(array: StoredArray, problems: list[str]) -> Iterator[tuple[int, npt.NDArray[np.generic]]]:
-    """Shard after shard; of one that cannot be read, each damaged chunk is named."""
-    chunk, shard = array.chunk, array.shard
-    what = f"reading {array.path.parent.name}/{array.path.name}"
-    for start in tqdm(range(0, array.size, shard), desc=what, disable=None):
-        stop = min(start + shard, array.size)
-        file = array.path / "c" / str(start // shard)
-        if not file.is_file():
-            problems.append(f"{file}: is missing (elements {start:,} to {stop:,})")
+@dataclass(frozen=True)
+class _Shard:
+    """A file of an array that is being read: elements [start, stop)."""
+
+    array: StoredArray
+    start: int
+    stop: int
+    wait: Callable[[], npt.NDArray[Any]]
+
+    @property
+    def file(self) -> Path:
+        return self.array.path / "c" / str(self.start // self.array.shard)
+
+    def damage(self, error: DataError) -> list[str]:
+        """Each chunk that cannot be read, after the whole could not."""
+        chunk = self.array.chunk
+        firsts = range(self.start, self.stop, chunk)
+        waits = [self.array.begin(first, min(first + chunk, self.stop)) for first in firsts]
+        damaged = []
+        for number, wait in enumerate(waits):
+            try:
+                wait()
+            except DataError as of_chunk:
+                damaged.append(f"{self.file}: chunk {number} is damaged ({_reason(of_chunk)})")
+        return damaged if len(damaged) < len(firsts) else [f"{self.file}: cannot be read at all ({_reason(error)})"]
+
+
+def _read_shards(array: StoredArray, problems: list[str]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """The shards that can be read, with their first elements; some are read ahead of time."""
+    starts = iter(range(0, array.size, array.shard))
+    waiting: deque[_Shard] = deque()
+    while True:
+        for start in islice(starts, _AHEAD + 1 - len(waiting)):
+            stop = min(start + array.shard, array.size)
+            waiting.append(_Shard(array, start, stop, array.begin(start, stop)))
+        if not waiting:
+            return
+        shard = waiting.popleft()
+        if not shard.file.is_file():
+            problems.append(f"{shard.file}: is missing (elements {shard.start:,} to {shard.stop:,})")
             continue
         try:
-            yield start, array.read(start, stop)
+            values = shard.wait()
         except DataError as error:
-            damaged = []
-            for first in range(start, stop, chunk):
-                try:
-                    array.read(first, min(first + chunk, stop))
-                except DataError as of_chunk:
-                    damaged.append((first, _reason(of_chunk)))
-            if len(damaged) * chunk >= stop - start:
-                problems.append(f"{file}: the whole shard cannot be read ({_reason(error)})")
-            else:
-                problems += [
-                    f"{file}: chunk {(first - start) // chunk} is damaged ({of_chunk})" for first, of_chunk in damaged
-                ]
+            problems += shard.damage(error)
+        else:
+            yield shard.start, values
 
 
 def _reason(error: DataError) -> str:
