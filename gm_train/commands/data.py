@@ -1,6 +1,8 @@
 """`gm-train data`: from count files to a token store."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -100,6 +102,32 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="run on the workers of this Dask scheduler (tcp://head:8786), which see the same file system",
     )
+    engine.add_argument(
+        "--slurm",
+        nargs="+",
+        metavar="WORD",
+        help="run on worker jobs under SLURM, which end with this command: cluster.KEY=value or .yaml files as for "
+        "`gm-train launch`, such as cluster.nodes=4 (jobs) cluster.cpus_per_task=8 (workers of each) "
+        "cluster.memory=32G (of each job) cluster.partition=cpu cluster.time=04:00:00",
+    )
+
+
+@contextmanager
+def _engine(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What `_add_engine` chose, as the data code takes it, for the length of the work."""
+    if arguments.slurm is None:
+        yield {"workers": arguments.workers, "dask": arguments.dask}
+        return
+    from cluster.dask_slurm import workers_on_slurm
+    from cluster.problems import job_problems
+    from gm_train.settings import ConfigError, load_cluster
+
+    config = load_cluster(arguments.slurm)
+    problems = job_problems(config)
+    if problems:
+        raise ConfigError(problems)
+    with workers_on_slurm(config.cluster, arguments.out) as address:
+        yield {"dask": address}
 
 
 def _count_options(arguments: argparse.Namespace) -> Any:
@@ -132,17 +160,17 @@ def _medians(arguments: argparse.Namespace) -> int:
     from data_shards.genes import GeneTable
     from data_shards.medians import make_medians
 
-    make_medians(
-        arguments.files,
-        arguments.out,
-        _count_options(arguments),
-        GeneTable.read_csv(arguments.gene_table) if arguments.gene_table else None,
-        min_mapped=arguments.min_mapped,
-        workers=arguments.workers,
-        dask=arguments.dask,
-        exact=arguments.exact,
-        add=arguments.add,
-    )
+    with _engine(arguments) as engine:
+        make_medians(
+            arguments.files,
+            arguments.out,
+            _count_options(arguments),
+            GeneTable.read_csv(arguments.gene_table) if arguments.gene_table else None,
+            min_mapped=arguments.min_mapped,
+            exact=arguments.exact,
+            add=arguments.add,
+            **engine,
+        )
     return 0
 
 
