@@ -236,15 +236,32 @@ def _shards(arguments: argparse.Namespace) -> int:
 
 
 def _add_inspect(commands: Any) -> None:
-    parser = _add(commands, "inspect", "print what a token store holds", "gm-train data inspect store.zarr")
+    example = "gm-train data inspect store.zarr --plot store.png"
+    parser = _add(commands, "inspect", "print what a token store holds, or draw it", example)
     parser.add_argument("store", type=Path, metavar="STORE")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE.png",
+        help="draw lengths of cells, data sets and splits, how full rows are, and how common genes are",
+    )
     parser.set_defaults(run=_inspect)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from data_shards.inspect import describe_store
+    from data_shards.errors import DataError
+    from data_shards.inspect import Summary
 
-    print("\n".join(describe_store(arguments.store)))
+    summary = Summary.read(arguments.store)
+    print("\n".join(summary.describe()))
+    if arguments.plot is not None:
+        from gm_train.store_picture import draw_store
+
+        try:
+            draw_store(summary, arguments.plot)
+        except OSError as error:
+            raise DataError(f"{arguments.plot}: cannot be written ({error}): choose another --plot") from error
+        print(f"{arguments.plot}: its picture")
     return 0
 
 
