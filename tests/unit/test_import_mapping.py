@@ -1,5 +1,6 @@
 """Foreign tokens into ours: against a plain loop, and where names or medians do not fit."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -52,7 +53,7 @@ def test_mapping_is_that_of_a_plain_loop(
     mapped = TokenMap.build(tokens, specials, {name: name for name in tokens}, vocabulary).map(flat, indptr, top_k)
     assert bool(mapped.problem) == bool(problem)
     bounds = np.cumsum([0, *mapped.lengths.tolist()])
-    found = [mapped.tokens[a:b].tolist() for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    found = [mapped.tokens[a:b].tolist() for a, b in pairwise(bounds)]
     assert found[: len(expected)] == expected
     assert len(mapped.tokens) == sum(map(len, expected))
     assert mapped.tokens.dtype == np.uint16
