@@ -66,25 +66,18 @@ def workers_on_slurm(cluster: ClusterConfig, out: Path) -> Iterator[str]:
     }
     jobs: _Jobs | None = None
     with dask.config.set(settings), _term_as_interrupt() as end_quietly:
-        workers: Any = None
         try:
-            workers = SLURMCluster(
+            print(check(job_script(cluster, folder, out.name)), flush=True)
+            dask_cluster = SLURMCluster(
                 job_cls=_job_class(),
-                cores=cluster.cpus_per_task,
-                processes=cluster.cpus_per_task,
-                memory=_memory(cluster.memory),
-                job_mem="",  # else it computes a line of its own, and fails where no memory is named
-                python=f"{cluster.prefix} {shlex.quote(cluster.python or sys.executable)}".strip(),
-                job_extra_directives=_directives(cluster, folder, out.name),
-                job_script_prologue=_prologue(cluster),
                 security=secrets,
                 scheduler_options={"dashboard": False, "dashboard_address": None},
+                **_job_options(cluster, folder, out.name),
             )
-            print(check(workers.job_script()), flush=True)
-            jobs = _Jobs(workers, folder)
+            jobs = _Jobs(dask_cluster, folder)
             jobs.submit(cluster.nodes)
             try:
-                yield workers.scheduler_address
+                yield dask_cluster.scheduler_address
             except DataError as error:
                 if jobs.ended is not None:
                     raise DataError(jobs.ended) from error
@@ -93,14 +86,24 @@ def workers_on_slurm(cluster: ClusterConfig, out: Path) -> Iterator[str]:
             end_quietly()
             if jobs is not None:
                 jobs.close()
-            if workers is not None:
-                workers.close()
             if jobs is None or jobs.ended is None:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
+def job_script(cluster: ClusterConfig, folder: Path, name: str) -> str:
+    """The batch script of a job whose scheduler has no address yet.
+
+    Args:
+        cluster: settings without problems.
+        folder: where its output goes.
+        name: of what it works on.
+    """
+    script: str = _job_class()("SCHEDULER", name="WORKER", **_job_options(cluster, folder, name)).job_script()
+    return script
+
+
 class _Jobs:
-    """Watches the jobs: when none is left, the work that waits for them must end.
+    """The jobs of a Dask cluster. They are watched: when none is left, the work that waits for them must end.
 
     Attributes:
         ended: why they all are gone, if they are.
@@ -133,10 +136,11 @@ class _Jobs:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop watching."""
+        """End them, and the scheduler."""
         self._close.set()
         if self._thread.is_alive():
             self._thread.join()
+        self._workers.close()
 
     def _watch(self) -> None:
         while not self._close.wait(_LOOK_S):
@@ -166,8 +170,13 @@ def _job_class() -> Any:
     class Job(SLURMJob):
         """A job whose #SBATCH lines are those of the settings, and no others."""
 
-        def __init__(self, *arguments: Any, **options: Any) -> None:
-            super().__init__(*arguments, **options)  # type: ignore[no-untyped-call]
+        def __init__(self, *arguments: Any, security: Any = None, **options: Any) -> None:
+            # SLURMJob itself does not quote the names of these files.
+            secrets = {} if security is None else security.get_tls_config_for_role("worker")
+            flags = [
+                f"--tls-{name.replace('_', '-')} {shlex.quote(secrets[name])}" for name in secrets if secrets[name]
+            ]
+            super().__init__(*arguments, worker_extra_args=flags, **options)  # type: ignore[no-untyped-call]
             self.job_header = "\n".join(f"#SBATCH {line}" for line in self.job_extra_directives)
 
         @property
@@ -185,8 +194,9 @@ def _memory(memory: str) -> str:
     return f"{digits or 0}{memory[len(digits) :] or 'M'}iB"
 
 
-def _directives(cluster: ClusterConfig, folder: Path, name: str) -> list[str]:
-    return [
+def _job_options(cluster: ClusterConfig, folder: Path, name: str) -> dict[str, Any]:
+    """What `SLURMJob` takes."""
+    lines = [
         f"--job-name={shlex.quote(cluster.job_name or f'gm-train-{name}')}",
         *where(cluster),
         "--nodes=1",
@@ -199,12 +209,21 @@ def _directives(cluster: ClusterConfig, folder: Path, name: str) -> list[str]:
         "--open-mode=append",
         *cluster.sbatch,
     ]
-
-
-def _prologue(cluster: ClusterConfig) -> list[str]:
-    """Lines before the workers start: as before ranks, a line of the setup that fails ends the job."""
+    # As before ranks, a line of the setup that fails ends the job.
     setup = ["set -e", *cluster.setup, "set +e"] if cluster.setup else []
-    return [*setup, "export OMP_NUM_THREADS=1", *(f"export {assignment(entry)}" for entry in cluster.env)]
+    return {
+        "cores": cluster.cpus_per_task,
+        "processes": cluster.cpus_per_task,
+        "memory": _memory(cluster.memory),
+        "job_mem": "",  # else it computes a line of its own, and fails where no memory is named
+        "python": f"{cluster.prefix} {shlex.quote(cluster.python or sys.executable)}".strip(),
+        "job_extra_directives": lines,
+        "job_script_prologue": [
+            *setup,
+            "export OMP_NUM_THREADS=1",
+            *(f"export {assignment(entry)}" for entry in cluster.env),
+        ],
+    }
 
 
 def _secrets(folder: Path) -> Any:
