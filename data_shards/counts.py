@@ -5,7 +5,7 @@ matrix, chunks without a count are legitimately absent, so that there a lost chu
 """
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -151,10 +151,10 @@ class CountFile:
         column = self.var.index if self.options.gene_column is None else self.var[self.options.gene_column]
         return ["" if pd.isna(name) else str(name) for name in column]
 
-    def read_obs(self, start: int = 0, stop: int | None = None) -> pd.DataFrame:
-        """The annotations of cells [start, stop): pandas DataFrame indexed by the cells' names."""
+    def read_obs(self, start: int = 0, stop: int | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """The annotations of cells [start, stop), all columns or some: pandas DataFrame indexed by the cells' names."""
         with _readable(self.path):
-            return self.annotations.read(start, stop)
+            return self.annotations.read(start, stop, columns)
 
     def require_whole(self) -> None:
         """Raise DataError if a sparse matrix in Zarr has lost a chunk, which would read as zeros."""

@@ -113,10 +113,11 @@ class Summary:
             f"  medians      {manifest.medians_hash}, of the medians file {manifest.medians_file_hash}",
             f"  store        {manifest.hash}",
         ]
-        if manifest.options["genes_file"] is not None:
-            lines.append(
-                f"  --genes      {manifest.options['genes_file']}, SHA-256 {manifest.options['genes_file_hash']}"
-            )
+        if manifest.values:
+            lines.append("  values       count / total * 10,000 / median of each token, float32")
+        for flag, key in (("--genes     ", "genes_file"), ("--deny-genes", "deny_file")):
+            if manifest.options.get(key) is not None:
+                lines.append(f"  {flag} {manifest.options[key]}, SHA-256 {manifest.options[f'{key}_hash']}")
         for entry, lengths in zip(manifest.datasets, self.lengths, strict=True):
             lines += _describe(entry, lengths)
         return lines
@@ -125,6 +126,7 @@ class Summary:
 def _describe(entry: DatasetEntry, lengths: I64) -> list[str]:
     how = {
         "donor": f"whole donors ({entry.donor_key})",
+        "dataset": "whole data sets",
         "cell": "single cells, weaker than donors",
         "none": "none held out",
     }

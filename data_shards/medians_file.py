@@ -97,6 +97,12 @@ class Medians:
             ) from error
 
 
+def source_hashes(path: Path) -> dict[str, str]:
+    """SHA-256 (hex) of the file that each data set of a `medians.zarr` was, by its name."""
+    described: Any = zarr.open_group(path, mode="r").attrs["datasets"]
+    return {entry["name"]: entry["source_hash"] for entry in described}
+
+
 def store_array(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
     """Write a one-dimensional array with checksums, over one that is there."""
     group.create_array(

@@ -9,11 +9,12 @@ import torch
 
 from data_shards.atlas import AtlasOptions
 from data_shards.errors import DataError
+from data_shards.filters import CellFilter
 from data_shards.manifest import TRAIN
 from data_shards.medians import make_medians
 from data_shards.order import BlockOrder
 from data_shards.reader import StoreReader
-from data_shards.shards import CellFilter, make_store
+from data_shards.shards import make_store
 from data_shards.simulate import simulate
 from data_shards.splits import SplitOptions
 from data_shards.stream import Plan, Row, pack_cells

@@ -4,6 +4,7 @@ import argparse
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -178,13 +179,19 @@ def _add_shards(commands: Any) -> None:
     example = "gm-train data shards gut.h5ad placenta.h5ad --medians medians.zarr --out store.zarr --top-k 2048"
     parser = _add(commands, "shards", "rank the genes of every cell into a token store", example)
     _add_counts(parser)
-    parser.add_argument("--medians", type=Path, required=True, help="what `gm-train data medians` made")
+    parser.add_argument("--medians", type=Path, help="what `gm-train data medians` made; not needed with --add")
     parser.add_argument("--out", type=Path, required=True, help="new token store (.zarr)")
-    parser.add_argument("--top-k", type=_positive, default=2048, help="most tokens of a cell (default 2048)")
+    parser.add_argument("--add", action="store_true", help="add the files to an existing --out, ranked as it was")
+    parser.add_argument("--top-k", type=_positive, help="most tokens of a cell (default 2048)")
     parser.add_argument("--genes", type=Path, help="use only these genes: ids or symbols, one a line")
+    parser.add_argument("--deny-genes", type=Path, help="leave these genes out of the vocabulary: one a line")
     parser.add_argument(
         "--dither", action="store_true", help="spread equal counts: ± a half, drawn by a hash, before ranking"
     )
+    parser.add_argument(
+        "--keep-values", action="store_true", help="keep count / total * 10,000 / median of each token beside it"
+    )
+    parser.add_argument("--obs-columns", type=_names, help="columns of obs to keep: a,b,c (default: all)")
     _add_engine(parser)
     filters = parser.add_argument_group("filters")
     filters.add_argument(
@@ -193,12 +200,22 @@ def _add_shards(commands: Any) -> None:
     filters.add_argument(
         "--min-counts", type=float, default=0.0, help="leave out cells with fewer counts (default: off)"
     )
+    filters.add_argument(
+        "--max-mito", type=_share, help="leave out cells with a larger share of counts in MT- genes (default: off)"
+    )
+    filters.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="keep cells where this boolean column of obs is true, such as is_primary_data; can be repeated",
+    )
     splits = parser.add_argument_group("held-out cells")
     splits.add_argument(
         "--split-by",
-        choices=["auto", "donor", "cell", "none"],
+        choices=["auto", "donor", "dataset", "cell", "none"],
         default="auto",
-        help="auto: whole donors where obs names two or more, else single cells, which is weaker",
+        help="auto: whole donors where obs names two or more, else nothing is held out; cell is the weakest",
     )
     splits.add_argument(
         "--donor-key", help="column of obs with donors (default: donor_id, donor, patient or individual)"
@@ -206,13 +223,16 @@ def _add_shards(commands: Any) -> None:
     splits.add_argument("--validation", type=_share, default=0.1, help="share of validation cells, about (default 0.1)")
     splits.add_argument("--test", type=_share, default=0.0, help="share of test cells, about (default 0)")
     splits.add_argument("--split-seed", type=int, default=0, help="of the drawing (default 0)")
-    parser.set_defaults(run=_shards)
+    parser.set_defaults(run=partial(_shards, parser))
 
 
-def _shards(arguments: argparse.Namespace) -> int:
-    from data_shards.shards import CellFilter, make_store
+def _shards(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    from data_shards.filters import CellFilter
+    from data_shards.shards import make_store
     from data_shards.splits import SplitOptions
 
+    if arguments.medians is None and not arguments.add:
+        parser.error("a new store needs --medians")
     make_store(
         arguments.files,
         arguments.medians,
@@ -221,7 +241,10 @@ def _shards(arguments: argparse.Namespace) -> int:
         top_k=arguments.top_k,
         dither=arguments.dither,
         genes_file=arguments.genes,
-        cells=CellFilter(arguments.min_genes, arguments.min_counts),
+        deny_file=arguments.deny_genes,
+        keep_values=arguments.keep_values,
+        cells=CellFilter(arguments.min_genes, arguments.min_counts, arguments.max_mito, tuple(arguments.where)),
+        obs_columns=arguments.obs_columns,
         splits=SplitOptions(
             by=arguments.split_by,
             donor_key=arguments.donor_key,
@@ -231,6 +254,8 @@ def _shards(arguments: argparse.Namespace) -> int:
         ),
         min_mapped=arguments.min_mapped,
         workers=arguments.workers,
+        dask=arguments.dask,
+        add=arguments.add,
     )
     return 0
 
@@ -290,6 +315,10 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is below 1")
     return value
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _share(text: str) -> float:

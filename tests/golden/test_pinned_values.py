@@ -71,4 +71,4 @@ def test_hashes_of_a_tiny_store(tmp_path: Path) -> None:
     assert medians.hash == "43c771ff252e9bdde9495db895883ba3b32e27019780a2aea444051214e27036"
     assert store.tokenizer_hash == "ff7d4c4613fc9e6e3cd9e5f92105be40792a35f9bd5eda13d342bcfc66cb270b"
     assert store.datasets[0].content_hash == "8ac05ff8f6165b592c71979bf49ebf706143c50cdc6125757b54d03f257cdacb"
-    assert store.hash == "858ccc2cdfd6c1c9968652ac27e55e3d973f60c4002cca31f514fa2f0b968534"
+    assert store.hash == "031f54deccc5a6af0066a7eda6487134bf6ab6b26674548529187de2930a45f9"

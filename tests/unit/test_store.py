@@ -16,21 +16,30 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_shards import obs_file, shards, store
+from data_shards import obs_file, parts, ranked, shards, store
 from data_shards.counts import CountOptions
 from data_shards.errors import DataError
+from data_shards.filters import CellFilter
 from data_shards.genes import GeneTable
 from data_shards.inspect import Summary
 from data_shards.manifest import TEST, TRAIN, VALIDATION, Manifest
 from data_shards.medians import make_medians
 from data_shards.medians_file import Medians
 from data_shards.output import hash_path
-from data_shards.shards import CellFilter, make_store
-from data_shards.splits import SplitOptions, assign_donors, donor_names, split_by_cell
+from data_shards.shards import make_store
+from data_shards.splits import SplitOptions, assign_donors, donor_codes, split_by_cell
 from data_shards.store import choose_block_cells
 from data_shards.verify import find_damage
 from data_shards.vocabulary import Vocabulary
 from tests.unit.count_files import draw_counts, write_counts
+
+#: A layout of which small data sets have several shards.
+SMALL = {
+    name: (dtype, chunk, shard)
+    for (name, (dtype, _, _)), chunk, shard in zip(
+        store.LAYOUT.items(), (64, 8, 64, 8), (256, 32, 256, 16), strict=True
+    )
+}
 
 
 def quiet(line: str) -> None:
@@ -100,9 +109,10 @@ def test_manifest_hash_knows_content_and_not_the_machine(tmp_path: Path, files: 
 
 def test_shards_and_ranges_change_nothing(tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     first = build(tmp_path, files)
-    monkeypatch.setattr(shards, "_CELLS", 16)
-    monkeypatch.setattr(shards, "_CHUNK", 5)
-    monkeypatch.setattr(store, "LAYOUT", {"tokens": (64, 256), "indptr": (8, 32), "split": (8, 16)})
+    monkeypatch.setattr(ranked, "PART_CELLS", 16)
+    monkeypatch.setattr(parts, "_CHUNK", 5)
+    monkeypatch.setattr(parts, "_TOKENS", 100)
+    monkeypatch.setattr(store, "LAYOUT", SMALL)
     second = build(tmp_path, files, "2.zarr")
     assert [entry.content_hash for entry in first.datasets] == [entry.content_hash for entry in second.datasets]
     np.testing.assert_array_equal(read(tmp_path / "s.zarr", "one/tokens"), read(tmp_path / "2.zarr", "one/tokens"))
@@ -134,7 +144,7 @@ def test_filters_and_empty_cells(tmp_path: Path) -> None:
     manifest = build(tmp_path, [path], "f.zarr", cells=CellFilter(min_genes=2, min_counts=3))
     assert pd.read_parquet(tmp_path / "f.zarr/a/obs.parquet")["source_row"].tolist() == [0, 5]
     assert manifest.datasets[0].filtered_cells == 4
-    with pytest.raises(DataError, match=r"no cell is left of 6"):
+    with pytest.raises(DataError, match=r"no cell is left: 6 filtered"):
         build(tmp_path, [path], "g.zarr", cells=CellFilter(min_genes=5))
     genes.write_text("nobody\n")
     with pytest.raises(DataError, match=r"none of its 1 genes \(nobody …\) has a median"):
@@ -201,7 +211,7 @@ def test_whole_donors_are_held_out_the_same_in_every_data_set(tmp_path: Path, fi
 def test_a_donor_is_one_donor_however_a_file_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No donor is in two splits: not of whole numbers with missing ones, nor of int here and float or text there."""
     monkeypatch.setattr(obs_file, "_BATCH", 16)
-    monkeypatch.setattr(shards, "_CELLS", 16)
+    monkeypatch.setattr(ranked, "PART_CELLS", 16)
     number = np.arange(80) % 8
     missing = np.arange(80) < 5  # in the first batches alone
     columns = {
@@ -234,19 +244,23 @@ def test_a_donor_is_one_donor_however_a_file_holds_it(tmp_path: Path, monkeypatc
 
 
 def test_names_of_donors(tmp_path: Path) -> None:
+    def names(column: pd.Series) -> list[str]:
+        codes, found = donor_codes(column)
+        return [found[code] for code in codes]
+
     column = pd.Series([3, 3.0, "3", "3.0", np.float32(3), -2.0, 3.5, "d.0", True, None, np.nan], dtype=object)
-    assert donor_names(column) == ["3", "3", "3", "3", "3", "-2", "3.5", "d.0", "True", "", ""]
+    assert names(column) == ["3", "3", "3", "3", "3", "-2", "3.5", "d.0", "True", "", ""]
     # A missing one beside it must not make a float of a number that is no float.
     pq.write_table(pa.table({"donor": pa.array([2**60 + 1, None])}), tmp_path / "obs.parquet")
     (large,) = obs_file.read_column(tmp_path / "obs.parquet", "donor")
-    assert donor_names(large) == [str(2**60 + 1), ""]
+    assert names(large) == [str(2**60 + 1), ""]
 
 
 def test_one_donor_cannot_be_held_out_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write_counts(tmp_path / "a.h5ad", draw_counts(20, 10), obs={"donor_id": ["only"] * 20})
     make_medians([path], tmp_path / "m.zarr", say=quiet)
     with monkeypatch.context() as patched:
-        patched.setattr(shards, "_write_dataset", None)  # known before a cell is ranked
+        patched.setattr(shards, "rank_dataset", None)  # known before a cell is ranked
         with pytest.raises(DataError, match=r"1 known donors: .*--split-by cell"):
             build(tmp_path, [path], splits=SplitOptions(by="donor"))
     build(tmp_path, [path], splits=SplitOptions(by="donor", validation=0.0))
@@ -263,7 +277,7 @@ def test_files_that_cannot_be_used_are_found_before_the_first_is_ranked(
 ) -> None:
     make_medians(files, tmp_path / "m.zarr", say=quiet)
     foreign = write_counts(tmp_path / "foreign.h5ad", draw_counts(5, 2), ["x", "y"])
-    monkeypatch.setattr(shards, "_write_dataset", None)
+    monkeypatch.setattr(shards, "rank_dataset", None)
     with pytest.raises(DataError, match=r"foreign\.h5ad: none of its 2 genes"):
         build(tmp_path, [*files, foreign])
     with pytest.raises(DataError, match=r"two: no column 'donor_id' in obs"):
@@ -290,8 +304,12 @@ def test_data_sets_cannot_have_the_names_of_files_in_the_root(tmp_path: Path, fi
 def test_how_cells_are_held_out_without_donors(tmp_path: Path) -> None:
     path = write_counts(tmp_path / "a.h5ad", draw_counts(200, 10), obs={"donor_id": ["only"] * 200})
     lines: list[str] = []
+    # By single cells only when asked: else all are trained on, and the report says so.
     (entry,) = build(tmp_path, [path], say=lines.append).datasets
-    assert (entry.split_by, entry.donor_key) == ("cell", None)
+    assert (entry.split_by, entry.donor_key, entry.n_train) == ("none", None, 200)
+    assert any("obs names no two donors, so that all are trained on" in line for line in lines)
+    (entry,) = build(tmp_path, [path], "c.zarr", splits=SplitOptions(by="cell"), say=lines.append).datasets
+    assert (entry.split_by, entry.donor_key, entry.splits["by"]) == ("cell", None, "cell")
     assert 5 < entry.n_validation < 40
     assert any("weaker than by donor" in line for line in lines)
     (entry,) = build(tmp_path, [path], "n.zarr", splits=SplitOptions(by="none")).datasets
@@ -385,7 +403,7 @@ def test_verify_names_damaged_and_missing_shards(damaged: Path, array: str) -> N
 
 
 def test_verify_names_the_chunk(tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "LAYOUT", {"tokens": (64, 256), "indptr": (8, 32), "split": (8, 16)})
+    monkeypatch.setattr(store, "LAYOUT", SMALL)
     build(tmp_path, files)
     shard = tmp_path / "s.zarr/one/tokens/c/1"
     flip(shard, 5)
@@ -416,7 +434,9 @@ def test_verify_finds_swapped_content_and_changed_files(damaged: Path) -> None:
     [
         (("dither",), True),
         (("medians_hash",), "0"),
-        (("options", "min_mapped"), 0.75),
+        (("options", "deny_file"), "other.txt"),
+        (("datasets", 0, "min_mapped"), 0.75),
+        (("datasets", 0, "splits", "seed"), 1),
         (("datasets", 1, "n_train"), 1),
         (("datasets", 0, "counts", "raw"), True),
         (("files", "medians.npy"), "0"),
