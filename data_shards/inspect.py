@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -130,20 +131,39 @@ def _describe(entry: DatasetEntry, lengths: I64) -> list[str]:
         "cell": "single cells, weaker than donors",
         "none": "none held out",
     }
-    read = ", ".join(f"{key}={value}" for key, value in entry.counts.items() if value not in (None, False)) or "X"
-    examples = tuple(entry.genes["unknown_examples"])
-    found = {key: value for key, value in entry.genes.items() if key not in ("in_vocabulary", "unknown_examples")}
-    report = GeneReport(**found, unknown_examples=examples)
     return [
         f"  {entry.name}",
-        f"    from       {entry.source_file} ({read}): {entry.source_cells:,} cells, "
-        f"{entry.filtered_cells:,} filtered, {entry.empty_cells:,} without a token",
-        f"    genes      {report}; {entry.genes['in_vocabulary']:,} of the vocabulary",
+        *(_imported(entry, entry.imported) if entry.imported else _ranked(entry)),
         f"    cells      {entry.n_cells:,}, {entry.n_tokens:,} tokens",
         f"    lengths    {_lengths(lengths)}",
         f"    splits     {entry.n_train:,} training, {entry.n_validation:,} validation, {entry.n_test:,} test, "
         f"by {how[entry.split_by]}",
         f"    content    {entry.content_hash}",
+    ]
+
+
+def _ranked(entry: DatasetEntry) -> list[str]:
+    """Where cells come from that were ranked here."""
+    read = ", ".join(f"{key}={value}" for key, value in entry.counts.items() if value not in (None, False)) or "X"
+    examples = tuple(entry.genes["unknown_examples"])
+    found = {key: value for key, value in entry.genes.items() if key not in ("in_vocabulary", "unknown_examples")}
+    report = GeneReport(**found, unknown_examples=examples)
+    return [
+        f"    from       {entry.source_file} ({read}): {entry.source_cells:,} cells, "
+        f"{entry.filtered_cells:,} filtered, {entry.empty_cells:,} without a token",
+        f"    genes      {report}; {entry.genes['in_vocabulary']:,} of the vocabulary",
+    ]
+
+
+def _imported(entry: DatasetEntry, imported: dict[str, Any]) -> list[str]:
+    """Where cells come from that came ranked."""
+    n_files = len(imported["files"])
+    return [
+        f"    imported   {entry.source_file} ({n_files:,} files, ranked already): {entry.source_cells:,} cells, "
+        f"{entry.empty_cells:,} without a token",
+        f"    genes      {entry.genes['in_vocabulary']:,} of the vocabulary; tokens of {imported['tokens']['file']}, "
+        f"medians of {imported['medians']['file']}",
+        f"    dropped    {sum(imported['dropped'].values()):,} tokens",
     ]
 
 

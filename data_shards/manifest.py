@@ -41,6 +41,8 @@ class DatasetEntry:
         splits: how held-out cells were asked for (`SplitOptions`).
         obs_hash: SHA-256 of `obs.parquet`.
         genes: how its gene ids were found (`GeneReport`), and `in_vocabulary`, how many genes of the vocabulary it has.
+        imported: of cells that came ranked, the files that they and their tokens came from, and what was dropped; none
+            for cells that were ranked here. There are no counts then to read, filter or map.
     """
 
     name: str
@@ -64,6 +66,7 @@ class DatasetEntry:
     splits: dict[str, Any]
     obs_hash: str
     genes: dict[str, Any]
+    imported: dict[str, Any] | None = None
 
     @property
     def count_options(self) -> CountOptions:

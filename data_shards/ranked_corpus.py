@@ -18,7 +18,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from data_shards.errors import DataError
-from data_shards.obs_file import CELL_ID
 
 TOKENS, LENGTH = "input_ids", "length"
 _CELLS = 4096
@@ -109,6 +108,17 @@ class RankedCorpus:
                         done += part.num_rows
             if done != rows:
                 raise DataError(f"{file}: had {rows:,} cells at first, and now {done:,}: leave it alone meanwhile")
+
+    def column(self, name: str) -> Iterator[pd.Series]:
+        """One column that can be an annotation, a few thousand cells at a time.
+
+        Raises:
+            DataError: a file is damaged.
+        """
+        for file in self.files:
+            with _readable(file):
+                for batch in _batches(file, [name]):
+                    yield _frame(batch, [name])[name]
 
 
 def _find_files(path: Path) -> list[Path]:
@@ -221,16 +231,17 @@ def _cells(file: Path, first_row: int, batch: pa.RecordBatch, columns: Sequence[
                 f"{file}: row {first_row + row:,} has {lengths[row]:,} {TOKENS}, but its {LENGTH!r} is "
                 f"{said[row]:g}: the file is damaged; if only that column is wrong, write the file without it"
             )
-    obs = pa.RecordBatch.from_arrays([_plain(batch.column(name)) for name in columns], names=list(columns))
-    frame = obs.to_pandas(types_mapper=_NULLABLE.get) if columns else pd.DataFrame(index=range(batch.num_rows))
-    if CELL_ID in frame.columns:
-        frame = frame.set_index(CELL_ID)
-    return Cells(file, first_row, np.asarray(values.cast(pa.int64())), indptr, frame)
+    return Cells(file, first_row, np.asarray(values.cast(pa.int64())), indptr, _frame(batch, columns))
 
 
-def _plain(column: pa.Array) -> pa.Array:
-    """A column whose type does not depend on how many categories a batch has."""
-    return column.dictionary_decode() if pa.types.is_dictionary(column.type) else column
+def _frame(batch: pa.RecordBatch, columns: Sequence[str]) -> pd.DataFrame:
+    """Annotations, whose types do not depend on the values of a batch."""
+    if not columns:
+        return pd.DataFrame(index=range(batch.num_rows))
+    arrays = [batch.column(name) for name in columns]
+    plain = [array.dictionary_decode() if pa.types.is_dictionary(array.type) else array for array in arrays]
+    frame: pd.DataFrame = pa.RecordBatch.from_arrays(plain, names=list(columns)).to_pandas(types_mapper=_NULLABLE.get)
+    return frame
 
 
 @contextmanager

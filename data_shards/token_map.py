@@ -12,7 +12,7 @@ from data_shards.genes import ensembl_id
 from data_shards.vocabulary import FIRST_GENE, Vocabulary
 
 #: What a foreign token is that does not become one of the store.
-SPECIAL, NO_MEDIAN, UNKNOWN = -1, -2, -3
+SPECIAL, NO_GENE, UNKNOWN = -1, -2, -3
 #: Why the tokens of a cell cannot be used.
 NOT_KNOWN, TWICE = 1, 2
 
@@ -58,23 +58,28 @@ class TokenMap:
     """What each foreign token becomes.
 
     Attributes:
-        lookup: int32 (largest foreign token + 1,): number of a gene in the vocabulary, or SPECIAL, NO_MEDIAN, UNKNOWN.
+        lookup: int32 (largest foreign token + 1,): number of a gene in the vocabulary, or SPECIAL, NO_GENE, UNKNOWN.
         n_genes: genes of the vocabulary.
     """
 
     lookup: npt.NDArray[np.int32]
     n_genes: int
 
+    @property
+    def n_known(self) -> int:
+        """Genes of the vocabulary that have a foreign token."""
+        return len(np.unique(self.lookup[self.lookup >= 0]))
+
     @classmethod
     def build(
         cls, tokens: dict[str, int], specials: dict[str, int], ids: dict[str, str], vocabulary: Vocabulary
     ) -> "TokenMap":
-        """From the tokens of genes and of specials, and the gene id of each name that has one."""
+        """From the tokens of genes and of specials, and the gene id of each name that may be of the vocabulary."""
         token_of = vocabulary.token_of
         lookup = np.full(max([*tokens.values(), *specials.values()]) + 1, UNKNOWN, np.int32)
         for name, token in tokens.items():
             ours = token_of.get(ids.get(name, ""))
-            lookup[token] = NO_MEDIAN if ours is None else ours - FIRST_GENE
+            lookup[token] = NO_GENE if ours is None else ours - FIRST_GENE
         lookup[list(specials.values())] = SPECIAL
         return cls(lookup, len(vocabulary.genes))
 
@@ -96,7 +101,7 @@ class Mapped:
     Attributes:
         tokens: uint16 (n,), in the order of the foreign ones.
         lengths: int64 (n_cells,).
-        without_median: tokens of genes without a median, dropped.
+        outside: tokens of genes outside of the vocabulary, dropped.
         same_gene: tokens of a gene that an earlier token of the cell, of another version, was of; dropped.
         cut: tokens beyond the most of a cell.
         problem: why a cell cannot be used: 0 (all can), NOT_KNOWN or TWICE.
@@ -105,7 +110,7 @@ class Mapped:
 
     tokens: npt.NDArray[np.uint16]
     lengths: I64
-    without_median: int
+    outside: int
     same_gene: int
     cut: int
     problem: int
@@ -118,21 +123,21 @@ def _map(tokens, indptr, lookup, n_genes, top_k):  # type: ignore[no-untyped-def
     out = np.empty(len(tokens), np.uint16)
     lengths = np.zeros(len(indptr) - 1, np.int64)
     seen, seen_gene = np.full(len(lookup), -1, np.int64), np.full(n_genes, -1, np.int64)
-    end = without_median = same_gene = cut = 0
+    end = outside = same_gene = cut = 0
     for cell in range(len(lengths)):
         start = end
         for i in range(indptr[cell], indptr[cell + 1]):
             token = tokens[i]
             if token < 0 or token >= len(lookup) or lookup[token] == UNKNOWN:
-                return out[:start], lengths, without_median, same_gene, cut, NOT_KNOWN, cell, token
+                return out[:start], lengths, outside, same_gene, cut, NOT_KNOWN, cell, token
             gene = lookup[token]
             if gene == SPECIAL:
                 continue
             if seen[token] == cell:
-                return out[:start], lengths, without_median, same_gene, cut, TWICE, cell, token
+                return out[:start], lengths, outside, same_gene, cut, TWICE, cell, token
             seen[token] = cell
-            if gene == NO_MEDIAN:
-                without_median += 1
+            if gene == NO_GENE:
+                outside += 1
             elif seen_gene[gene] == cell:
                 same_gene += 1
             elif end - start == top_k:
@@ -142,4 +147,4 @@ def _map(tokens, indptr, lookup, n_genes, top_k):  # type: ignore[no-untyped-def
                 out[end] = gene + FIRST_GENE
                 end += 1
         lengths[cell] = end - start
-    return out[:end].copy(), lengths, without_median, same_gene, cut, 0, 0, 0
+    return out[:end].copy(), lengths, outside, same_gene, cut, 0, 0, 0

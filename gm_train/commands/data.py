@@ -20,6 +20,7 @@ def add_parser(subparsers: Any) -> None:
     _add_simulate(commands)
     _add_medians(commands)
     _add_shards(commands)
+    _add_import(commands)
     _add_inspect(commands)
     _add_verify(commands)
 
@@ -210,6 +211,39 @@ def _add_shards(commands: Any) -> None:
         metavar="COLUMN",
         help="keep cells where this boolean column of obs is true, such as is_primary_data; can be repeated",
     )
+    _add_splits(parser)
+    parser.set_defaults(run=partial(_shards, parser))
+
+
+def _shards(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    from data_shards.filters import CellFilter
+    from data_shards.shards import make_store
+
+    if arguments.medians is None and not arguments.add:
+        parser.error("a new store needs --medians")
+    with _engine(arguments) as engine:
+        make_store(
+            arguments.files,
+            arguments.medians,
+            arguments.out,
+            _count_options(arguments),
+            top_k=arguments.top_k,
+            dither=arguments.dither,
+            genes_file=arguments.genes,
+            deny_file=arguments.deny_genes,
+            keep_values=arguments.keep_values,
+            cells=CellFilter(arguments.min_genes, arguments.min_counts, arguments.max_mito, tuple(arguments.where)),
+            obs_columns=arguments.obs_columns,
+            splits=_split_options(arguments),
+            min_mapped=arguments.min_mapped,
+            add=arguments.add,
+            **engine,
+        )
+    return 0
+
+
+def _add_splits(parser: argparse.ArgumentParser) -> None:
+    """Options on which cells are held out."""
     splits = parser.add_argument_group("held-out cells")
     splits.add_argument(
         "--split-by",
@@ -223,38 +257,61 @@ def _add_shards(commands: Any) -> None:
     splits.add_argument("--validation", type=_share, default=0.1, help="share of validation cells, about (default 0.1)")
     splits.add_argument("--test", type=_share, default=0.0, help="share of test cells, about (default 0)")
     splits.add_argument("--split-seed", type=int, default=0, help="of the drawing (default 0)")
-    parser.set_defaults(run=partial(_shards, parser))
 
 
-def _shards(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    from data_shards.filters import CellFilter
-    from data_shards.shards import make_store
+def _split_options(arguments: argparse.Namespace) -> Any:
     from data_shards.splits import SplitOptions
 
-    if arguments.medians is None and not arguments.add:
-        parser.error("a new store needs --medians")
-    make_store(
-        arguments.files,
+    return SplitOptions(
+        by=arguments.split_by,
+        donor_key=arguments.donor_key,
+        validation=arguments.validation,
+        test=arguments.test,
+        seed=arguments.split_seed,
+    )
+
+
+def _add_import(commands: Any) -> None:
+    example = (
+        "gm-train data import genecorpus_30M_2048.dataset --tokens token_dictionary.pkl \\\n"
+        "    --medians gene_median_dictionary.pkl --out genecorpus.zarr --donor-key individual"
+    )
+    parser = _add(commands, "import", "make a token store of cells that are ranked already", example)
+    parser.add_argument(
+        "corpus",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER_OR_FILE",
+        help="Parquet or Arrow files with a column input_ids, or a folder of them, as Hugging Face datasets saves it; "
+        "all of them become one data set",
+    )
+    parser.add_argument("--tokens", type=Path, required=True, help="gene id -> token: JSON or pickle")
+    parser.add_argument(
+        "--medians", type=Path, required=True, help="gene id -> non-zero median that it was ranked with: JSON or pickle"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="new token store (.zarr)")
+    parser.add_argument("--add", action="store_true", help="add the data set to an existing --out of the same medians")
+    parser.add_argument("--name", help="of the data set (default: the folder's or file's)")
+    parser.add_argument(
+        "--top-k", type=_positive, help="most tokens of a cell (default 2048, or as the store that is added to)"
+    )
+    parser.add_argument("--obs-columns", type=_names, help="columns to keep as annotations: a,b,c (default: all)")
+    _add_splits(parser)
+    parser.set_defaults(run=_import)
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from data_shards.importing import import_corpus
+
+    import_corpus(
+        arguments.corpus,
+        arguments.tokens,
         arguments.medians,
         arguments.out,
-        _count_options(arguments),
+        name=arguments.name,
         top_k=arguments.top_k,
-        dither=arguments.dither,
-        genes_file=arguments.genes,
-        deny_file=arguments.deny_genes,
-        keep_values=arguments.keep_values,
-        cells=CellFilter(arguments.min_genes, arguments.min_counts, arguments.max_mito, tuple(arguments.where)),
         obs_columns=arguments.obs_columns,
-        splits=SplitOptions(
-            by=arguments.split_by,
-            donor_key=arguments.donor_key,
-            validation=arguments.validation,
-            test=arguments.test,
-            seed=arguments.split_seed,
-        ),
-        min_mapped=arguments.min_mapped,
-        workers=arguments.workers,
-        dask=arguments.dask,
+        splits=_split_options(arguments),
         add=arguments.add,
     )
     return 0

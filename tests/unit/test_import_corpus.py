@@ -77,7 +77,14 @@ def test_annotations_have_one_type_in_all_batches(tmp_path: Path, monkeypatch: p
     assert corpus.nested == ["embedding"]
     parts = [part.obs for part in corpus.cells(corpus.columns)]
     assert len({tuple(map(str, part.dtypes)) for part in parts}) == 1
-    assert [name for part in parts for name in part.index] == list("vwxyz")
+    assert [name for part in parts for name in part["cell_id"]] == list("vwxyz")
+    assert [tissue for column in corpus.column("tissue") for tissue in column.fillna("")] == [
+        "gut",
+        "gut",
+        "skin",
+        "",
+        "lung",
+    ]
     assert [age for part in parts for age in part["age"].fillna(-1)] == [1, 2, -1, 4, 5]
 
 

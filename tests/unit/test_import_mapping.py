@@ -37,7 +37,7 @@ def test_mapping_is_that_of_a_plain_loop(
     tokens, specials, vocabulary, cells, top_k = case
     names = {token: name for name, token in tokens.items()}
     expected: list[list[int]] = []
-    without_median = cut = problem = 0
+    outside = cut = problem = 0
     for cell in cells:
         genes = [token for token in cell if token not in specials.values()]
         unknown = [token for token in genes if token not in names]
@@ -45,7 +45,7 @@ def test_mapping_is_that_of_a_plain_loop(
             problem = 1
             break
         ours = [vocabulary.token_of[names[token]] for token in genes if names[token] in vocabulary.token_of]
-        without_median += len(genes) - len(ours)
+        outside += len(genes) - len(ours)
         cut += max(0, len(ours) - top_k)
         expected.append(ours[:top_k])
     indptr = np.cumsum([0, *map(len, cells)]).astype(np.int64)
@@ -62,7 +62,7 @@ def test_mapping_is_that_of_a_plain_loop(
         bad = [token for token in cells[mapped.cell] if token not in specials.values()]
         assert mapped.token not in names if mapped.problem == NOT_KNOWN else bad.count(mapped.token) > 1
     else:
-        assert (mapped.without_median, mapped.cut) == (without_median, cut)
+        assert (mapped.outside, mapped.cut) == (outside, cut)
 
 
 def test_a_token_again_in_the_next_cell_is_no_second_one() -> None:
@@ -84,7 +84,7 @@ def test_versions_are_stripped_and_the_first_of_two_counts() -> None:
     vocabulary = Vocabulary("ensembl", ("ENSG00000000003", "ENSG00000000005"))
     mapped = TokenMap.build(names, {}, ids, vocabulary).map(np.array([8, 10, 9, 7]), np.array([0, 4]), 9)
     assert mapped.tokens.tolist() == [FIRST_GENE, FIRST_GENE + 1]
-    assert (mapped.same_gene, mapped.without_median) == (1, 1)
+    assert (mapped.same_gene, mapped.outside) == (1, 1)
     assert gene_ids(["TP53", "EPCAM", "ENSG00000000005"])[0] == "as-is"
 
 
