@@ -6,7 +6,6 @@ Until the manifest names it, a data set is not there: a kill at any moment leave
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from data_shards.errors import DataError
 from data_shards.genes import GENE_TABLE_FILE
@@ -152,7 +151,6 @@ def add_to_store(out: Path, datasets: Sequence[RankedDataset], manifest: Manifes
 def build_store(
     out: Path,
     plan: StorePlan,
-    identity: Mapping[str, Any],
     donor_keys: Mapping[str, str | None],
     splits: SplitOptions,
     earlier: Earlier,
@@ -164,7 +162,6 @@ def build_store(
     Args:
         out: the store.
         plan: what its cells are ranked with.
-        identity: what decides the parts of its data sets besides the plan, as JSON.
         donor_keys: the data sets, in order, and the column of donors of each, if any.
         splits: which cells are held out.
         earlier: what the data sets that the store has already fix.
@@ -174,8 +171,8 @@ def build_store(
     Raises:
         DataError: the store changes meanwhile or cannot be written, or whatever `rank` raises.
     """
-    shared = {"schema": SCHEMA, "tokenizer": plan.tokenizer.hash, "values": plan.values, "layout": LAYOUT}
-    with work_folder(out, {**shared, **identity}, say) as work:
+    identity = {"schema": SCHEMA, "tokenizer": plan.tokenizer.hash, "values": plan.values, "layout": LAYOUT}
+    with work_folder(out, identity, say) as work:
         if plan.store is not None and Manifest.load(out).hash != plan.store.hash:
             raise DataError(f"{out}: another --add has changed it meanwhile: start again")
         go_on(work, None if plan.store is None else out, list(donor_keys), plan.names, say)

@@ -77,8 +77,10 @@ class BoundFilter:
             counts: csr_matrix (n_cells, n_delivered), float64, without zeros.
             obs: the annotations of the same cells, with the columns of `where`.
         """
-        totals = cell_totals(counts.indptr, counts.data)
-        kept = (np.diff(counts.indptr) >= self.options.min_genes) & (totals >= self.options.min_counts)
+        kept = np.diff(counts.indptr) >= self.options.min_genes
+        if self.options.min_counts > 0 or self.mitochondrial is not None:
+            totals = cell_totals(counts.indptr, counts.data)
+            kept &= totals >= self.options.min_counts
         if self.mitochondrial is not None:
             assert self.options.max_mito is not None
             kept &= counts @ self.mitochondrial <= self.options.max_mito * totals

@@ -101,7 +101,6 @@ def import_corpus(
     return build_store(
         out,
         plan,
-        {"imported": source.record()},
         {name: donor_key},
         splits,
         earlier,

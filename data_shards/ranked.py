@@ -89,7 +89,7 @@ def rank_dataset(
     Raises:
         DataError: bad counts, no cell is left, the file changes, or the work folder cannot be written.
     """
-    identity = {"source_hash": state.sha256, **source.record()}
+    identity = {"source_hash": state.sha256, "part_cells": PART_CELLS, **source.record()}
     dataset = finish_once(
         work, source.name, identity, lambda place: _write(work, place, source, state, ranker, values, workers)
     )

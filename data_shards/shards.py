@@ -14,7 +14,7 @@ from data_shards.filters import CellFilter
 from data_shards.manifest import Manifest
 from data_shards.output import refuse_existing
 from data_shards.parallel import Workers
-from data_shards.ranked import PART_CELLS, RankedDataset, rank_dataset
+from data_shards.ranked import RankedDataset, rank_dataset
 from data_shards.sources import SourceOptions, bind_source, read_states, refuse_changed
 from data_shards.splits import Earlier, SplitOptions, earlier_splits, refuse_few_donors
 from data_shards.store_plan import StoreOptions, plan_more, plan_new
@@ -95,4 +95,4 @@ def make_store(
             return rank_dataset(work, source, state, plan.tokenizer.ranker, plan.values, pool, say)
 
         donor_keys = {source.name: source.donor_key for source in sources}
-        return build_store(out, plan, {"part_cells": PART_CELLS}, donor_keys, splits, earlier, rank, say)
+        return build_store(out, plan, donor_keys, splits, earlier, rank, say)

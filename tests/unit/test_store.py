@@ -2,69 +2,37 @@
 
 import json
 import shutil
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 import zarr
-from hypothesis import given
-from hypothesis import strategies as st
 
-from data_shards import obs_file, parts, ranked, shards, store
+from data_shards import parts, ranked, shards, store
 from data_shards.counts import CountOptions
 from data_shards.errors import DataError
 from data_shards.filters import CellFilter
 from data_shards.genes import GeneTable
 from data_shards.inspect import Summary
-from data_shards.manifest import TEST, TRAIN, VALIDATION, Manifest
+from data_shards.manifest import Manifest
 from data_shards.medians import make_medians
 from data_shards.medians_file import Medians
 from data_shards.output import hash_path
 from data_shards.shards import make_store
-from data_shards.splits import SplitOptions, assign_donors, donor_codes, split_by_cell
+from data_shards.splits import SplitOptions
 from data_shards.store import choose_block_cells
 from data_shards.verify import find_damage
 from data_shards.vocabulary import Vocabulary
 from tests.unit.count_files import draw_counts, write_counts
-
-#: A layout of which small data sets have several shards.
-SMALL = {
-    name: (dtype, chunk, shard)
-    for (name, (dtype, _, _)), chunk, shard in zip(
-        store.LAYOUT.items(), (64, 8, 64, 8), (256, 32, 256, 16), strict=True
-    )
-}
-
-
-def quiet(line: str) -> None:
-    pass
-
-
-def build(folder: Path, files: list[Path], name: str = "s.zarr", **options: object) -> Manifest:
-    if not (folder / "m.zarr").exists():
-        make_medians(files, folder / "m.zarr", say=quiet)
-    return make_store(files, folder / "m.zarr", folder / name, **{"say": quiet, **options})  # type: ignore[arg-type]
-
-
-def read(path: Path, array: str) -> np.ndarray:
-    return np.asarray(zarr.open_group(path, mode="r")[array][:])  # type: ignore[index]
+from tests.unit.stores import SMALL, build, quiet, read, two_data_sets
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    """Two data sets that share a donor."""
-    one = {"donor_id": [f"d{i % 7}" for i in range(60)], "cell_type": pd.Categorical(["b", "a"] * 30)}
-    two = {"donor": ["d0", "e1", "e2", "e3"] * 5, "tissue": ["gut"] * 20}
-    return [
-        write_counts(tmp_path / "one.h5ad", draw_counts(60, 20, 1), obs=one),
-        write_counts(tmp_path / "two.h5ad", draw_counts(20, 20, 2), obs=two),
-    ]
+    return two_data_sets(tmp_path)
 
 
 def test_what_lies_on_disk(tmp_path: Path, files: list[Path]) -> None:
@@ -194,84 +162,6 @@ def test_bad_input_leaves_nothing_behind(tmp_path: Path, files: list[Path]) -> N
     assert sorted(found.name for found in tmp_path.iterdir()) == before
 
 
-def test_whole_donors_are_held_out_the_same_in_every_data_set(tmp_path: Path, files: list[Path]) -> None:
-    manifest = build(tmp_path, files, splits=SplitOptions(validation=0.25, test=0.15))
-    of_donor: dict[str, set[int]] = {}
-    for entry in manifest.datasets:
-        assert entry.split_by == "donor"
-        assert entry.donor_key is not None
-        assert entry.n_validation > 0
-        assert entry.n_test > 0
-        obs = pd.read_parquet(tmp_path / "s.zarr" / entry.name / "obs.parquet")
-        for donor, split in zip(obs[entry.donor_key], read(tmp_path / "s.zarr", f"{entry.name}/split"), strict=True):
-            of_donor.setdefault(donor, set()).add(int(split))
-    assert all(len(splits) == 1 for splits in of_donor.values())
-
-
-def test_a_donor_is_one_donor_however_a_file_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No donor is in two splits: not of whole numbers with missing ones, nor of int here and float or text there."""
-    monkeypatch.setattr(obs_file, "_BATCH", 16)
-    monkeypatch.setattr(ranked, "PART_CELLS", 16)
-    number = np.arange(80) % 8
-    missing = np.arange(80) < 5  # in the first batches alone
-    columns = {
-        "category": pd.Categorical(np.where(missing, np.nan, number)).rename_categories(range(8)),
-        "nullable": pd.array(np.where(missing, None, number), dtype="Int64"),
-        "float": np.where(missing, np.nan, number),
-        "int": number,
-        "text": [None if gone else f"{n}" for gone, n in zip(missing, number, strict=True)],
-        "floats": [None if gone else f"{n}.0" for gone, n in zip(missing, number, strict=True)],
-    }
-    assert columns["category"].categories.dtype == np.int64
-    files = [
-        write_counts(tmp_path / f"{name}.h5ad", draw_counts(80, 20, seed), obs={"donor": column})
-        for seed, (name, column) in enumerate(columns.items())
-    ]
-    manifest = build(tmp_path, files, splits=SplitOptions(by="donor", validation=0.3))
-    held = set()
-    for entry in manifest.datasets:
-        split = read(tmp_path / "s.zarr", f"{entry.name}/split")
-        known = np.ones(80, bool) if entry.name == "int" else ~missing
-        assert np.all(split[~known] == TRAIN)
-        of_donor = [set(split[known & (number == donor)].tolist()) for donor in range(8)]
-        assert all(len(splits) == 1 for splits in of_donor)
-        held.add(tuple(min(splits) for splits in of_donor))
-    categories = pd.read_parquet(tmp_path / "s.zarr/category/obs.parquet")["donor"]
-    assert categories.isna().tolist() == missing.tolist()
-    assert categories[~missing].tolist() == [str(n) for n in number[~missing]]
-    assert len(held) == 1
-    assert {TRAIN, VALIDATION} == {*held.pop()}
-
-
-def test_names_of_donors(tmp_path: Path) -> None:
-    def names(column: pd.Series) -> list[str]:
-        codes, found = donor_codes(column)
-        return [found[code] for code in codes]
-
-    column = pd.Series([3, 3.0, "3", "3.0", np.float32(3), -2.0, 3.5, "d.0", True, None, np.nan], dtype=object)
-    assert names(column) == ["3", "3", "3", "3", "3", "-2", "3.5", "d.0", "True", "", ""]
-    # A missing one beside it must not make a float of a number that is no float.
-    pq.write_table(pa.table({"donor": pa.array([2**60 + 1, None])}), tmp_path / "obs.parquet")
-    (large,) = obs_file.read_column(tmp_path / "obs.parquet", "donor")
-    assert names(large) == [str(2**60 + 1), ""]
-
-
-def test_one_donor_cannot_be_held_out_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_counts(tmp_path / "a.h5ad", draw_counts(20, 10), obs={"donor_id": ["only"] * 20})
-    make_medians([path], tmp_path / "m.zarr", say=quiet)
-    with monkeypatch.context() as patched:
-        patched.setattr(shards, "rank_dataset", None)  # known before a cell is ranked
-        with pytest.raises(DataError, match=r"1 known donors: .*--split-by cell"):
-            build(tmp_path, [path], splits=SplitOptions(by="donor"))
-    build(tmp_path, [path], splits=SplitOptions(by="donor", validation=0.0))
-    # A filter may leave one donor of two.
-    counts = draw_counts(20, 10).toarray()
-    counts[10:] = 0
-    two = write_counts(tmp_path / "b.h5ad", sp.csr_matrix(counts), obs={"donor_id": ["x"] * 10 + ["y"] * 10})
-    with pytest.raises(DataError, match=r"1 known donors: .*--split-by cell"):
-        build(tmp_path, [two], "x.zarr", splits=SplitOptions(by="donor"))
-
-
 def test_files_that_cannot_be_used_are_found_before_the_first_is_ranked(
     tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -299,63 +189,6 @@ def test_data_sets_cannot_have_the_names_of_files_in_the_root(tmp_path: Path, fi
     shutil.copy(files[0], path)
     with pytest.raises(DataError, match=r"cannot name a data set: rename the file"):
         build(tmp_path, [path], "x.zarr")
-
-
-def test_how_cells_are_held_out_without_donors(tmp_path: Path) -> None:
-    path = write_counts(tmp_path / "a.h5ad", draw_counts(200, 10), obs={"donor_id": ["only"] * 200})
-    lines: list[str] = []
-    # By single cells only when asked: else all are trained on, and the report says so.
-    (entry,) = build(tmp_path, [path], say=lines.append).datasets
-    assert (entry.split_by, entry.donor_key, entry.n_train) == ("none", None, 200)
-    assert any("obs names no two donors, so that all are trained on" in line for line in lines)
-    (entry,) = build(tmp_path, [path], "c.zarr", splits=SplitOptions(by="cell"), say=lines.append).datasets
-    assert (entry.split_by, entry.donor_key, entry.splits["by"]) == ("cell", None, "cell")
-    assert 5 < entry.n_validation < 40
-    assert any("weaker than by donor" in line for line in lines)
-    (entry,) = build(tmp_path, [path], "n.zarr", splits=SplitOptions(by="none")).datasets
-    assert (entry.split_by, entry.n_train, entry.n_validation) == ("none", 200, 0)
-    assert len(list((tmp_path / "n.zarr/a/split/c").iterdir())) == 1  # a split of zeros is written, not left out
-    other = write_counts(tmp_path / "b.h5ad", draw_counts(20, 10))
-    with pytest.raises(DataError, match=r"no donor column in obs: name it with --donor-key"):
-        build(tmp_path, [other], "x.zarr", splits=SplitOptions(by="donor"))
-    with pytest.raises(DataError, match=r"no column 'who' in obs"):
-        build(tmp_path, [path], "x.zarr", splits=SplitOptions(donor_key="who"))
-    with pytest.raises(DataError, match=r"leave no cells to train on"):
-        SplitOptions(validation=0.6, test=0.4)
-
-
-@given(
-    st.dictionaries(st.text("abcd", min_size=1, max_size=3), st.integers(1, 50), min_size=2, max_size=12),
-    st.integers(0, 5),
-    st.sampled_from([(0.1, 0.0), (0.1, 0.1), (0.3, 0.3)]),
-)
-def test_donors_train_and_validation_are_never_empty(
-    cells: dict[str, int], seed: int, share: tuple[float, float]
-) -> None:
-    options = SplitOptions(seed=seed, validation=share[0], test=share[1])
-    found = assign_donors(Counter(cells), options, {})
-    assert found.keys() == cells.keys()
-    assert TRAIN in found.values()
-    if len(cells) > 1 + (share[1] > 0):
-        assert VALIDATION in found.values()
-        assert share[1] == 0 or TEST in found.values()
-    assert found == assign_donors(Counter(dict(reversed(cells.items()))), options, {})
-    one = next(iter(cells))
-    assert assign_donors(Counter(cells), options, {one: TEST})[one] == TEST
-
-
-def test_cells_of_unknown_donor_are_trained_on() -> None:
-    assert assign_donors(Counter({"": 90, "a": 5, "b": 5}), SplitOptions(validation=0.5), {})[""] == TRAIN
-
-
-def test_split_by_cell_is_a_function_of_data_set_row_and_seed() -> None:
-    rows = np.arange(10_000)
-    split = split_by_cell("a", rows, SplitOptions(validation=0.1, test=0.2))
-    assert np.bincount(split) / 10_000 == pytest.approx([0.7, 0.1, 0.2], abs=0.02)
-    np.testing.assert_array_equal(
-        split[5_000:], split_by_cell("a", rows[5_000:], SplitOptions(validation=0.1, test=0.2))
-    )
-    assert np.any(split != split_by_cell("b", rows, SplitOptions(validation=0.1, test=0.2)))
 
 
 @pytest.mark.parametrize(
