@@ -1,7 +1,6 @@
 """What a store holds, in numbers and in words."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,8 +9,10 @@ from tqdm import tqdm
 
 from data_shards.arrays import open_array
 from data_shards.genes import GeneReport
+from data_shards.hashing import mix64
 from data_shards.manifest import DatasetEntry, Manifest
-from data_shards.packing import pack
+from data_shards.packing import arrange
+from data_shards.place import Place, place_of
 from data_shards.reader import StoreReader
 from data_shards.vocabulary import FIRST_GENE
 
@@ -32,17 +33,18 @@ class Summary:
         lengths: for each data set int64 (top_k + 1,), cells of each length.
     """
 
-    path: Path
+    path: Place
     manifest: Manifest
     lengths: tuple[I64, ...]
 
     @classmethod
-    def read(cls, path: Path) -> "Summary":
+    def read(cls, store: str | Place) -> "Summary":
         """Read the manifest and the lengths of all cells.
 
         Raises:
             DataError: there is no store, or it is damaged.
         """
+        path = place_of(store)
         manifest = Manifest.load(path)
         found = []
         with tqdm(total=manifest.n_cells, desc="lengths of cells", unit=" cells", disable=None) as progress:
@@ -75,9 +77,9 @@ class Summary:
         cells = self.all_lengths
         places = (np.arange(_SAMPLE) + 0.5) / _SAMPLE * cells.sum()
         sample = np.searchsorted(cells.cumsum(), places, side="right").astype(np.int64)
-        np.random.default_rng(0).shuffle(sample)
-        groups = [sample[first : first + _GROUP] for first in range(0, _SAMPLE, _GROUP)]
-        rows = sum(len(pack(group, row_length)) for group in groups)
+        hashes = mix64(np.arange(_SAMPLE, dtype=np.uint64))
+        _, cells_of_row = arrange(sample, hashes, np.zeros(_SAMPLE // _GROUP, np.uint64), row_length)
+        rows = len(cells_of_row)
         return float(sample.mean() / row_length), float(sample.sum() / (rows * row_length))
 
     def gene_shares(self) -> tuple[npt.NDArray[np.float64], int]:
@@ -88,7 +90,7 @@ class Summary:
         """
         reader = StoreReader(self.path)
         wanted = max(1, _SAMPLE // self.manifest.block_cells)
-        numbers = np.unique(np.linspace(0, reader.n_blocks - 1, wanted).astype(np.int64))
+        numbers = np.unique(np.linspace(0, sum(reader.n_blocks) - 1, wanted).astype(np.int64))
         counts, cells = np.zeros(self.manifest.n_genes, np.int64), 0
         for number in numbers:
             (block,) = reader.read([int(number)])

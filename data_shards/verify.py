@@ -9,17 +9,16 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from data_shards.arrays import StoredArray, first_line, open_array
+from data_shards.arrays import StoredArray, open_array
 from data_shards.errors import DataError
 from data_shards.manifest import TEST, TRAIN, VALIDATION, DatasetEntry, Manifest
-from data_shards.output import hash_path
+from data_shards.place import Place, hash_place, place_of, reason
 from data_shards.store import LAYOUT, content_hash
 from data_shards.tokenizer import Tokenizer
 from data_shards.vocabulary import FIRST_GENE
@@ -28,12 +27,13 @@ from data_shards.vocabulary import FIRST_GENE
 _AHEAD = 3
 
 
-def find_damage(path: Path) -> list[str]:
+def find_damage(store: str | Place) -> list[str]:
     """One line for every file or chunk of a store that is not what was written; none if all is well.
 
     Raises:
-        DataError: there is no store, or its manifest cannot be read.
+        DataError: there is no store, its manifest cannot be read, or its server cannot be reached.
     """
+    path = place_of(store)
     manifest = Manifest.load(path)
     problems = []
     for name, expected in manifest.files.items():
@@ -57,10 +57,10 @@ def find_damage(path: Path) -> list[str]:
     return problems
 
 
-def _check_file(path: Path, expected: str) -> list[str]:
+def _check_file(path: Place, expected: str) -> list[str]:
     if not path.is_file():
         return [f"{path}: is missing"]
-    return [] if hash_path(path) == expected else [f"{path}: its SHA-256 is not that of the manifest"]
+    return [] if hash_place(path) == expected else [f"{path}: its SHA-256 is not that of the manifest"]
 
 
 def _sizes(entry: DatasetEntry, manifest: Manifest) -> dict[str, int]:
@@ -69,7 +69,7 @@ def _sizes(entry: DatasetEntry, manifest: Manifest) -> dict[str, int]:
     return {"indptr": entry.n_cells + 1, "split": entry.n_cells, "tokens": entry.n_tokens, **values}
 
 
-def _check_dataset(store: Path, entry: DatasetEntry, manifest: Manifest, progress: Any) -> list[str]:
+def _check_dataset(store: Place, entry: DatasetEntry, manifest: Manifest, progress: Any) -> list[str]:
     problems: list[str] = []
     hashes: dict[str, str] = {}
     checks: dict[str, Callable[[], _Check]] = {
@@ -90,7 +90,7 @@ def _check_dataset(store: Path, entry: DatasetEntry, manifest: Manifest, progres
 
 
 def _check_array(
-    store: Path, dataset: str, name: str, size: int, make_check: "Callable[[], _Check]", progress: Any
+    store: Place, dataset: str, name: str, size: int, make_check: "Callable[[], _Check]", progress: Any
 ) -> tuple[list[str], str]:
     """Problems of an array, and its SHA-256 (hex)."""
     folder = store / dataset / name
@@ -229,14 +229,14 @@ class _Shard:
     wait: Callable[[], npt.NDArray[Any]]
 
     @property
-    def file(self) -> Path:
+    def file(self) -> Place:
         return self.array.path / "c" / str(self.start // self.array.shard)
 
     def damage(self, error: DataError) -> list[str]:
         """Each chunk that cannot be read, after the whole could not."""
         chunk = self.array.chunk
         firsts = range(self.start, self.stop, chunk)
-        waits = [self.array.begin(first, min(first + chunk, self.stop)) for first in firsts]
+        waits = [self.array.begin(first, min(first + chunk, self.stop), retry=False) for first in firsts]
         damaged = []
         for number, wait in enumerate(waits):
             try:
@@ -270,4 +270,4 @@ def _read_shards(array: StoredArray, problems: list[str]) -> Iterator[tuple[int,
 
 def _reason(error: DataError) -> str:
     """What TensorStore said, without the advice to call this program."""
-    return first_line(error.__cause__ or error)
+    return reason(error.__cause__ or error)

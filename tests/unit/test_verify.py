@@ -18,6 +18,7 @@ from data_shards.store import content_hash
 from data_shards.verify import find_damage
 from gm_train.cli import main
 from tests.unit.count_files import draw_counts, write_counts
+from tests.unit.http_store import serve
 
 SMALL = {
     "tokens": ("<u2", 64, 256), "indptr": ("<i8", 8, 32), "values": ("<f4", 64, 256), "split": ("|u1", 8, 16),
@@ -131,9 +132,9 @@ def test_each_damaged_chunk_is_named(made: Path) -> None:
 def test_few_shards_are_read_ahead(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     begin, under_way, most = StoredArray.begin, set(), 0
 
-    def counted(self: StoredArray, start: int, stop: int) -> Any:
+    def counted(self: StoredArray, start: int, stop: int, *more: Any, **named: Any) -> Any:
         nonlocal most
-        wait = begin(self, start, stop)
+        wait = begin(self, start, stop, *more, **named)
         under_way.add((self.path, start))
         most = max(most, len(under_way))
 
@@ -146,3 +147,14 @@ def test_few_shards_are_read_ahead(made: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(StoredArray, "begin", counted)
     assert find_damage(made) == []
     assert 1 < most < 7
+
+
+def test_a_store_at_a_url(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serve(tmp_path) as served:
+        assert main(["data", "verify", f"{served.url}/s.zarr"]) == 0
+        assert main(["data", "inspect", f"{served.url}/s.zarr"]) == 0
+        assert f"  cells        {Manifest.load(made).n_cells:,}\n" in capsys.readouterr().out
+        (made / "one/values/c/2").unlink()
+        assert find_damage(f"{served.url}/s.zarr") == [
+            f"{served.url}/s.zarr/one/values/c/2: is missing (elements 512 to 768)"
+        ]
