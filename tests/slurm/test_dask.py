@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -136,7 +137,8 @@ def test_a_job_that_is_put_back_into_the_queue_comes_back(queue: Slurm, files: l
         os.kill(pid, signal.SIGSTOP)
     assert not out.exists()
     queue.scontrol("requeue", str(job))
-    # A job without a process is still one in the queue: it is waited for.
+    # A job without a process is still one in the queue: it is waited for, and longer than Dask would by itself (15 s).
+    time.sleep(17)
     queue.start_now(job, 1, PATIENCE)
     assert command.wait() == 0, command.said()
     assert hash_path(out)
