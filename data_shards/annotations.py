@@ -1,5 +1,6 @@
 """Cell and gene annotations (`obs`, `var`) of AnnData files, readable by rows."""
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -54,13 +55,15 @@ class CellAnnotations:
     def _whole(self) -> pd.DataFrame:
         return read_annotations(self._obs, self._uns)
 
-    def read(self, start: int = 0, stop: int | None = None) -> pd.DataFrame:
-        """Rows [start, stop): pandas DataFrame indexed by the cells' names."""
+    def read(self, start: int = 0, stop: int | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
+        """Rows [start, stop) of all columns or some: pandas DataFrame indexed by the cells' names."""
         rows = slice(start, self.n_cells if stop is None else min(stop, self.n_cells))
         if not self._by_rows:
-            return self._whole.iloc[rows]
+            return self._whole.iloc[rows] if columns is None else self._whole.iloc[rows][list(columns)]
         index = pd.Index(self._column(self._obs.attrs["_index"], rows), dtype=object)
-        return pd.DataFrame({name: self._column(name, rows) for name in self.columns}, index=index)
+        return pd.DataFrame(
+            {name: self._column(name, rows) for name in (self.columns if columns is None else columns)}, index=index
+        )
 
     def read_column(self, name: str, start: int, stop: int) -> pd.Series:
         """Rows [start, stop) of one column."""

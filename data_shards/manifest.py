@@ -7,12 +7,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import zarr
-
 from data_shards.counts import CountOptions
 from data_shards.errors import DataError
+from data_shards.output import flush
+from data_shards.place import Place, place_of
 
-SCHEMA = 2
+SCHEMA = 3
 #: Values of `split`.
 TRAIN, VALIDATION, TEST = 0, 1, 2
 
@@ -25,8 +25,8 @@ class DatasetEntry:
         name: its group, named after the stem of the file.
         n_cells, n_tokens: cells kept, and their tokens.
         n_train, n_validation, n_test: cells of each split.
-        content_hash: SHA-256 of tokens, indptr and split.
-        split_by: "donor", "cell" or "none".
+        content_hash: SHA-256 of tokens, indptr and split, and of values if there are.
+        split_by: "donor", "dataset", "cell" or "none".
         donor_key: column of obs with the donors, if they were split by donor.
         source_file: name of the file, without its folder.
         source_hash: SHA-256 of the file.
@@ -34,9 +34,14 @@ class DatasetEntry:
         filtered_cells: cells that the filters left out.
         empty_cells: further cells without a token.
         counts: how the counts were read (`CountOptions`).
-        min_genes, min_counts: the filters, both over all genes as delivered.
+        min_mapped: share of the file's genes that had to have Ensembl ids.
+        filters: which cells were left out (`CellFilter`).
+        obs_columns: columns of obs that were asked for, none for all.
+        splits: how held-out cells were asked for (`SplitOptions`).
         obs_hash: SHA-256 of `obs.parquet`.
         genes: how its gene ids were found (`GeneReport`), and `in_vocabulary`, how many genes of the vocabulary it has.
+        imported: of cells that came ranked, the files that they and their tokens came from, and what was dropped; none
+            for cells that were ranked here. There are no counts then to read, filter or map.
     """
 
     name: str
@@ -54,10 +59,13 @@ class DatasetEntry:
     filtered_cells: int
     empty_cells: int
     counts: dict[str, Any]
-    min_genes: int
-    min_counts: float
+    min_mapped: float
+    filters: dict[str, Any]
+    obs_columns: list[str] | None
+    splits: dict[str, Any]
     obs_hash: str
     genes: dict[str, Any]
+    imported: dict[str, Any] | None = None
 
     @property
     def count_options(self) -> CountOptions:
@@ -77,9 +85,10 @@ class Manifest:
         n_genes: genes of the vocabulary.
         top_k: most tokens of a cell.
         dither: whether counts were dithered before ranking.
+        values: whether each data set has `values` beside `tokens`.
         block_cells: cells of a block, the unit of shuffling.
-        options: how the splits were drawn, the file with the genes of the vocabulary and its SHA-256 if there was one,
-            and whatever else the store was made with.
+        options: the files with the genes of the vocabulary and with those left out of it, and their SHA-256, if there
+            were any, and whatever else the store was made with.
         datasets: the data sets, in order.
         files: SHA-256 of each file in the root.
     """
@@ -93,6 +102,7 @@ class Manifest:
     n_genes: int
     top_k: int
     dither: bool
+    values: bool
     block_cells: int
     options: dict[str, Any]
     datasets: tuple[DatasetEntry, ...]
@@ -118,20 +128,21 @@ class Manifest:
         return sum(entry.n_tokens for entry in self.datasets)
 
     @classmethod
-    def load(cls, store: str | Path) -> "Manifest":
-        """Read the manifest of a store.
+    def load(cls, store: str | Place) -> "Manifest":
+        """Read the manifest of a store, at a local path or a URL.
 
         Raises:
-            DataError: there is no store, it is of another version, or its manifest is damaged.
+            DataError: there is no store, it is of another version, or its manifest is damaged; or its server cannot be
+                reached.
         """
-        if not Path(store).exists():
+        place = place_of(store)
+        if isinstance(place, Path) and not place.exists():
             raise DataError(f"{store}: no such store: make it with `gm-train data shards`")
         try:
-            attrs: dict[str, Any] = dict(zarr.open_group(store, mode="r").attrs)
+            attrs: dict[str, Any] = dict(json.loads((place / "zarr.json").read_bytes())["attributes"])
             if attrs["schema"] != SCHEMA:
-                raise DataError(
-                    f"{store}: layout version {attrs['schema']}, this program reads {SCHEMA}: make it again"
-                )
+                mend = "update gm-train" if attrs["schema"] > SCHEMA else "make it again with `gm-train data shards`"
+                raise DataError(f"{store}: layout version {attrs['schema']}, this program reads {SCHEMA}: {mend}")
             check, expected = attrs.pop("check"), attrs.pop("hash")
             whole = check == _check({**attrs, "hash": expected})
             attrs["datasets"] = tuple(DatasetEntry(**entry) for entry in attrs["datasets"])
@@ -145,8 +156,20 @@ class Manifest:
         return manifest
 
     def save(self, store: Path) -> None:
+        """Make this the manifest of a store, in one moment: a reader sees the one before or this one.
+
+        Raises:
+            OSError: it cannot be written; the one before stays.
+        """
         content = {**asdict(self), "hash": self.hash}
-        zarr.open_group(store, mode="a").attrs.put({**content, "check": _check(content)})
+        attributes = {**content, "check": _check(content)}
+        metadata, temporary = store / "zarr.json", store / ".zarr.json.new"
+        temporary.write_text(
+            json.dumps({"attributes": attributes, "zarr_format": 3, "node_type": "group"}, indent=2) + "\n"
+        )
+        flush(temporary)
+        temporary.rename(metadata)
+        flush(store)
 
 
 def _check(content: dict[str, Any]) -> str:

@@ -15,6 +15,19 @@ SOURCE_ROW, CELL_ID = "source_row", "cell_id"
 _BATCH = 1 << 16
 
 
+def obs_table(obs: pd.DataFrame, source_rows: npt.NDArray[np.int64]) -> pa.Table:
+    """Annotations as they lie in `obs.parquet`; the schema does not depend on the values.
+
+    Args:
+        obs: annotations of cells, indexed by their names; columns named as the added ones are replaced.
+        source_rows: int64 (n,), their rows in the source file.
+    """
+    frame = pd.DataFrame({str(name): _plain(obs[name]) for name in obs.columns}).reset_index(drop=True)
+    frame[SOURCE_ROW] = source_rows
+    frame[CELL_ID] = pd.Series(obs.index.astype(str), dtype="string")
+    return pa.Table.from_pandas(frame, preserve_index=False)
+
+
 class ObsWriter:
     """Appends cells to a Parquet file whose schema is that of the first ones."""
 
@@ -22,22 +35,11 @@ class ObsWriter:
         self._path = path
         self._writer: pq.ParquetWriter | None = None
 
-    def append(self, obs: pd.DataFrame, source_rows: npt.NDArray[np.int64]) -> None:
-        """Add cells.
-
-        Args:
-            obs: their annotations, indexed by the cells' names; columns named as the added ones are replaced.
-            source_rows: int64 (n,), their rows in the source file.
-        """
-        frame = pd.DataFrame({str(name): _plain(obs[name]) for name in obs.columns}).reset_index(drop=True)
-        frame[SOURCE_ROW] = source_rows
-        frame[CELL_ID] = pd.Series(obs.index.astype(str), dtype="string")
+    def append(self, obs: pa.Table) -> None:
+        """Add cells: what `obs_table` made of their annotations."""
         if self._writer is None:
-            table = pa.Table.from_pandas(frame, preserve_index=False)
-            self._writer = pq.ParquetWriter(self._path, table.schema)
-        else:
-            table = pa.Table.from_pandas(frame, schema=self._writer.schema, preserve_index=False)
-        self._writer.write_table(table)
+            self._writer = pq.ParquetWriter(self._path, obs.schema)
+        self._writer.write_table(obs.cast(self._writer.schema))
 
     def close(self) -> None:
         if self._writer is not None:

@@ -13,6 +13,7 @@ _TIE = 0x7469655F6F726465
 _DITHER = 0x6469746865725F75
 _RADIX = 2048
 _SMALL_RUN = 32
+_TARGET = 10_000.0
 
 
 @numba.njit("uint64(uint64)", cache=True, inline="always")
@@ -41,51 +42,76 @@ def dithered(count, hashed):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def rank_genes(indptr, genes, counts, totals, detected, medians, gene_hashes, top_k, dither):  # type: ignore[no-untyped-def]
+def rank_genes(indptr, indices, counts, numbers, totals, detected, medians, gene_hashes, top_k, dither, with_values):  # type: ignore[no-untyped-def]
     """Gene numbers of cells, best-ranked first; see `Tokenizer.encode`.
 
     Args:
         indptr: (n_cells + 1,).
-        genes: int32 (n,), gene numbers, each once in a cell.
+        indices: genes as delivered, (n,), each once in a cell.
         counts: float64 (n,), above zero.
+        numbers: int32 (n_delivered,), gene number of each delivered gene or -1; counts of the same number are summed.
         totals: float64 (n_cells,), over all genes as delivered.
         detected: int64 (n_cells,), non-zero counts among all genes as delivered.
         medians: float64 (n_genes,).
         gene_hashes: uint64 (n_genes,).
         top_k: most tokens of a cell.
         dither: rank dithered counts.
+        with_values: return the values too.
 
     Returns:
-        gene numbers uint16 (n_tokens,), indptr int64 (n_cells + 1,).
+        gene numbers uint16 (n_tokens,); indptr int64 (n_cells + 1,); values float32 (n_tokens,), the key of each gene
+        times 10,000 / total, or none; and how many of the counts are of numbered genes.
     """
     n_cells = len(indptr) - 1
-    longest = most = 0
+    n_genes = len(medians)
+    longest = most = known = 0
     for cell in range(n_cells):
         size = indptr[cell + 1] - indptr[cell]
         longest = max(longest, size)
-        most += min(size, top_k)
+        most += min(size, top_k, n_genes)
     ranked = np.empty(most, np.uint16)
+    values = np.empty(most if with_values else 0, np.float32)
     out_indptr = np.zeros(n_cells + 1, np.int64)
     floats = np.empty(longest, np.float32)
     bits = floats.view(np.uint32)
+    summed = np.empty(longest, np.float64)
     keys_a, keys_b = np.empty(longest, np.uint32), np.empty(longest, np.uint32)
     genes_a, genes_b = np.empty(longest, np.uint16), np.empty(longest, np.uint16)
     histograms = np.zeros((3, _RADIX), np.int32)
+    place_of = np.empty(n_genes, np.int32)
+    seen_in = np.full(n_genes, -1, np.int32)
+    repeats = False
+    for gene in numbers:
+        if gene >= 0:
+            repeats = repeats or seen_in[gene] == 0
+            seen_in[gene] = 0
+    seen_in[:] = -1
     for cell in range(n_cells):
-        first = indptr[cell]
-        n = indptr[cell + 1] - first
+        n = 0
+        for i in range(indptr[cell], indptr[cell + 1]):
+            gene, count = numbers[indices[i]], counts[i]
+            if gene < 0:
+                continue
+            known += 1
+            if repeats:
+                if seen_in[gene] == cell:
+                    summed[place_of[gene]] += count
+                    continue
+                seen_in[gene] = cell
+                place_of[gene] = n
+            genes_a[n] = gene
+            summed[n] = count
+            n += 1
         key = cell_key(_DITHER, totals[cell], detected[cell])
+        histograms[:] = 0
         for i in range(n):
-            gene, count = genes[first + i], counts[first + i]
+            gene, count = genes_a[i], summed[i]
             if dither:
                 count = dithered(count, mix64_scalar(key ^ gene_hashes[gene]))
             floats[i] = np.float32(count / medians[gene])
-        histograms[:] = 0
-        for i in range(n):
             # Positive floats leave the highest bit clear; its complement orders descending.
             inverse = np.uint32(0x7FFFFFFF) ^ bits[i]
             keys_a[i] = inverse
-            genes_a[i] = genes[first + i]
             histograms[0, inverse & np.uint32(2047)] += 1
             histograms[1, (inverse >> np.uint32(11)) & np.uint32(2047)] += 1
             histograms[2, inverse >> np.uint32(22)] += 1
@@ -111,8 +137,13 @@ def rank_genes(indptr, genes, counts, totals, detected, medians, gene_hashes, to
         base = out_indptr[cell]
         for i in range(kept):
             ranked[base + i] = genes_a[i]
+        if with_values:
+            for i in range(kept):
+                bits[i] = np.uint32(0x7FFFFFFF) ^ keys_a[i]
+                values[base + i] = np.float32(np.float64(floats[i]) * _TARGET / totals[cell])
         out_indptr[cell + 1] = base + kept
-    return ranked[: out_indptr[-1]].copy(), out_indptr
+    n_tokens = out_indptr[-1]
+    return ranked[:n_tokens].copy(), out_indptr, values[: n_tokens if with_values else 0].copy(), known
 
 
 @numba.njit(cache=True, nogil=True)

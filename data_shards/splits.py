@@ -1,22 +1,26 @@
-"""Which cells are held out: whole donors where donors are known, else single cells.
+"""Which cells are held out: whole donors, whole data sets or, only when asked for, single cells.
 
 Cells of one donor resemble each other beyond their type, so a split by cell flatters the scores: it is labelled.
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import pyarrow.parquet as pq
 
+from data_shards.arrays import open_array
 from data_shards.errors import DataError
 from data_shards.hashing import fold, hash_string, mix64, uniform
-from data_shards.manifest import TEST, TRAIN, VALIDATION
+from data_shards.manifest import TEST, TRAIN, VALIDATION, Manifest
 from data_shards.obs_file import SOURCE_ROW, canonical_names, read_column
 
+WAYS = ("auto", "donor", "dataset", "cell", "none")
 DONOR_COLUMNS = ("donor_id", "donor", "patient", "individual")
 _PURPOSE = hash_string("split")
 
@@ -26,7 +30,8 @@ class SplitOptions:
     """How cells are held out.
 
     Attributes:
-        by: "auto" (donors if there are two or more, else cells), "donor", "cell" or "none".
+        by: "auto" (donors where a data set names two or more; else nothing is held out), "donor", "dataset", "cell" or
+            "none".
         donor_key: column of obs; none takes the first of the usual ones.
         validation, test: share of the cells, about.
         seed: of the drawing.
@@ -39,21 +44,25 @@ class SplitOptions:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.by not in ("auto", "donor", "cell", "none"):
-            raise DataError(f"--split-by {self.by!r}: expected auto, donor, cell or none")
+        if self.by not in WAYS:
+            raise DataError(f"--split-by {self.by!r}: expected one of {', '.join(WAYS)}")
         if self.validation < 0 or self.test < 0 or self.validation + self.test >= 1:
             raise DataError(
                 f"--validation {self.validation:g} and --test {self.test:g} leave no cells to train on: "
                 "both are shares, and their sum is below 1"
             )
 
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return asdict(self)
+
     def find_donor_key(self, name: str, columns: Sequence[str]) -> str | None:
-        """The column with the donors of a data set, None to split by cell or not at all.
+        """The column with the donors of a data set, None if there is none or cells are not split by donor.
 
         Raises:
             DataError: the column asked for, or any with `by="donor"`, is not there.
         """
-        if self.by in ("cell", "none"):
+        if self.by not in ("auto", "donor"):
             return None
         if self.donor_key is not None:
             if self.donor_key not in columns:
@@ -61,17 +70,17 @@ class SplitOptions:
                     f"{name}: no column {self.donor_key!r} in obs: --donor-key can be one of {list(columns)}"
                 )
             return self.donor_key
-        found = next((column for column in DONOR_COLUMNS if column in columns), None)
+        found = usual_donor_column(columns)
         if found is None and self.by == "donor":
-            raise DataError(f"{name}: no donor column in obs: name it with --donor-key, or use --split-by cell")
+            raise DataError(f"{name}: no donor column in obs: name it with --donor-key, or use --split-by dataset")
         return found
 
 
-def assign_donors(cells: Counter[str], options: SplitOptions, assigned: dict[str, int]) -> dict[str, int]:
-    """Split of each donor of one data set.
+def assign_donors(cells: Counter[str], options: SplitOptions, assigned: Mapping[str, int]) -> dict[str, int]:
+    """Split of each donor of one data set, or of each data set of a store.
 
     Donors are taken in the order of a hash, and go to validation, then to test, where they bring its share of cells
-    nearer. If none does, the smallest donor is held out.
+    nearer. If none does, the smallest donor is held out. One that is not assigned yet is always left to be trained on.
 
     Args:
         cells: cells of each donor; cells of unknown donor ("") are trained on.
@@ -120,20 +129,37 @@ class Annotated:
 
 
 @dataclass(frozen=True)
+class Earlier:
+    """What the data sets that a store has already fix for those that are added.
+
+    Attributes:
+        donors: split of each of their donors.
+        datasets: split of each data set; one that is split itself counts as trained on.
+        cells: cells of each data set.
+    """
+
+    donors: Mapping[str, int] = field(default_factory=dict)
+    datasets: Mapping[str, int] = field(default_factory=dict)
+    cells: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Drawn:
     """How the cells of a data set were split.
 
     Attributes:
-        by: "donor", "cell" or "none".
+        by: "donor", "dataset", "cell" or "none".
         donor_key: column with the donors, if by donor.
         cells: cells of each split.
         donors: cells of each donor, "" where unknown; empty if not by donor.
+        asked: how splits were asked for.
     """
 
     by: str
     donor_key: str | None
     cells: Counter[int]
     donors: Counter[str]
+    asked: str
 
     def __str__(self) -> str:
         text = ", ".join(
@@ -144,53 +170,81 @@ class Drawn:
             known = len(self.donors) - ("" in self.donors)
             unknown = f"; the {self.donors['']:,} cells of unknown donor are trained on" if self.donors[""] else ""
             return f"{text} cells, by {known:,} whole donors ({self.donor_key}){unknown}"
+        if self.by == "dataset":
+            return f"{text} cells, by whole data sets"
         if self.by == "cell":
             return f"{text} cells, by single cells: weaker than by donor, since cells of one donor resemble each other"
+        if self.asked == "auto":
+            return (
+                f"{text} cells: obs names no two donors, so that all are trained on: name its column with --donor-key, "
+                "or hold out with --split-by dataset, or cell, which is weaker"
+            )
         return f"{text} cells: nothing is held out"
 
 
 def draw_splits(
-    datasets: Sequence[Annotated], options: SplitOptions, write: Callable[[str, npt.NDArray[np.uint8]], None]
+    datasets: Sequence[Annotated],
+    options: SplitOptions,
+    write: Callable[[str, npt.NDArray[np.uint8]], None],
+    earlier: Earlier | None = None,
 ) -> list[Drawn]:
     """Draw the splits of all data sets; a donor that several of them have is in the same split in each.
 
     Args:
-        datasets: the data sets of a store, in order.
+        datasets: data sets, in order.
         options: how to split.
         write: takes the name of a data set and the splits of its next cells.
+        earlier: what the store has already, if they are added to one.
 
     Raises:
-        DataError: whole donors were asked for, and there are too few to hold any out.
+        DataError: whole donors or data sets were asked for, and there are too few to hold any out.
     """
+    earlier = earlier or Earlier()
     donors = [_count_donors(dataset) for dataset in datasets]
-    of_donor: dict[str, int] = {}
+    of_donor = dict(earlier.donors)
+    n_cells = {dataset.name: _count_cells(dataset.obs_path) for dataset in datasets}
+    of_dataset = assign_donors(Counter({**earlier.cells, **n_cells}), options, earlier.datasets)
     drawn = []
     for number, dataset in enumerate(datasets):
         own = {donor for donor in donors[number] if donor}
         others = {donor for other, cells in enumerate(donors) if other != number for donor in cells}
         by = options.by
         if by == "auto":
-            by = "donor" if len(own) > 1 or own & others else "cell"
-        held: Counter[int] = Counter()
+            by = "donor" if len(own) > 1 or own & (others | earlier.donors.keys()) else "none"
+        held = np.zeros(3, np.int64)
         if by == "donor":
             of_donor |= assign_donors(donors[number], options, of_donor)
         donor_key = dataset.donor_key if by == "donor" else None
         for column in read_column(dataset.obs_path, donor_key or SOURCE_ROW):
             if by == "donor":
-                split = np.array([of_donor[donor] for donor in donor_names(column)], np.uint8)
+                codes, names = donor_codes(column)
+                split = np.array([of_donor[donor] for donor in names], np.uint8)[codes]
             elif by == "cell":
                 split = split_by_cell(dataset.name, column.to_numpy(np.int64), options)
             else:
-                split = np.full(len(column), TRAIN, np.uint8)
+                split = np.full(len(column), of_dataset[dataset.name] if by == "dataset" else TRAIN, np.uint8)
             write(dataset.name, split)
-            held.update(split.tolist())
+            held += np.bincount(split, minlength=3)
         found = donors[number] if by == "donor" else Counter()
-        drawn.append(Drawn(by, donor_key, held, found))
+        drawn.append(Drawn(by, donor_key, Counter(dict(enumerate(held.tolist()))), found, options.by))
     held_out = sum((one.cells for one in drawn), Counter[int]())
     for where, share in ((VALIDATION, options.validation), (TEST, options.test)):
-        if options.by == "donor" and share > 0 and not held_out[where]:
-            raise too_few_donors(len({donor for cells in donors for donor in cells if donor}))
+        # What is added may have one donor, or be one data set.
+        if options.by in ("donor", "dataset") and share > 0 and not held_out[where] and not earlier.cells:
+            if options.by == "donor":
+                raise too_few_donors(len({donor for cells in donors for donor in cells if donor}))
+            raise DataError(
+                f"{len(datasets):,} data sets: too few to hold any out as a whole: use --split-by donor, or none to "
+                "hold nothing out"
+            )
     return drawn
+
+
+def refuse_few_donors(known: Collection[str], options: SplitOptions, earlier: Earlier) -> None:
+    """Raise DataError where whole donors are asked for, and these, known before the cells are ranked, are too few."""
+    held_out = options.validation + options.test > 0
+    if options.by == "donor" and held_out and len(known) < 2 and not earlier.donors.keys() & set(known):
+        raise too_few_donors(len(known))
 
 
 def too_few_donors(known: int) -> DataError:
@@ -200,14 +254,58 @@ def too_few_donors(known: int) -> DataError:
     )
 
 
+def earlier_splits(store: Path, manifest: Manifest) -> Earlier:
+    """The splits that a store's data sets fix.
+
+    Raises:
+        DataError: the store is damaged.
+    """
+    donors: dict[str, int] = {}
+    datasets, cells = {}, {}
+    for entry in manifest.datasets:
+        cells[entry.name] = entry.n_cells
+        datasets[entry.name] = {entry.n_validation: VALIDATION, entry.n_test: TEST}.get(entry.n_cells, TRAIN)
+        path = store / entry.name / "obs.parquet"
+        key = entry.donor_key or entry.splits["donor_key"] or usual_donor_column(pq.read_schema(path).names)
+        if key is None:
+            continue
+        split = open_array(store, entry.name, "split")
+        start = 0
+        for column in read_column(path, key):
+            codes, names = donor_codes(column)
+            found = split.read(start, start + len(column))
+            start += len(column)
+            # A donor with cells in several splits, as after a split by cell, has been trained on.
+            for where in (TEST, VALIDATION, TRAIN):
+                for code in np.unique(codes[found == where]):
+                    donors[names[code]] = min(where, donors.get(names[code], where))
+    donors.pop("", None)
+    return Earlier(donors, datasets, cells)
+
+
+def usual_donor_column(columns: Sequence[str]) -> str | None:
+    """The first of the usual columns with donors that is there."""
+    return next((column for column in DONOR_COLUMNS if column in columns), None)
+
+
+def _count_cells(obs_path: Path) -> int:
+    return int(pq.read_metadata(obs_path).num_rows)
+
+
 def _count_donors(dataset: Annotated) -> Counter[str]:
     cells: Counter[str] = Counter()
     if dataset.donor_key is not None:
         for column in read_column(dataset.obs_path, dataset.donor_key):
-            cells.update(donor_names(column))
-    return cells
+            codes, names = donor_codes(column)
+            for name, n_cells in zip(names, np.bincount(codes, minlength=len(names)).tolist(), strict=True):
+                cells[name] += n_cells
+    return +cells
 
 
-def donor_names(column: pd.Series) -> list[str]:
-    """Donors as text, "" where unknown."""
-    return [name or "" for name in canonical_names(column)]
+def donor_codes(column: pd.Series) -> tuple[npt.NDArray[np.int64], list[str]]:
+    """The donors of a column as text, "" where unknown: the number of each row's, int64 (n,), and their names.
+
+    A name can stand more than once, as of 3 and 3.0.
+    """
+    codes, values = pd.factorize(column, use_na_sentinel=False)
+    return np.asarray(codes, np.int64), [name or "" for name in canonical_names(pd.Series(values))]

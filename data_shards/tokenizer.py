@@ -5,6 +5,7 @@ matters for the medians, and as a part of the hash that orders exact ties.
 """
 
 import hashlib
+import io
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,9 +18,11 @@ import scipy.sparse as sp
 from data_shards.counts import CountFile
 from data_shards.errors import DataError
 from data_shards.genes import GENE_TABLE_FILE, GeneReport, GeneTable, find_gene_ids
-from data_shards.hashing import U64, hash_strings
-from data_shards.kernels import cell_totals, group_by_gene, map_genes
-from data_shards.ranking import rank_genes
+from data_shards.hashing import hash_strings
+from data_shards.kernels import group_by_gene
+from data_shards.place import Place
+from data_shards.ranker import Ranker
+from data_shards.species import refuse_other_species
 from data_shards.vocabulary import FIRST_GENE, Vocabulary
 
 FILES = ("vocabulary.json", "medians.npy", "tokenizer.json")
@@ -27,6 +30,8 @@ FILES = ("vocabulary.json", "medians.npy", "tokenizer.json")
 DRIFT_VALUES, DRIFT_FACTOR = 100, 1.5
 #: Share of such genes from which on drift is reported.
 DRIFT_SHARE = 0.2
+#: No cell can have more: tokens are uint16, and each stands once.
+MAX_TOP_K = 65_535
 _SCHEMA = 1
 
 
@@ -68,8 +73,11 @@ class Tokenizer:
             raise DataError(f"{len(self.vocabulary.genes):,} genes need as many medians, not {self.medians.shape}")
         if not bool(np.all(self.medians > 0) and np.all(np.isfinite(self.medians))):
             raise DataError("every gene of a vocabulary needs a median above zero")
-        if self.top_k < 1:
-            raise DataError(f"--top-k {self.top_k}: a cell needs at least one token")
+        if not 1 <= self.top_k <= MAX_TOP_K:
+            raise DataError(
+                f"--top-k {self.top_k:,}: a cell has at least one token, and at most {MAX_TOP_K:,}, which is more than "
+                "a vocabulary has genes"
+            )
 
     @cached_property
     def medians_hash(self) -> str:
@@ -86,16 +94,20 @@ class Tokenizer:
         return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     @cached_property
-    def _gene_hashes(self) -> U64:
-        return hash_strings(self.vocabulary.genes)
+    def ranker(self) -> Ranker:
+        """What ranks: `encode` without the gene ids."""
+        return Ranker(self.medians, hash_strings(self.vocabulary.genes), self.top_k, self.dither)
 
     def bind(self, counts: CountFile, min_mapped: float = 0.5) -> GeneColumns:
         """Find the vocabulary's genes in a file.
 
         Raises:
-            DataError: fewer of its genes than `min_mapped` could be mapped to ids, or none is in the vocabulary.
+            DataError: fewer of its genes than `min_mapped` could be mapped to ids, they are of another species, or none
+                is in the vocabulary.
         """
         found = find_gene_ids(counts, self.gene_table, min_mapped, self.vocabulary.kind)
+        if self.vocabulary.kind == "ensembl":
+            refuse_other_species(counts.path, found.ids, self.vocabulary.genes)
         token_of = self.vocabulary.token_of
         tokens = [token_of.get(gene, -1) if gene is not None else -1 for gene in found.ids]
         numbers = np.array([token - FIRST_GENE if token >= 0 else -1 for token in tokens], np.int32)
@@ -125,26 +137,8 @@ class Tokenizer:
         Returns:
             tokens uint16 (n_tokens,) and indptr int64 (n_cells + 1,).
         """
-        above = counts.data > 0
-        if not above.all():
-            data = np.where(above, counts.data, 0)
-            counts = sp.csr_matrix((data, counts.indices, counts.indptr), counts.shape, copy=True)
-            counts.eliminate_zeros()
-        n_genes = len(self.vocabulary.genes)
-        indptr, genes, values = map_genes(counts.indptr, counts.indices, counts.data, columns.numbers, n_genes)
-        tokens, indptr = rank_genes(
-            indptr,
-            genes,
-            values,
-            cell_totals(counts.indptr, counts.data),
-            np.diff(counts.indptr).astype(np.int64),
-            self.medians,
-            self._gene_hashes,
-            self.top_k,
-            self.dither,
-        )
-        tokens += np.uint16(FIRST_GENE)
-        return tokens, indptr
+        ranked = self.ranker.rank(counts, columns.numbers)
+        return ranked.genes + np.uint16(FIRST_GENE), ranked.indptr
 
     def drift(self, genes: npt.NDArray[np.int32], values: npt.NDArray[np.float64]) -> tuple[float, int]:
         """How far the medians of other cells are from these.
@@ -181,7 +175,7 @@ class Tokenizer:
         (directory / "tokenizer.json").write_text(json.dumps(content, indent=1) + "\n")
 
     @classmethod
-    def load(cls, directory: Path) -> "Tokenizer":
+    def load(cls, directory: Place) -> "Tokenizer":
         """Read what `save` wrote.
 
         Raises:
@@ -189,7 +183,7 @@ class Tokenizer:
         """
         try:
             content = json.loads((directory / "tokenizer.json").read_text())
-            medians = np.load(directory / "medians.npy").astype(np.float64)
+            medians = np.load(io.BytesIO((directory / "medians.npy").read_bytes())).astype(np.float64)
             table = GeneTable.load(directory / GENE_TABLE_FILE) if content["gene_table"] else None
             vocabulary = Vocabulary.load(directory / "vocabulary.json")
             tokenizer = cls(vocabulary, medians, int(content["top_k"]), bool(content["dither"]), table)

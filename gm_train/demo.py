@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from data_shards.counts import CountOptions, open_counts
+from data_shards.counts import CountFile, CountOptions, open_counts
 from data_shards.errors import DataError
 from data_shards.manifest import Manifest
 from data_shards.output import hash_path
+from data_shards.splits import usual_donor_column
 from data_shards.tokenizer import Tokenizer
 from gm_train.checkpoint import list_checkpoints
 from gm_train.cli import main
@@ -59,7 +60,13 @@ def _label_column(store: Path) -> str | None:
     return next((column for column in LABELS if column in columns), None)
 
 
-def _make_store(cells: Path, reading: list[str], store: Path, top_k: int) -> None:
+def _split_by(file: CountFile) -> str:
+    """Whole donors where obs names two or more in a usual column; else single cells, as for the blood cells."""
+    key = usual_donor_column(file.annotations.columns)
+    return "donor" if key is not None and file.read_obs(columns=[key])[key].nunique() > 1 else "cell"
+
+
+def _make_store(cells: Path, reading: list[str], store: Path, top_k: int, split_by: str) -> None:
     store.parent.mkdir(parents=True, exist_ok=True)
     medians = store.parent / "medians.zarr"
     # Left by a demo that was interrupted between the two commands, perhaps with other cells.
@@ -67,7 +74,7 @@ def _make_store(cells: Path, reading: list[str], store: Path, top_k: int) -> Non
     _command("data", "medians", cells, *reading, "--out", medians)
     _command(
         "data", "shards", cells, *reading, "--medians", medians, "--out", store,
-        "--top-k", str(top_k), "--validation", "0.2",
+        "--top-k", str(top_k), "--split-by", split_by, "--validation", "0.2",
     )  # fmt: skip
 
 
@@ -91,6 +98,7 @@ def demo(data: Path | None, fresh: bool) -> None:
     options = CountOptions() if data else CountOptions(raw=True, counts_from="log1p")
     with open_counts(cells, options) as file:
         print(f"cells: {file.path}, {file.n_cells:,} cells of {file.n_genes:,} genes")
+        split_by = _split_by(file)
     if fresh:
         for folder in (store, run):
             shutil.rmtree(folder, ignore_errors=True)
@@ -99,7 +107,7 @@ def demo(data: Path | None, fresh: bool) -> None:
             raise DataError(f"{store} holds other cells than {cells}: `make demo FRESH=1` starts over with these")
         print(f"the store {store} is there already")
     else:
-        _make_store(cells, [] if data else ["--raw", "--counts-from", "log1p"], store, config.data.row_length)
+        _make_store(cells, [] if data else ["--raw", "--counts-from", "log1p"], store, config.data.row_length, split_by)
     words = [CONFIG, f"trainer.max_steps={_budget(run, config.trainer.max_steps)}"]
     if data and not _sets_fit(config, store):
         print(f"\n{config.objective.pathways} has symbols, and none of these genes: training goes without L_pathway")

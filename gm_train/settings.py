@@ -128,21 +128,42 @@ def load_config(words: list[str]) -> Config:
     Raises:
         ConfigError: files that cannot be read, unknown keys, wrong types or impossible combinations, all of them.
     """
-    sources = []
-    problems = []
+    config, unread, unfit = _load(words)
+    found = find_problems(config)
+    # What is missing may stand in the file that could not be read.
+    problems = unread + unfit + [problem for problem in found if not (unread and " is empty" in problem)]
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def load_cluster(words: list[str]) -> Config:
+    """Settings of jobs that train nothing: merged as by `load_config`, and of words only `cluster.KEY=value` are taken.
+
+    Raises:
+        ConfigError: files that cannot be read, unknown keys or wrong types, all of them.
+    """
+    config, unread, unfit = _load(words)
+    others = [word for word in words if "=" in word and not word.startswith("cluster.")]
+    problems = (
+        unread + unfit + [f"{word}: only settings of the cluster (cluster.KEY=value) count here" for word in others]
+    )
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _load(words: list[str]) -> tuple[Config, list[str], list[str]]:
+    """The merged settings, what could not be read, and what does not fit."""
+    sources, unread = [], []
     for word in words:
         is_file = "=" not in word and word.endswith((".yaml", ".yml"))
         try:
             sources.append((word, _from_yaml(Path(word)) if is_file else _from_word(word)))
         except ValueError as error:
-            problems.append(f"{word}: {error}")
+            unread.append(f"{word}: {error}")
     config, unfit = _merge(sources)
-    found = find_problems(config)
-    # What is missing may stand in the file that could not be read.
-    problems += unfit + [problem for problem in found if not (problems and " is empty" in problem)]
-    if problems:
-        raise ConfigError(problems)
-    return config
+    return config, unread, unfit
 
 
 def config_from_file(path: Path) -> Config:

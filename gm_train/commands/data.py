@@ -1,7 +1,10 @@
 """`gm-train data`: from count files to a token store."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ def add_parser(subparsers: Any) -> None:
     _add_simulate(commands)
     _add_medians(commands)
     _add_shards(commands)
+    _add_import(commands)
     _add_inspect(commands)
     _add_verify(commands)
 
@@ -89,6 +93,45 @@ def _add_counts(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    """What runs the work: processes of this machine, or the workers of a Dask scheduler."""
+    engine = parser.add_mutually_exclusive_group()
+    engine.add_argument(
+        "--workers", type=_positive, default=1, help="processes (default 1); the result is the same for any"
+    )
+    engine.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="run on the workers of this Dask scheduler (tcp://head:8786), which see the same file system",
+    )
+    engine.add_argument(
+        "--slurm",
+        nargs="+",
+        metavar="WORD",
+        help="run on worker jobs under SLURM, which end with this command: cluster.KEY=value or .yaml files as for "
+        "`gm-train launch`, such as cluster.nodes=4 (jobs) cluster.cpus_per_task=8 (workers of each) "
+        "cluster.memory=32G (of each job) cluster.partition=cpu cluster.time=04:00:00",
+    )
+
+
+@contextmanager
+def _engine(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What `_add_engine` chose, as the data code takes it, for the length of the work."""
+    if arguments.slurm is None:
+        yield {"workers": arguments.workers, "dask": arguments.dask}
+        return
+    from cluster.dask_slurm import workers_on_slurm
+    from cluster.problems import job_problems
+    from gm_train.settings import ConfigError, load_cluster
+
+    config = load_cluster(arguments.slurm)
+    problems = job_problems(config)
+    if problems:
+        raise ConfigError(problems)
+    with workers_on_slurm(config.cluster, arguments.out) as address:
+        yield {"dask": address}
+
+
 def _count_options(arguments: argparse.Namespace) -> Any:
     from data_shards.counts import CountOptions
 
@@ -109,9 +152,7 @@ def _add_medians(commands: Any) -> None:
     parser.add_argument(
         "--gene-table", type=Path, help="CSV of Ensembl id, symbol, …: maps symbols; kept in the output"
     )
-    parser.add_argument(
-        "--workers", type=_positive, default=1, help="processes (default 1); the result is the same for any"
-    )
+    _add_engine(parser)
     parser.add_argument("--exact", action="store_true", help="exact medians instead of t-digests; cannot be added to")
     parser.add_argument("--add", action="store_true", help="add the files to an existing --out")
     parser.set_defaults(run=_medians)
@@ -121,16 +162,17 @@ def _medians(arguments: argparse.Namespace) -> int:
     from data_shards.genes import GeneTable
     from data_shards.medians import make_medians
 
-    make_medians(
-        arguments.files,
-        arguments.out,
-        _count_options(arguments),
-        GeneTable.read_csv(arguments.gene_table) if arguments.gene_table else None,
-        min_mapped=arguments.min_mapped,
-        workers=arguments.workers,
-        exact=arguments.exact,
-        add=arguments.add,
-    )
+    with _engine(arguments) as engine:
+        make_medians(
+            arguments.files,
+            arguments.out,
+            _count_options(arguments),
+            GeneTable.read_csv(arguments.gene_table) if arguments.gene_table else None,
+            min_mapped=arguments.min_mapped,
+            exact=arguments.exact,
+            add=arguments.add,
+            **engine,
+        )
     return 0
 
 
@@ -138,16 +180,20 @@ def _add_shards(commands: Any) -> None:
     example = "gm-train data shards gut.h5ad placenta.h5ad --medians medians.zarr --out store.zarr --top-k 2048"
     parser = _add(commands, "shards", "rank the genes of every cell into a token store", example)
     _add_counts(parser)
-    parser.add_argument("--medians", type=Path, required=True, help="what `gm-train data medians` made")
+    parser.add_argument("--medians", type=Path, help="what `gm-train data medians` made; not needed with --add")
     parser.add_argument("--out", type=Path, required=True, help="new token store (.zarr)")
-    parser.add_argument("--top-k", type=_positive, default=2048, help="most tokens of a cell (default 2048)")
+    parser.add_argument("--add", action="store_true", help="add the files to an existing --out, ranked as it was")
+    parser.add_argument("--top-k", type=_positive, help="most tokens of a cell (default 2048)")
     parser.add_argument("--genes", type=Path, help="use only these genes: ids or symbols, one a line")
+    parser.add_argument("--deny-genes", type=Path, help="leave these genes out of the vocabulary: one a line")
     parser.add_argument(
         "--dither", action="store_true", help="spread equal counts: ± a half, drawn by a hash, before ranking"
     )
     parser.add_argument(
-        "--workers", type=_positive, default=1, help="processes (default 1); the result is the same for any"
+        "--keep-values", action="store_true", help="keep count / total * 10,000 / median of each token beside it"
     )
+    parser.add_argument("--obs-columns", type=_names, help="columns of obs to keep: a,b,c (default: all)")
+    _add_engine(parser)
     filters = parser.add_argument_group("filters")
     filters.add_argument(
         "--min-genes", type=int, default=0, help="leave out cells with fewer detected genes (default: off)"
@@ -155,12 +201,55 @@ def _add_shards(commands: Any) -> None:
     filters.add_argument(
         "--min-counts", type=float, default=0.0, help="leave out cells with fewer counts (default: off)"
     )
+    filters.add_argument(
+        "--max-mito", type=_share, help="leave out cells with a larger share of counts in MT- genes (default: off)"
+    )
+    filters.add_argument(
+        "--where",
+        action="append",
+        default=[],
+        metavar="COLUMN",
+        help="keep cells where this boolean column of obs is true, such as is_primary_data; can be repeated",
+    )
+    _add_splits(parser)
+    parser.set_defaults(run=partial(_shards, parser))
+
+
+def _shards(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    from data_shards.filters import CellFilter
+    from data_shards.shards import make_store
+
+    if arguments.medians is None and not arguments.add:
+        parser.error("a new store needs --medians")
+    with _engine(arguments) as engine:
+        make_store(
+            arguments.files,
+            arguments.medians,
+            arguments.out,
+            _count_options(arguments),
+            top_k=arguments.top_k,
+            dither=arguments.dither,
+            genes_file=arguments.genes,
+            deny_file=arguments.deny_genes,
+            keep_values=arguments.keep_values,
+            cells=CellFilter(arguments.min_genes, arguments.min_counts, arguments.max_mito, tuple(arguments.where)),
+            obs_columns=arguments.obs_columns,
+            splits=_split_options(arguments),
+            min_mapped=arguments.min_mapped,
+            add=arguments.add,
+            **engine,
+        )
+    return 0
+
+
+def _add_splits(parser: argparse.ArgumentParser) -> None:
+    """Options on which cells are held out."""
     splits = parser.add_argument_group("held-out cells")
     splits.add_argument(
         "--split-by",
-        choices=["auto", "donor", "cell", "none"],
+        choices=["auto", "donor", "dataset", "cell", "none"],
         default="auto",
-        help="auto: whole donors where obs names two or more, else single cells, which is weaker",
+        help="auto: whole donors where obs names two or more, else nothing is held out; cell is the weakest",
     )
     splits.add_argument(
         "--donor-key", help="column of obs with donors (default: donor_id, donor, patient or individual)"
@@ -168,52 +257,100 @@ def _add_shards(commands: Any) -> None:
     splits.add_argument("--validation", type=_share, default=0.1, help="share of validation cells, about (default 0.1)")
     splits.add_argument("--test", type=_share, default=0.0, help="share of test cells, about (default 0)")
     splits.add_argument("--split-seed", type=int, default=0, help="of the drawing (default 0)")
-    parser.set_defaults(run=_shards)
 
 
-def _shards(arguments: argparse.Namespace) -> int:
-    from data_shards.shards import CellFilter, make_store
+def _split_options(arguments: argparse.Namespace) -> Any:
     from data_shards.splits import SplitOptions
 
-    make_store(
-        arguments.files,
+    return SplitOptions(
+        by=arguments.split_by,
+        donor_key=arguments.donor_key,
+        validation=arguments.validation,
+        test=arguments.test,
+        seed=arguments.split_seed,
+    )
+
+
+def _add_import(commands: Any) -> None:
+    example = (
+        "gm-train data import genecorpus_30M_2048.dataset --tokens token_dictionary.pkl \\\n"
+        "    --medians gene_median_dictionary.pkl --out genecorpus.zarr --donor-key individual"
+    )
+    parser = _add(commands, "import", "make a token store of cells that are ranked already", example)
+    parser.add_argument(
+        "corpus",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER_OR_FILE",
+        help="Parquet or Arrow files with a column input_ids, or a folder of them, as Hugging Face datasets saves it; "
+        "all of them become one data set",
+    )
+    parser.add_argument("--tokens", type=Path, required=True, help="gene id -> token: JSON or pickle")
+    parser.add_argument(
+        "--medians", type=Path, required=True, help="gene id -> non-zero median that it was ranked with: JSON or pickle"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="new token store (.zarr)")
+    parser.add_argument("--add", action="store_true", help="add the data set to an existing --out of the same medians")
+    parser.add_argument("--name", help="of the data set (default: the folder's or file's)")
+    parser.add_argument(
+        "--top-k", type=_positive, help="most tokens of a cell (default 2048, or as the store that is added to)"
+    )
+    parser.add_argument("--obs-columns", type=_names, help="columns to keep as annotations: a,b,c (default: all)")
+    _add_splits(parser)
+    parser.set_defaults(run=_import)
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from data_shards.importing import import_corpus
+
+    import_corpus(
+        arguments.corpus,
+        arguments.tokens,
         arguments.medians,
         arguments.out,
-        _count_options(arguments),
+        name=arguments.name,
         top_k=arguments.top_k,
-        dither=arguments.dither,
-        genes_file=arguments.genes,
-        cells=CellFilter(arguments.min_genes, arguments.min_counts),
-        splits=SplitOptions(
-            by=arguments.split_by,
-            donor_key=arguments.donor_key,
-            validation=arguments.validation,
-            test=arguments.test,
-            seed=arguments.split_seed,
-        ),
-        min_mapped=arguments.min_mapped,
-        workers=arguments.workers,
+        obs_columns=arguments.obs_columns,
+        splits=_split_options(arguments),
+        add=arguments.add,
     )
     return 0
 
 
 def _add_inspect(commands: Any) -> None:
-    parser = _add(commands, "inspect", "print what a token store holds", "gm-train data inspect store.zarr")
-    parser.add_argument("store", type=Path, metavar="STORE")
+    example = "gm-train data inspect store.zarr --plot store.png"
+    parser = _add(commands, "inspect", "print what a token store holds, or draw it", example)
+    parser.add_argument("store", metavar="STORE", help="folder, or http(s)://, s3:// or gs:// URL")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE.png",
+        help="draw lengths of cells, data sets and splits, how full rows are, and how common genes are",
+    )
     parser.set_defaults(run=_inspect)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from data_shards.inspect import describe_store
+    from data_shards.errors import DataError
+    from data_shards.inspect import Summary
 
-    print("\n".join(describe_store(arguments.store)))
+    summary = Summary.read(arguments.store)
+    print("\n".join(summary.describe()))
+    if arguments.plot is not None:
+        from gm_train.store_picture import draw_store
+
+        try:
+            draw_store(summary, arguments.plot)
+        except OSError as error:
+            raise DataError(f"{arguments.plot}: cannot be written ({error}): choose another --plot") from error
+        print(f"{arguments.plot}: its picture")
     return 0
 
 
 def _add_verify(commands: Any) -> None:
     text = "read a whole token store again and name every damaged file and chunk"
     parser = _add(commands, "verify", text, "gm-train data verify store.zarr")
-    parser.add_argument("store", type=Path, metavar="STORE")
+    parser.add_argument("store", metavar="STORE", help="folder, or http(s)://, s3:// or gs:// URL")
     parser.set_defaults(run=_verify)
 
 
@@ -235,6 +372,10 @@ def _positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} is below 1")
     return value
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def _share(text: str) -> float:

@@ -99,7 +99,7 @@ def read_cells(
             rows = row[data_set == which]
             source_row = _obs_column(store, entry, SOURCE_ROW).to_numpy()[rows]
             with open_counts(counted[entry.name], entry.count_options) as counts:
-                parts += _read(counts, source_row, tokenizer, manifest.options["min_mapped"], bar)
+                parts += _read(counts, source_row, tokenizer, entry.min_mapped, bar)
     plain, dithered = (Ragged.concatenate([part[i] for part in parts]) for i in (0, 1))
     expression = scipy.sparse.vstack([part[2] for part in parts], format="csr")
     labels = None if label is None else _labels(store, where, label, data_set, row)

@@ -21,8 +21,9 @@ def test_it_beats_corpus_frequency_on_held_out_blood_cells(tmp_path: Path) -> No
     medians, store = tmp_path / "medians.zarr", tmp_path / "store.zarr"
     run("data", "medians", cells, *reading, "--out", medians)
     run(
-        "data", "shards", cells, *reading, "--medians", medians, "--out", store, "--top-k", "512", "--validation", "0.2"
-    )
+        "data", "shards", cells, *reading, "--medians", medians, "--out", store, "--top-k", "512",
+        "--split-by", "cell", "--validation", "0.2",
+    )  # fmt: skip
     run(
         "fit", "configs/demo.yaml", f"data.store={store}", f"run.dir={tmp_path / 'run'}", "model.arch=transformer",
         "model.n_heads=2", "model.d_ff=280", "trainer.max_steps=400", "tracking.mlflow=none",

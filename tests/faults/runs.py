@@ -16,7 +16,7 @@ from gm_train.local_ranks import free_port
 from gm_train.rundir import METRICS, read_rows
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["gm_train.cli", "gm_train.fit", "gm_train.zero"])
+_CONTEXT.set_forkserver_preload(["gm_train.cli", "gm_train.fit", "gm_train.zero", "data_shards.shards"])
 
 # What must agree between a run that was interrupted and one that was not. Speed and time of day may differ.
 EXACT = ("step", "position", "loss", "l_lang", "l_pathway", "grad_norm", "lr", "sample_hash", "val_loss")

@@ -9,9 +9,10 @@ import pytest
 import zarr
 
 from data_shards.errors import DataError
+from data_shards.filters import CellFilter
 from data_shards.manifest import VALIDATION
 from data_shards.medians import make_medians
-from data_shards.shards import CellFilter, make_store
+from data_shards.shards import make_store
 from data_shards.splits import SplitOptions
 from data_shards.tokenizer import Tokenizer
 from gm_train.evaluation import cells as cells_module

@@ -2,60 +2,37 @@
 
 import json
 import shutil
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import scipy.sparse as sp
 import zarr
-from hypothesis import given
-from hypothesis import strategies as st
 
-from data_shards import obs_file, shards, store
+from data_shards import parts, ranked, shards, store
 from data_shards.counts import CountOptions
 from data_shards.errors import DataError
+from data_shards.filters import CellFilter
 from data_shards.genes import GeneTable
-from data_shards.inspect import describe_store
-from data_shards.manifest import TEST, TRAIN, VALIDATION, Manifest
+from data_shards.inspect import Summary
+from data_shards.manifest import Manifest
 from data_shards.medians import make_medians
 from data_shards.medians_file import Medians
 from data_shards.output import hash_path
-from data_shards.shards import CellFilter, make_store
-from data_shards.splits import SplitOptions, assign_donors, donor_names, split_by_cell
+from data_shards.shards import make_store
+from data_shards.splits import SplitOptions
 from data_shards.store import choose_block_cells
 from data_shards.verify import find_damage
 from data_shards.vocabulary import Vocabulary
 from tests.unit.count_files import draw_counts, write_counts
-
-
-def quiet(line: str) -> None:
-    pass
-
-
-def build(folder: Path, files: list[Path], name: str = "s.zarr", **options: object) -> Manifest:
-    if not (folder / "m.zarr").exists():
-        make_medians(files, folder / "m.zarr", say=quiet)
-    return make_store(files, folder / "m.zarr", folder / name, **{"say": quiet, **options})  # type: ignore[arg-type]
-
-
-def read(path: Path, array: str) -> np.ndarray:
-    return np.asarray(zarr.open_group(path, mode="r")[array][:])  # type: ignore[index]
+from tests.unit.stores import SMALL, build, quiet, read, two_data_sets
 
 
 @pytest.fixture
 def files(tmp_path: Path) -> list[Path]:
-    """Two data sets that share a donor."""
-    one = {"donor_id": [f"d{i % 7}" for i in range(60)], "cell_type": pd.Categorical(["b", "a"] * 30)}
-    two = {"donor": ["d0", "e1", "e2", "e3"] * 5, "tissue": ["gut"] * 20}
-    return [
-        write_counts(tmp_path / "one.h5ad", draw_counts(60, 20, 1), obs=one),
-        write_counts(tmp_path / "two.h5ad", draw_counts(20, 20, 2), obs=two),
-    ]
+    return two_data_sets(tmp_path)
 
 
 def test_what_lies_on_disk(tmp_path: Path, files: list[Path]) -> None:
@@ -80,7 +57,7 @@ def test_what_lies_on_disk(tmp_path: Path, files: list[Path]) -> None:
     assert pd.read_parquet(path / "one" / "obs.parquet")["cell_type"].tolist() == ["b", "a"] * 30
     assert Manifest.load(path) == manifest
     assert find_damage(path) == []
-    text = "\n".join(describe_store(path))
+    text = "\n".join(Summary.read(path).describe())
     assert f"  cells        80\n  tokens       {manifest.n_tokens:,}\n  genes        20 (as-is ids)" in text
     assert "    genes      20 genes, ids as they are in the index of var; 20 of the vocabulary" in text
     assert f"of the medians file {Medians.load(tmp_path / 'm.zarr').hash}" in text
@@ -100,9 +77,10 @@ def test_manifest_hash_knows_content_and_not_the_machine(tmp_path: Path, files: 
 
 def test_shards_and_ranges_change_nothing(tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     first = build(tmp_path, files)
-    monkeypatch.setattr(shards, "_CELLS", 16)
-    monkeypatch.setattr(shards, "_CHUNK", 5)
-    monkeypatch.setattr(store, "LAYOUT", {"tokens": (64, 256), "indptr": (8, 32), "split": (8, 16)})
+    monkeypatch.setattr(ranked, "PART_CELLS", 16)
+    monkeypatch.setattr(parts, "_CHUNK", 5)
+    monkeypatch.setattr(parts, "_TOKENS", 100)
+    monkeypatch.setattr(store, "LAYOUT", SMALL)
     second = build(tmp_path, files, "2.zarr")
     assert [entry.content_hash for entry in first.datasets] == [entry.content_hash for entry in second.datasets]
     np.testing.assert_array_equal(read(tmp_path / "s.zarr", "one/tokens"), read(tmp_path / "2.zarr", "one/tokens"))
@@ -134,7 +112,7 @@ def test_filters_and_empty_cells(tmp_path: Path) -> None:
     manifest = build(tmp_path, [path], "f.zarr", cells=CellFilter(min_genes=2, min_counts=3))
     assert pd.read_parquet(tmp_path / "f.zarr/a/obs.parquet")["source_row"].tolist() == [0, 5]
     assert manifest.datasets[0].filtered_cells == 4
-    with pytest.raises(DataError, match=r"no cell is left of 6"):
+    with pytest.raises(DataError, match=r"no cell is left: 6 filtered"):
         build(tmp_path, [path], "g.zarr", cells=CellFilter(min_genes=5))
     genes.write_text("nobody\n")
     with pytest.raises(DataError, match=r"none of its 1 genes \(nobody …\) has a median"):
@@ -156,7 +134,7 @@ def test_genes_file_takes_symbols_through_the_gene_table(tmp_path: Path) -> None
     assert (manifest.options["genes_file"], manifest.options["genes_file_hash"]) == ("genes.txt", hash_path(genes))
     report = manifest.datasets[0].genes
     assert (report["by_symbol"], report["by_id"], report["in_vocabulary"]) == (3, 0, 2)
-    text = "\n".join(describe_store(tmp_path / "s.zarr"))
+    text = "\n".join(Summary.read(tmp_path / "s.zarr").describe())
     assert f"--genes      genes.txt, SHA-256 {hash_path(genes)}" in text
     assert "3 of 3 genes mapped (0 by id, 3 by symbol) from the index of var; 2 of the vocabulary" in text
     assert find_damage(tmp_path / "s.zarr") == []
@@ -184,86 +162,12 @@ def test_bad_input_leaves_nothing_behind(tmp_path: Path, files: list[Path]) -> N
     assert sorted(found.name for found in tmp_path.iterdir()) == before
 
 
-def test_whole_donors_are_held_out_the_same_in_every_data_set(tmp_path: Path, files: list[Path]) -> None:
-    manifest = build(tmp_path, files, splits=SplitOptions(validation=0.25, test=0.15))
-    of_donor: dict[str, set[int]] = {}
-    for entry in manifest.datasets:
-        assert entry.split_by == "donor"
-        assert entry.donor_key is not None
-        assert entry.n_validation > 0
-        assert entry.n_test > 0
-        obs = pd.read_parquet(tmp_path / "s.zarr" / entry.name / "obs.parquet")
-        for donor, split in zip(obs[entry.donor_key], read(tmp_path / "s.zarr", f"{entry.name}/split"), strict=True):
-            of_donor.setdefault(donor, set()).add(int(split))
-    assert all(len(splits) == 1 for splits in of_donor.values())
-
-
-def test_a_donor_is_one_donor_however_a_file_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No donor is in two splits: not of whole numbers with missing ones, nor of int here and float or text there."""
-    monkeypatch.setattr(obs_file, "_BATCH", 16)
-    monkeypatch.setattr(shards, "_CELLS", 16)
-    number = np.arange(80) % 8
-    missing = np.arange(80) < 5  # in the first batches alone
-    columns = {
-        "category": pd.Categorical(np.where(missing, np.nan, number)).rename_categories(range(8)),
-        "nullable": pd.array(np.where(missing, None, number), dtype="Int64"),
-        "float": np.where(missing, np.nan, number),
-        "int": number,
-        "text": [None if gone else f"{n}" for gone, n in zip(missing, number, strict=True)],
-        "floats": [None if gone else f"{n}.0" for gone, n in zip(missing, number, strict=True)],
-    }
-    assert columns["category"].categories.dtype == np.int64
-    files = [
-        write_counts(tmp_path / f"{name}.h5ad", draw_counts(80, 20, seed), obs={"donor": column})
-        for seed, (name, column) in enumerate(columns.items())
-    ]
-    manifest = build(tmp_path, files, splits=SplitOptions(by="donor", validation=0.3))
-    held = set()
-    for entry in manifest.datasets:
-        split = read(tmp_path / "s.zarr", f"{entry.name}/split")
-        known = np.ones(80, bool) if entry.name == "int" else ~missing
-        assert np.all(split[~known] == TRAIN)
-        of_donor = [set(split[known & (number == donor)].tolist()) for donor in range(8)]
-        assert all(len(splits) == 1 for splits in of_donor)
-        held.add(tuple(min(splits) for splits in of_donor))
-    categories = pd.read_parquet(tmp_path / "s.zarr/category/obs.parquet")["donor"]
-    assert categories.isna().tolist() == missing.tolist()
-    assert categories[~missing].tolist() == [str(n) for n in number[~missing]]
-    assert len(held) == 1
-    assert {TRAIN, VALIDATION} == {*held.pop()}
-
-
-def test_names_of_donors(tmp_path: Path) -> None:
-    column = pd.Series([3, 3.0, "3", "3.0", np.float32(3), -2.0, 3.5, "d.0", True, None, np.nan], dtype=object)
-    assert donor_names(column) == ["3", "3", "3", "3", "3", "-2", "3.5", "d.0", "True", "", ""]
-    # A missing one beside it must not make a float of a number that is no float.
-    pq.write_table(pa.table({"donor": pa.array([2**60 + 1, None])}), tmp_path / "obs.parquet")
-    (large,) = obs_file.read_column(tmp_path / "obs.parquet", "donor")
-    assert donor_names(large) == [str(2**60 + 1), ""]
-
-
-def test_one_donor_cannot_be_held_out_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = write_counts(tmp_path / "a.h5ad", draw_counts(20, 10), obs={"donor_id": ["only"] * 20})
-    make_medians([path], tmp_path / "m.zarr", say=quiet)
-    with monkeypatch.context() as patched:
-        patched.setattr(shards, "_write_dataset", None)  # known before a cell is ranked
-        with pytest.raises(DataError, match=r"1 known donors: .*--split-by cell"):
-            build(tmp_path, [path], splits=SplitOptions(by="donor"))
-    build(tmp_path, [path], splits=SplitOptions(by="donor", validation=0.0))
-    # A filter may leave one donor of two.
-    counts = draw_counts(20, 10).toarray()
-    counts[10:] = 0
-    two = write_counts(tmp_path / "b.h5ad", sp.csr_matrix(counts), obs={"donor_id": ["x"] * 10 + ["y"] * 10})
-    with pytest.raises(DataError, match=r"1 known donors: .*--split-by cell"):
-        build(tmp_path, [two], "x.zarr", splits=SplitOptions(by="donor"))
-
-
 def test_files_that_cannot_be_used_are_found_before_the_first_is_ranked(
     tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_medians(files, tmp_path / "m.zarr", say=quiet)
     foreign = write_counts(tmp_path / "foreign.h5ad", draw_counts(5, 2), ["x", "y"])
-    monkeypatch.setattr(shards, "_write_dataset", None)
+    monkeypatch.setattr(shards, "rank_dataset", None)
     with pytest.raises(DataError, match=r"foreign\.h5ad: none of its 2 genes"):
         build(tmp_path, [*files, foreign])
     with pytest.raises(DataError, match=r"two: no column 'donor_id' in obs"):
@@ -285,59 +189,6 @@ def test_data_sets_cannot_have_the_names_of_files_in_the_root(tmp_path: Path, fi
     shutil.copy(files[0], path)
     with pytest.raises(DataError, match=r"cannot name a data set: rename the file"):
         build(tmp_path, [path], "x.zarr")
-
-
-def test_how_cells_are_held_out_without_donors(tmp_path: Path) -> None:
-    path = write_counts(tmp_path / "a.h5ad", draw_counts(200, 10), obs={"donor_id": ["only"] * 200})
-    lines: list[str] = []
-    (entry,) = build(tmp_path, [path], say=lines.append).datasets
-    assert (entry.split_by, entry.donor_key) == ("cell", None)
-    assert 5 < entry.n_validation < 40
-    assert any("weaker than by donor" in line for line in lines)
-    (entry,) = build(tmp_path, [path], "n.zarr", splits=SplitOptions(by="none")).datasets
-    assert (entry.split_by, entry.n_train, entry.n_validation) == ("none", 200, 0)
-    assert len(list((tmp_path / "n.zarr/a/split/c").iterdir())) == 1  # a split of zeros is written, not left out
-    other = write_counts(tmp_path / "b.h5ad", draw_counts(20, 10))
-    with pytest.raises(DataError, match=r"no donor column in obs: name it with --donor-key"):
-        build(tmp_path, [other], "x.zarr", splits=SplitOptions(by="donor"))
-    with pytest.raises(DataError, match=r"no column 'who' in obs"):
-        build(tmp_path, [path], "x.zarr", splits=SplitOptions(donor_key="who"))
-    with pytest.raises(DataError, match=r"leave no cells to train on"):
-        SplitOptions(validation=0.6, test=0.4)
-
-
-@given(
-    st.dictionaries(st.text("abcd", min_size=1, max_size=3), st.integers(1, 50), min_size=2, max_size=12),
-    st.integers(0, 5),
-    st.sampled_from([(0.1, 0.0), (0.1, 0.1), (0.3, 0.3)]),
-)
-def test_donors_train_and_validation_are_never_empty(
-    cells: dict[str, int], seed: int, share: tuple[float, float]
-) -> None:
-    options = SplitOptions(seed=seed, validation=share[0], test=share[1])
-    found = assign_donors(Counter(cells), options, {})
-    assert found.keys() == cells.keys()
-    assert TRAIN in found.values()
-    if len(cells) > 1 + (share[1] > 0):
-        assert VALIDATION in found.values()
-        assert share[1] == 0 or TEST in found.values()
-    assert found == assign_donors(Counter(dict(reversed(cells.items()))), options, {})
-    one = next(iter(cells))
-    assert assign_donors(Counter(cells), options, {one: TEST})[one] == TEST
-
-
-def test_cells_of_unknown_donor_are_trained_on() -> None:
-    assert assign_donors(Counter({"": 90, "a": 5, "b": 5}), SplitOptions(validation=0.5), {})[""] == TRAIN
-
-
-def test_split_by_cell_is_a_function_of_data_set_row_and_seed() -> None:
-    rows = np.arange(10_000)
-    split = split_by_cell("a", rows, SplitOptions(validation=0.1, test=0.2))
-    assert np.bincount(split) / 10_000 == pytest.approx([0.7, 0.1, 0.2], abs=0.02)
-    np.testing.assert_array_equal(
-        split[5_000:], split_by_cell("a", rows[5_000:], SplitOptions(validation=0.1, test=0.2))
-    )
-    assert np.any(split != split_by_cell("b", rows, SplitOptions(validation=0.1, test=0.2)))
 
 
 @pytest.mark.parametrize(
@@ -385,7 +236,7 @@ def test_verify_names_damaged_and_missing_shards(damaged: Path, array: str) -> N
 
 
 def test_verify_names_the_chunk(tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store, "LAYOUT", {"tokens": (64, 256), "indptr": (8, 32), "split": (8, 16)})
+    monkeypatch.setattr(store, "LAYOUT", SMALL)
     build(tmp_path, files)
     shard = tmp_path / "s.zarr/one/tokens/c/1"
     flip(shard, 5)
@@ -416,7 +267,9 @@ def test_verify_finds_swapped_content_and_changed_files(damaged: Path) -> None:
     [
         (("dither",), True),
         (("medians_hash",), "0"),
-        (("options", "min_mapped"), 0.75),
+        (("options", "deny_file"), "other.txt"),
+        (("datasets", 0, "min_mapped"), 0.75),
+        (("datasets", 0, "splits", "seed"), 1),
         (("datasets", 1, "n_train"), 1),
         (("datasets", 0, "counts", "raw"), True),
         (("files", "medians.npy"), "0"),

@@ -1,0 +1,81 @@
+"""The genes of a vocabulary: all with a median, or those of a list, less those of another."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from data_shards.errors import DataError
+from data_shards.genes import map_gene
+from data_shards.medians_file import Medians
+from data_shards.tokenizer import Tokenizer
+from data_shards.vocabulary import Vocabulary
+
+
+def make_tokenizer(
+    medians: Medians,
+    top_k: int,
+    dither: bool,
+    genes_file: Path | None = None,
+    deny_file: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> Tokenizer:
+    """The tokenizer of all genes with a median, or of those that one file lists and another does not.
+
+    Args:
+        medians: their genes can be chosen.
+        top_k, dither: of the tokenizer.
+        genes_file, deny_file: ids or symbols, one a line.
+        say: takes lines of the report.
+
+    Raises:
+        DataError: a file cannot be read, or no gene is left.
+    """
+    chosen = {gene: i for i, gene in enumerate(medians.genes) if medians.counts[i] > 0}
+    if not chosen:
+        raise DataError("no gene has a median: the cells that the medians were made of have no counts")
+    if genes_file is not None:
+        n_listed, wanted = _listed(genes_file, medians)
+        kept = {gene: i for gene, i in chosen.items() if gene in wanted}
+        dropped = n_listed - len(kept)
+        say(
+            f"{genes_file.name}: {len(kept):,} of {n_listed:,} genes have a median"
+            + (f"; {dropped:,} dropped" if dropped else "")
+        )
+        if not kept:
+            raise _none_known(genes_file, n_listed, medians)
+        chosen = kept
+    if deny_file is not None:
+        n_listed, denied = _listed(deny_file, medians, all_of_ambiguous=True)
+        if denied.isdisjoint(medians.genes):
+            raise _none_known(deny_file, n_listed, medians)
+        left = {gene: i for gene, i in chosen.items() if gene not in denied}
+        say(f"{deny_file.name}: {len(chosen) - len(left):,} of {n_listed:,} genes are left out of the vocabulary")
+        if not left:
+            raise DataError(f"{deny_file}: lists all {len(chosen):,} genes of the vocabulary: list fewer")
+        chosen = left
+    vocabulary = Vocabulary(medians.kind, tuple(chosen))
+    return Tokenizer(vocabulary, medians.medians[list(chosen.values())], top_k, dither, medians.gene_table)
+
+
+def _listed(path: Path, medians: Medians, all_of_ambiguous: bool = False) -> tuple[int, set[str]]:
+    """How many genes a file lists, and the ids of those that are known."""
+    try:
+        names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}): give a text file with one gene a line") from error
+    table = medians.gene_table
+    ids = set()
+    for name in names:
+        gene, how = map_gene(name, medians.kind, table)
+        if gene is not None:
+            ids.add(gene)
+        elif how == "ambiguous" and all_of_ambiguous and table is not None:
+            ids |= table.ids_of[name]
+    return len(names), ids
+
+
+def _none_known(path: Path, n_listed: int, medians: Medians) -> DataError:
+    names = path.read_text().split()[:3]
+    return DataError(
+        f"{path}: none of its {n_listed:,} genes ({', '.join(names)} …) has a median: "
+        f"the medians are of {medians.kind} ids such as {', '.join(medians.genes[:3])}"
+    )

@@ -1,0 +1,228 @@
+"""A preparation of shards that is killed, or whose workers are, goes on and makes the same bytes."""
+
+import os
+import random
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data_shards import ranked
+from data_shards.manifest import Manifest
+from data_shards.medians import make_medians
+from data_shards.shards import make_store
+from data_shards.splits import SplitOptions
+from data_shards.verify import find_damage
+from tests.conftest import write_cells
+from tests.faults.preparing import prepare, start
+from tests.unit.stores import contents, quiet
+
+
+class Preparation:
+    """Three files, their medians, and what `gm-train data shards` makes of them undisturbed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.medians = folder / "m.zarr"
+        sizes = {"a": 70, "b": 40, "c": 33}
+        self.files = [write_cells(folder / f"{name}.h5ad", n, 40, seed=n) for name, n in sizes.items()]
+        make_medians(self.files, self.medians, say=quiet)
+        self.whole = folder / "whole.zarr"
+        assert prepare(self.words(self.whole), folder / "log", steps=folder / "steps") == 0
+        self.steps = int((folder / "steps").read_text())
+        self.expected = contents(self.whole)
+
+    def words(self, out: Path, *more: str) -> list[str | Path]:
+        return [*self.files, "--medians", self.medians, "--out", out, "--keep-values", "--test", "0.2", *more]
+
+    def added(self, out: Path) -> list[str | Path]:
+        return [self.files[2], "--out", out, "--add", "--test", "0.2"]
+
+
+@pytest.fixture(scope="module")
+def preparation(tmp_path_factory: pytest.TempPathFactory) -> Preparation:
+    return Preparation(tmp_path_factory.mktemp("preparation"))
+
+
+def log_of(folder: Path) -> str:
+    return (folder / "log").read_text()
+
+
+def test_promise_05_kills_at_any_step_leave_no_store_and_the_same_bytes_in_the_end(
+    preparation: Preparation, tmp_path: Path
+) -> None:
+    """Each start is killed a random number of steps on disk later, until one gets to its end."""
+    assert preparation.steps > 60
+    rng = random.Random(0)
+    killed = 0
+    for trial in range(3):
+        out = tmp_path / f"{trial}.zarr"
+        while True:
+            code = prepare(preparation.words(out), tmp_path / "log", die_at=rng.randrange(1, preparation.steps // 2))
+            if code == 0:
+                break
+            assert code == -signal.SIGKILL
+            killed += 1
+            if out.exists():  # killed while the work folder was being removed
+                break
+        assert contents(out) == preparation.expected
+    assert killed >= 6
+
+
+def test_promise_05_the_last_steps_leave_a_whole_store_or_none(preparation: Preparation, tmp_path: Path) -> None:
+    """Where the store gets its parts and its name."""
+    last = range(preparation.steps - 60, preparation.steps + 1, 4)
+    seen = set()
+    for die_at in last:
+        out = tmp_path / f"{die_at}.zarr"
+        assert prepare(preparation.words(out), tmp_path / "log", die_at=die_at) == -signal.SIGKILL
+        seen.add(out.exists())
+        if not out.exists():
+            assert prepare(preparation.words(out), tmp_path / "log") == 0
+        assert contents(out) == preparation.expected
+    assert seen == {True, False}
+
+
+def test_finished_parts_and_data_sets_are_not_redone(
+    preparation: Preparation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The parts of the second file are there when the start is killed; the next one ranks nothing of the first two."""
+    monkeypatch.setattr(ranked, "PART_CELLS", 16)
+    out = tmp_path / "s.zarr"
+    work = tmp_path / ".s.zarr.work" / "datasets"
+    done: set[str] = set()
+    for die_at in range(20, preparation.steps, 3):
+        assert prepare(preparation.words(out), tmp_path / "log", die_at=die_at) == -signal.SIGKILL
+        done = {path.relative_to(work).as_posix() for path in work.glob("*/parts/[!.]*")}
+        if (work / "a" / "finished" / "written.json").exists() and "b/parts/000000000016" in done:
+            break
+    assert not (work / "a" / "parts").exists()
+    stamps = {path: path.stat().st_mtime_ns for path in work.glob("b/parts/[!.]*/tokens")}
+    read: list[str] = []
+    real = ranked.rank_range
+
+    def watched(plan: ranked.RankPlan, task: ranked.Range) -> ranked.Summary:
+        name = f"{task.source.path.stem}/parts/{task.folder.name}"
+        if not task.folder.exists():
+            read.append(name)
+        else:
+            tokens = task.folder / "tokens"
+            assert stamps[tokens] == tokens.stat().st_mtime_ns
+        return real(plan, task)
+
+    monkeypatch.setattr(ranked, "rank_range", watched)
+    lines: list[str] = []
+    splits = Manifest.load(preparation.whole).datasets[0].splits
+    make_store(
+        preparation.files, preparation.medians, out, keep_values=True, splits=SplitOptions(**splits), say=lines.append
+    )
+    assert any("going on from what an earlier start has finished" in line for line in lines)
+    assert not any(name.startswith("a/") for name in read)
+    assert not done & set(read)
+    assert contents(out) == preparation.expected
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "s.zarr"]
+
+
+def test_promise_05_a_kill_of_an_add_leaves_the_store_whole(preparation: Preparation, tmp_path: Path) -> None:
+    """At every step of it, the store is the one before or the one after; the next start makes the one after."""
+    first = [*preparation.files[:2], "--medians", preparation.medians, "--keep-values", "--test", "0.2", "--out"]
+    log = tmp_path / "log"
+    for name in ("before.zarr", "after.zarr", "s.zarr"):
+        assert prepare([*first, tmp_path / name], log) == 0
+    before = Manifest.load(tmp_path / "before.zarr")
+    assert prepare(preparation.added(tmp_path / "after.zarr"), log, steps=tmp_path / "steps") == 0
+    after, expected = Manifest.load(tmp_path / "after.zarr"), contents(tmp_path / "after.zarr")
+    steps = int((tmp_path / "steps").read_text())
+    out = tmp_path / "s.zarr"
+    rng = random.Random(1)
+    # All of the last ones, where the data set is moved in, and some of those before.
+    for die_at in [*sorted(rng.sample(range(1, steps - 24), 6)), *range(steps - 24, steps + 1, 2)]:
+        code = prepare(preparation.added(out), log, die_at=die_at)
+        manifest = Manifest.load(out)
+        assert find_damage(out) == []
+        if manifest == after:
+            break
+        assert code == -signal.SIGKILL
+        assert manifest == before
+    else:
+        assert prepare(preparation.added(out), log) == 0
+    assert contents(out) == expected
+
+
+def test_what_an_add_was_killed_over_is_cleared_by_another(preparation: Preparation, tmp_path: Path) -> None:
+    """The data set lies in the store, and the manifest does not name it, when the user thinks better of it."""
+    log, out = tmp_path / "log", tmp_path / "s.zarr"
+    words = ["--medians", preparation.medians, "--out", out, "--test", "0.2"]
+    assert prepare([preparation.files[0], *words], log) == 0
+    add = [preparation.files[2], "--out", out, "--add", "--test", "0.2"]
+    assert prepare(add, log) == 0
+    manifest = Manifest.load(out)
+    assert [entry.name for entry in manifest.datasets] == ["a", "c"]
+    # As if the kill came between the move and the manifest.
+    (out / "stray").mkdir()
+    for found in (out / "c").iterdir():
+        if found.is_dir():
+            (out / "stray" / found.name).mkdir()
+        else:
+            (out / "stray" / found.name).write_bytes(found.read_bytes())
+    assert prepare([preparation.files[1], "--out", out, "--add"], log) == 0
+    assert "stray: was left by an --add that was not finished; it is removed" in log_of(tmp_path)
+    assert not (out / "stray").exists()
+    assert find_damage(out) == []
+
+
+def children(pid: int) -> Iterator[int]:
+    """The workers of a process."""
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        for child in (task / "children").read_text().split():
+            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+                yield int(child)
+
+
+def test_a_killed_worker_ends_the_start_and_the_next_one_goes_on(preparation: Preparation, tmp_path: Path) -> None:
+    out, log = tmp_path / "s.zarr", tmp_path / "log"
+    process = start(preparation.words(out, "--workers", "2"), log, part_cells=1)
+    work = tmp_path / ".s.zarr.work"
+    while process.is_alive() and not any(work.glob("datasets/a/parts/[!.]*")):
+        time.sleep(0.005)
+    victim = next(children(process.pid))
+    os.kill(victim, signal.SIGKILL)
+    process.join()
+    assert process.exitcode == 1
+    assert "a worker process was killed" in log_of(tmp_path)
+    assert "the same command goes on from there" in log_of(tmp_path)
+    assert "Traceback" not in log_of(tmp_path)
+    assert not out.exists()
+    assert prepare(preparation.words(out, "--workers", "2"), log, part_cells=1) == 0
+    assert contents_but_obs(out) == contents_but_obs(preparation.whole)
+
+
+def contents_but_obs(store: Path) -> dict[str, str]:
+    """All but what another size of parts changes: the row groups of obs, and the manifest that has its hash."""
+    return {name: found for name, found in contents(store).items() if "obs.parquet" not in name and name != "zarr.json"}
+
+
+@pytest.mark.parametrize("workers", [1, 2, 5])
+def test_the_bytes_do_not_depend_on_workers(preparation: Preparation, tmp_path: Path, workers: int) -> None:
+    out = tmp_path / "s.zarr"
+    assert prepare(preparation.words(out, "--workers", str(workers)), tmp_path / "log") == 0
+    assert contents(out) == preparation.expected
+
+
+def test_the_bytes_do_not_depend_on_dask_or_on_its_workers_deaths(preparation: Preparation, tmp_path: Path) -> None:
+    """A real scheduler with two worker processes, one of which is killed half-way and started again."""
+    distributed = pytest.importorskip("distributed")
+    out, log = tmp_path / "s.zarr", tmp_path / "log"
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=str(tmp_path)
+    ) as cluster:
+        process = start(preparation.words(out, "--dask", cluster.scheduler_address), log, part_cells=16)
+        work = tmp_path / ".s.zarr.work"
+        while process.is_alive() and not any(work.glob("datasets/*/parts/[!.]*")):
+            time.sleep(0.002)
+        cluster.workers[0].process.process.kill()
+        process.join()
+    assert process.exitcode == 0, log_of(tmp_path)
+    assert contents(out) == preparation.expected
