@@ -2,7 +2,6 @@
 
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy.typing as npt
 
 from data_shards.digests import Digests, Partition, digest_partition
 from data_shards.errors import DataError
-from data_shards.work import new_part
+from data_shards.work import new_part, write_arrays
 
 #: Centroids that a merge holds at a time.
 _CENTROIDS = 1 << 21
@@ -60,15 +59,12 @@ class DigestPart:
 
 def write_digests(folder: Path, blocks: Iterable[Digests]) -> None:
     """Write the digests of one range of genes after the other to an existing folder."""
-    with ExitStack() as opened:
-        files = {name: opened.enter_context(open(folder / name, "wb")) for name in DIGEST_TYPES}
-        np.zeros(1, np.int64).tofile(files["indptr"])
-        end = 0
-        for block in blocks:
-            for name in ("means", "weights", "counts"):
-                getattr(block, name).tofile(files[name])
-            (block.indptr[1:] + end).tofile(files["indptr"])
-            end += len(block.means)
+    write_arrays(folder, {"indptr": np.zeros(1, np.int64)})
+    end = 0
+    for block in blocks:
+        indptr = block.indptr[1:] + end
+        write_arrays(folder, {"means": block.means, "weights": block.weights, "indptr": indptr, "counts": block.counts})
+        end += len(block.means)
 
 
 def gene_blocks(lengths: npt.NDArray[np.int64], most: int) -> list[tuple[int, int]]:

@@ -197,7 +197,7 @@ def _notes(results: table.Row) -> list[str]:
         + " (0 is plain frequency).",
     ]
     if results["model"]["language"] != "masked":
-        said.append("The model was trained on next tokens and never saw the mask token: its masked-gene scores say little.")
+        said.append("The model was trained on next tokens, never on masked genes: its masked-gene scores say little.")
     if results["cells"]["without_tokens"]:
         said.append(f"{results['cells']['without_tokens']:,} cells have no gene of the vocabulary and are left out.")
     if left_out := results["cells"]["data_sets_left_out"]:
