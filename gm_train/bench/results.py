@@ -60,7 +60,7 @@ def _cpu_name() -> str:
 
 def write(out: Path, results: dict[str, Any], render: Callable[[dict[str, Any]], str]) -> list[Path]:
     """Write `bench.json` and `bench.md`: their paths."""
-    written = {"bench.json": json.dumps(results, indent=1) + "\n", "bench.md": render(results)}
-    for name, text in written.items():
-        (out / name).write_text(text)
-    return [out / name for name in written]
+    paths = [out / "bench.json", out / "bench.md"]
+    paths[0].write_text(json.dumps(results, indent=1) + "\n")
+    paths[1].write_text(render(results))
+    return paths

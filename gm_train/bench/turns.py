@@ -34,8 +34,8 @@ class Spread:
         return cls(median, low, high, len(seconds))
 
 
-def alternate(workers: Sequence[Worker], steps: int, say: Say) -> dict[str, list[Any] | None]:
-    """Let every worker take timed steps, two at a time in turn, so that the machine's drift meets all alike.
+def alternate(workers: Sequence[Worker], steps: int, say: Say, turn: int = TURN) -> dict[str, list[Any] | None]:
+    """Let every worker take timed steps, `turn` at a time in turn, so that the machine's drift meets all alike.
 
     Returns:
         What each step took, as the method `steps` of what the worker holds tells it, by the worker's name; None for one
@@ -44,7 +44,7 @@ def alternate(workers: Sequence[Worker], steps: int, say: Say) -> dict[str, list
     taken_by: dict[str, list[Any] | None] = {worker.name: [] for worker in workers}
     taken = 0
     while taken < steps:
-        n = min(TURN, steps - taken)
+        n = min(turn, steps - taken)
         for worker in workers:
             so_far = taken_by[worker.name]
             if so_far is None:
