@@ -3,6 +3,7 @@
 from typing import Any
 
 from gm_train.bench.loaders import BY_KERNEL, BY_ROWS, CEILING, COUNTS, OURS, WAYS
+from gm_train.bench.peers import BATCH
 from gm_train.bench.tables import mebibytes, ratio, seconds, table, versions
 
 Row = dict[str, Any]
@@ -33,10 +34,10 @@ def _head(results: Row) -> str:
             f"`{made['command']}`",
             f"{made['date']}, {made['cpu']}, {made['cores']} cores; Python {made['python']}, "
             + versions(made["packages"], made["git"]),
-            f"{cells['cells']:,} {'simulated ' if cells['simulated'] else ''}cells of {cells['mean_tokens']:,.0f} tokens "
-            f"on average, top-k {cells['top_k']:,}. {made['turns']} turns of {made['turn_s']:g} s a loader, in "
-            "alternation, after an untimed one; cells of all turns over their seconds, with the quartiles of the turns in "
-            "brackets.",
+            f"{cells['cells']:,} {'simulated ' if cells['simulated'] else ''}cells of {cells['mean_tokens']:,.0f} "
+            f"tokens on average, top-k {cells['top_k']:,}. {made['turns']} turns of {made['turn_s']:g} s a loader, in "
+            "alternation, after an untimed one; cells of all turns over their seconds, with the quartiles of the turns "
+            "in brackets.",
         ]
     )
 
@@ -60,13 +61,13 @@ def _race(rows: list[Row]) -> str:
     ours = by_loader[OURS][COUNTS]
     said = (
         f"`{OURS}` delivers packed int64 rows of tokens and segments in all three; its rows are "
-        f"{ours['real_tokens']:.1%} full. `{CEILING}` is TensorStore alone, with 16 reads in flight. The others deliver "
-        "batches of 256 cells in random order: as sparse counts; ranked a cell at a time by numpy's argsort, padded to "
-        "top-k; or ranked by gm-train's own kernel, padded, which is more than they come with."
+        f"{ours['real_tokens']:.1%} full. `{CEILING}` is TensorStore alone, with 16 reads in flight. The others "
+        f"deliver batches of {BATCH} cells in random order: as sparse counts; ranked a cell at a time by numpy's argsort, "
+        "padded to top-k; or ranked by gm-train's own kernel, padded, which is more than they come with."
     )
     return (
-        f"## Loaders\n\n{table([*header, 'to the first batch', 'peak memory'], lines)}\n\n{said} The time to a first batch "
-        "has in it what a loader makes of the cells at its first start."
+        f"## Loaders\n\n{table([*header, 'to the first batch', 'peak memory'], lines)}\n\n{said} The time to a first "
+        "batch has in it what a loader makes of the cells at its first start."
     )
 
 

@@ -12,6 +12,7 @@ CORPUS, NODES, WORKERS_PER_NODE, GPUS_PER_NODE = 100_000_000, 32, 16, 8
 #: Real tokens a second of one GPU: the target, which nothing has reached yet.
 TOKENS_PER_GPU = 600_000
 _LEAST_SHARE = 0.02
+_METHODS = (("t-digests", "digests_s"), ("exact, by histograms", "exact_s"), ("reading once with h5py", "h5py_s"))
 
 
 def render(results: Row) -> str:
@@ -30,7 +31,8 @@ def _head(made: Row) -> str:
             f"`{made['command']}`",
             f"{made['date']}, {made['cpu']}, {made['cores']} cores; Python {made['python']}, "
             + versions(made["packages"], made["git"]),
-            f"Simulated cells of about a thousand detected genes of 20,000; {made['cells']:,} where nothing else is said.",
+            "Simulated cells of about a thousand detected genes, of 20,000; "
+            f"{made['cells']:,} of them where nothing else is said.",
         ]
     )
 
@@ -55,12 +57,7 @@ def _medians(found: Row) -> str:
     shown["all others"] = total - sum(shown.values())
     lines = [[name, seconds(own), f"{own / total:.0%}"] for name, own in shown.items()]
     rates = ", ".join(
-        f"{name} {seconds(found[key])} ({found['cells'] / found[key]:,.0f} cells/s)"
-        for name, key in (
-            ("t-digests", "digests_s"),
-            ("exact, by histograms", "exact_s"),
-            ("reading once with h5py", "h5py_s"),
-        )
+        f"{name} {seconds(found[key])} ({found['cells'] / found[key]:,.0f} cells/s)" for name, key in _METHODS
     )
     return (
         f"## Medians, one worker: where the time goes\n\n{rates}.\n\n"
@@ -98,8 +95,8 @@ def _files(rows: list[Row]) -> str:
     sizes = {row["compression"]: row["bytes"] for row in rows}
     said = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in sizes.items())
     return (
-        f"## From .h5ad to finished shards\n\n{table(header, lines)}\n\nFiles: {said}. Medians of the runs, with the least "
-        "and the most. Reading: data and indices, 4,096 cells at a time, twice, in one process."
+        f"## From .h5ad to finished shards\n\n{table(header, lines)}\n\nFiles: {said}. Medians of the runs, with the "
+        "least and the most. Reading: data and indices, 4,096 cells at a time, twice, in one process."
     )
 
 
@@ -133,17 +130,17 @@ def arithmetic(rows: list[Row]) -> str:
     epoch_s = CORPUS / (NODES * GPUS_PER_NODE * needed)
     return "\n".join(
         [
-            f"By arithmetic, {CORPUS:,} such cells on {NODES} nodes of {WORKERS_PER_NODE} workers, if each worker is as fast "
-            "as here and the file system keeps up:",
+            f"By arithmetic, {CORPUS:,} such cells on {NODES} nodes of {WORKERS_PER_NODE} workers, if each worker is as "
+            "fast as here, the file system keeps up and everything scales:",
             "",
             f"- medians: {_hours(medians['seconds'] * times)}; tokens: {_hours(shards['seconds'] * times)} "
             f"(on one machine like this, {workers} workers: {_hours(medians['seconds'] * CORPUS / size)} and "
             f"{_hours(shards['seconds'] * CORPUS / size)}). Merging digests and putting parts into shards is one "
-            "process's work; it is in these figures as it was here, and does not shrink with more nodes.",
+            "process's work, which more nodes do not speed up: take these for lower bounds.",
             f"- the store: {shards['bytes'] * CORPUS / size / 1e9:,.0f} GB.",
-            f"- loading: a GPU that trains on {TOKENS_PER_GPU:,} tokens/s (a target, not a measurement) takes {needed:,.0f} "
-            f"cells/s; one loader process delivered {delivered:,.0f}, {delivered / needed:,.0f} times as many. At that rate "
-            f"{NODES * GPUS_PER_NODE} GPUs read the corpus in {_hours(epoch_s)}.",
+            f"- loading: a GPU that trains on {TOKENS_PER_GPU:,} tokens/s (a target, not a measurement) takes "
+            f"{needed:,.0f} cells/s; one loader process delivered {delivered:,.0f}, {delivered / needed:,.0f} times as "
+            f"many. {NODES * GPUS_PER_NODE} GPUs that train so fast read the corpus in {_hours(epoch_s)}.",
         ]
     )
 
