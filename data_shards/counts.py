@@ -6,7 +6,7 @@ matrix, chunks without a count are legitimately absent, so that there a lost chu
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,6 +22,8 @@ import zarr
 from data_shards.annotations import CellAnnotations, read_annotations
 from data_shards.by_cell import CellMajorCopy, copy_by_cell
 from data_shards.errors import DataError
+from data_shards.kernels import BAD, FRACTION, OUTSIDE, UNSORTED, ZERO, copy_entries, dense_entries
+from data_shards.readable import readable
 
 #: Elements of a dense matrix that are held at a time.
 _DENSE_BLOCK = 1 << 24
@@ -66,13 +68,20 @@ class CountSource:
         return CountFile(self.path, self.options, self.by_cell)
 
 
-def open_counts(path: str | Path, options: CountOptions | None = None) -> "CountFile":
+def open_counts(path: str | Path, options: CountOptions | None = None, scratch: Path | None = None) -> "CountFile":
     """Open an AnnData file for reading its counts.
+
+    Args:
+        path: the file.
+        options: where its counts are.
+        scratch: an existing folder that all workers see. Where counts are stored by gene, their copy by cell is made
+            there as a part that stays, and is taken from there if it is there already; without a folder it lies in
+            TMPDIR and is removed when the file is closed.
 
     Raises:
         DataError: the file is missing, damaged, empty or not AnnData, or the matrix of the options is not in it.
     """
-    counts = CountFile(Path(path), options or CountOptions())
+    counts = CountFile(Path(path), options or CountOptions(), scratch=scratch)
     try:
         counts.require_whole()
     except BaseException:
@@ -93,15 +102,18 @@ class CountFile:
         annotations: the cell annotations, readable by rows.
     """
 
-    def __init__(self, path: Path, options: CountOptions, by_cell: CellMajorCopy | None = None) -> None:
+    def __init__(
+        self, path: Path, options: CountOptions, by_cell: CellMajorCopy | None = None, scratch: Path | None = None
+    ) -> None:
         self.path = path
         self.options = options
         self.name = path.stem
         self._root = _open_root(path)
         self._by_cell = by_cell
+        self._scratch = scratch
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
         try:
-            with _readable(path):
+            with readable(path):
                 self._read_structure()
         except BaseException:
             self.close()
@@ -153,14 +165,14 @@ class CountFile:
 
     def read_obs(self, start: int = 0, stop: int | None = None) -> pd.DataFrame:
         """The annotations of cells [start, stop): pandas DataFrame indexed by the cells' names."""
-        with _readable(self.path):
+        with readable(self.path):
             return self.annotations.read(start, stop)
 
     def require_whole(self) -> None:
         """Raise DataError if a sparse matrix in Zarr has lost a chunk, which would read as zeros."""
         if self.format == "dense" or not isinstance(self._matrix, zarr.Group):
             return
-        with _readable(self.path):
+        with readable(self.path):
             arrays: dict[str, Any] = {name: self._matrix[name] for name in ("data", "indices", "indptr")}
             n_entries = arrays["data"].shape[0]
             if n_entries != int(arrays["indptr"][-1]):
@@ -179,13 +191,35 @@ class CountFile:
 
     @property
     def source(self) -> CountSource:
-        """A picklable handle; counts stored by gene are first copied by cell to a temporary folder."""
+        """A picklable handle; counts stored by gene are first copied by cell."""
         if self.format == "csc" and self._by_cell is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="gm-train-")
-            folder = Path(self._temporary.name)
-            with _readable(self.path):
-                self._by_cell = copy_by_cell(self._matrix, self.n_cells, self.n_genes, self.path, folder)
+            scratch = self._scratch
+            if scratch is None:
+                self._temporary = tempfile.TemporaryDirectory(prefix="gm-train-")
+                scratch = Path(self._temporary.name)
+            self._by_cell = copy_by_cell(self._matrix, self.n_cells, self.n_genes, self.path, scratch)
         return CountSource(self.path, self.options, self._by_cell)
+
+    def stored_entries(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """Entries that are stored of each of the cells [start, stop); of a dense matrix, all: int64 (stop - start,).
+
+        Raises:
+            DataError: the row pointers are damaged.
+        """
+        if self.format == "dense":
+            return np.full(stop - start, self.n_genes, np.int64)
+        if self.format == "csc":
+            by_cell = self.source.by_cell
+            assert by_cell is not None
+            return by_cell.stored_entries(start, stop)
+        with readable(self.path):
+            return np.diff(self._row_pointers(start, stop))
+
+    def _row_pointers(self, first: int, last: int) -> npt.NDArray[np.int64]:
+        indptr = np.asarray(self._matrix["indptr"][first : last + 1]).astype(np.int64)
+        if len(indptr) != last - first + 1 or indptr[0] < 0 or np.any(np.diff(indptr) < 0):
+            raise DataError(f"{self.path}: the row pointers of cells {first:,} to {last:,} are damaged: fetch it again")
+        return indptr
 
     def chunks(self, rows: int = 4096, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, sp.csr_matrix]]:
         """The checked counts of cells [start, stop), `rows` cells at a time.
@@ -201,46 +235,54 @@ class CountFile:
         stop = self.n_cells if stop is None else min(stop, self.n_cells)
         for first in range(start, stop, rows):
             last = min(first + rows, stop)
-            with _readable(self.path):
-                chunk = self._read_rows(first, last)
-            yield first, self._checked(chunk, first)
+            with readable(self.path):
+                indptr, indices, data = self._stored(first, last)
+            yield first, self._checked(indptr, indices, data, first)
 
-    def _read_rows(self, first: int, last: int) -> sp.csr_matrix:
+    def _stored(self, first: int, last: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any], npt.NDArray[Any]]:
+        """The entries of cells [first, last) as they are stored: where each cell's begin, genes and counts."""
         if self.format == "dense":
-            step = max(1, _DENSE_BLOCK // max(1, self.n_genes))
-            parts = [
-                sp.csr_matrix(np.asarray(self._matrix[a : min(a + step, last)]).astype(np.float64))
-                for a in range(first, last, step)
-            ]
-            return sp.vstack(parts, format="csr")
+            step = max(1, _DENSE_BLOCK // self.n_genes)
+            blocks = (np.asarray(self._matrix[a : min(a + step, last)]) for a in range(first, last, step))
+            parts = [dense_entries(np.ascontiguousarray(_computable(block))) for block in blocks]
+            lengths = np.concatenate([np.diff(part[0]) for part in parts])
+            indptr = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
+            return indptr, np.concatenate([part[1] for part in parts]), np.concatenate([part[2] for part in parts])
         if self.format == "csc":
             by_cell = self.source.by_cell
             assert by_cell is not None
             return by_cell.rows(first, last)
-        indptr = np.asarray(self._matrix["indptr"][first : last + 1]).astype(np.int64)
-        if len(indptr) != last - first + 1 or np.any(np.diff(indptr) < 0):
-            raise DataError(f"{self.path}: the row pointers of cells {first:,} to {last:,} are damaged: fetch it again")
+        indptr = self._row_pointers(first, last)
         span = slice(int(indptr[0]), int(indptr[-1]))
-        indices = np.asarray(self._matrix["indices"][span])
-        data = np.asarray(self._matrix["data"][span]).astype(np.float64)
+        indices, data = np.asarray(self._matrix["indices"][span]), np.asarray(self._matrix["data"][span])
         if not len(indices) == len(data) == indptr[-1] - indptr[0]:
             raise DataError(f"{self.path}: the counts of cells {first:,} to {last:,} are cut short: fetch it again")
-        if len(indices) and (indices.min() < 0 or indices.max() >= self.n_genes):
-            raise DataError(f"{self.path}: a column index of cells {first:,} to {last:,} is outside: fetch it again")
-        chunk = sp.csr_matrix((data, indices.astype(np.int32), indptr - indptr[0]), (last - first, self.n_genes))
-        chunk.sum_duplicates()  # sorts the indices too
-        return chunk
+        return indptr - indptr[0], indices, data
 
-    def _checked(self, chunk: sp.csr_matrix, first: int) -> sp.csr_matrix:
-        chunk.eliminate_zeros()
-        data = chunk.data
-        self._refuse(chunk, first, ~np.isfinite(data), "is not a number", "mend or drop the cell")
-        self._refuse(chunk, first, data < 0, "is negative", "counts are in another matrix: try --layer or --raw")
+    def _checked(
+        self, indptr: npt.NDArray[np.int64], indices: npt.NDArray[Any], data: npt.NDArray[Any], first: int
+    ) -> sp.csr_matrix:
+        genes, counts = np.empty(len(indices), np.int32), np.empty(len(indices), np.float64)
+        found = copy_entries(indptr, _computable(indices), _computable(data), self.n_genes, genes, counts)
+        last = first + len(indptr) - 1
+        if found & OUTSIDE:
+            raise DataError(f"{self.path}: a column index of cells {first:,} to {last:,} is outside: fetch it again")
+        chunk = sp.csr_matrix((counts, genes, indptr), (last - first, self.n_genes))
+        if found & UNSORTED:
+            chunk.sum_duplicates()  # sorts the indices too
+        else:
+            chunk.has_canonical_format = True  # or scipy looks again
+        if found & (UNSORTED | ZERO):
+            chunk.eliminate_zeros()
+        if found & BAD:
+            self._refuse(chunk, first, ~np.isfinite(chunk.data), "is not a number", "mend or drop the cell")
+            what, mend = "is negative", "counts are in another matrix: try --layer or --raw"
+            self._refuse(chunk, first, chunk.data < 0, what, mend)
         if self.options.counts_from == "log1p":
             return self._from_log1p(chunk, first)
-        if not self.options.allow_non_integer:
+        if found & FRACTION and not self.options.allow_non_integer:
             mend = "name the raw counts with --layer or --raw, or use --counts-from log1p or --allow-non-integer"
-            self._refuse(chunk, first, data != np.rint(data), "is not a whole count", mend)
+            self._refuse(chunk, first, chunk.data != np.rint(chunk.data), "is not a whole count", mend)
         return chunk
 
     def _from_log1p(self, chunk: sp.csr_matrix, first: int) -> sp.csr_matrix:
@@ -286,6 +328,14 @@ class CountFile:
         self.close()
 
 
+def _computable(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """The same numbers in a type that compiled code takes."""
+    if values.dtype.kind == "b":
+        return values.view(np.uint8)
+    plain = values.dtype.kind in "iu" or values.dtype in (np.float32, np.float64)
+    return values if plain and values.dtype.isnative else values.astype(np.float64)
+
+
 def _open_root(path: Path) -> Any:
     if not path.exists():
         raise DataError(f"{path}: no such file")
@@ -315,24 +365,3 @@ def _matrix_format(path: Path, where: str, matrix: Any) -> tuple[str, tuple[int,
     if len(shape) != 2:
         raise DataError(f"{path}: {where} has shape {tuple(shape)}: counts have two dimensions, cells and genes")
     return kind, (int(shape[0]), int(shape[1]))
-
-
-@contextmanager
-def _readable(path: Path) -> Iterator[None]:
-    """Turns what h5py, zarr and anndata raise for damaged files into one kind of error."""
-    try:
-        yield
-    except DataError:
-        raise
-    except KeyError as error:
-        raise DataError(
-            f"{path}: not as anndata writes it, or damaged ({error}): write it again with anndata"
-        ) from error
-    except (OSError, ValueError, RuntimeError) as error:
-        # HDF5's words for a filter that it lacks; "filter returned failure" is damage.
-        if any(words in str(error) for words in ("is not registered", "Please verify its existence")):
-            raise DataError(
-                f"{path}: compressed with a filter that is not installed ({error}): pip install hdf5plugin, "
-                "or write it again with gzip"
-            ) from error
-        raise DataError(f"{path}: cannot be read ({error}): truncated or damaged, fetch it again") from error

@@ -5,9 +5,10 @@ the values that share the bits of its median so far: 11, then 10, then 10 of the
 middle ones, which are followed side by side; the median is their mean.
 """
 
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
+from pathlib import Path
 
 import numba
 import numpy as np
@@ -16,8 +17,11 @@ from tqdm import tqdm
 
 from data_shards.digests import Partition, normalised_values
 from data_shards.parallel import Workers
+from data_shards.work import new_part
 
 _WIDTHS = (11, 10, 10)
+#: Partitions that are counted into one histogram.
+_TOGETHER = 16
 
 U32 = npt.NDArray[np.uint32]
 I64 = npt.NDArray[np.int64]
@@ -33,9 +37,15 @@ class _Search:
 
 
 def exact_medians(
-    partitions: Sequence[Partition], n_genes: int, workers: Workers
+    partitions: Sequence[Partition], n_genes: int, workers: Workers, work: Path
 ) -> tuple[npt.NDArray[np.float64], I64]:
     """Median of each gene's values, rounded to float32, and their number.
+
+    Args:
+        partitions: ranges of cells, all with the same numbers of genes.
+        n_genes: genes.
+        workers: what reads them.
+        work: an existing folder for parts, which a later start goes on from.
 
     Returns:
         medians float64 (n_genes,), NaN without a value, and counts int64 (n_genes,).
@@ -44,34 +54,73 @@ def exact_medians(
     ranks = counts = np.zeros(n_genes, np.int64)
     known = 0
     for number, width in enumerate(_WIDTHS, 1):
-        # Before any bit is known, both middle values are looked for in the same histogram.
-        sides = 1 if known == 0 else 2
-        search = _Search(prefixes[:sides], known, width)
-        histogram = np.zeros((sides, n_genes, 1 << width), np.int64)
-        found = workers.map_in_order(partial(_count, search), partitions)
-        for part in tqdm(found, total=len(partitions), desc=f"exact medians, pass {number} of 3", disable=None):
-            histogram += part
-        if known == 0:
-            counts = histogram[0].sum(axis=1)
-            ranks = np.stack([np.maximum(counts - 1, 0) // 2, counts // 2])
-        for side in range(2):
-            for gene in range(n_genes):
-                cumulative = histogram[min(side, sides - 1), gene].cumsum()
-                digit = min(int(np.searchsorted(cumulative, ranks[side, gene], side="right")), (1 << width) - 1)
-                ranks[side, gene] -= cumulative[digit - 1] if digit else 0
-                prefixes[side, gene] = (prefixes[side, gene] << np.uint32(width)) | np.uint32(digit)
+        done = work / f"exact-{number}"
+        if not done.exists():
+            # Before any bit is known, both middle values are looked for in the same histogram.
+            sides = 1 if known == 0 else 2
+            search = _Search(prefixes[:sides], known, width)
+            histogram = _histogram(search, partitions, workers, work, number)
+            if known == 0:
+                counts = histogram[0].sum(axis=1, dtype=np.int64)
+                ranks = np.stack([np.maximum(counts - 1, 0) // 2, counts // 2])
+            for side in range(2):
+                for gene in range(n_genes):
+                    cumulative = histogram[min(side, sides - 1), gene].cumsum(dtype=np.int64)
+                    digit = min(int(np.searchsorted(cumulative, ranks[side, gene], side="right")), (1 << width) - 1)
+                    ranks[side, gene] -= cumulative[digit - 1] if digit else 0
+                    prefixes[side, gene] = (prefixes[side, gene] << np.uint32(width)) | np.uint32(digit)
+            del histogram
+            with new_part(done) as part:
+                np.savez(part / "found.npz", prefixes=prefixes, ranks=ranks, counts=counts)
+        with np.load(done / "found.npz") as found:
+            prefixes, ranks, counts = found["prefixes"], found["ranks"], found["counts"]
+        shutil.rmtree(work / f"pass-{number}", ignore_errors=True)
         known += width
     middle = prefixes.view(np.float32).astype(np.float64)
     return np.where(counts > 0, middle.mean(axis=0), np.nan), counts
 
 
-def _count(search: _Search, partition: Partition) -> npt.NDArray[np.uint32]:
+@dataclass(frozen=True)
+class _Count:
+    """Partitions that are counted together, and where their histogram goes."""
+
+    search: _Search
+    partitions: tuple[Partition, ...]
+    out: Path
+
+
+def _histogram(
+    search: _Search, partitions: Sequence[Partition], workers: Workers, work: Path, number: int
+) -> npt.NDArray[np.uint32]:
+    """What stands in each bin of each gene over all partitions: uint32 (1 or 2, n_genes, bins)."""
+    tasks = [
+        _Count(search, tuple(partitions[first : first + _TOGETHER]), work / f"pass-{number}" / str(first // _TOGETHER))
+        for first in range(0, len(partitions), _TOGETHER)
+    ]
+    missing = [task for task in tasks if not task.out.exists()]
+    histogram = np.zeros((*search.prefixes.shape, 1 << search.width), np.uint32)
+    with tqdm(total=len(tasks), desc=f"exact medians, pass {number} of 3", disable=None) as progress:
+        progress.update(len(tasks) - len(missing))
+        for _ in workers.map_in_order(_count, missing):
+            progress.update()
+    for task in tasks:
+        # Each bin stands once in a part.
+        histogram.reshape(-1)[np.load(task.out / "bins.npy")] += np.load(task.out / "counts.npy")
+    return histogram
+
+
+def _count(task: _Count) -> None:
+    search = task.search
     histogram = np.zeros((*search.prefixes.shape, 1 << search.width), np.uint32)
     shift = 31 - search.known - search.width
-    for genes, values in normalised_values(partition):
-        bits = values.astype(np.float32).view(np.uint32)
-        _add(histogram, genes, bits, search.prefixes, np.uint32(shift), np.uint32(search.width))
-    return histogram
+    for partition in task.partitions:
+        for genes, values in normalised_values(partition):
+            bits = values.astype(np.float32).view(np.uint32)
+            _add(histogram, genes, bits, search.prefixes, np.uint32(shift), np.uint32(search.width))
+    bins = np.flatnonzero(histogram)
+    with new_part(task.out) as part:
+        np.save(part / "bins.npy", bins.astype(np.uint32))
+        np.save(part / "counts.npy", histogram.reshape(-1)[bins])
 
 
 @numba.njit(cache=True, nogil=True)

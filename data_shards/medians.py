@@ -1,17 +1,17 @@
 """Non-zero medians of genes over data sets: `medians.zarr`.
 
-Each file is cut into partitions of rows that only its size decides. A partition becomes one t-digest a gene; digests
+Each file is cut into partitions of rows that only its content decides. A partition becomes one t-digest a gene; digests
 of sixteen partitions, then of sixteen such groups and so on, are joined in flat merges, so that temporary files stay
-small and the result is the same for any number of workers. The digest of each data set is kept: medians over all data
-sets are one flat merge of these, and a new data set is added without reading the old ones.
+small and the result is the same for any number of workers. All of these are parts in a work folder, so that a start
+that is killed is gone on from. The digest of each data set is kept: medians over all data sets are one flat merge of
+these, and a new data set is added without reading the old ones.
 """
 
 import json
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,26 +20,34 @@ import numpy.typing as npt
 import zarr
 from tqdm import tqdm
 
-from data_shards.counts import CountOptions, CountSource, open_counts
-from data_shards.digests import Digests, Partition, digest_partition
+from data_shards.counts import CountFile, CountOptions, open_counts
+from data_shards.digest_parts import DigestPart
+from data_shards.digest_tree import FAN_IN, digest_dataset, digested
+from data_shards.digests import Partition
 from data_shards.errors import DataError
 from data_shards.exact import exact_medians
+from data_shards.fingerprint import Fingerprint
 from data_shards.genes import GENE_TABLE_FILE, GeneTable, find_gene_ids
 from data_shards.medians_file import (
     DATASETS,
-    DIGEST_ARRAYS,
     GENES_FILE,
     SCHEMA,
     Medians,
     hash_digests,
     merged_medians,
     store_array,
+    store_digests,
 )
-from data_shards.output import hash_path, refuse_existing, whole_directory
+from data_shards.output import refuse_existing, whole_directory
 from data_shards.parallel import Workers
+from data_shards.species import find_species, refuse_species_mixed
+from data_shards.work import work_folder
 
+#: A partition has at most this many cells and, unless it is one cell, stored entries.
 PARTITION_CELLS = 8192
-FAN_IN = 16
+PARTITION_ENTRIES = 1 << 24
+#: Of the parts in the work folder: others are not gone on from.
+_PARTS = 1
 
 Say = Callable[[str], None]
 
@@ -52,11 +60,15 @@ def make_medians(
     *,
     min_mapped: float = 0.5,
     workers: int = 1,
+    dask: str | None = None,
     exact: bool = False,
     add: bool = False,
     say: Say = print,
 ) -> Medians:
     """Medians of the genes of files, written to `out`.
+
+    The same files give the same bytes, in any order, for any number and kind of workers, added or at once, and after
+    any number of starts that were killed.
 
     Args:
         paths: AnnData files; their stems name the data sets.
@@ -64,20 +76,24 @@ def make_medians(
         options: how counts are read, for all files.
         gene_table: maps symbols; kept for the files that are tokenized later.
         min_mapped: share of a file's genes that must have Ensembl ids, if ids are Ensembl ids.
-        workers: processes; the result does not depend on it.
+        workers: processes of this machine.
+        dask: address of a Dask scheduler whose workers are used instead; they see files and `out` under the same paths.
         exact: exact medians (to float32) instead of digests; nothing can be added to these.
         add: add the files to the data sets of `out`.
         say: takes lines of the report.
 
     Raises:
-        DataError: `out` exists, files that cannot be used together, or bad counts.
+        DataError: `out` exists, files that cannot be used together, bad counts, a file that changes meanwhile, or
+            a worker that died.
     """
-    earlier = _earlier(out, exact, gene_table) if add else None
+    options, out = options or CountOptions(), out.absolute()
+    paths = sorted((path.absolute() for path in paths), key=lambda path: path.stem)
+    earlier = _Earlier.load(out, exact, gene_table) if add else None
     if earlier is not None:
         gene_table = earlier.gene_table
     else:
         refuse_existing(out)
-    check_names([*(earlier.datasets if earlier else ()), *(path.stem for path in paths)])
+    check_names([*(earlier.genes if earlier else ()), *(path.stem for path in paths)])
     datasets = []
     for path in paths:
         with open_counts(path, options) as counts:
@@ -85,14 +101,19 @@ def make_medians(
             say(f"{counts.name}: {counts.n_cells:,} cells; {found.report}")
             datasets.append(_Dataset.of(path, counts.n_cells, found.kind, found.ids))
     _refuse_mixed(earlier, datasets)
-    with (
-        Workers(workers) as pool,
-        whole_directory(out, replace=add) as folder,
-        tempfile.TemporaryDirectory(dir=folder) as scratch,
-    ):
-        if earlier is not None:
-            shutil.copytree(out, folder, dirs_exist_ok=True)
-        medians = _write(folder, Path(scratch), datasets, options or CountOptions(), gene_table, pool, exact)
+    with Workers(workers, dask) as pool:
+        hashing = tqdm(pool.map_in_order(Fingerprint.of, paths), "hashing", len(paths), unit=" files", disable=None)
+        files = {file.path.stem: file for file in hashing}
+        identity = {
+            "parts": [_PARTS, PARTITION_CELLS, PARTITION_ENTRIES, FAN_IN],
+            "files": {name: file.sha256 for name, file in files.items()},
+            "options": asdict(options),
+            "gene_table": gene_table.hash if gene_table is not None else None,
+            "exact": exact,
+        }
+        with work_folder(out, identity, say) as work, whole_directory(out, replace=add) as folder:
+            make = _make_exact if exact else _make_digests
+            medians = make(folder, work, datasets, files, earlier, options, gene_table, pool)
     with_median = int((medians.counts > 0).sum())
     say(f"{out}: medians of {with_median:,} genes ({medians.method}) over {len(medians.datasets)} data sets")
     return medians
@@ -107,13 +128,35 @@ def check_names(names: Sequence[str]) -> None:
             raise DataError(f"two data sets are named {name!r} after their files: rename one of the files")
 
 
-def _earlier(out: Path, exact: bool, gene_table: GeneTable | None) -> Medians:
-    earlier = Medians.load(out)
-    if exact or earlier.method == "exact":
-        raise DataError(f"{out}: exact medians cannot be added to: make them again from all files, without --add")
-    if gene_table is not None and (earlier.gene_table is None or earlier.gene_table.hash != gene_table.hash):
-        raise DataError(f"{out}: was made with another gene table, or none: leave out --gene-table, or make it again")
-    return earlier
+@dataclass(frozen=True)
+class _Earlier:
+    """The medians that are added to: what is said of each data set, and its genes, by name."""
+
+    path: Path
+    kind: str
+    gene_table: GeneTable | None
+    described: tuple[dict[str, Any], ...]
+    genes: dict[str, tuple[str, ...]]
+
+    @classmethod
+    def load(cls, path: Path, exact: bool, gene_table: GeneTable | None) -> "_Earlier":
+        medians = Medians.load(path)
+        if exact or medians.method == "exact":
+            raise DataError(f"{path}: exact medians cannot be added to: make them again from all files, without --add")
+        kept = medians.gene_table
+        if gene_table is not None and (kept is None or kept.hash != gene_table.hash):
+            raise DataError(
+                f"{path}: was made with another gene table, or none: leave out --gene-table, or make it again"
+            )
+        described: Any = zarr.open_group(path, mode="r").attrs["datasets"]
+        genes = {}
+        for entry in described:
+            place = path / DATASETS / entry["name"]
+            # Its medians are about to be computed anew.
+            if hash_digests(place) != entry["digests_hash"]:
+                raise DataError(f"{path}: digests of {entry['name']} are damaged: make it again from all files")
+            genes[entry["name"]] = tuple(json.loads((place / GENES_FILE).read_text()))
+        return cls(path, medians.kind, kept, tuple(described), genes)
 
 
 @dataclass(frozen=True)
@@ -137,17 +180,37 @@ class _Dataset:
     def name(self) -> str:
         return self.path.stem
 
+    def open(self, options: CountOptions, file: Fingerprint, work: Path) -> CountFile:
+        """Open the file, with a copy by cell in `work` where its counts are stored by gene."""
+        work.mkdir(exist_ok=True)
+        counts = open_counts(self.path, options, work)
+        try:
+            source = counts.source
+            try:
+                file.require_unchanged()
+            except DataError:
+                if source.by_cell is not None:
+                    shutil.rmtree(source.by_cell.path)
+                raise
+        except BaseException:
+            counts.close()
+            raise
+        return counts
+
     def partitions(
-        self, source: CountSource, numbers: npt.NDArray[np.int32] | None = None, n_genes: int | None = None
+        self, counts: CountFile, file: Fingerprint, numbers: npt.NDArray[np.int32], n_genes: int
     ) -> Iterator[Partition]:
-        """Its ranges of cells, the genes in its own numbers or in others."""
-        numbers = self.numbers if numbers is None else numbers
-        for start in range(0, self.n_cells, PARTITION_CELLS):
+        """Its ranges of cells, cut by what is stored of each cell, with the number of each delivered gene."""
+        start = 0
+        while start < self.n_cells:
             stop = min(start + PARTITION_CELLS, self.n_cells)
-            yield Partition(source, start, stop, numbers, len(self.genes) if n_genes is None else n_genes)
+            ends = counts.stored_entries(start, stop).cumsum()
+            stop = start + max(1, int(np.searchsorted(ends, PARTITION_ENTRIES, side="right")))
+            yield Partition(counts.source, file, start, stop, int(ends[stop - start - 1]), numbers, n_genes)
+            start = stop
 
 
-def _refuse_mixed(earlier: Medians | None, datasets: Sequence[_Dataset]) -> None:
+def _refuse_mixed(earlier: _Earlier | None, datasets: Sequence[_Dataset]) -> None:
     kinds = {f"{dataset.name}: {dataset.kind}": dataset.kind for dataset in datasets}
     if earlier is not None:
         kinds[f"the medians so far: {earlier.kind}"] = earlier.kind
@@ -156,116 +219,118 @@ def _refuse_mixed(earlier: Medians | None, datasets: Sequence[_Dataset]) -> None
             f"gene ids of different kinds cannot be put together ({', '.join(kinds)}): make the medians of all files "
             "with --gene-table for symbols, or name the column of var with the same kind of ids with --gene-column"
         )
+    genes = {**(earlier.genes if earlier else {}), **{dataset.name: dataset.genes for dataset in datasets}}
+    refuse_species_mixed({name: find_species(own) for name, own in genes.items()})
 
 
-def _write(
+def _make_digests(
     folder: Path,
-    scratch: Path,
+    work: Path,
     datasets: Sequence[_Dataset],
+    files: dict[str, Fingerprint],
+    earlier: _Earlier | None,
     options: CountOptions,
     gene_table: GeneTable | None,
     workers: Workers,
-    exact: bool,
 ) -> Medians:
-    root = zarr.open_group(folder, mode="a")
-    attrs: dict[str, Any] = dict(root.attrs)
-    described: list[dict[str, Any]] = list(attrs.get("datasets", []))
-    known = {}
-    for entry in described:
-        place = folder / DATASETS / entry["name"]
-        # Its medians are about to be computed anew.
-        if hash_digests(place) != entry["digests_hash"]:
-            raise DataError(f"digests of {entry['name']} are damaged: make the medians again from all files")
-        known[entry["name"]] = tuple(json.loads((place / GENES_FILE).read_text()))
-    for dataset in datasets:
-        place = folder / DATASETS / dataset.name
-        group = root.create_group(f"{DATASETS}/{dataset.name}")
-        (place / GENES_FILE).write_text(json.dumps(list(dataset.genes)) + "\n")
-        known[dataset.name] = dataset.genes
-        if not exact:
-            # A copy by cell of counts that are stored by gene is gone before the next one is made.
-            with open_counts(dataset.path, options) as counts:
-                digests = _digest(dataset, counts.source, scratch / dataset.name, workers)
-            for array in DIGEST_ARRAYS:
-                store_array(group, array, getattr(digests, array))
-        described.append(
-            {
-                "name": dataset.name,
-                "n_cells": dataset.n_cells,
-                "source_file": dataset.path.name,
-                "source_hash": hash_path(dataset.path),
-                "digests_hash": None if exact else hash_digests(place),
-            }
-        )
-    genes = tuple(sorted(set().union(*known.values())))
-    number = {gene: i for i, gene in enumerate(genes)}
-    numbers = {name: np.array([number[gene] for gene in own], np.int32) for name, own in known.items()}
-    if exact:
-        with ExitStack() as opened:
-            # All are read three times: copies by cell of all of them lie in TMPDIR at once.
-            partitions = [
-                partition
-                for dataset in datasets
-                for partition in dataset.partitions(
-                    opened.enter_context(open_counts(dataset.path, options)).source,
-                    _renumbered(dataset.numbers, numbers[dataset.name]),
-                    len(genes),
-                )
-            ]
-            values, counted = exact_medians(partitions, len(genes), workers)
-    else:
-        values, counted = merged_medians(root, numbers, len(genes))
+    """Medians from the digests of all data sets, those of earlier ones as they are."""
+    parts = {dataset.name: _digest(dataset, files[dataset.name], work, options, workers) for dataset in datasets}
+    genes = {dataset.name: dataset.genes for dataset in datasets}
+    described = {dataset.name: _describe(dataset, files[dataset.name]) for dataset in datasets}
+    root = zarr.create_group(folder)
+    root.create_group(DATASETS)
+    for name, part in parts.items():
+        group = root.create_group(f"{DATASETS}/{name}")
+        (folder / DATASETS / name / GENES_FILE).write_text(json.dumps(list(genes[name])) + "\n")
+        store_digests(group, part)
+        described[name]["digests_hash"] = hash_digests(folder / DATASETS / name)
+    if earlier is not None:
+        for entry in earlier.described:
+            shutil.copytree(earlier.path / DATASETS / entry["name"], folder / DATASETS / entry["name"])
+            described[entry["name"]] = entry
+        genes.update(earlier.genes)
+    names = tuple(sorted(genes))
+    union, numbers = _number({name: genes[name] for name in names})
+    values, counted = merged_medians(folder, numbers, len(union), workers)
     kind = datasets[0].kind
-    (folder / GENES_FILE).write_text(json.dumps({"kind": kind, "genes": genes}, indent=0) + "\n")
-    if gene_table is not None:
-        gene_table.save(folder / GENE_TABLE_FILE)
-    method = "exact" if exact else "t-digest"
-    medians = Medians(kind, genes, values, counted, method, tuple(known), gene_table)
-    store_array(root, "medians", values)
-    store_array(root, "counts", counted)
-    root.attrs.update(
-        schema=SCHEMA,
-        method=method,
-        hash=medians.hash,
-        gene_table=gene_table.hash if gene_table is not None else None,
-        datasets=described,
-    )
+    medians = Medians(kind, union, values, counted, "t-digest", names, gene_table)
+    _finish(folder, medians, [described[name] for name in names])
     return medians
 
 
-def _renumbered(numbers: npt.NDArray[np.int32], new: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
-    return np.where(numbers >= 0, new[numbers], -1).astype(np.int32)
+def _digest(dataset: _Dataset, file: Fingerprint, work: Path, options: CountOptions, workers: Workers) -> DigestPart:
+    """The digests of a data set, from the parts that an earlier start has made or anew."""
+    place = work / dataset.name
+    if (done := digested(place)) is not None:
+        return done
+    own = len(dataset.genes)
+    with (
+        dataset.open(options, file, place) as counts,
+        tqdm(total=dataset.n_cells, desc=f"medians {dataset.name}", unit=" cells", disable=None) as progress,
+    ):
+        found = digest_dataset(dataset.partitions(counts, file, dataset.numbers, own), place, workers, progress)
+        # The copy by cell is gone before the next one is made.
+        if counts.source.by_cell is not None:
+            shutil.rmtree(counts.source.by_cell.path)
+    return found
 
 
-def _digest(dataset: _Dataset, source: CountSource, scratch: Path, workers: Workers) -> Digests:
-    """The digests of a data set, through a tree of flat merges whose shape only the number of cells decides."""
-    partitions = list(dataset.partitions(source))
-    own = np.arange(len(dataset.genes), dtype=np.int32)
-    levels: list[list[Path]] = [[]]
-    made = 0
+def _make_exact(
+    folder: Path,
+    work: Path,
+    datasets: Sequence[_Dataset],
+    files: dict[str, Fingerprint],
+    earlier: _Earlier | None,
+    options: CountOptions,
+    gene_table: GeneTable | None,
+    workers: Workers,
+) -> Medians:
+    """Exact medians; there are no earlier ones that could be added to."""
+    union, numbers = _number({dataset.name: dataset.genes for dataset in datasets})
+    with ExitStack() as opened:
+        # All are read three times: copies by cell of all of them lie in the work folder at once.
+        partitions: list[Partition] = []
+        for dataset in datasets:
+            file = files[dataset.name]
+            counts = opened.enter_context(dataset.open(options, file, work / dataset.name))
+            new = np.where(dataset.numbers >= 0, numbers[dataset.name][dataset.numbers], -1).astype(np.int32)
+            partitions.extend(dataset.partitions(counts, file, new, len(union)))
+        values, counted = exact_medians(partitions, len(union), workers, work)
+    medians = Medians(datasets[0].kind, union, values, counted, "exact", tuple(numbers), gene_table)
+    zarr.create_group(folder)
+    _finish(folder, medians, [_describe(dataset, files[dataset.name]) for dataset in datasets])
+    return medians
 
-    def add(digests: Digests, level: int) -> None:
-        nonlocal made
-        if level == len(levels):
-            levels.append([])
-        folder = scratch / str(made)
-        made += 1
-        digests.save(folder)
-        levels[level].append(folder)
-        if len(levels[level]) == FAN_IN:
-            join(level)
 
-    def join(level: int) -> None:
-        folders, levels[level] = levels[level], []
-        merged = Digests.merge([Digests.load(folder) for folder in folders], [own] * len(folders), len(own))
-        for folder in folders:
-            shutil.rmtree(folder)
-        add(merged, level + 1)
+def _number(genes: dict[str, tuple[str, ...]]) -> tuple[tuple[str, ...], dict[str, npt.NDArray[np.int32]]]:
+    """All genes, sorted, and for each data set the number of each of its own."""
+    union = tuple(sorted(set().union(*genes.values())))
+    number = {gene: i for i, gene in enumerate(union)}
+    return union, {name: np.array([number[gene] for gene in own], np.int32) for name, own in genes.items()}
 
-    progress = tqdm(total=dataset.n_cells, desc=f"medians {dataset.name}", unit=" cells", disable=None)
-    with progress:
-        for partition, digests in zip(partitions, workers.map_in_order(digest_partition, partitions), strict=True):
-            add(digests, 0)
-            progress.update(partition.stop - partition.start)
-    rest = [folder for folders in levels for folder in folders]
-    return Digests.merge([Digests.load(folder) for folder in rest], [own] * len(rest), len(own))
+
+def _describe(dataset: _Dataset, file: Fingerprint) -> dict[str, Any]:
+    return {
+        "name": dataset.name,
+        "n_cells": dataset.n_cells,
+        "source_file": dataset.path.name,
+        "source_hash": file.sha256,
+        "digests_hash": None,
+    }
+
+
+def _finish(folder: Path, medians: Medians, described: Sequence[dict[str, Any]]) -> None:
+    """Write what stands in the root."""
+    root = zarr.open_group(folder, mode="a")
+    (folder / GENES_FILE).write_text(json.dumps({"kind": medians.kind, "genes": medians.genes}, indent=0) + "\n")
+    if medians.gene_table is not None:
+        medians.gene_table.save(folder / GENE_TABLE_FILE)
+    store_array(root, "medians", medians.medians)
+    store_array(root, "counts", medians.counts)
+    root.attrs.update(
+        schema=SCHEMA,
+        method=medians.method,
+        hash=medians.hash,
+        gene_table=medians.gene_table.hash if medians.gene_table is not None else None,
+        datasets=list(described),
+    )

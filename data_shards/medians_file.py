@@ -18,17 +18,20 @@ import zarr
 from tqdm import tqdm
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
+from data_shards.digest_parts import DIGEST_TYPES, DigestPart, gene_blocks
 from data_shards.digests import Digests
 from data_shards.errors import DataError
 from data_shards.genes import GENE_TABLE_FILE, GeneTable
 from data_shards.output import set_aside
+from data_shards.parallel import Workers
 
 SCHEMA = 2
 DATASETS = "datasets"
 DIGEST_ARRAYS = ("means", "weights", "indptr", "counts")
 GENES_FILE = "genes.json"
-_GENE_BLOCK = 2048
 _CHUNK = 1 << 18
+#: Centroids of all data sets that are merged at a time.
+_CENTROIDS = 1 << 22
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,13 +101,28 @@ class Medians:
 
 
 def store_array(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
-    """Write a one-dimensional array with checksums, over one that is there."""
-    group.create_array(
+    """Write a one-dimensional array with checksums."""
+    _create(group, name, len(values), values.dtype)[:] = values
+
+
+def store_digests(group: zarr.Group, part: DigestPart) -> None:
+    """Write the digests of a data set, a chunk at a time."""
+    for name in DIGEST_ARRAYS:
+        size, chunks = part.slices(name, _CHUNK)
+        array = _create(group, name, size, DIGEST_TYPES[name])
+        first = 0
+        for chunk in chunks:
+            array[first : first + len(chunk)] = chunk
+            first += len(chunk)
+
+
+def _create(group: zarr.Group, name: str, size: int, dtype: npt.DTypeLike) -> Any:
+    return group.create_array(
         name,
-        data=np.ascontiguousarray(values),
-        chunks=(min(max(1, len(values)), _CHUNK),),
+        shape=(size,),
+        dtype=dtype,
+        chunks=(min(max(1, size), _CHUNK),),
         compressors=[ZstdCodec(level=1), Crc32cCodec()],
-        overwrite=True,
     )
 
 
@@ -126,27 +144,69 @@ def hash_digests(folder: Path) -> str:
     return digest.hexdigest()
 
 
+@dataclass(frozen=True)
+class _Block:
+    """Some of the genes of a medians file, and which range of each data set's genes these are, by what numbers."""
+
+    folder: Path
+    n_genes: int
+    spans: tuple[tuple[str, int, int, npt.NDArray[np.int32]], ...]
+
+
 def merged_medians(
-    root: zarr.Group, numbers: dict[str, npt.NDArray[np.int32]], n_genes: int
+    folder: Path, numbers: dict[str, npt.NDArray[np.int32]], n_genes: int, workers: Workers
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Medians and counts over the digests of all data sets, a block of genes at a time."""
+    """Medians and counts over the digests of all data sets, a block of genes at a time.
+
+    Args:
+        folder: the medians file.
+        numbers: for each data set, int32, the number of each of its genes; rising, since genes are sorted.
+        n_genes: genes over all data sets.
+        workers: what runs the blocks.
+
+    Returns:
+        medians float64 (n_genes,), NaN without a value, and counts int64 (n_genes,).
+    """
+    lengths = np.zeros(n_genes, np.int64)
+    for name, own in numbers.items():
+        lengths[own] += np.diff(_read(_open(folder, name), "indptr"))
+    blocks = gene_blocks(lengths, _CENTROIDS)
+    tasks = [
+        _Block(
+            folder,
+            last - first,
+            tuple(
+                (name, low, high, own[low:high] - np.int32(first))
+                for name, own in numbers.items()
+                for low, high in [map(int, np.searchsorted(own, [first, last]))]
+            ),
+        )
+        for first, last in blocks
+    ]
     medians, counts = np.full(n_genes, np.nan), np.zeros(n_genes, np.int64)
-    for first in tqdm(range(0, n_genes, _GENE_BLOCK), desc="medians of all data sets", disable=None):
-        last = min(first + _GENE_BLOCK, n_genes)
-        parts, places = [], []
-        for name, own in numbers.items():
-            # A data set's genes are sorted as all genes are: those of a block stand together.
-            low, high = (int(place) for place in np.searchsorted(own, [first, last]))
-            group: Any = root[f"{DATASETS}/{name}"]
-            indptr = np.asarray(group["indptr"][low : high + 1])
-            span = slice(int(indptr[0]), int(indptr[-1]))
-            parts.append(
-                Digests(group["means"][span], group["weights"][span], indptr - indptr[0], group["counts"][low:high])
-            )
-            places.append(own[low:high] - first)
-        merged = Digests.merge(parts, places, last - first)
-        medians[first:last], counts[first:last] = merged.medians(), merged.counts
+    found = workers.map_in_order(_block_medians, tasks)
+    for (first, last), result in zip(
+        blocks, tqdm(found, "medians of all data sets", len(blocks), disable=None), strict=True
+    ):
+        medians[first:last], counts[first:last] = result
     return medians, counts
+
+
+def _block_medians(block: _Block) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    parts = []
+    for name, low, high, _ in block.spans:
+        group = _open(block.folder, name)
+        indptr = np.asarray(group["indptr"][low : high + 1])
+        span = slice(int(indptr[0]), int(indptr[-1]))
+        parts.append(
+            Digests(group["means"][span], group["weights"][span], indptr - indptr[0], group["counts"][low:high])
+        )
+    merged = Digests.merge(parts, [span[3] for span in block.spans], block.n_genes)
+    return merged.medians(), merged.counts
+
+
+def _open(folder: Path, dataset: str) -> Any:
+    return zarr.open_group(folder / DATASETS / dataset, mode="r")
 
 
 def _read(group: Any, name: str) -> Any:

@@ -1,10 +1,15 @@
 """Running tasks on this machine's processes or on a Dask cluster; results do not depend on which, or on how many."""
 
+import asyncio
+import logging
+import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import CancelledError, ProcessPoolExecutor
+from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from multiprocessing import get_context
+from importlib import import_module
+from multiprocessing import get_context, parent_process
 from typing import Any, TypeVar
 
 from data_shards.errors import DataError
@@ -20,25 +25,42 @@ class Workers:
     Args:
         count: processes of this machine, if there is no scheduler.
         dask: address of a scheduler, such as tcp://head:8786. Its workers need this package and the same file system.
+        say: takes lines of the report.
 
     Raises:
         DataError: Dask is not installed, or no scheduler answers.
     """
 
-    def __init__(self, count: int = 1, dask: str | None = None) -> None:
+    def __init__(self, count: int = 1, dask: str | None = None, say: Callable[[str], None] = print) -> None:
         self._count = count
+        self._say = say
         self._pool: ProcessPoolExecutor | None = None
         self._client: Any = None
+        self._address = dask
+        self._waits = False
         if dask is not None:
             self._client = _connect(dask)
         elif count > 1:
             # Fresh processes: a fork of one that has threads (HDF5, compiled kernels) can hang.
-            self._pool = ProcessPoolExecutor(count, mp_context=get_context("spawn"))
+            self._pool = ProcessPoolExecutor(count, get_context("spawn"), _end_with_parent)
 
     @property
     def at_once(self) -> int:
-        """Tasks that run at the same time; of a Dask cluster, now: workers may join and leave."""
-        return self._count if self._client is None else max(1, sum(self._client.nthreads().values()))
+        """Tasks that run at the same time; of a Dask cluster, now: workers may join and leave.
+
+        Raises:
+            DataError: the scheduler is gone.
+        """
+        if self._client is None:
+            return self._count
+        try:
+            threads = sum(self._client.nthreads().values())
+        except OSError as error:
+            raise self._gone() from error
+        if not threads and not self._waits:
+            self._say(f"{self._address}: the scheduler has no workers: waiting for some to join")
+        self._waits = not threads
+        return max(1, threads)
 
     def map_in_order(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
         """`function` of each task, in the order of the tasks, with at most two tasks a worker in flight.
@@ -60,6 +82,8 @@ class Workers:
         finally:
             for future in pending:
                 future.cancel()
+            # What runs already cannot be stopped; of a Dask cluster it may be anywhere.
+            wait([future for future in pending if isinstance(future, Future)])
 
     def _submit(self, function: Callable[[Task], Result], task: Task) -> Any:
         if self._client is not None:
@@ -71,19 +95,30 @@ class Workers:
             raise _killed() from error
 
     def _result(self, future: Any) -> Any:
-        try:
-            return future.result()
-        except BrokenProcessPool as error:
-            raise _killed() from error
-        except CancelledError as error:
-            raise DataError("the Dask scheduler is gone: start it again, and the same command") from error
-        except Exception as error:
-            if type(error).__name__ == "KilledWorker":  # Dask's own, which is not there without Dask
-                raise DataError(
-                    f"Dask workers died over the same task again and again, most likely for want of memory ({error}): "
-                    "give each of them more"
-                ) from error
-            raise
+        while True:
+            try:
+                return future.result(_ANSWER_S)
+            except TimeoutError:
+                if future.done():
+                    raise
+                _ = self.at_once  # says so where there is no worker left
+            except BrokenProcessPool as error:
+                raise _killed() from error
+            except CancelledError as error:
+                raise self._gone() from error
+            except Exception as error:
+                # Dask's own, which are not there without Dask.
+                if type(error).__name__ == "CommClosedError":
+                    raise self._gone() from error
+                if type(error).__name__ == "KilledWorker":
+                    raise DataError(
+                        "Dask workers died over the same task again and again, most likely for want of memory "
+                        f"({error}): give each of them more"
+                    ) from error
+                raise
+
+    def _gone(self) -> DataError:
+        return DataError(f"{self._address}: the Dask scheduler is gone: start it again, and then the same command")
 
     def __enter__(self) -> "Workers":
         return self
@@ -97,16 +132,41 @@ class Workers:
 
 def _connect(address: str) -> Any:
     try:
-        from distributed import Client
+        # Untyped, as a whole.
+        distributed: Any = import_module("distributed")
+        comm: Any = import_module("distributed.comm")
     except ImportError as error:
         raise DataError("--dask needs Dask: pip install 'gm-train[dask]'") from error
+
+    async def answer() -> None:
+        security = distributed.Security().get_connection_args("client")
+        found = await comm.connect(address, _ANSWER_S, **security)
+        await found.close()
+
+    # It prints the ways in which a connection was lost.
+    logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     try:
-        return Client(address, timeout=_ANSWER_S, set_as_default=False)  # type: ignore[no-untyped-call]
+        # A client that finds no scheduler goes on looking for it long after it has raised.
+        with ThreadPoolExecutor(1) as thread:  # a notebook has a loop in this one
+            thread.submit(asyncio.run, answer()).result()
+        return distributed.Client(address, timeout=_ANSWER_S, set_as_default=False)
     except (OSError, ValueError) as error:
         raise DataError(
             f"--dask {address}: no scheduler answers ({error}): start one with `dask scheduler`, and give the address "
             "that it prints"
         ) from error
+
+
+def _end_with_parent() -> None:
+    """In a worker process: end with the process that started it, even if that is killed."""
+    parent = parent_process()
+    assert parent is not None
+
+    def end() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end, daemon=True).start()
 
 
 def _killed() -> DataError:

@@ -7,6 +7,7 @@ is kept when a start ends with an error or is killed, and removed when the outpu
 import fcntl
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -18,6 +19,8 @@ from data_shards.errors import DataError
 from data_shards.output import flush
 
 _IDENTITY = "identity.json"
+#: What a part is named while it is made.
+_UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}")
 
 
 @contextmanager
@@ -50,7 +53,8 @@ def work_folder(out: Path, identity: Mapping[str, Any], say: Callable[[str], Non
         except BaseException:
             _keep(folder, say)
             raise
-        shutil.rmtree(folder)
+        # The output stands; a worker that was thought dead may still write here.
+        shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(lock)
 
@@ -67,6 +71,8 @@ def _lock(descriptor: int, folder: Path) -> None:
 def _begin(folder: Path, content: str, say: Callable[[str], None]) -> None:
     found = folder / _IDENTITY
     if found.exists() and found.read_text() == content:
+        for unfinished in _unfinished(folder):
+            shutil.rmtree(unfinished, ignore_errors=True)
         say(f"{folder}: going on from what an earlier start has finished")
         return
     others = list(folder.iterdir())
@@ -82,10 +88,17 @@ def _begin(folder: Path, content: str, say: Callable[[str], None]) -> None:
 
 def _keep(folder: Path, say: Callable[[str], None]) -> None:
     """Say what is kept for the next start; a folder without parts is removed."""
-    if any(found.name != _IDENTITY for found in folder.iterdir()):
+    for unfinished in _unfinished(folder):
+        shutil.rmtree(unfinished, ignore_errors=True)
+    if any(set(files) - {_IDENTITY} for _, _, files in os.walk(folder)):
         say(f"{folder}: keeps what is finished: the same command goes on from there")
     else:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _unfinished(folder: Path) -> list[Path]:
+    """What workers that were killed have left."""
+    return [Path(place) / name for place, names, _ in os.walk(folder) for name in names if _UNFINISHED.fullmatch(name)]
 
 
 @contextmanager
@@ -99,10 +112,12 @@ def new_part(folder: Path) -> Iterator[Path]:
     """
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
-        temporary.mkdir(parents=True)
+        folder.parent.mkdir(exist_ok=True)  # of the work folder itself only its start decides
+        temporary.mkdir()
         yield temporary
         for found in temporary.iterdir():
             flush(found)
+        flush(temporary)
         try:
             temporary.rename(folder)
         except OSError:

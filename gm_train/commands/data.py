@@ -97,6 +97,19 @@ def _add_counts(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    """What runs the work: processes of this machine, or the workers of a Dask scheduler."""
+    engine = parser.add_mutually_exclusive_group()
+    engine.add_argument(
+        "--workers", type=_positive, default=1, help="processes (default 1); the result is the same for any"
+    )
+    engine.add_argument(
+        "--dask",
+        metavar="ADDRESS",
+        help="run on the workers of this Dask scheduler (tcp://head:8786), which see the same file system",
+    )
+
+
 def _count_options(arguments: argparse.Namespace) -> Any:
     from data_shards.counts import CountOptions
 
@@ -117,9 +130,7 @@ def _add_medians(commands: Any) -> None:
     parser.add_argument(
         "--gene-table", type=Path, help="CSV of Ensembl id, symbol, …: maps symbols; kept in the output"
     )
-    parser.add_argument(
-        "--workers", type=_positive, default=1, help="processes (default 1); the result is the same for any"
-    )
+    _add_engine(parser)
     parser.add_argument("--exact", action="store_true", help="exact medians instead of t-digests; cannot be added to")
     parser.add_argument("--add", action="store_true", help="add the files to an existing --out")
     parser.set_defaults(run=_medians)
@@ -136,6 +147,7 @@ def _medians(arguments: argparse.Namespace) -> int:
         GeneTable.read_csv(arguments.gene_table) if arguments.gene_table else None,
         min_mapped=arguments.min_mapped,
         workers=arguments.workers,
+        dask=arguments.dask,
         exact=arguments.exact,
         add=arguments.add,
     )
@@ -153,9 +165,7 @@ def _add_shards(commands: Any) -> None:
     parser.add_argument(
         "--dither", action="store_true", help="spread equal counts: ± a half, drawn by a hash, before ranking"
     )
-    parser.add_argument(
-        "--workers", type=_positive, default=1, help="processes (default 1); the result is the same for any"
-    )
+    _add_engine(parser)
     filters = parser.add_argument_group("filters")
     filters.add_argument(
         "--min-genes", type=int, default=0, help="leave out cells with fewer detected genes (default: off)"

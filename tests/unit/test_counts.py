@@ -12,8 +12,9 @@ import scipy.sparse as sp
 import zarr
 
 from data_shards import annotations, by_cell
-from data_shards.counts import CountOptions, _readable, open_counts
+from data_shards.counts import CountOptions, open_counts
 from data_shards.errors import DataError
+from data_shards.readable import readable
 from tests.unit.count_files import draw_counts, write_counts
 
 
@@ -299,9 +300,9 @@ def test_compound_tables_of_old_files_are_decoded(tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_read_is_told_apart(error: Exception, message: str) -> None:
-    with pytest.raises(DataError, match=message), _readable(Path("a.h5ad")):
+    with pytest.raises(DataError, match=message), readable(Path("a.h5ad")):
         raise error
-    with pytest.raises(TypeError), _readable(Path("a.h5ad")):
+    with pytest.raises(TypeError), readable(Path("a.h5ad")):
         raise TypeError("a fault of this program")
 
 

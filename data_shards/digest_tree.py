@@ -1,0 +1,122 @@
+"""The digests of one data set, through a tree of flat merges whose shape only the number of partitions decides.
+
+Parts are named LEVEL-NUMBER: 0-00000012 is the partition 12, 1-00000000 joins the partitions 0 to 15. What an earlier
+start has made is not made again; a few partitions for each worker lie on disk at a time.
+"""
+
+import shutil
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+
+from tqdm import tqdm
+
+from data_shards.digest_parts import DigestPart, DigestTask, MergeTask, make_digests, merge_digests
+from data_shards.digests import Partition
+from data_shards.parallel import Workers
+
+FAN_IN = 16
+_RESULT = "digests"
+
+
+def digested(folder: Path) -> DigestPart | None:
+    """The digests of a data set in its folder, if they are all there."""
+    return DigestPart(folder / _RESULT) if (folder / _RESULT).exists() else None
+
+
+def digest_dataset(partitions: Iterable[Partition], folder: Path, workers: Workers, progress: tqdm) -> DigestPart:
+    """Digest and merge the partitions of a data set.
+
+    Args:
+        partitions: ranges of its cells, in their order.
+        folder: an existing folder for its parts.
+        workers: what runs the tasks.
+        progress: counts cells.
+
+    Raises:
+        DataError: bad counts, a file that changed, or parts that cannot be written.
+    """
+    tree = _Tree(folder, workers)
+    waiting = iter(partitions)
+    while wave := list(islice(waiting, FAN_IN * workers.at_once)):
+        tree.add(wave, progress)
+    return tree.finish()
+
+
+class _Tree:
+    """What is there of the parts, and how many of each level are complete."""
+
+    def __init__(self, folder: Path, workers: Workers) -> None:
+        self._folder = folder
+        self._workers = workers
+        # Asked once: a network file system may go on for a while to say that a part is not there.
+        self._present = {found.name for found in folder.iterdir()}
+        self._complete = [0]
+
+    def add(self, partitions: list[Partition], progress: tqdm) -> None:
+        """Digest the next partitions, and merge what is complete."""
+        tasks = []
+        for number, partition in enumerate(partitions, self._complete[0]):
+            if self._is_needed(0, number):
+                tasks.append(DigestTask(partition, self._path(0, number)))
+            else:
+                progress.update(partition.stop - partition.start)
+        for task, _ in zip(tasks, self._workers.map_in_order(make_digests, tasks), strict=True):
+            self._present.add(task.out.name)
+            progress.update(task.partition.stop - task.partition.start)
+        self._complete[0] += len(partitions)
+        level = 1
+        while self._complete[level - 1] >= FAN_IN:
+            if level == len(self._complete):
+                self._complete.append(0)
+            numbers = range(self._complete[level], self._complete[level - 1] // FAN_IN)
+            self._merge(level, [number for number in numbers if self._is_needed(level, number)])
+            self._complete[level] = numbers.stop
+            level += 1
+
+    def finish(self) -> DigestPart:
+        """Merge what has no sixteen of its kind."""
+        above = [*self._complete[1:], 0]
+        rest = tuple(
+            self._path(level, number)
+            for level, complete in enumerate(self._complete)
+            for number in range(above[level] * FAN_IN, complete)
+        )
+        result = self._folder / _RESULT
+        self._run([MergeTask(rest, result)])
+        return DigestPart(result)
+
+    def _merge(self, level: int, numbers: list[int]) -> None:
+        tasks = []
+        for number in numbers:
+            children = range(number * FAN_IN, (number + 1) * FAN_IN)
+            tasks.append(
+                MergeTask(tuple(self._path(level - 1, child) for child in children), self._path(level, number))
+            )
+        self._run(tasks)
+
+    def _run(self, tasks: list[MergeTask]) -> None:
+        for task, _ in zip(tasks, self._workers.map_in_order(merge_digests, tasks), strict=True):
+            self._present.add(task.out.name)
+
+    def _is_needed(self, level: int, number: int) -> bool:
+        """Whether neither a part nor one that it went into is there; what is left of such a part is removed."""
+        if _name(level, number) not in self._present:
+            return not self._is_merged(level, number)
+        if self._is_merged(level, number):
+            shutil.rmtree(self._path(level, number), ignore_errors=True)
+        return False
+
+    def _is_merged(self, level: int, number: int) -> bool:
+        while number or level < 8:
+            level, number = level + 1, number // FAN_IN
+            if _name(level, number) in self._present:
+                return True
+        return False
+
+    def _path(self, level: int, number: int) -> Path:
+        return self._folder / _name(level, number)
+
+
+def _name(level: int, number: int) -> str:
+    return f"{level}-{number:08d}"
