@@ -62,8 +62,8 @@ def _race(rows: list[Row]) -> str:
     said = (
         f"`{OURS}` delivers packed int64 rows of tokens and segments in all three; its rows are "
         f"{ours['real_tokens']:.1%} full. `{CEILING}` is TensorStore alone, with 16 reads in flight. The others "
-        f"deliver batches of {BATCH} cells in random order: as sparse counts; ranked a cell at a time by numpy's argsort, "
-        "padded to top-k; or ranked by gm-train's own kernel, padded, which is more than they come with."
+        f"deliver batches of {BATCH} cells in random order: as sparse counts; ranked a cell at a time by numpy's "
+        "argsort, padded to top-k; or ranked by gm-train's own kernel, padded, which is more than they come with."
     )
     return (
         f"## Loaders\n\n{table([*header, 'to the first batch', 'peak memory'], lines)}\n\n{said} The time to a first "

@@ -130,8 +130,8 @@ def arithmetic(rows: list[Row]) -> str:
     epoch_s = CORPUS / (NODES * GPUS_PER_NODE * needed)
     return "\n".join(
         [
-            f"By arithmetic, {CORPUS:,} such cells on {NODES} nodes of {WORKERS_PER_NODE} workers, if each worker is as "
-            "fast as here, the file system keeps up and everything scales:",
+            f"By arithmetic, {CORPUS:,} such cells on {NODES} nodes of {WORKERS_PER_NODE} workers, if each worker is "
+            "as fast as here, the file system keeps up and everything scales:",
             "",
             f"- medians: {_hours(medians['seconds'] * times)}; tokens: {_hours(shards['seconds'] * times)} "
             f"(on one machine like this, {workers} workers: {_hours(medians['seconds'] * CORPUS / size)} and "
