@@ -1,22 +1,22 @@
 """A store in words."""
 
-from pathlib import Path
-
 import numpy as np
 
 from data_shards.arrays import open_array
 from data_shards.genes import GeneReport
 from data_shards.manifest import Manifest
+from data_shards.place import Place, place_of
 
 _STEP = 1 << 20
 
 
-def describe_store(path: Path) -> list[str]:
+def describe_store(store: str | Place) -> list[str]:
     """Lines on the data sets, lengths, splits and hashes of a store.
 
     Raises:
         DataError: there is no store, or it is damaged.
     """
+    path = place_of(store)
     manifest = Manifest.load(path)
     lengths = np.zeros(manifest.top_k + 1, np.int64)
     for entry in manifest.datasets:

@@ -11,6 +11,7 @@ import zarr
 
 from data_shards.counts import CountOptions
 from data_shards.errors import DataError
+from data_shards.place import Place, place_of
 
 SCHEMA = 2
 #: Values of `split`.
@@ -118,16 +119,18 @@ class Manifest:
         return sum(entry.n_tokens for entry in self.datasets)
 
     @classmethod
-    def load(cls, store: str | Path) -> "Manifest":
-        """Read the manifest of a store.
+    def load(cls, store: str | Place) -> "Manifest":
+        """Read the manifest of a store, at a local path or a URL.
 
         Raises:
-            DataError: there is no store, it is of another version, or its manifest is damaged.
+            DataError: there is no store, it is of another version, or its manifest is damaged; or its server cannot be
+                reached.
         """
-        if not Path(store).exists():
+        place = place_of(store)
+        if isinstance(place, Path) and not place.exists():
             raise DataError(f"{store}: no such store: make it with `gm-train data shards`")
         try:
-            attrs: dict[str, Any] = dict(zarr.open_group(store, mode="r").attrs)
+            attrs: dict[str, Any] = dict(json.loads((place / "zarr.json").read_bytes())["attributes"])
             if attrs["schema"] != SCHEMA:
                 raise DataError(
                     f"{store}: layout version {attrs['schema']}, this program reads {SCHEMA}: make it again"

@@ -18,20 +18,23 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from data_shards.output import hash_path
 
-#: Elements of an inner chunk and of a shard.
-LAYOUT = {"tokens": (1 << 16, 1 << 24), "indptr": (1 << 14, 1 << 21), "split": (1 << 14, 1 << 21)}
+#: Elements of an inner chunk and of a shard. A block begins anywhere in a chunk: with chunks of its own size, twice
+#: what it needs would be decoded.
+LAYOUT = {"tokens": (1 << 14, 1 << 24), "indptr": (1 << 12, 1 << 21), "split": (1 << 12, 1 << 21)}
+#: What a block has, about.
+BLOCK_TOKENS = 1 << 16
 MAX_BLOCK_CELLS = 128
 MIN_BLOCKS = 64
 
 
 def choose_block_cells(cells: Sequence[int], n_tokens: int) -> int:
-    """Cells of a block: about one inner chunk of tokens, and at least 64 blocks in the store if it can be.
+    """Cells of a block: about 65,536 tokens, and at least 64 blocks in the store if it can be.
 
-    The power of two nearest (by ratio) to the cells of one inner chunk, at most 128, halved until the store has 64
+    The power of two nearest (by ratio) to the cells of so many tokens, at most 128, halved until the store has 64
     blocks or blocks of one cell.
     """
     mean_tokens = n_tokens / max(1, sum(cells))
-    ideal = LAYOUT["tokens"][0] / max(1.0, mean_tokens)
+    ideal = BLOCK_TOKENS / max(1.0, mean_tokens)
     block = min(MAX_BLOCK_CELLS, 1 << max(0, round(math.log2(ideal))))
     while block > 1 and sum(-(-n // block) for n in cells) < MIN_BLOCKS:
         block //= 2

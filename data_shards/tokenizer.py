@@ -5,6 +5,7 @@ matters for the medians, and as a part of the hash that orders exact ties.
 """
 
 import hashlib
+import io
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from data_shards.errors import DataError
 from data_shards.genes import GENE_TABLE_FILE, GeneReport, GeneTable, find_gene_ids
 from data_shards.hashing import U64, hash_strings
 from data_shards.kernels import cell_totals, group_by_gene, map_genes
+from data_shards.place import Place
 from data_shards.ranking import rank_genes
 from data_shards.vocabulary import FIRST_GENE, Vocabulary
 
@@ -181,7 +183,7 @@ class Tokenizer:
         (directory / "tokenizer.json").write_text(json.dumps(content, indent=1) + "\n")
 
     @classmethod
-    def load(cls, directory: Path) -> "Tokenizer":
+    def load(cls, directory: Place) -> "Tokenizer":
         """Read what `save` wrote.
 
         Raises:
@@ -189,7 +191,7 @@ class Tokenizer:
         """
         try:
             content = json.loads((directory / "tokenizer.json").read_text())
-            medians = np.load(directory / "medians.npy").astype(np.float64)
+            medians = np.load(io.BytesIO((directory / "medians.npy").read_bytes())).astype(np.float64)
             table = GeneTable.load(directory / GENE_TABLE_FILE) if content["gene_table"] else None
             vocabulary = Vocabulary.load(directory / "vocabulary.json")
             tokenizer = cls(vocabulary, medians, int(content["top_k"]), bool(content["dither"]), table)

@@ -2,27 +2,27 @@
 
 import hashlib
 from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from tqdm import tqdm
 
-from data_shards.arrays import StoredArray, first_line, open_array
+from data_shards.arrays import StoredArray, open_array
 from data_shards.errors import DataError
 from data_shards.manifest import TEST, TRAIN, VALIDATION, DatasetEntry, Manifest
-from data_shards.output import hash_path
+from data_shards.place import Place, hash_place, place_of, reason
 from data_shards.store import content_hash
 from data_shards.tokenizer import Tokenizer
 from data_shards.vocabulary import FIRST_GENE
 
 
-def find_damage(path: Path) -> list[str]:
+def find_damage(store: str | Place) -> list[str]:
     """One line for every file or chunk of a store that is not what was written; none if all is well.
 
     Raises:
         DataError: there is no store, or its manifest cannot be read.
     """
+    path = place_of(store)
     manifest = Manifest.load(path)
     problems = []
     for name, expected in manifest.files.items():
@@ -40,13 +40,13 @@ def find_damage(path: Path) -> list[str]:
     return problems
 
 
-def _check_file(path: Path, expected: str) -> list[str]:
+def _check_file(path: Place, expected: str) -> list[str]:
     if not path.is_file():
         return [f"{path}: is missing"]
-    return [] if hash_path(path) == expected else [f"{path}: its SHA-256 is not that of the manifest"]
+    return [] if hash_place(path) == expected else [f"{path}: its SHA-256 is not that of the manifest"]
 
 
-def _check_dataset(store: Path, entry: DatasetEntry, manifest: Manifest) -> list[str]:
+def _check_dataset(store: Place, entry: DatasetEntry, manifest: Manifest) -> list[str]:
     sizes = {"tokens": entry.n_tokens, "indptr": entry.n_cells + 1, "split": entry.n_cells}
     problems: list[str] = []
     hashes = {}
@@ -103,7 +103,7 @@ def _read_shards(array: StoredArray, problems: list[str]) -> Iterator[tuple[int,
             damaged = []
             for first in range(start, stop, chunk):
                 try:
-                    array.read(first, min(first + chunk, stop))
+                    array.read(first, min(first + chunk, stop), retry=False)
                 except DataError as of_chunk:
                     damaged.append((first, _reason(of_chunk)))
             if len(damaged) * chunk >= stop - start:
@@ -116,4 +116,4 @@ def _read_shards(array: StoredArray, problems: list[str]) -> Iterator[tuple[int,
 
 def _reason(error: DataError) -> str:
     """What TensorStore said, without the advice to call this program."""
-    return first_line(error.__cause__ or error)
+    return reason(error.__cause__ or error)
