@@ -54,8 +54,7 @@ def _race(rows: list[Row]) -> str:
     for loader, found in by_loader.items():
         line = [loader]
         for way in WAYS:
-            row = found.get(way)
-            line += ["failed", "-"] if row is None else [_rate(row), ratio(row["ours_over"])]
+            line += [_rate(found[way]), ratio(found[way]["ours_over"])] if way in found else ["failed", "-"]
         last = list(found.values())[-1]
         lines.append([*line, seconds(found[COUNTS]["first_s"]), mebibytes(last["peak_memory"])])
     ours = by_loader[OURS][COUNTS]

@@ -12,8 +12,9 @@ import tensorstore as ts
 from data_shards.counts import open_counts
 from data_shards.errors import DataError
 from data_shards.manifest import Manifest
+from data_shards.pool import Plan
 from data_shards.reader import StoreReader
-from data_shards.stream import LaneStream, Plan, take_rows
+from data_shards.stream import Lanes
 from data_shards.tokenizer import Tokenizer
 from gm_train.bench.footprint import Footprint
 from gm_train.bench.peers import PEERS
@@ -55,9 +56,9 @@ def own_batches(cells: Cells) -> Iterator[Batch]:
     data = DataConfig()
     reader = StoreReader(cells.store, data.cache_mb << 20)
     plan = Plan(0, data.lanes, data.pool_blocks, data.group_cells, data.row_length)
-    lanes = [LaneStream(reader, plan, lane) for lane in range(data.lanes)]
+    lanes = Lanes(reader, plan, dict.fromkeys(range(data.lanes), (0, 0)))
     while True:
-        rows = take_rows(lanes, data.rows_per_lane)
+        rows = lanes.take(data.rows_per_lane)
         ids, _ = rows.lay_out(data.row_length)
         yield Batch(len(rows.lengths), len(rows.tokens), ids.size)
 
@@ -65,11 +66,12 @@ def own_batches(cells: Cells) -> Iterator[Batch]:
 def chunk_batches(cells: Cells) -> Iterator[Batch]:
     """The inner chunks of tokens in random order, 16 reads in flight, as uint16 and otherwise left alone."""
     manifest = Manifest.load(cells.store)
-    arrays, chunks = [], []
+    arrays: list[Any] = []
+    chunks = []
     for number, entry in enumerate(manifest.datasets):
         path = cells.store / entry.name / "tokens"
         spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path}/"}}
-        array = ts.open(spec, read=True, open=True).result()
+        array: Any = ts.open(spec, read=True, open=True).result()
         size = int(array.chunk_layout.read_chunk.shape[0])
         chunks += [(number, start, min(start + size, entry.n_tokens)) for start in range(0, entry.n_tokens, size)]
         arrays.append(array)

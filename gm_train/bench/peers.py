@@ -113,7 +113,7 @@ def _annloader(h5ad: Path, folder: Path) -> Batches:
     from anndata.experimental import AnnLoader
 
     loader: Any = AnnLoader(
-        ad.read_h5ad(h5ad, backed="r"),  # type: ignore[arg-type]
+        ad.read_h5ad(h5ad, backed="r"),
         batch_size=BATCH,
         shuffle=True,
         use_default_converter=False,

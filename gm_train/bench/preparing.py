@@ -225,12 +225,9 @@ class ScaleRunner:
             wrote, found = getattr(self, f"_{step}")()
             seconds = time.perf_counter() - start
         on_disk = sum(disk_usage(path) for path in wrote)
-        return {
-            "seconds": seconds,
-            "own_peak": footprint.own_peak,
-            "child_peak": footprint.child_peak,
-            "bytes": on_disk,
-        } | found
+        peaks = {"own_peak": footprint.own_peak, "child_peak": footprint.child_peak}
+        row: Row = {"seconds": seconds, "bytes": on_disk, **peaks, **found}
+        return row
 
     def _simulate(self) -> tuple[list[Path], Row]:
         gmt = simulate(self._h5ad, atlas_options(self._n_cells), workers=self._workers)

@@ -39,13 +39,13 @@ def scipy_rows(counts: sp.csr_matrix, medians: npt.NDArray[np.float64], top_k: i
 def argsort(counts: sp.csr_matrix, medians: npt.NDArray[np.float64], top_k: int) -> list[I64]:
     """A cell at a time by numpy's quickest sort: ties stand as they fall."""
     keys = -(counts.data / medians[counts.indices]).astype(np.float32)
-    return [indices[np.argsort(key)[:top_k]] for indices, key in _cells(counts, keys)]
+    return [indices[np.argsort(key)[:top_k]].astype(np.int64) for indices, key in _cells(counts, keys)]
 
 
 def stable_argsort(counts: sp.csr_matrix, medians: npt.NDArray[np.float64], top_k: int) -> list[I64]:
     """A cell at a time by a stable sort: ties stand in the order of the columns."""
     keys = -(counts.data / medians[counts.indices]).astype(np.float32)
-    return [indices[np.argsort(key, kind="stable")[:top_k]] for indices, key in _cells(counts, keys)]
+    return [indices[np.argsort(key, kind="stable")[:top_k]].astype(np.int64) for indices, key in _cells(counts, keys)]
 
 
 def packed_sort(counts: sp.csr_matrix, medians: npt.NDArray[np.float64], top_k: int) -> list[I64]:
