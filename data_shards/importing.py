@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from data_shards.assembling import build_store
 from data_shards.errors import DataError
+from data_shards.fingerprint import Fingerprint
 from data_shards.import_plan import plan_import
 from data_shards.manifest import Manifest
 from data_shards.obs_file import CELL_ID, ObsWriter, obs_table
@@ -24,7 +25,7 @@ from data_shards.parallel import Workers
 from data_shards.parts import Summary
 from data_shards.ranked import RankedDataset, finish_once
 from data_shards.ranked_corpus import LENGTH, TOKENS, Cells, RankedCorpus
-from data_shards.sources import State, read_states
+from data_shards.sources import read_fingerprints
 from data_shards.splits import Earlier, SplitOptions, donor_codes, earlier_splits, refuse_few_donors
 from data_shards.store import DatasetWriter
 from data_shards.token_map import NOT_KNOWN, Mapped, TokenMap
@@ -95,7 +96,7 @@ def import_corpus(
         corpus,
         tuple(kept),
         None if obs_columns is None else list(obs_columns),
-        tuple(read_states(corpus.files, Workers())),
+        tuple(read_fingerprints(corpus.files, Workers())),
         {"tokens": _named(tokens_path), "medians": _named(medians_path)},
     )
     return build_store(
@@ -137,7 +138,7 @@ class _Source:
         corpus: its files.
         kept: columns that become annotations.
         asked: those that were asked for, none for all.
-        states: what each file is now.
+        files: what each file is now.
         dictionaries: file and SHA-256 of the tokens and the medians that it came with.
     """
 
@@ -145,21 +146,21 @@ class _Source:
     corpus: RankedCorpus
     kept: tuple[str, ...]
     asked: list[str] | None
-    states: tuple[State, ...]
+    files: tuple[Fingerprint, ...]
     dictionaries: dict[str, Any]
 
     @property
     def hash(self) -> str:
         """SHA-256 (hex) of the files."""
-        if len(self.states) == 1:
-            return self.states[0].sha256
-        return hashlib.sha256("\n".join(state.sha256 for state in self.states).encode()).hexdigest()
+        if len(self.files) == 1:
+            return self.files[0].sha256
+        return hashlib.sha256("\n".join(file.sha256 for file in self.files).encode()).hexdigest()
 
     def record(self) -> dict[str, Any]:
         """Where the cells come from, as JSON."""
         return {
             **self.dictionaries,
-            "files": [{"file": state.path.name, "hash": state.sha256} for state in self.states],
+            "files": [{"file": file.path.name, "hash": file.sha256} for file in self.files],
             "obs_kept": list(self.kept),
         }
 
@@ -204,16 +205,16 @@ def _write(place: Path, source: _Source, mapping: TokenMap, top_k: int) -> None:
             row += len(has_tokens)
             progress.update(len(has_tokens))
         obs.close()
-        for state in source.states:
-            state.refuse_change()
+        for file in source.files:
+            file.require_unchanged()
         if not total.n_cells:
             raise DataError(
                 f"{corpus.files[0]}: no cell is left of {row:,}: none has a token of a gene with a median: name the "
                 "token dictionary and the medians of this corpus"
             )
         described = {
-            "source_file": ", ".join(state.path.name for state in source.states[:3])
-            + (", …" if len(source.states) > 3 else ""),
+            "source_file": ", ".join(file.path.name for file in source.files[:3])
+            + (", …" if len(source.files) > 3 else ""),
             "source_hash": source.hash,
             "source_cells": row,
             "counts": {},

@@ -240,10 +240,7 @@ def _make_digests(
     root = zarr.create_group(folder)
     root.create_group(DATASETS)
     for name, part in parts.items():
-        group = root.create_group(f"{DATASETS}/{name}")
-        (folder / DATASETS / name / GENES_FILE).write_text(json.dumps(list(genes[name])) + "\n")
-        store_digests(group, part)
-        described[name]["digests_hash"] = hash_digests(folder / DATASETS / name)
+        described[name]["digests_hash"] = store_digests(folder / DATASETS / name, genes[name], part)
     if earlier is not None:
         for entry in earlier.described:
             shutil.copytree(earlier.path / DATASETS / entry["name"], folder / DATASETS / entry["name"])

@@ -1,8 +1,8 @@
 """One data set of a store that is being made: ranges ranked in parallel, and one writer that takes them in order.
 
-Its work folder holds `identity.json`, the finished `parts` and, in the end, `finished`: the data set as it lies in a
-store, without its splits, and `written.json`. Each is whole or not there, so that a start goes on from what an earlier
-one left.
+Its work folder holds `identity.json`, the `parts` that are there and, in the end, `finished`: the data set as it lies
+in a store, without its splits, and `written.json`. Each is whole or not there, so that a start goes on from what an
+earlier one left.
 """
 
 import json
@@ -18,18 +18,21 @@ from tqdm import tqdm
 
 from data_shards.counts import CountSource, open_counts
 from data_shards.errors import DataError
+from data_shards.fingerprint import Fingerprint
 from data_shards.obs_file import ObsWriter
 from data_shards.output import flush, hash_path
 from data_shards.parallel import Workers
 from data_shards.parts import Range, RankPlan, Summary, rank_range, read_obs, read_tokens
 from data_shards.ranker import Ranker
-from data_shards.sources import Source, State
+from data_shards.sources import Source
 from data_shards.store import ArrayHashes, DatasetWriter
 from data_shards.work import new_part
 
 #: Cells of a part.
 PART_CELLS = 16_384
 _IDENTITY, _WRITTEN = "identity.json", "written.json"
+#: The parts, and counts that are stored by gene in a copy by cell.
+_UNTIL_FINISHED = ("parts", "by_cell")
 
 Say = Callable[[str], None]
 
@@ -73,14 +76,14 @@ def finished_place(work: Path) -> Path:
 
 
 def rank_dataset(
-    work: Path, source: Source, state: State, ranker: Ranker, values: bool, workers: Workers, say: Say
+    work: Path, source: Source, file: Fingerprint, ranker: Ranker, values: bool, workers: Workers, say: Say
 ) -> RankedDataset:
     """Rank the cells of a file, or take what an earlier start has done of it.
 
     Args:
         work: its work folder, which all workers see; it belongs to one tokenizer.
         source: the file.
-        state: what it is now.
+        file: its fingerprint.
         ranker: the tokenizer's.
         values: whether values are kept.
         workers: rank.
@@ -89,9 +92,9 @@ def rank_dataset(
     Raises:
         DataError: bad counts, no cell is left, the file changes, or the work folder cannot be written.
     """
-    identity = {"source_hash": state.sha256, "part_cells": PART_CELLS, **source.record()}
+    identity = {"source_hash": file.sha256, "part_cells": PART_CELLS, **source.record()}
     dataset = finish_once(
-        work, source.name, identity, lambda place: _write(work, place, source, state, ranker, values, workers)
+        work, source.name, identity, lambda place: _write(work, place, source, file, ranker, values, workers)
     )
     summary = dataset.summary
     say(
@@ -120,7 +123,7 @@ def finish_once(work: Path, name: str, identity: Mapping[str, Any], write: Calla
         _begin(work, identity)
         if not (place / _WRITTEN).exists():
             write(place)
-        shutil.rmtree(work / "parts", ignore_errors=True)
+        _drop_parts(work)
         return RankedDataset.load(name, place)
     except OSError as error:
         raise DataError(f"{work}: cannot be written ({error}): make room, or choose another --out") from error
@@ -137,21 +140,21 @@ def _begin(work: Path, identity: Mapping[str, Any]) -> None:
     found = work / _IDENTITY
     if not (found.exists() and found.read_text() == content):
         shutil.rmtree(work, ignore_errors=True)
-        (work / "parts").mkdir(parents=True)
+        work.mkdir(parents=True)
         temporary = work / f".{_IDENTITY}"
         temporary.write_text(content)
         flush(temporary)
         temporary.rename(found)
-    for left in [*work.glob(".*"), *(work / "parts").glob(".*")]:
-        shutil.rmtree(left) if left.is_dir() else left.unlink()
+    for name in _UNTIL_FINISHED:
+        (work / name).mkdir(exist_ok=True)
 
 
 def _write(
-    work: Path, place: Path, source: Source, state: State, ranker: Ranker, values: bool, workers: Workers
+    work: Path, place: Path, source: Source, file: Fingerprint, ranker: Ranker, values: bool, workers: Workers
 ) -> None:
     plan = RankPlan(ranker, source.columns.numbers, source.cells, source.obs_columns, values)
     total = Summary()
-    with open_counts(source.path, source.options.counts) as counts, new_part(place) as folder:
+    with open_counts(source.path, source.options.counts, work / "by_cell") as counts, new_part(place) as folder:
         writer = DatasetWriter(folder, source.name, values)
         obs = ObsWriter(writer.folder / "obs.parquet")
         ranges = list(_ranges(work / "parts", counts.source, counts.n_cells))
@@ -165,12 +168,12 @@ def _write(
                 total += summary
                 progress.update(task.stop - task.start)
         obs.close()
-        _refuse_useless(work / "parts", source, state, total)
+        _refuse_useless(work, source, file, total)
         report = asdict(source.columns.report)
         described = {
             **source.options.record(),
             "source_file": source.path.name,
-            "source_hash": state.sha256,
+            "source_hash": file.sha256,
             "source_cells": counts.n_cells,
             "obs_hash": hash_path(writer.folder / "obs.parquet"),
             "genes": {
@@ -184,18 +187,23 @@ def _write(
             flush(found)
 
 
-def _refuse_useless(parts: Path, source: Source, state: State, total: Summary) -> None:
+def _refuse_useless(work: Path, source: Source, file: Fingerprint, total: Summary) -> None:
     """Raise DataError, and remove the parts, where the same command would end the same way with them."""
     try:
-        state.refuse_change()
+        file.require_unchanged()
         if not total.n_cells:
             raise DataError(
                 f"{source.path}: no cell is left: {total.filtered:,} filtered, {total.empty:,} without a gene of the "
                 "vocabulary: filter less, or leave the file out"
             )
     except DataError:
-        shutil.rmtree(parts)
+        _drop_parts(work)
         raise
+
+
+def _drop_parts(work: Path) -> None:
+    for name in _UNTIL_FINISHED:
+        shutil.rmtree(work / name, ignore_errors=True)
 
 
 def _ranges(parts: Path, source: CountSource, n_cells: int) -> Iterator[Range]:

@@ -15,7 +15,7 @@ from data_shards.manifest import Manifest
 from data_shards.output import refuse_existing
 from data_shards.parallel import Workers
 from data_shards.ranked import RankedDataset, rank_dataset
-from data_shards.sources import SourceOptions, bind_source, read_states, refuse_changed
+from data_shards.sources import SourceOptions, bind_source, read_fingerprints, refuse_changed
 from data_shards.splits import Earlier, SplitOptions, earlier_splits, refuse_few_donors
 from data_shards.store_plan import StoreOptions, plan_more, plan_new
 
@@ -64,6 +64,8 @@ def make_store(
         DataError: `out` exists, files that cannot be used, bad counts, or nothing left to write.
     """
     splits = splits or SplitOptions()
+    # Dask's workers stand elsewhere.
+    paths, out = [path.absolute() for path in paths], out.absolute()
     shared = StoreOptions(top_k, dither, genes_file, deny_file, keep_values)
     own = SourceOptions(
         options or CountOptions(),
@@ -84,15 +86,15 @@ def make_store(
             say(line)
     earlier = Earlier() if plan.store is None else earlier_splits(out, plan.store)
     refuse_few_donors(frozenset().union(*(source.donors for source in sources)), splits, earlier)
-    with Workers(workers, dask) as pool:
-        states = read_states(paths, pool)
-        for name in refuse_changed(states, plan.of_medians) if plan.of_medians else ():
+    with Workers(workers, dask, say) as pool:
+        files = read_fingerprints(paths, pool)
+        for name in refuse_changed(files, plan.of_medians) if plan.of_medians else ():
             say(f"{name}: is not among the data sets of the medians: it is ranked with the medians of others")
-        found = {source.name: (source, state) for source, state in zip(sources, states, strict=True)}
+        found = {source.name: (source, file) for source, file in zip(sources, files, strict=True)}
 
         def rank(name: str, work: Path) -> RankedDataset:
-            source, state = found[name]
-            return rank_dataset(work, source, state, plan.tokenizer.ranker, plan.values, pool, say)
+            source, file = found[name]
+            return rank_dataset(work, source, file, plan.tokenizer.ranker, plan.values, pool, say)
 
         donor_keys = {source.name: source.donor_key for source in sources}
         return build_store(out, plan, donor_keys, splits, earlier, rank, say)

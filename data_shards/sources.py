@@ -1,7 +1,7 @@
 """The files that a store is made from: what the vocabulary finds in them, and that they stay as they are."""
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from tqdm import tqdm
 from data_shards.counts import CountFile, CountOptions, open_counts
 from data_shards.errors import DataError
 from data_shards.filters import BoundFilter, CellFilter
-from data_shards.output import hash_path
+from data_shards.fingerprint import Fingerprint
 from data_shards.parallel import Workers
 from data_shards.splits import SplitOptions, donor_codes
 from data_shards.tokenizer import GeneColumns, Tokenizer
@@ -117,64 +117,34 @@ def _kept_columns(counts: CountFile, asked: tuple[str, ...] | None) -> tuple[str
     return tuple(columns if asked is None else asked)
 
 
-@dataclass(frozen=True)
-class State:
-    """A file at one moment: the SHA-256 of its content, and what the file system says of it."""
+def read_fingerprints(paths: Sequence[Path], workers: Workers) -> list[Fingerprint]:
+    """The fingerprints of files, in their order.
 
-    path: Path
-    sha256: str
-    stamps: tuple[tuple[str, int, int], ...]
-
-    def refuse_change(self) -> None:
-        """Raise DataError if the file is not what it was."""
-        if _stamps(self.path) != self.stamps:
-            raise DataError(
-                f"{self.path}: changed while it was read: leave it alone until the store stands, and start again"
-            )
+    Raises:
+        DataError: one cannot be read.
+    """
+    found = workers.map_in_order(Fingerprint.of, paths)
+    return list(tqdm(found, "hashing", len(paths), unit=" files", disable=None))
 
 
-def read_state(path: Path) -> State:
-    """Raises DataError if the file cannot be read."""
-    stamps = _stamps(path)
-    try:
-        return State(path, hash_path(path), stamps)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error}): see to the file") from error
-
-
-def read_states(paths: Sequence[Path], workers: Workers) -> list[State]:
-    """The states of files, in their order."""
-    states: Iterable[State] = workers.map_in_order(read_state, paths)
-    return list(tqdm(states, total=len(paths), desc="SHA-256", unit=" files", disable=None))
-
-
-def _stamps(path: Path) -> tuple[tuple[str, int, int], ...]:
-    try:
-        files = [path] if path.is_file() else sorted(found for found in path.rglob("*") if found.is_file())
-        found = [(file.relative_to(path).as_posix(), file.stat()) for file in files]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error}): see to the file") from error
-    return tuple((name, stat.st_size, stat.st_mtime_ns) for name, stat in found)
-
-
-def refuse_changed(states: Sequence[State], of_medians: Mapping[str, str]) -> list[str]:
+def refuse_changed(files: Sequence[Fingerprint], of_medians: Mapping[str, str]) -> list[str]:
     """Names of the data sets that the medians do not know.
 
     Args:
-        states: the files.
+        files: the files.
         of_medians: SHA-256 of the file that each data set of the medians was.
 
     Raises:
         DataError: a data set of the medians was made from another file.
     """
     unknown = []
-    for state in states:
-        expected = of_medians.get(state.path.stem)
+    for file in files:
+        expected = of_medians.get(file.path.stem)
         if expected is None:
-            unknown.append(state.path.stem)
-        elif expected != state.sha256:
+            unknown.append(file.path.stem)
+        elif expected != file.sha256:
             raise DataError(
-                f"{state.path}: is not the file that the medians were made from (SHA-256 {state.sha256[:12]}…, there "
+                f"{file.path}: is not the file that the medians were made from (SHA-256 {file.sha256[:12]}…, there "
                 f"{expected[:12]}…): bring that file back, or make the medians again"
             )
     return unknown

@@ -3,7 +3,6 @@
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 from data_shards.errors import DataError
 
@@ -16,7 +15,6 @@ _NAMES = {
     "ENSMMUG": "rhesus macaque",
     "ENSMFAG": "crab-eating macaque",
     "ENSPTRG": "chimpanzee",
-    "ENSCJAG": "marmoset",
     "ENSSSCG": "pig",
     "ENSGALG": "chicken",
 }
@@ -42,22 +40,10 @@ def refuse_species_mixed(species: Mapping[str, str | None]) -> None:
         if prefix is not None:
             examples.setdefault(prefix, name)
     if len(examples) > 1:
-        found = ", ".join(f"{name}: {_name(prefix)}" for prefix, name in examples.items())
+        found = ", ".join(
+            f"{name}: {_NAMES.get(prefix, 'another species')} ({prefix}…)" for prefix, name in examples.items()
+        )
         raise DataError(
             f"data sets of different species cannot be put together ({found}): make medians and stores of each species "
             "of its own"
         )
-
-
-def refuse_other_species(path: Path, ids: Iterable[str | None], vocabulary: Iterable[str]) -> None:
-    """Raise DataError if most Ensembl ids of a file have another prefix than most of the vocabulary."""
-    found, wanted = find_species(gene for gene in ids if gene is not None), find_species(vocabulary)
-    if found is not None and wanted is not None and found != wanted:
-        raise DataError(
-            f"{path}: its genes are of another species: {_name(found)}, where the vocabulary is {_name(wanted)}: "
-            "leave the file out, or make medians and a store of its own for this species"
-        )
-
-
-def _name(prefix: str) -> str:
-    return f"{_NAMES.get(prefix, 'another species')} ({prefix}…)"

@@ -22,7 +22,7 @@ from data_shards.hashing import hash_strings
 from data_shards.kernels import group_by_gene
 from data_shards.place import Place
 from data_shards.ranker import Ranker
-from data_shards.species import refuse_other_species
+from data_shards.species import find_species, refuse_species_mixed
 from data_shards.vocabulary import FIRST_GENE, Vocabulary
 
 FILES = ("vocabulary.json", "medians.npy", "tokenizer.json")
@@ -107,7 +107,8 @@ class Tokenizer:
         """
         found = find_gene_ids(counts, self.gene_table, min_mapped, self.vocabulary.kind)
         if self.vocabulary.kind == "ensembl":
-            refuse_other_species(counts.path, found.ids, self.vocabulary.genes)
+            own = find_species(gene for gene in found.ids if gene is not None)
+            refuse_species_mixed({str(counts.path): own, "the vocabulary": find_species(self.vocabulary.genes)})
         token_of = self.vocabulary.token_of
         tokens = [token_of.get(gene, -1) if gene is not None else -1 for gene in found.ids]
         numbers = np.array([token - FIRST_GENE if token >= 0 else -1 for token in tokens], np.int32)

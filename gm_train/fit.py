@@ -228,7 +228,7 @@ def _report(directory: Path) -> None:
     try:
         write_report(directory)
     except Exception as error:
-        log.warning("%s: report.html could not be written (%s)", directory, error)
+        log.warning("report.html could not be written: %s", error)
 
 
 def _trainer(config: Config, strategy: Strategy, ranks: Ranks, recorder: Recorder) -> L.Trainer:

@@ -52,11 +52,19 @@ def _add_simulate(commands: Any) -> None:
         "counts_per_cell": "median molecules of a cell",
         "dropout": "probability of losing a gene that has one molecule",
         "seed": "of everything drawn",
+        "sorted": "cells of one type stand together: the worst case for mixing",
     }
     for field in fields(AtlasOptions):
         default: Any = field.default
+        if default is False:
+            parser.add_argument(f"--{field.name}", action="store_true", help=helps[field.name])
+            continue
         text = f"{helps[field.name]} (default {default:g})"
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(default), default=default, help=text)
+    parser.add_argument("--compression", default="lzf", help="of the counts: lzf (default), gzip or none")
+    parser.add_argument(
+        "--workers", type=_positive, default=1, help="processes (default 1); the result is the same for any"
+    )
     parser.set_defaults(run=_simulate)
 
 
@@ -64,7 +72,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
     from data_shards.simulate import simulate
 
     options = AtlasOptions(**{field.name: getattr(arguments, field.name) for field in fields(AtlasOptions)})
-    gmt = simulate(arguments.out, options)
+    gmt = simulate(arguments.out, options, arguments.compression, arguments.workers)
     print(f"{arguments.out}: {options.cells:,} cells of {options.cell_types} types, {options.genes:,} genes")
     print(f"{gmt}: {options.programmes} gene programmes")
     return 0

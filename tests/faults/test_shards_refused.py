@@ -1,0 +1,208 @@
+"""What shards are not made of, and disks that they cannot be written to: one line, and nothing half-written."""
+
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+
+import h5py
+import pytest
+import scipy.sparse as sp
+
+from data_shards import parts
+from data_shards.errors import DataError
+from data_shards.manifest import Manifest
+from data_shards.medians import make_medians
+from data_shards.shards import make_store
+from data_shards.verify import find_damage
+from tests.faults.data_runs import run_data
+from tests.faults.disks import resize, small_disk
+from tests.faults.shard_runs import set_up
+from tests.unit.count_files import draw_counts, write_counts
+from tests.unit.stores import build, contents, quiet, two_data_sets
+
+HUMAN = [f"ENSG{i:011d}" for i in range(20)]
+MOUSE = [f"ENSMUSG{i:011d}" for i in range(20)]
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    files = two_data_sets(tmp_path)
+    make_medians(files, tmp_path / "m.zarr", say=quiet)
+    return files
+
+
+def refused(folder: Path, files: list[Path], message: str, **options: object) -> None:
+    """It is refused with the message, and leaves nothing behind."""
+    before = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != "x.zarr"}
+    with pytest.raises(DataError, match=message):
+        build(folder, files, "x.zarr", **options)
+    assert {path: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+
+
+def test_a_file_that_changed_since_its_medians(tmp_path: Path, files: list[Path]) -> None:
+    write_counts(files[0], draw_counts(60, 20, 5))
+    refused(tmp_path, files, r"one\.h5ad: is not the file that the medians were made from \(SHA-256 .*make the medians")
+
+
+def test_a_data_set_that_the_medians_do_not_know_is_said(tmp_path: Path, files: list[Path]) -> None:
+    other = write_counts(tmp_path / "other.h5ad", draw_counts(30, 20, 5))
+    lines: list[str] = []
+    build(tmp_path, [files[0], other], say=lines.append)
+    assert [line for line in lines if "not among the data sets of the medians" in line] == [
+        "other: is not among the data sets of the medians: it is ranked with the medians of others"
+    ]
+
+
+@pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
+def test_a_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    """Its parts are thrown away: those of before and those of after must not stand in one store."""
+    path = write_counts(tmp_path / f"a.{suffix}", draw_counts(60, 20), obs={"donor_id": ["x", "y"] * 30})
+    make_medians([path], tmp_path / "m.zarr", say=quiet)
+    real, changed = parts._rank, False
+
+    def changing(*arguments: object) -> parts.Summary:
+        nonlocal changed
+        summary = real(*arguments)  # type: ignore[arg-type]
+        if not changed:
+            changed = True
+            if path.is_dir():
+                (path / "X" / "more").write_text("")
+            else:
+                with path.open("ab") as file:
+                    file.write(b"\0")
+        return summary
+
+    monkeypatch.setattr(parts, "_rank", changing)
+    with pytest.raises(DataError, match=rf"a\.{suffix}: changed while it was read: wait until"):
+        build(tmp_path, [path], "x.zarr")
+    assert sorted(found.name for found in tmp_path.iterdir()) == sorted([path.name, "m.zarr"])
+
+
+def test_two_files_of_one_name(tmp_path: Path, files: list[Path]) -> None:
+    (tmp_path / "again").mkdir()
+    again = Path(shutil.copy(files[0], tmp_path / "again"))
+    refused(tmp_path, [*files, again], r"two data sets are named 'one' after their files: rename one of the files")
+
+
+def test_another_species(tmp_path: Path) -> None:
+    human = write_counts(tmp_path / "human.h5ad", draw_counts(10, 20), HUMAN)
+    make_medians([human], tmp_path / "m.zarr", say=quiet)
+    for name, genes in (("mouse", MOUSE), ("mostly", [*HUMAN[:4], *MOUSE[4:]])):
+        path = write_counts(tmp_path / f"{name}.h5ad", draw_counts(10, 20), genes)
+        message = rf"different species .*{name}\.h5ad: mouse \(ENSMUSG…\), the vocabulary: human \(ENSG…\)"
+        refused(tmp_path, [human, path], message)
+    fish = write_counts(tmp_path / "fish.h5ad", draw_counts(10, 20), [f"ENSXYZG{i:011d}" for i in range(20)])
+    refused(tmp_path, [fish], r"fish\.h5ad: another species \(ENSXYZG…\), the vocabulary: human")
+
+
+def test_too_many_tokens_or_genes(tmp_path: Path, files: list[Path]) -> None:
+    refused(tmp_path, files, r"--top-k 65,536: .* at most 65,535", top_k=65_536)
+    build(tmp_path, files, top_k=65_535)
+    folder = tmp_path / "many"
+    folder.mkdir()
+    many = write_counts(folder / "a.h5ad", sp.csr_matrix([[1.0] * 65_535]), [f"g{i:05d}" for i in range(65_535)])
+    make_medians([many], folder / "m.zarr", exact=True, say=quiet)
+    refused(folder, [many], r"65,535 genes do not fit uint16 tokens \(at most 65,534\): choose genes with --genes")
+    deny = tmp_path / "deny.txt"
+    deny.write_text("g00007\n")
+    assert build(folder, [many], deny_file=deny, top_k=65_535).n_tokens == 65_534
+
+
+def test_a_truncated_file(tmp_path: Path, files: list[Path]) -> None:
+    whole = files[1].read_bytes()
+    cut = tmp_path / "cut.h5ad"
+    cut.write_bytes(whole[: len(whole) // 2])
+    refused(tmp_path, [files[0], cut], r"cut\.h5ad: not an AnnData file, or a truncated one")
+
+
+def test_a_file_that_is_cut_short_inside(tmp_path: Path, files: list[Path]) -> None:
+    """A whole container with a matrix that ends too early: found when its cells are read; the others are kept."""
+    with h5py.File(files[1], "r+") as file:
+        for name in ("data", "indices"):
+            values = file["X"][name][:-9]
+            del file["X"][name]
+            file["X"].create_dataset(name, data=values)
+    make_medians(files[:1], tmp_path / "n.zarr", say=quiet)
+    lines: list[str] = []
+    with pytest.raises(DataError, match=r"two\.h5ad: the counts of cells 0 to 20 are cut short"):
+        make_store(files, tmp_path / "n.zarr", tmp_path / "x.zarr", say=lines.append)
+    assert any("keeps what is finished: the same command goes on from there" in line for line in lines)
+    make_store(files[:1], tmp_path / "n.zarr", tmp_path / "x.zarr", say=lines.append)
+    assert (
+        lines.count("one: 60 cells kept, 0 filtered, 0 without a token left out; " + lines[-3].split("; ", 1)[1]) == 2
+    )
+
+
+def test_medians_of_another_kind(tmp_path: Path, files: list[Path]) -> None:
+    human = write_counts(tmp_path / "human.h5ad", draw_counts(10, 20), HUMAN)
+    refused(tmp_path, [human], r"human\.h5ad: none of its 20 genes .* is in the vocabulary \(as-is ids: g0000")
+    make_medians([human], tmp_path / "h.zarr", say=quiet)
+    with pytest.raises(DataError, match=r"one\.h5ad: only 0 of 20 genes \(0\.0%\) have an Ensembl id"):
+        make_store(files, tmp_path / "h.zarr", tmp_path / "x.zarr", say=quiet)
+    build(tmp_path, files)
+    for other in (tmp_path / "s.zarr", files[0]):
+        with pytest.raises(DataError, match=r"not a medians file"):
+            make_store(files, other, tmp_path / "x.zarr", say=quiet)
+    assert not (tmp_path / "x.zarr").exists()
+
+
+def test_stores_of_other_versions(tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    build(tmp_path, files[:1])
+    before = contents(tmp_path / "s.zarr")
+    for schema, mend in ((2, "update gm-train"), (4, "make it again with `gm-train data shards`")):
+        monkeypatch.setattr("data_shards.manifest.SCHEMA", schema)
+        for use in (lambda: Manifest.load(tmp_path / "s.zarr"), lambda: build(tmp_path, files[1:], add=True)):
+            with pytest.raises(DataError, match=f"layout version 3, this program reads {schema}: {mend}"):
+                use()
+    assert contents(tmp_path / "s.zarr") == before
+
+
+@pytest.mark.parametrize("step", ["parts", "arrays", "add"])
+def test_a_full_disk(tmp_path: Path, step: str) -> None:
+    """It fills up while a part is written, or while parts become the store; with room, the next start goes on."""
+    path = write_counts(tmp_path / "a.h5ad", draw_counts(3000, 200), obs={"donor_id": ["x", "y"] * 1500})
+    one = write_counts(tmp_path / "one.h5ad", draw_counts(50, 200, 1))
+    make_medians([path, one], tmp_path / "m.zarr", say=quiet)
+    log = tmp_path / "log"
+    parts_of = partial(set_up, part_cells=512)
+    with small_disk(tmp_path / "disk", 4096) as disk:
+        out = disk / "s.zarr"
+        words: list[str | Path] = ["shards", path, "--medians", tmp_path / "m.zarr", "--out", out]
+        if step == "add":
+            assert run_data(["shards", one, "--medians", tmp_path / "m.zarr", "--out", out], log) == 0
+            words.append("--add")
+        before = contents(out) if step == "add" else {}
+        resize(disk, 300 if step == "parts" else 750)
+        assert run_data(words, log, parts_of) == 1
+        errors = log.read_text()
+        assert "cannot be written" in errors
+        assert "make room" in errors
+        assert "Traceback" not in errors
+        kept = list(disk.glob(".s.zarr.work/datasets/a/parts/*"))
+        assert len(kept) == 6 if step != "parts" else 0 < len(kept) < 6
+        assert (contents(out) if out.exists() else {}) == before
+        resize(disk, 4096)
+        assert run_data(words, log, parts_of) == 0
+        assert "going on from what an earlier start has finished" in log.read_text()
+        assert find_damage(out) == []
+        assert [path.name for path in disk.iterdir()] == ["s.zarr"]
+
+
+def test_no_write_permission(tmp_path: Path, files: list[Path]) -> None:
+    place = tmp_path / "theirs"
+    place.mkdir()
+    place.chmod(0o555)
+    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
+        folder.chmod(0o755)
+    user = 65_534 if os.geteuid() == 0 else None
+    words: list[str | Path] = [*files, "--medians", tmp_path / "m.zarr", "--out", place / "s.zarr"]
+    log = tmp_path / "log"
+    log.touch()
+    log.chmod(0o666)
+    assert run_data(["shards", *words], log, partial(set_up, user=user)) == 1
+    errors = log.read_text()
+    assert "theirs/.s.zarr.work: cannot be created" in errors
+    assert "choose an --out that can be written to" in errors
+    assert "Traceback" not in errors
+    assert list(place.iterdir()) == []
