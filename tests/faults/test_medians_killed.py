@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data_shards import digest_parts, digest_tree, medians
+from data_shards import digest_parts, digest_tree, medians_sources
 from data_shards.digests import Digests, Partition
 from data_shards.errors import DataError
 from data_shards.medians import make_medians
@@ -29,13 +29,13 @@ def quiet(line: str) -> None:
 
 def small_partitions() -> None:
     """Three levels of merging in small files."""
-    medians.PARTITION_CELLS = 16
+    medians_sources.PARTITION_CELLS = 16
     digest_tree.FAN_IN = 2
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(medians, "PARTITION_CELLS", 16)
+    monkeypatch.setattr(medians_sources, "PARTITION_CELLS", 16)
     monkeypatch.setattr(digest_tree, "FAN_IN", 2)
 
 
