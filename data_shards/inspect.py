@@ -90,7 +90,7 @@ class Summary:
         """
         reader = StoreReader(self.path)
         wanted = max(1, _SAMPLE // self.manifest.block_cells)
-        numbers = np.unique(np.linspace(0, sum(reader.n_blocks) - 1, wanted).astype(np.int64))
+        numbers = np.unique(np.linspace(0, sum(self.manifest.n_blocks) - 1, wanted).astype(np.int64))
         counts, cells = np.zeros(self.manifest.n_genes, np.int64), 0
         for number in numbers:
             (block,) = reader.read([int(number)])

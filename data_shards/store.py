@@ -21,7 +21,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from data_shards.errors import DataError
 from data_shards.output import hash_path
-from data_shards.place import reason
+from data_shards.place import first_line
 
 #: Type, elements of an inner chunk and of a shard. A block begins anywhere in a chunk: with chunks of its own size,
 #: twice what it needs would be decoded.
@@ -121,7 +121,7 @@ class ArrayWriter:
         try:
             yield
         except Exception as error:  # TensorStore has kinds of its own
-            raise DataError(f"{self._path}: cannot be written ({reason(error)}): make room") from error
+            raise DataError(f"{self._path}: cannot be written ({first_line(error)}): make room") from error
 
 
 def content_hash(tokens: str, indptr: str, split: str, values: str | None = None) -> str:

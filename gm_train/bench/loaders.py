@@ -12,7 +12,7 @@ import tensorstore as ts
 from data_shards.counts import open_counts
 from data_shards.errors import DataError
 from data_shards.manifest import Manifest
-from data_shards.pool import Plan
+from data_shards.pool import Plan, choose_pool_blocks
 from data_shards.reader import StoreReader
 from data_shards.stream import Lanes
 from data_shards.tokenizer import Tokenizer
@@ -55,7 +55,8 @@ def own_batches(cells: Cells) -> Iterator[Batch]:
     """Packed rows of a step, in the order of a run with the default settings: tokens and segments, int64."""
     data = DataConfig()
     reader = StoreReader(cells.store, data.cache_mb << 20)
-    plan = Plan(0, data.lanes, data.pool_blocks, data.group_cells, data.row_length)
+    pool_blocks = choose_pool_blocks(reader.manifest)
+    plan = Plan(0, data.lanes, pool_blocks, data.group_cells, data.row_length)
     lanes = Lanes(reader, plan, dict.fromkeys(range(data.lanes), (0, 0)))
     while True:
         rows = lanes.take(data.rows_per_lane)
