@@ -5,6 +5,7 @@ all talk TLS with keys of their own, since whoever reaches a scheduler can run a
 """
 
 import getpass
+import logging
 import shlex
 import shutil
 import signal
@@ -13,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -45,7 +47,8 @@ def workers_on_slurm(cluster: ClusterConfig, out: Path) -> Iterator[str]:
     """
     try:
         import dask
-        from dask_jobqueue.slurm import SLURMCluster
+
+        jobqueue = _jobqueue()
     except ImportError as error:
         raise DataError("--slurm needs Dask: pip install 'gm-train[dask]'") from error
     if shutil.which("sbatch") is None:
@@ -55,6 +58,8 @@ def workers_on_slurm(cluster: ClusterConfig, out: Path) -> Iterator[str]:
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.slurm-", dir=out.absolute().parent))
     except OSError as error:
         raise DataError(f"{out}: nothing can be written beside it ({error}): choose another --out") from error
+    # The scheduler tells of each worker that comes and goes.
+    logging.getLogger("distributed").setLevel(logging.ERROR)
     secrets = _secrets(folder)
     settings = {
         # A worker that is gone belongs to a job that SLURM may put back into its queue.
@@ -68,7 +73,7 @@ def workers_on_slurm(cluster: ClusterConfig, out: Path) -> Iterator[str]:
     with dask.config.set(settings), _term_as_interrupt() as end_quietly:
         try:
             print(check(job_script(cluster, folder, out.name)), flush=True)
-            dask_cluster = SLURMCluster(
+            dask_cluster = jobqueue.SLURMCluster(
                 job_cls=_job_class(),
                 security=secrets,
                 scheduler_options={"dashboard": False, "dashboard_address": None},
@@ -86,6 +91,8 @@ def workers_on_slurm(cluster: ClusterConfig, out: Path) -> Iterator[str]:
             end_quietly()
             if jobs is not None:
                 jobs.close()
+            for secret in folder.glob("*.pem"):
+                secret.unlink()
             if jobs is None or jobs.ended is None:
                 shutil.rmtree(folder, ignore_errors=True)
 
@@ -164,10 +171,20 @@ class _Jobs:
         )
 
 
-def _job_class() -> Any:
-    from dask_jobqueue.slurm import SLURMJob
+def _jobqueue() -> Any:
+    """The module `dask_jobqueue.slurm`, whose import leaves Ctrl-C to others."""
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        return import_module("dask_jobqueue.slurm")
+    finally:
+        # It makes Ctrl-C end the process without a word, and with exit code 0.
+        signal.signal(signal.SIGINT, before)
 
-    class Job(SLURMJob):
+
+def _job_class() -> Any:
+    base: Any = _jobqueue().SLURMJob
+
+    class Job(base):  # type: ignore[misc]
         """A job whose #SBATCH lines are those of the settings, and no others."""
 
         def __init__(self, *arguments: Any, security: Any = None, **options: Any) -> None:
@@ -176,7 +193,7 @@ def _job_class() -> Any:
             flags = [
                 f"--tls-{name.replace('_', '-')} {shlex.quote(secrets[name])}" for name in secrets if secrets[name]
             ]
-            super().__init__(*arguments, worker_extra_args=flags, **options)  # type: ignore[no-untyped-call]
+            super().__init__(*arguments, worker_extra_args=flags, **options)
             self.job_header = "\n".join(f"#SBATCH {line}" for line in self.job_extra_directives)
 
         @property
@@ -246,9 +263,6 @@ def _secrets(folder: Path) -> Any:
 @contextmanager
 def _term_as_interrupt() -> Iterator[Any]:
     """SIGTERM as Ctrl-C for the length of the block; calling what it gives lets none of both in until its end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: None
-        return
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

@@ -20,8 +20,8 @@ I64 = npt.NDArray[np.int64]
 _STEP = 1 << 20
 #: Cells that are looked into, not only at their lengths.
 _SAMPLE = 8192
-#: Cells of one packing, for how full rows are.
-_GROUP = 512
+#: What is packed together, about: by default groups of so many cells, of pools of so many tokens.
+_GROUP_CELLS, _POOL_TOKENS = 1024, 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,8 @@ class Summary:
         places = (np.arange(_SAMPLE) + 0.5) / _SAMPLE * cells.sum()
         sample = np.searchsorted(cells.cumsum(), places, side="right").astype(np.int64)
         hashes = mix64(np.arange(_SAMPLE, dtype=np.uint64))
-        _, cells_of_row = arrange(sample, hashes, np.zeros(_SAMPLE // _GROUP, np.uint64), row_length)
+        n_groups = max(_SAMPLE // _GROUP_CELLS, round(int(sample.sum()) / _POOL_TOKENS))
+        _, cells_of_row = arrange(sample, hashes, np.zeros(n_groups, np.uint64), row_length)
         rows = len(cells_of_row)
         return float(sample.mean() / row_length), float(sample.sum() / (rows * row_length))
 

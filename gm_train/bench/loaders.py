@@ -55,8 +55,7 @@ def own_batches(cells: Cells) -> Iterator[Batch]:
     """Packed rows of a step, in the order of a run with the default settings: tokens and segments, int64."""
     data = DataConfig()
     reader = StoreReader(cells.store, data.cache_mb << 20)
-    pool_blocks = choose_pool_blocks(reader.manifest)
-    plan = Plan(0, data.lanes, pool_blocks, data.group_cells, data.row_length)
+    plan = Plan(0, data.lanes, choose_pool_blocks(reader.manifest), data.group_cells, data.row_length)
     lanes = Lanes(reader, plan, dict.fromkeys(range(data.lanes), (0, 0)))
     while True:
         rows = lanes.take(data.rows_per_lane)

@@ -328,7 +328,7 @@ def _import(arguments: argparse.Namespace) -> int:
 def _add_inspect(commands: Any) -> None:
     example = "gm-train data inspect store.zarr --plot store.png"
     parser = _add(commands, "inspect", "print what a token store holds, or draw it", example)
-    parser.add_argument("store", metavar="STORE", help="folder, or http(s)://, s3:// or gs:// URL")
+    parser.add_argument("store", metavar="STORE", help="folder, or a URL: http(s)://, s3:// or gs://")
     parser.add_argument(
         "--plot",
         type=Path,
@@ -358,7 +358,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _add_verify(commands: Any) -> None:
     text = "read a whole token store again and name every damaged file and chunk"
     parser = _add(commands, "verify", text, "gm-train data verify store.zarr")
-    parser.add_argument("store", metavar="STORE", help="folder, or http(s)://, s3:// or gs:// URL")
+    parser.add_argument("store", metavar="STORE", help="folder, or a URL: http(s)://, s3:// or gs://")
     parser.set_defaults(run=_verify)
 
 
