@@ -34,7 +34,7 @@ def go_on(work: Path, store: Path | None, names: Sequence[str], kept: Iterable[s
     Args:
         work: the work folder.
         store: the store that is added to, if any.
-        names: data sets of this start; what others have left is removed.
+        names: data sets of this start, none of which the store has; what others have left is removed.
         kept: data sets that the store's manifest names.
         say: takes lines of the report.
 
@@ -51,7 +51,7 @@ def go_on(work: Path, store: Path | None, names: Sequence[str], kept: Iterable[s
                 say(f"{folder.name}: was ranked by an earlier start that was not finished; this is removed")
                 shutil.rmtree(folder)
             elif place.exists() and not (place / folder.name).exists():
-                if folder.name not in kept and moved.exists():
+                if moved.exists():
                     moved.rename(place / folder.name)
                 else:
                     shutil.rmtree(folder)

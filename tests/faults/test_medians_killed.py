@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data_shards import digest_parts, digest_tree, medians
+from data_shards import digest_parts, digest_tree, exact, medians_sources
 from data_shards.digests import Digests, Partition
 from data_shards.errors import DataError
 from data_shards.medians import make_medians
@@ -29,13 +29,13 @@ def quiet(line: str) -> None:
 
 def small_partitions() -> None:
     """Three levels of merging in small files."""
-    medians.PARTITION_CELLS = 16
+    medians_sources.PARTITION_CELLS = 16
     digest_tree.FAN_IN = 2
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(medians, "PARTITION_CELLS", 16)
+    monkeypatch.setattr(medians_sources, "PARTITION_CELLS", 16)
     monkeypatch.setattr(digest_tree, "FAN_IN", 2)
 
 
@@ -79,6 +79,27 @@ def test_killed_at_any_part_goes_on_from_there(tmp_path: Path, files: list[Path]
         assert sum(times.values()) <= N_PARTITIONS + deaths
     else:
         assert set(times.values()) == {1}
+
+
+def test_exact_medians_that_are_killed_go_on(tmp_path: Path, files: list[Path]) -> None:
+    out, log, deaths = tmp_path / "m.zarr", tmp_path / "log", 0
+    assert run_data(["medians", *files, "--out", tmp_path / "whole.zarr", "--exact"], log, _small_groups) == 0
+    while not out.exists():
+        assert deaths < 20, log.read_text()
+        code = run_data(["medians", *files[::-1], "--out", out, "--exact"], log, _small_groups_and_death)
+        deaths += code == -signal.SIGKILL
+    assert deaths > 2
+    assert content(out) == content(tmp_path / "whole.zarr")
+
+
+def _small_groups() -> None:
+    small_partitions()
+    exact._TOGETHER = 3
+
+
+def _small_groups_and_death() -> None:
+    _small_groups()
+    die_at_rename(4, before=False)
 
 
 def test_killed_with_workers_goes_on(tmp_path: Path, files: list[Path], small: None) -> None:
@@ -140,16 +161,25 @@ def _when_there(work: Path, n_parts: int, act: Callable[[], None]) -> None:
     assert not (work / "a" / "digests").exists()
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_a_full_disk_loses_nothing(tmp_path: Path, files: list[Path], small: None, workers: int) -> None:
+@pytest.mark.parametrize(
+    ("workers", "size_kb", "message"),
+    [
+        (1, 52, r"a/\d-\d+: cannot be written .*No space left on device.*make room"),
+        (2, 64, r"cannot be written .*No space left on device"),
+        (1, 80, r"m\.zarr: cannot be written .*No space left on device"),
+    ],
+)
+def test_a_full_disk_loses_nothing(
+    tmp_path: Path, files: list[Path], small: None, workers: int, size_kb: int, message: str
+) -> None:
+    """Full at a part or at the result: nothing half-written, and with more room the same command goes on."""
     make_medians(files, tmp_path / "whole.zarr", say=quiet)
-    with small_disk(tmp_path / "disk", 80) as disk:
+    with small_disk(tmp_path / "disk", size_kb) as disk:
         out, lines = disk / "m.zarr", []
-        with pytest.raises(DataError, match=r"cannot be written .*No space left on device.*make room"):
+        with pytest.raises(DataError, match=message):
             make_medians(files, out, workers=workers, say=quiet)
         assert not out.exists()
-        kept = {path.name for path in disk.glob(".m.zarr.work/a/*")}
-        assert kept
+        assert list(disk.glob(".m.zarr.work/a/*"))
         assert not [path for path in disk.rglob("*") if len(path.name) > 32]
         resize(disk, 4_000)
         make_medians(files, out, workers=workers, say=lines.append)

@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Iterator
@@ -89,7 +90,10 @@ def test_promise_05_the_last_steps_leave_a_whole_store_or_none(preparation: Prep
         assert prepare(preparation.words(out), tmp_path / "log", die_at=die_at) == -signal.SIGKILL
         seen.add(out.exists())
         if not out.exists():
+            work = tmp_path / f".{die_at}.zarr.work"
+            (stamp,) = (path.stat().st_mtime_ns for path in work.rglob("a/tokens/c/0"))
             assert prepare(preparation.words(out), tmp_path / "log") == 0
+            assert (out / "a/tokens/c/0").stat().st_mtime_ns == stamp  # moved back, not made again
         assert contents(out) == preparation.expected
     assert seen == {True, False}
 
@@ -134,30 +138,50 @@ def test_finished_parts_and_data_sets_are_not_redone(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["log", "s.zarr"]
 
 
+def test_parts_of_a_file_that_changed_since_are_not_used(preparation: Preparation, tmp_path: Path) -> None:
+    files = [preparation.files[0], write_cells(tmp_path / "x.h5ad", 60, 40, seed=1)]
+    make_medians(files[:1], tmp_path / "m.zarr", say=quiet)
+    log = tmp_path / "log"
+
+    def words(name: str) -> list[str | Path]:
+        return [*files, "--medians", tmp_path / "m.zarr", "--out", tmp_path / name]
+
+    die_at = 20
+    while not list(tmp_path.glob(".s.zarr.work/datasets/x/parts/[!.]*")):
+        assert prepare(words("s.zarr"), log, die_at=die_at) == -signal.SIGKILL
+        die_at += 3
+    write_cells(files[1], 60, 40, seed=2)
+    for name in ("s.zarr", "fresh.zarr"):
+        assert prepare(words(name), log) == 0
+    assert "going on from what an earlier start has finished" in log_of(tmp_path)
+    assert contents(tmp_path / "s.zarr") == contents(tmp_path / "fresh.zarr")
+
+
 def test_promise_05_a_kill_of_an_add_leaves_the_store_whole(preparation: Preparation, tmp_path: Path) -> None:
     """At every step of it, the store is the one before or the one after; the next start makes the one after."""
     first = [*preparation.files[:2], "--medians", preparation.medians, "--keep-values", "--test", "0.2", "--out"]
     log = tmp_path / "log"
-    for name in ("before.zarr", "after.zarr", "s.zarr"):
+    for name in ("before.zarr", "after.zarr"):
         assert prepare([*first, tmp_path / name], log) == 0
     before = Manifest.load(tmp_path / "before.zarr")
     assert prepare(preparation.added(tmp_path / "after.zarr"), log, count=tmp_path / "steps") == 0
     after, expected = Manifest.load(tmp_path / "after.zarr"), contents(tmp_path / "after.zarr")
     steps = int((tmp_path / "steps").read_text())
-    out = tmp_path / "s.zarr"
-    rng = random.Random(1)
+    seen = set()
     # All of the last ones, where the data set is moved in, and some of those before.
-    for die_at in [*sorted(rng.sample(range(1, steps - 24), 6)), *range(steps - 24, steps + 1, 2)]:
-        code = prepare(preparation.added(out), log, die_at=die_at)
-        manifest = Manifest.load(out)
+    for die_at in [*random.Random(1).sample(range(1, steps - 24), 4), *range(steps - 24, steps + 1)]:
+        out = tmp_path / f"{die_at}.zarr"
+        shutil.copytree(tmp_path / "before.zarr", out)
+        assert prepare(preparation.added(out), log, die_at=die_at) == -signal.SIGKILL
+        assert Manifest.load(out) in (before, after)
         assert find_damage(out) == []
-        if manifest == after:
-            break
-        assert code == -signal.SIGKILL
-        assert manifest == before
-    else:
-        assert prepare(preparation.added(out), log) == 0
-    assert contents(out) == expected
+        named, moved = Manifest.load(out) == after, (out / "c").exists()
+        seen.add((named, moved))
+        if not named:
+            assert prepare(preparation.added(out), log) == 0
+        assert contents(out) == expected
+        shutil.rmtree(out)
+    assert seen == {(False, False), (False, True), (True, True)}
 
 
 def test_an_add_that_was_killed_when_it_was_done_takes_nothing_back(preparation: Preparation, tmp_path: Path) -> None:

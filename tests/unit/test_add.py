@@ -55,7 +55,7 @@ def test_donors_that_the_store_has_keep_their_split(tmp_path: Path) -> None:
         held[donor] = int(split)
     assert set(held.values()) == {TRAIN, VALIDATION, TEST}
     more = cells("more", [*[f"d{i % 6}" for i in range(30)], *["solo"] * 5, *[f"e{i % 3}" for i in range(30)]], 3)
-    manifest = add(tmp_path, [more], splits=splits)
+    manifest = add(tmp_path, [more], splits=SplitOptions(validation=0.5, seed=1))
     assert manifest.datasets[-1].split_by == "donor"
     obs = pd.read_parquet(tmp_path / "s.zarr/more/obs.parquet")
     found = pd.Series(read(tmp_path / "s.zarr", "more/split")).groupby(obs["donor_id"].to_numpy()).agg(set)

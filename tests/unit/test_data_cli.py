@@ -81,7 +81,10 @@ def test_errors_leave_with_1_and_one_line(tmp_path: Path, capsys: pytest.Capture
         ("shards", "a.h5ad", "--out", "s.zarr"),
         ("shards", "a.h5ad", "--medians", "m.zarr", "--out", "s.zarr", "--top-k", "0"),
         ("shards", "a.h5ad", "--medians", "m.zarr", "--out", "s.zarr", "--validation", "1.5"),
+        ("shards", "a.h5ad", "--medians", "m.zarr", "--out", "s.zarr", "--workers", "2", "--dask", "tcp://head:8786"),
+        ("shards", "a.h5ad", "--medians", "m.zarr", "--out", "s.zarr", "--split-by", "batch"),
         ("medians", "a.h5ad", "--out", "m.zarr", "--counts-from", "sqrt"),
+        ("medians", "a.h5ad", "--out", "m.zarr", "--workers", "2", "--dask", "tcp://head:8786"),
         ("simulate", "--out", "a.h5ad", "--cells", "many"),
     ],
 )
@@ -97,6 +100,34 @@ def test_help_has_an_example(command: str, capsys: pytest.CaptureFixture[str]) -
         run(command, "--help")
     assert stopped.value.code == 0
     assert f"example:\n  gm-train data {command}" in capsys.readouterr().out
+
+
+def test_every_option_of_shards_reaches_the_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    obs = {"donor_id": ["p", "q", "r", "s"] * 5, "is_primary_data": [True] * 18 + [False] * 2, "other": ["o"] * 20}
+    genes = ["MT-A", *[f"g{i}" for i in range(9)]]
+    one, two = (
+        write_counts(tmp_path / f"{name}.h5ad", draw_counts(20, 10, i), genes, obs) for i, name in enumerate(("a", "b"))
+    )
+    deny = tmp_path / "deny.txt"
+    deny.write_text("g3\n")
+    assert run("medians", one, two, "--out", tmp_path / "m.zarr") == 0
+    options = ["--max-mito", 0.9, "--where", "is_primary_data", "--min-genes", 1, "--min-counts", 2]
+    shared = ["--medians", tmp_path / "m.zarr", "--out", tmp_path / "s.zarr", "--obs-columns", "donor_id,other"]
+    assert run("shards", one, *shared, *options, "--deny-genes", deny, "--keep-values", "--split-by", "cell") == 0
+    assert run("shards", two, *shared, "--add", "--split-by", "donor", "--validation", 0.5, "--test", 0.2) == 0
+    manifest = Manifest.load(tmp_path / "s.zarr")
+    first, second = manifest.datasets
+    assert first.filters == {"min_genes": 1, "min_counts": 2.0, "max_mito": 0.9, "where": ["is_primary_data"]}
+    assert (first.obs_columns, first.split_by, second.split_by) == (["donor_id", "other"], "cell", "donor")
+    assert (manifest.values, manifest.n_genes, manifest.options["deny_file"]) == (True, 9, "deny.txt")
+    capsys.readouterr()
+    assert run("inspect", tmp_path / "s.zarr") == 0
+    printed = capsys.readouterr().out
+    assert "values       count / total * 10,000 / median of each token" in printed
+    assert "--deny-genes deny.txt, SHA-256" in printed
+    assert run("verify", tmp_path / "s.zarr") == 0
+    assert run("shards", two, *shared, "--add") == 1
+    assert "has a data set 'b' already: leave the file out, or rename it" in capsys.readouterr().err
 
 
 def test_add_extends_medians(tmp_path: Path) -> None:

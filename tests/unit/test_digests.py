@@ -10,12 +10,12 @@ from fastdigest import TDigest, merge_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_shards import medians
+from data_shards import medians_sources
 from data_shards.counts import open_counts
 from data_shards.digest_parts import DigestPart, gene_blocks, write_digests
 from data_shards.digests import HEADER_PAIRS, MAX_CENTROIDS, Digests, library_digest
 from data_shards.fingerprint import Fingerprint
-from data_shards.medians import _Dataset
+from data_shards.medians_sources import MediansSource
 from tests.unit.count_files import draw_counts, write_counts
 
 
@@ -109,13 +109,13 @@ def test_blocks_of_genes_cover_them_and_are_bounded(lengths: list[int], most: in
 def test_partitions_are_bounded_in_cells_and_entries(
     tmp_path: Path, storage: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(medians, "PARTITION_CELLS", 8)
-    monkeypatch.setattr(medians, "PARTITION_ENTRIES", 60)
+    monkeypatch.setattr(medians_sources, "PARTITION_CELLS", 8)
+    monkeypatch.setattr(medians_sources, "PARTITION_ENTRIES", 60)
     counts = draw_counts(50, 12)
     counts = sp.vstack([counts[:20], sp.csr_matrix((20, 12)), counts[40:]], format="csr")  # cells without a count
     stored = {"csr": counts, "csc": counts.tocsc(), "dense": counts.toarray()}[storage]
     path = write_counts(tmp_path / "a.h5ad", stored)
-    dataset = _Dataset.of(path, 50, "as-is", [f"g{i}" for i in range(12)])
+    dataset = MediansSource.of(path, 50, "as-is", [f"g{i}" for i in range(12)])
     with open_counts(path, scratch=tmp_path) as file:
         found = list(dataset.partitions(file, Fingerprint.of(path), dataset.numbers, 12))
     assert [cell for one in found for cell in range(one.start, one.stop)] == list(range(50))

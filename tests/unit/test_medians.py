@@ -16,7 +16,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_shards import digest_parts, digest_tree, exact, medians
+from data_shards import digest_parts, digest_tree, exact, medians, medians_sources
 from data_shards.digest_parts import DigestPart
 from data_shards.digests import MAX_CENTROIDS, Digests, Partition
 from data_shards.errors import DataError
@@ -41,7 +41,7 @@ def slow_medians(counts: np.ndarray) -> np.ndarray:
 @pytest.fixture
 def small_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several levels of merging in small files."""
-    monkeypatch.setattr(medians, "PARTITION_CELLS", 16)
+    monkeypatch.setattr(medians_sources, "PARTITION_CELLS", 16)
     monkeypatch.setattr(digest_tree, "FAN_IN", 2)
 
 
@@ -119,7 +119,7 @@ def test_the_same_bytes_for_any_workers_order_and_way_of_adding(tmp_path: Path, 
 
 def test_digests_of_many_levels_against_exact_medians(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Five levels of merging over 48 partitions, 1,200 to 98,000 values a gene: what a digest promises."""
-    monkeypatch.setattr(medians, "PARTITION_CELLS", 2048)
+    monkeypatch.setattr(medians_sources, "PARTITION_CELLS", 2048)
     monkeypatch.setattr(digest_tree, "FAN_IN", 3)
     rng = np.random.default_rng(5)
     n_cells, n_genes = 48 * 2048, 60

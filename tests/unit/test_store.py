@@ -90,6 +90,19 @@ def test_shards_and_ranges_change_nothing(tmp_path: Path, files: list[Path], mon
     assert find_damage(tmp_path / "2.zarr") == []
 
 
+def test_counts_stored_by_gene_make_the_same_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Their copy by cell lies in the work folder, where all workers see it, and goes with it."""
+    monkeypatch.setattr(ranked, "PART_CELLS", 16)
+    counts, obs = draw_counts(60, 20), {"donor_id": [f"d{i % 3}" for i in range(60)]}
+    hashes = []
+    for name, matrix in (("by_cell", counts), ("by_gene", counts.tocsc())):
+        (tmp_path / name).mkdir()
+        path = write_counts(tmp_path / name / "a.h5ad", matrix, obs=obs)
+        hashes.append(build(tmp_path / name, [path], workers=2).hash)
+        assert sorted(found.name for found in path.parent.iterdir()) == ["a.h5ad", "m.zarr", "s.zarr"]
+    assert hashes[0] == hashes[1]
+
+
 def test_filters_and_empty_cells(tmp_path: Path) -> None:
     counts = np.zeros((6, 4), np.float32)
     counts[0] = [1, 1, 1, 0]
