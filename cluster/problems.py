@@ -53,18 +53,25 @@ def seconds_of(time: str) -> int | None:
 
 def find_problems(config: Config) -> list[str]:
     """Every setting of the launch that cannot work, or that contradicts another one, as sentences."""
+    ranks = [] if _count_problems(config) else _rank_problems(config)
+    return job_problems(config) + _signal_problems(config) + ranks
+
+
+def job_problems(config: Config) -> list[str]:
+    """Those of the settings that any job has, whatever it does."""
     cluster = config.cluster
-    counts = {"nodes": 1, "tasks_per_node": 1, "cpus_per_task": 1, "gpus_per_node": 0, "max_requeues": 0}
-    problems = [
-        f"cluster.{key}={getattr(cluster, key)}: must be at least {least}"
-        for key, least in counts.items()
-        if getattr(cluster, key) < least
-    ]
-    counts_work = not problems
-    problems += _format_problems(config) + _time_problems(config) + _text_problems(config)
+    problems = _count_problems(config) + _format_problems(config) + _time_problems(config) + _text_problems(config)
     problems += [problem for entry in cluster.env for problem in _env_problems(entry)]
-    problems += [problem for option in cluster.sbatch for problem in _option_problems(option)]
-    return problems + (_rank_problems(config) if counts_work else [])
+    return problems + [problem for option in cluster.sbatch for problem in _option_problems(option)]
+
+
+def _count_problems(config: Config) -> list[str]:
+    counts = {"nodes": 1, "tasks_per_node": 1, "cpus_per_task": 1, "gpus_per_node": 0, "max_requeues": 0}
+    return [
+        f"cluster.{key}={getattr(config.cluster, key)}: must be at least {least}"
+        for key, least in counts.items()
+        if getattr(config.cluster, key) < least
+    ]
 
 
 def _format_problems(config: Config) -> list[str]:
@@ -85,16 +92,20 @@ def _format_problems(config: Config) -> list[str]:
 
 
 def _time_problems(config: Config) -> list[str]:
-    cluster = config.cluster
-    limit = seconds_of(cluster.time)
-    if not limit:
+    if not seconds_of(config.cluster.time):
         return [
-            f"cluster.time={cluster.time!r}: not a time limit; expected minutes, hours:minutes:seconds or "
+            f"cluster.time={config.cluster.time!r}: not a time limit; expected minutes, hours:minutes:seconds or "
             "days-hours:minutes:seconds, such as 24:00:00 or 2-12:00:00"
         ]
+    return []
+
+
+def _signal_problems(config: Config) -> list[str]:
+    cluster = config.cluster
+    limit = seconds_of(cluster.time)
     if not 1 <= cluster.signal_seconds <= _LAST_SIGNAL_SECOND:
         return [f"cluster.signal_seconds={cluster.signal_seconds}: must lie in 1 … {_LAST_SIGNAL_SECOND}"]
-    if cluster.signal_seconds >= limit:
+    if limit and cluster.signal_seconds >= limit:
         return [
             f"cluster.signal_seconds={cluster.signal_seconds}: the run would be told to leave before it starts, since "
             f"cluster.time={cluster.time} is {limit} s; raise one or lower the other"

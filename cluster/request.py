@@ -7,7 +7,7 @@ import shlex
 from pathlib import Path
 
 from cluster.problems import ranks_per_node
-from gm_train.config import Config
+from gm_train.config import ClusterConfig, Config
 
 #: Folder of a run directory: what batch scripts and ranks print.
 LOGS = "logs"
@@ -20,11 +20,7 @@ def request(config: Config) -> str:
     gpus = "--gres=gpu:" if cluster.gpu_request == "gres" else "--gpus-per-node="
     options = [
         f"--job-name={shlex.quote(cluster.job_name or Path(config.run.dir).name)}",
-        *(
-            f"--{key}={shlex.quote(getattr(cluster, key))}"
-            for key in ("partition", "account", "qos", "constraint", "exclude")
-            if getattr(cluster, key)
-        ),
+        *where(cluster),
         f"--nodes={cluster.nodes}",
         f"--ntasks-per-node={ranks_per_node(config)}",
         f"--cpus-per-task={cluster.cpus_per_task}",
@@ -52,6 +48,15 @@ def request(config: Config) -> str:
 #SBATCH --output={shlex.quote(f"{log_pattern(config)}/%j-batch.out")}
 #SBATCH --open-mode=append
 """
+
+
+def where(cluster: ClusterConfig) -> list[str]:
+    """The options that say where, and on whose account, a job runs."""
+    return [
+        f"--{key}={shlex.quote(getattr(cluster, key))}"
+        for key in ("partition", "account", "qos", "constraint", "exclude")
+        if getattr(cluster, key)
+    ]
 
 
 def log_pattern(config: Config) -> str:

@@ -102,7 +102,7 @@ def _variables(config: Config) -> str:
     if workers:
         threads = f"$((SLURM_CPUS_PER_TASK > {workers} ? SLURM_CPUS_PER_TASK - {workers} : 1))"
         why += f", less one for each of its {_count(workers, 'loader worker')}"
-    exports = [f"export {_assignment(entry)}" for entry in config.cluster.env]
+    exports = [f"export {assignment(entry)}" for entry in config.cluster.env]
     lines = [
         "# Variables of every rank; srun hands this script's environment on.",
         "export PYTHONUNBUFFERED=1 # what a killed rank printed last is in its log",
@@ -116,7 +116,8 @@ def _variables(config: Config) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _assignment(entry: str) -> str:
+def assignment(entry: str) -> str:
+    """NAME=value for a shell, whatever the value holds."""
     name, _, value = entry.partition("=")
     quoted = shlex.quote(value)
     # NAME==value is right for bash, and looks wrong to readers and to shellcheck.

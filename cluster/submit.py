@@ -94,7 +94,7 @@ def refuse_job_in_queue(run_dir: Path) -> None:
     if not jobs:
         return
     # A controller whose memory was lost counts from 1 again: the script tells whether the job is still the same.
-    done = _slurm("squeue", "--noheader", f"--jobs={','.join(jobs)}", "--format=%i %T %o")
+    done = run_slurm("squeue", "--noheader", f"--jobs={','.join(jobs)}", "--format=%i %T %o")
     if done.returncode and "invalid job id" not in done.stderr.lower():
         raise QueueUnknown(f"squeue: cannot tell whether an earlier job of {run_dir} still runs: {done.stderr.strip()}")
     for line in done.stdout.splitlines():
@@ -112,7 +112,7 @@ def check(script: str) -> str:
     Raises:
         DataError: it could not; with SLURM's words and the settings to look at.
     """
-    done = _slurm("sbatch", "--test-only", stdin=script)
+    done = run_slurm("sbatch", "--test-only", stdin=script)
     words = done.stderr.strip()
     if done.returncode:
         hints = [f"\n  look at {hint}" for sign, hint in _HINTS.items() if sign in words.lower()]
@@ -147,7 +147,7 @@ def submit(launch: Path) -> str:
     Raises:
         DataError: SLURM refused it.
     """
-    done = _slurm("sbatch", "--parsable", str(launch / SCRIPT))
+    done = run_slurm("sbatch", "--parsable", str(launch / SCRIPT))
     if done.returncode:
         raise DataError(f"{launch / SCRIPT}: SLURM refused it after the check: {done.stderr.strip()}")
     # On a federation of clusters the name of one stands behind the number.
@@ -156,7 +156,7 @@ def submit(launch: Path) -> str:
     return job
 
 
-def _slurm(*words: str, stdin: str | None = None) -> "subprocess.CompletedProcess[str]":
+def run_slurm(*words: str, stdin: str | None = None) -> "subprocess.CompletedProcess[str]":
     """Run a command of SLURM as from a shell outside of any job, whose variables srun in the new job would believe."""
     environment = {
         name: value

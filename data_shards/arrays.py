@@ -1,14 +1,27 @@
 """Arrays of a store, read through TensorStore; a chunk that is not there is an error."""
 
+import logging
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorstore as ts
 
+from data_shards import place
 from data_shards.errors import DataError
+from data_shards.place import Place, advice, first_line, open_context, status
+
+log = logging.getLogger(__name__)
+
+#: What trying again does not mend; requests to a server have been tried again by TensorStore when they fail.
+_FINAL = ("NOT_FOUND", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "OUT_OF_RANGE", "PERMISSION_DENIED", "ABORTED")
+
+_CHECKSUM_RETRIES = 2  # most often the file itself is damaged
+
+
+class ChunkDamaged(DataError):
+    """The checksum of a chunk does not fit its content, however often it is read."""
 
 
 class StoredArray:
@@ -20,44 +33,91 @@ class StoredArray:
         chunk, shard: elements of an inner chunk and of a file.
     """
 
-    def __init__(self, path: Path, array: Any) -> None:
+    def __init__(self, path: Place, array: Any) -> None:
         self.path = path
         self._array = array
+        self._dtype = array.dtype.numpy_dtype
         self.size = int(array.shape[0])
         layout = array.chunk_layout
         self.chunk, self.shard = int(layout.read_chunk.shape[0]), int(layout.write_chunk.shape[0])
 
-    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
+    def read(self, start: int, stop: int, retry: bool = True) -> npt.NDArray[Any]:
         """Elements [start, stop).
 
+        Args:
+            start, stop: which.
+            retry: try again where a read fails.
+
         Raises:
-            DataError: a chunk is missing or damaged.
+            ChunkDamaged: the checksum of a chunk fails.
+            DataError: a chunk is missing or cannot be read.
         """
-        return self.begin(start, stop)()
+        return self.begin(start, stop, retry)()
 
-    def begin(self, start: int, stop: int) -> Callable[[], npt.NDArray[Any]]:
-        """Begin to read elements [start, stop); calling the result waits for them, and raises as `read` does."""
+    def begin(self, start: int, stop: int, retry: bool = True, out: npt.NDArray[Any] | None = None) -> "Reading":
+        """Begin to read elements [start, stop), into `out` of as many elements if it is given."""
         try:
-            pending = self._array[start:stop].read()
+            stretch = self._array[start:stop].translate_to[0]
         except Exception as error:  # outside the array, where a damaged indptr points
-            raise self._damage(start, stop, error) from error
+            raise self._error(start, stop, error) from error
+        if out is None:
+            out = np.empty(stop - start, self._dtype)
+        return Reading(stretch, out, lambda error: self._error(start, stop, error), retry)
 
-        def wait() -> npt.NDArray[Any]:
-            try:
-                return np.asarray(pending.result())
-            except Exception as error:
-                raise self._damage(start, stop, error) from error
-
-        return wait
-
-    def _damage(self, start: int, stop: int, error: Exception) -> DataError:
-        return DataError(
+    def _error(self, start: int, stop: int, error: Exception) -> DataError:
+        if told := advice(error):
+            return DataError(f"{self.path}: elements {start:,} to {stop:,} cannot be read ({first_line(error)}){told}")
+        # Without its index a shard is lost as a whole.
+        damaged = status(error) == "DATA_LOSS" and "shard index" not in str(error)
+        return (ChunkDamaged if damaged else DataError)(
             f"{self.path}: elements {start:,} to {stop:,} cannot be read ({first_line(error)}); "
             f"`gm-train data verify {self.path.parent.parent}` names every damaged chunk, then build the store again"
         )
 
 
-def open_array(store: Path, dataset: str, name: str, context: ts.Context | None = None) -> StoredArray:
+class Reading:
+    """Elements that are being read; calling it waits for them.
+
+    Read errors are met by a few further tries (`place.RETRIES`): disks and memory fail for a moment, too.
+    """
+
+    def __init__(
+        self, stretch: Any, out: npt.NDArray[Any], explain: Callable[[Exception], DataError], retry: bool
+    ) -> None:
+        self._stretch, self._out, self._explain, self._retry = stretch, out, explain, retry
+        self._pending = self._begin()
+
+    def _begin(self) -> Any:
+        # Memory that the caller has is filled faster than new memory, and does not scatter over the heap.
+        return ts.array(self._out).write(self._stretch).commit
+
+    def done(self) -> bool:
+        """Whether calling it would not wait."""
+        return bool(self._pending.done())
+
+    def __call__(self) -> npt.NDArray[Any]:
+        """The elements.
+
+        Raises:
+            ChunkDamaged: the checksum of a chunk fails.
+            DataError: a chunk is missing or cannot be read.
+        """
+        number = 1
+        while True:
+            try:
+                self._pending.result()
+                return self._out
+            except Exception as error:
+                most = _CHECKSUM_RETRIES if status(error) == "DATA_LOSS" else place.RETRIES.count
+                if not self._retry or status(error) in _FINAL or number > most:
+                    raise self._explain(error) from error
+                log.warning("%s; trying again", first_line(error))
+            place.RETRIES.wait(number)
+            number += 1
+            self._pending = self._begin()
+
+
+def open_array(store: Place, dataset: str, name: str, context: ts.Context | None = None) -> StoredArray:
     """Open `tokens`, `indptr` or `split` of a data set.
 
     Args:
@@ -72,19 +132,18 @@ def open_array(store: Path, dataset: str, name: str, context: ts.Context | None 
     path = store / dataset / name
     spec = {
         "driver": "zarr3",
-        "kvstore": {"driver": "file", "path": f"{path}/"},
+        "kvstore": place.kvstore(path),
         # Without this a shard file that is gone reads as zeros.
         "fill_missing_data_reads": False,
+        # A store does not change: what is in the cache need not be asked for again.
+        "recheck_cached_data": "open",
+        "recheck_cached_metadata": "open",
     }
     try:
-        return StoredArray(path, ts.open(spec, read=True, open=True, context=context).result())
+        array = ts.open(spec, read=True, open=True, context=context or open_context()).result()
+        return StoredArray(path, array)
     except Exception as error:
-        raise DataError(
-            f"{path}: cannot be read ({first_line(error)}); `gm-train data verify {store}` names everything that is "
-            "damaged, then build the store again"
-        ) from error
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of what TensorStore says, which goes on for several."""
-    return str(error).strip().splitlines()[0]
+        told = advice(error) or (
+            f"; `gm-train data verify {store}` names everything that is damaged, then build the store again"
+        )
+        raise DataError(f"{path}: cannot be read ({first_line(error)}){told}") from error

@@ -8,11 +8,15 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from data_shards.errors import DataError
-from data_shards.manifest import TEST, TRAIN, VALIDATION, DatasetEntry, Manifest
+from data_shards.genes import GENE_TABLE_FILE
+from data_shards.manifest import SCHEMA, TEST, TRAIN, VALIDATION, DatasetEntry, Manifest
 from data_shards.output import flush, refuse_existing
 from data_shards.ranked import RankedDataset, finished_place
 from data_shards.splits import Annotated, Earlier, SplitOptions, draw_splits
-from data_shards.store import ArrayWriter, content_hash
+from data_shards.store import LAYOUT, ArrayWriter, content_hash, hash_files
+from data_shards.store_plan import StorePlan
+from data_shards.tokenizer import FILES
+from data_shards.work import work_folder
 
 _DATASETS, _STORE = "datasets", "store"
 
@@ -142,3 +146,50 @@ def add_to_store(out: Path, datasets: Sequence[RankedDataset], manifest: Manifes
         manifest.save(out)
     except OSError as error:
         raise DataError(f"{out}: cannot be written ({error}): make room, and start again") from error
+
+
+def build_store(
+    out: Path,
+    plan: StorePlan,
+    donor_keys: Mapping[str, str | None],
+    splits: SplitOptions,
+    earlier: Earlier,
+    rank: Callable[[str, Path], RankedDataset],
+    say: Say,
+) -> Manifest:
+    """Make a store, or add to one, in a work folder that a killed start leaves to the next one.
+
+    Args:
+        out: the store.
+        plan: what its cells are ranked with.
+        donor_keys: the data sets, in order, and the column of donors of each, if any.
+        splits: which cells are held out.
+        earlier: what the data sets that the store has already fix.
+        rank: makes a data set, given its name and its work folder.
+        say: takes lines of the report.
+
+    Raises:
+        DataError: the store changes meanwhile or cannot be written, or whatever `rank` raises.
+    """
+    identity = {"schema": SCHEMA, "tokenizer": plan.tokenizer.hash, "values": plan.values, "layout": LAYOUT}
+    with work_folder(out, identity, say) as work:
+        if plan.store is not None and Manifest.load(out).hash != plan.store.hash:
+            raise DataError(f"{out}: another --add has changed it meanwhile: start again")
+        go_on(work, None if plan.store is None else out, list(donor_keys), plan.names, say)
+        datasets = [rank(name, dataset_work(work, name)) for name in donor_keys]
+        entries = finish_datasets(datasets, donor_keys, splits, earlier, say)
+        if plan.store is not None:
+            manifest = plan.manifest(entries, plan.store.files)
+            add_to_store(out, datasets, manifest)
+        else:
+
+            def fill(folder: Path) -> Manifest:
+                plan.tokenizer.save(folder)
+                return plan.manifest(entries, hash_files(folder, [*FILES, GENE_TABLE_FILE]))
+
+            manifest = new_store(work, out, datasets, fill)
+    say(
+        f"{out}: {manifest.n_cells:,} cells, {manifest.n_tokens:,} tokens of {manifest.n_genes:,} genes, "
+        f"blocks of {manifest.block_cells} cells"
+    )
+    return manifest

@@ -7,12 +7,17 @@ sizes spread log-normally; dropout then removes genes from a cell, low counts fi
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
+from data_shards.draws import catch, count_genes, draw_genes, guide
 from data_shards.errors import DataError
+
+#: Cells that one random generator draws.
+CHUNK_CELLS = 4096
 
 I64 = npt.NDArray[np.int64]
 F64 = npt.NDArray[np.float64]
@@ -29,6 +34,7 @@ class AtlasOptions:
         counts_per_cell: median molecules of a cell before dropout.
         dropout: probability that a gene with one molecule is lost; falls off exponentially with the count.
         seed: of everything drawn.
+        sorted: cells of one type stand together, as in many files: the worst case for mixing.
     """
 
     cells: int = 2000
@@ -42,6 +48,7 @@ class AtlasOptions:
     counts_per_cell: float = 2000.0
     dropout: float = 0.1
     seed: int = 0
+    sorted: bool = False
 
     def __post_init__(self) -> None:
         for name in ("cells", "genes", "cell_types", "programmes", "donors", "batches", "genes_per_programme"):
@@ -67,6 +74,7 @@ class Atlas:
         programmes: int64 (programmes, genes_per_programme), gene numbers.
         of_type: int64 (cell_types, programmes_per_type), programmes of each type.
         profiles: float64 (cell_types + programmes, genes), cumulative probability of a molecule's gene.
+        guides: int32 (cell_types + programmes, n), where the search for a gene begins (`draws.guide`).
         caught: float64 (donors, genes), probability that a molecule is caught.
         batch_of: int64 (donors,).
     """
@@ -74,11 +82,14 @@ class Atlas:
     programmes: I64
     of_type: I64
     profiles: F64
+    guides: npt.NDArray[np.int32]
     caught: F64
     batch_of: I64
 
 
+@lru_cache(maxsize=1)
 def draw_atlas(options: AtlasOptions) -> Atlas:
+    """What the cells of these options share; kept, since a worker is asked for one chunk after the other."""
     rng = np.random.default_rng([options.seed, 0])
     base = rng.lognormal(0.0, 1.5, options.genes)
     size = options.genes_per_programme
@@ -96,30 +107,40 @@ def draw_atlas(options: AtlasOptions) -> Atlas:
     batch_of = np.arange(options.donors) % options.batches
     batch_effect = rng.uniform(0.6, 1.0, (options.batches, options.genes))
     donor_effect = rng.uniform(0.8, 1.0, (options.donors, options.genes))
-    return Atlas(programmes, of_type, cumulative, batch_effect[batch_of] * donor_effect, batch_of)
+    guides = np.stack([guide(profile) for profile in cumulative])
+    return Atlas(programmes, of_type, cumulative, guides, batch_effect[batch_of] * donor_effect, batch_of)
 
 
 def draw_cells(atlas: Atlas, options: AtlasOptions, chunk: int, size: int) -> tuple[I64, I64, sp.csr_matrix]:
-    """Types, donors and counts of one chunk of cells, from a generator of its own."""
+    """Types, donors and counts of one chunk of cells, from a generator of its own.
+
+    Returns:
+        types and donors int64 (size,), counts csr_matrix (size, genes), float32, genes of a cell in order.
+    """
     rng = np.random.default_rng([options.seed, 1, chunk])
     types = rng.integers(options.cell_types, size=size)
+    if options.sorted:
+        cells = np.arange(chunk * CHUNK_CELLS, chunk * CHUNK_CELLS + size)
+        types = cells * options.cell_types // options.cells
     donors = rng.integers(options.donors, size=size)
     molecules = np.maximum(1, rng.lognormal(np.log(options.counts_per_cell), 0.4, size)).astype(np.int64)
     # Shares of the base profile and of each programme of the type: the activity differs between cells.
     shares = rng.dirichlet([6.0] + [1.0] * options.programmes_per_type, size)
     parts = rng.multinomial(molecules, shares)
     sources = np.column_stack([types, options.cell_types + atlas.of_type[types]])
-    cells, genes = [], []
-    for profile, cumulative in enumerate(atlas.profiles):
-        n = np.where(sources == profile, parts, 0).sum(axis=1)
-        drawn = np.searchsorted(cumulative, rng.random(int(n.sum())), side="right")
-        cells.append(np.repeat(np.arange(size), n))
-        genes.append(np.minimum(drawn, options.genes - 1))
-    cell, gene = np.concatenate(cells), np.concatenate(genes)
-    caught = rng.random(len(cell)) < atlas.caught[donors[cell], gene]
-    cell, gene = cell[caught], gene[caught]
-    counts = sp.csr_matrix((np.ones(len(cell)), (cell, gene)), (size, options.genes))
-    lost = rng.random(counts.nnz) < options.dropout * np.exp(1.0 - counts.data)
+    # Molecules of each cell from each profile: molecules stand profile by profile, and cell by cell within one.
+    drawn = [np.where(sources == profile, parts, 0).sum(axis=1) for profile in range(len(atlas.profiles))]
+    genes = [
+        draw_genes(rng.random(int(n.sum())), cumulative, guide)
+        for n, cumulative, guide in zip(drawn, atlas.profiles, atlas.guides, strict=True)
+    ]
+    ends = np.cumsum(molecules)
+    starts, fill = ends - molecules, ends - molecules
+    caught = np.empty(int(ends[-1]), np.int32)
+    for n, found in zip(drawn, genes, strict=True):
+        catch(found, n, rng.random(len(found)), atlas.caught, donors, caught, fill)
+    counts = sp.csr_matrix(count_genes(caught, starts, fill, options.genes), (size, options.genes))
+    lost = rng.random(counts.nnz) < options.dropout * np.exp(1.0 - counts.data.astype(np.float64))
     counts.data[lost] = 0
     counts.eliminate_zeros()
     return types, donors, counts

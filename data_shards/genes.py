@@ -1,6 +1,7 @@
 """From the names of genes as delivered to gene ids."""
 
 import hashlib
+import io
 import re
 import zlib
 from collections import Counter, defaultdict
@@ -12,6 +13,7 @@ import pandas as pd
 
 from data_shards.counts import CountFile
 from data_shards.errors import DataError
+from data_shards.place import Place
 
 #: Where a gene table lies, in medians and in stores.
 GENE_TABLE_FILE = "gene_table.parquet"
@@ -58,9 +60,9 @@ class GeneTable:
         return cls(*map(tuple, zip(*pairs, strict=True)))
 
     @classmethod
-    def load(cls, path: Path) -> "GeneTable":
+    def load(cls, path: Place) -> "GeneTable":
         try:
-            frame = pd.read_parquet(path)
+            frame = pd.read_parquet(io.BytesIO(path.read_bytes()))
             return cls(tuple(frame["gene_id"]), tuple(frame["symbol"]))
         except (OSError, ValueError, KeyError) as error:
             raise DataError(f"{path}: not a gene table ({error})") from error

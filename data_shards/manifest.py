@@ -7,11 +7,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import zarr
-
 from data_shards.counts import CountOptions
 from data_shards.errors import DataError
 from data_shards.output import flush
+from data_shards.place import Place, place_of
 
 SCHEMA = 3
 #: Values of `split`.
@@ -41,6 +40,8 @@ class DatasetEntry:
         splits: how held-out cells were asked for (`SplitOptions`).
         obs_hash: SHA-256 of `obs.parquet`.
         genes: how its gene ids were found (`GeneReport`), and `in_vocabulary`, how many genes of the vocabulary it has.
+        imported: of cells that came ranked, the files that they and their tokens came from, and what was dropped; none
+            for cells that were ranked here. There are no counts then to read, filter or map.
     """
 
     name: str
@@ -64,6 +65,7 @@ class DatasetEntry:
     splits: dict[str, Any]
     obs_hash: str
     genes: dict[str, Any]
+    imported: dict[str, Any] | None = None
 
     @property
     def count_options(self) -> CountOptions:
@@ -125,17 +127,24 @@ class Manifest:
     def n_tokens(self) -> int:
         return sum(entry.n_tokens for entry in self.datasets)
 
+    @property
+    def n_blocks(self) -> list[int]:
+        """Blocks of each data set."""
+        return [-(-entry.n_cells // self.block_cells) for entry in self.datasets]
+
     @classmethod
-    def load(cls, store: str | Path) -> "Manifest":
-        """Read the manifest of a store.
+    def load(cls, store: str | Place) -> "Manifest":
+        """Read the manifest of a store, at a local path or a URL.
 
         Raises:
-            DataError: there is no store, it is of another version, or its manifest is damaged.
+            DataError: there is no store, it is of another version, or its manifest is damaged; or its server cannot be
+                reached.
         """
-        if not Path(store).exists():
+        place = place_of(store)
+        if isinstance(place, Path) and not place.exists():
             raise DataError(f"{store}: no such store: make it with `gm-train data shards`")
         try:
-            attrs: dict[str, Any] = dict(zarr.open_group(store, mode="r").attrs)
+            attrs: dict[str, Any] = dict(json.loads((place / "zarr.json").read_bytes())["attributes"])
             if attrs["schema"] != SCHEMA:
                 mend = "update gm-train" if attrs["schema"] > SCHEMA else "make it again with `gm-train data shards`"
                 raise DataError(f"{store}: layout version {attrs['schema']}, this program reads {SCHEMA}: {mend}")

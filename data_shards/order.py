@@ -1,33 +1,73 @@
 """In which order the blocks of a store are read, in constant memory.
 
 Pass p over the store permutes its C blocks by a keyed bijection; place q of the endless order holds block
-perm_(q div C)(q mod C). Nothing is stored and nothing is shuffled: any place is computed on its own, so that a run
-starts at place 10^9 as fast as at place 0.
+perm_(q div C)(q mod C). A data set of weight w counts w times among the C, one of weight 0 not at all. Nothing is
+stored and nothing is shuffled: any place is computed on its own, so that a run starts at place 10^9 as fast as at
+place 0.
 """
 
-from data_shards.hashing import fold, mix64_int
+from collections.abc import Sequence
+
+import numba
+import numpy as np
+import numpy.typing as npt
+
+from data_shards.hashing import fold
 
 _ROUNDS = 6
+I64 = npt.NDArray[np.int64]
 
 
-def permute(index: int, size: int, key: int) -> int:
-    """Image of `index` under the keyed bijection of 0 … size-1.
+@numba.njit("uint64(uint64)", cache=True, inline="always")
+def _mix64(x):  # type: ignore[no-untyped-def]
+    """`hashing.mix64` of one uint64: numba's cache would not see changes in another file."""
+    x = x + np.uint64(0x9E3779B97F4A7C15)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
+
+
+@numba.njit("Tuple((uint64[:], int64))(uint64[:], uint64, uint64[:], uint64)", cache=True, nogil=True)
+def _permute(indices, size, keys, half_bits):  # type: ignore[no-untyped-def]
+    """Images of `indices`, each under its own key, and how often the network was run."""
+    half_mask = (np.uint64(1) << half_bits) - np.uint64(1)
+    images = np.empty(len(indices), np.uint64)
+    turns = 0
+    for i in range(len(indices)):
+        index, key = indices[i], keys[i]
+        while True:
+            turns += 1
+            left, right = index >> half_bits, index & half_mask
+            for number in range(_ROUNDS):
+                mixed = _mix64(key ^ _mix64(right << np.uint64(8) | np.uint64(number)))
+                left, right = right, left ^ (mixed & half_mask)
+            index = left << half_bits | right
+            if index < size:
+                break
+        images[i] = index
+    return images, turns
+
+
+def permute(indices: I64, size: int, keys: npt.NDArray[np.uint64]) -> I64:
+    """Images of `indices` under keyed bijections of 0 … size-1.
 
     A balanced Feistel network (Luby and Rackoff 1988, doi:10.1137/0217022) on the smallest even number of bits that
     holds `size`, walked along its cycle until it lands below `size` (Black and Rogaway 2002,
     doi:10.1007/3-540-45760-7_9): at most four turns on average.
+
+    Args:
+        indices: int64 (n,), each in 0 … size-1.
+        size: of the permuted range.
+        keys: uint64 (n,), which bijection each index goes through.
+
+    Returns:
+        int64 (n,).
     """
-    if not 0 <= index < size:
-        raise ValueError(f"index {index} is not in 0 … {size - 1}")
+    if len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < size:
+        raise ValueError(f"an index is not in 0 … {size - 1}")
     half_bits = max(1, ((size - 1).bit_length() + 1) // 2)
-    half_mask = (1 << half_bits) - 1
-    while True:
-        left, right = index >> half_bits, index & half_mask
-        for number in range(_ROUNDS):
-            left, right = right, left ^ (mix64_int(key ^ mix64_int(right << 8 | number)) & half_mask)
-        index = left << half_bits | right
-        if index < size:
-            return index
+    images, _ = _permute(indices.astype(np.uint64), np.uint64(size), keys, np.uint64(half_bits))
+    return np.asarray(images.astype(np.int64))
 
 
 class BlockOrder:
@@ -36,16 +76,30 @@ class BlockOrder:
     Args:
         seed: the run's seed.
         store_hash: the manifest's hash (hex): another store is another order.
-        n_blocks: C, the blocks of the store.
+        n_blocks: blocks of each data set, in the order of the manifest.
+        weights: how often each data set's blocks stand in a pass; none: once.
+
+    Attributes:
+        size: C, places of a pass.
     """
 
-    def __init__(self, seed: int, store_hash: str, n_blocks: int) -> None:
-        if n_blocks < 1:
+    def __init__(
+        self, seed: int, store_hash: str, n_blocks: Sequence[int], weights: Sequence[int] | None = None
+    ) -> None:
+        self._n_blocks = np.array(n_blocks, np.int64)
+        self._first_block = np.cumsum(self._n_blocks) - self._n_blocks
+        # Where each data set begins among the C; one of weight 0 has no extent there.
+        repeated = self._n_blocks * np.array([1] * len(n_blocks) if weights is None else weights, np.int64)
+        self._first = np.cumsum(repeated) - repeated
+        self.size = int(repeated.sum())
+        if self.size < 1:
             raise ValueError("a store without blocks has no order")
-        self.n_blocks = n_blocks
         self._key = fold(seed, int(store_hash[:16], 16))
 
-    def block(self, place: int) -> int:
-        """The block at a place (0, 1, 2, …)."""
-        number, index = divmod(place, self.n_blocks)
-        return permute(index, self.n_blocks, fold(self._key, number))
+    def blocks(self, places: I64) -> I64:
+        """The block at each place (0, 1, 2, …), counted through all data sets: int64 (n,)."""
+        passes, indices = np.divmod(places, self.size)
+        keys = {number: fold(self._key, number) for number in set(passes.tolist())}
+        images = permute(indices, self.size, np.array([keys[number] for number in passes.tolist()], np.uint64))
+        which = np.searchsorted(self._first, images, side="right") - 1
+        return np.asarray(self._first_block[which] + (images - self._first[which]) % self._n_blocks[which])

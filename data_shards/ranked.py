@@ -7,7 +7,8 @@ earlier one left.
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -91,15 +92,10 @@ def rank_dataset(
     Raises:
         DataError: bad counts, no cell is left, the file changes, or the work folder cannot be written.
     """
-    place = finished_place(work)
-    try:
-        _begin(work, {"source_hash": file.sha256, "part_cells": PART_CELLS, **source.record()})
-        if not (place / _WRITTEN).exists():
-            _write(work, place, source, file, ranker, values, workers)
-        _drop_parts(work)
-        dataset = RankedDataset.load(source.name, place)
-    except OSError as error:
-        raise DataError(f"{work}: cannot be written ({error}): make room, or choose another --out") from error
+    identity = {"source_hash": file.sha256, "part_cells": PART_CELLS, **source.record()}
+    dataset = finish_once(
+        work, source.name, identity, lambda place: _write(work, place, source, file, ranker, values, workers)
+    )
     summary = dataset.summary
     say(
         f"{source.name}: {summary.n_cells:,} cells kept, {summary.filtered:,} filtered, {summary.empty:,} without a "
@@ -110,7 +106,35 @@ def rank_dataset(
     return dataset
 
 
-def _begin(work: Path, identity: dict[str, Any]) -> None:
+def finish_once(work: Path, name: str, identity: Mapping[str, Any], write: Callable[[Path], None]) -> RankedDataset:
+    """A data set that `write` makes at its finished place, unless an earlier start has.
+
+    Args:
+        work: its work folder.
+        name: the data set.
+        identity: everything that decides it, as JSON; what another identity has left is removed.
+        write: makes the directory that it is given, which is not there yet.
+
+    Raises:
+        DataError: the work folder cannot be written.
+    """
+    place = finished_place(work)
+    try:
+        _begin(work, identity)
+        if not (place / _WRITTEN).exists():
+            write(place)
+        _drop_parts(work)
+        return RankedDataset.load(name, place)
+    except OSError as error:
+        raise DataError(f"{work}: cannot be written ({error}): make room, or choose another --out") from error
+    finally:
+        if not place.exists() and not any((work / "parts").glob("[!.]*")):
+            shutil.rmtree(work, ignore_errors=True)
+            with suppress(OSError):  # other data sets may have begun
+                work.parent.rmdir()
+
+
+def _begin(work: Path, identity: Mapping[str, Any]) -> None:
     """Clear what was left unfinished, and everything if it was made from other input or options."""
     content = json.dumps(identity, sort_keys=True, indent=1) + "\n"
     found = work / _IDENTITY

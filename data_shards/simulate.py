@@ -1,6 +1,7 @@
 """Writing a simulated atlas as `.h5ad`, a few thousand cells at a time."""
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,46 +9,65 @@ import h5py
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+import scipy.sparse as sp
 from anndata.io import write_elem
 from tqdm import tqdm
 
-from data_shards.atlas import Atlas, AtlasOptions, draw_atlas, draw_cells, format_gmt
+from data_shards.atlas import CHUNK_CELLS, I64, AtlasOptions, draw_atlas, draw_cells, format_gmt
 from data_shards.errors import DataError
 from data_shards.output import whole_file
+from data_shards.parallel import Workers
 
-_CELLS = 4096
+#: Filters of HDF5 that every installation has.
+COMPRESSIONS = ("lzf", "gzip", "none")
 
 
-def simulate(out: Path, options: AtlasOptions) -> Path:
+def simulate(out: Path, options: AtlasOptions, compression: str = "lzf", workers: int = 1) -> Path:
     """Write an atlas to `out` (`.h5ad`, counts as CSR) and its programmes beside it as `.gmt`.
 
     The same options give the same atlas. Memory does not grow with the number of cells.
+
+    Args:
+        out: a new `.h5ad`.
+        options: what to simulate.
+        compression: of the counts, one of `COMPRESSIONS`.
+        workers: processes that draw; the result does not depend on it.
 
     Returns:
         The path of the GMT file.
 
     Raises:
-        DataError: `out` is not named `.h5ad`, or one of the files exists or cannot be written.
+        DataError: `out` is not named `.h5ad`, an unknown compression, or one of the files exists or cannot be written.
     """
+    if compression not in COMPRESSIONS:
+        raise DataError(f"--compression {compression!r}: must be one of {', '.join(COMPRESSIONS)}")
     if out.suffix != ".h5ad":
         raise DataError(f"{out}: an atlas is an AnnData file: name it {out.with_suffix('.h5ad').name}")
     gmt = out.with_suffix(".gmt")
     atlas = draw_atlas(options)
     gene_names = [f"GENE{i:05d}" for i in range(options.genes)]
     with whole_file(gmt) as gmt_file, whole_file(out) as h5ad_file:
-        with h5py.File(h5ad_file, "w") as file:
-            _write_cells(file, atlas, options, gene_names)
+        with Workers(workers) as pool, h5py.File(h5ad_file, "w") as file:
+            _write_cells(file, options, gene_names, None if compression == "none" else compression, pool)
         gmt_file.write_text(format_gmt(atlas, gene_names))
     return gmt
 
 
-def _write_cells(file: h5py.File, atlas: Atlas, options: AtlasOptions, gene_names: Sequence[str]) -> None:
+def _draw(options: AtlasOptions, first: int) -> tuple[I64, I64, sp.csr_matrix]:
+    """The chunk of cells that begins with cell `first`."""
+    size = min(CHUNK_CELLS, options.cells - first)
+    return draw_cells(draw_atlas(options), options, first // CHUNK_CELLS, size)
+
+
+def _write_cells(
+    file: h5py.File, options: AtlasOptions, gene_names: Sequence[str], compression: str | None, workers: Workers
+) -> None:
     file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
     matrix = file.create_group("X")
     matrix.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
     matrix.attrs["shape"] = np.array([options.cells, options.genes])
     arrays = {
-        name: matrix.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(1 << 16,), compression="lzf")
+        name: matrix.create_dataset(name, (0,), dtype, maxshape=(None,), chunks=(1 << 16,), compression=compression)
         for name, dtype in (("data", "<f4"), ("indices", "<i4"), ("indptr", "<i8"))
     }
     _extend(arrays["indptr"], np.zeros(1, np.int64))
@@ -69,19 +89,20 @@ def _write_cells(file: h5py.File, atlas: Atlas, options: AtlasOptions, gene_name
         write_elem(group, "categories", np.array([text.format(i) for i in range(size)], dtype=object))
         codes[column] = group.create_dataset("codes", (0,), "<i2", maxshape=(None,), chunks=(1 << 14,))
         codes[column].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
+    batch_of = draw_atlas(options).batch_of
+    starts = range(0, options.cells, CHUNK_CELLS)
     n_entries = 0
     with tqdm(total=options.cells, desc="simulating", unit=" cells", disable=None) as progress:
-        for first in range(0, options.cells, _CELLS):
-            size = min(_CELLS, options.cells - first)
-            types, donors, counts = draw_cells(atlas, options, first // _CELLS, size)
+        drawn = workers.map_in_order(partial(_draw, options), starts)
+        for first, (types, donors, counts) in zip(starts, drawn, strict=True):
             _extend(arrays["data"], counts.data)
             _extend(arrays["indices"], counts.indices)
             _extend(arrays["indptr"], counts.indptr[1:].astype(np.int64) + n_entries)
             n_entries += counts.nnz
-            _extend(names, np.array([f"cell{i:08d}" for i in range(first, first + size)], dtype=object))
-            for column, values in zip(columns, (types, donors, atlas.batch_of[donors]), strict=True):
+            _extend(names, np.array([f"cell{i:08d}" for i in range(first, first + len(types))], dtype=object))
+            for column, values in zip(columns, (types, donors, batch_of[donors]), strict=True):
                 _extend(codes[column], values)
-            progress.update(size)
+            progress.update(len(types))
     write_elem(file, "var", pd.DataFrame(index=pd.Index(gene_names)))
     for name in ("layers", "obsm", "obsp", "uns", "varm", "varp"):
         write_elem(file, name, {})

@@ -4,7 +4,7 @@ Cells of one donor resemble each other beyond their type, so a split by cell fla
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -238,6 +238,13 @@ def draw_splits(
                 "hold nothing out"
             )
     return drawn
+
+
+def refuse_few_donors(known: Collection[str], options: SplitOptions, earlier: Earlier) -> None:
+    """Raise DataError where whole donors are asked for, and these, known before the cells are ranked, are too few."""
+    held_out = options.validation + options.test > 0
+    if options.by == "donor" and held_out and len(known) < 2 and not earlier.donors.keys() & set(known):
+        raise too_few_donors(len(known))
 
 
 def too_few_donors(known: int) -> DataError:

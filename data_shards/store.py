@@ -19,29 +19,32 @@ import tensorstore as ts
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from data_shards.arrays import first_line
 from data_shards.errors import DataError
 from data_shards.output import hash_path
+from data_shards.place import first_line
 
-#: Type, elements of an inner chunk and of a shard.
+#: Type, elements of an inner chunk and of a shard. A block begins anywhere in a chunk: with chunks of its own size,
+#: twice what it needs would be decoded.
 LAYOUT = {
-    "tokens": ("<u2", 1 << 16, 1 << 24),
-    "indptr": ("<i8", 1 << 14, 1 << 21),
-    "values": ("<f4", 1 << 16, 1 << 24),
-    "split": ("|u1", 1 << 14, 1 << 21),
+    "tokens": ("<u2", 1 << 14, 1 << 24),
+    "indptr": ("<i8", 1 << 12, 1 << 21),
+    "values": ("<f4", 1 << 14, 1 << 24),
+    "split": ("|u1", 1 << 12, 1 << 21),
 }
+#: What a block has, about.
+BLOCK_TOKENS = 1 << 16
 MAX_BLOCK_CELLS = 128
 MIN_BLOCKS = 64
 
 
 def choose_block_cells(cells: Sequence[int], n_tokens: int) -> int:
-    """Cells of a block: about one inner chunk of tokens, and at least 64 blocks in the store if it can be.
+    """Cells of a block: about 65,536 tokens, and at least 64 blocks in the store if it can be.
 
-    The power of two nearest (by ratio) to the cells of one inner chunk, at most 128, halved until the store has 64
+    The power of two nearest (by ratio) to the cells of so many tokens, at most 128, halved until the store has 64
     blocks or blocks of one cell.
     """
     mean_tokens = n_tokens / max(1, sum(cells))
-    ideal = LAYOUT["tokens"][1] / max(1.0, mean_tokens)
+    ideal = BLOCK_TOKENS / max(1.0, mean_tokens)
     block = min(MAX_BLOCK_CELLS, 1 << max(0, round(math.log2(ideal))))
     while block > 1 and sum(-(-n // block) for n in cells) < MIN_BLOCKS:
         block //= 2

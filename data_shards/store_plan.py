@@ -1,15 +1,17 @@
 """What the cells of a store are ranked with: chosen for a new store, frozen for one that is added to."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from data_shards.errors import DataError
 from data_shards.gene_lists import make_tokenizer
-from data_shards.manifest import Manifest
+from data_shards.manifest import SCHEMA, DatasetEntry, Manifest
+from data_shards.medians import check_names
 from data_shards.medians_file import Medians, source_hashes
 from data_shards.output import hash_path
+from data_shards.store import choose_block_cells
 from data_shards.tokenizer import Tokenizer
 
 Say = Callable[[str], None]
@@ -73,6 +75,35 @@ class StorePlan:
     def names(self) -> tuple[str, ...]:
         """The data sets that the store has already."""
         return () if self.store is None else tuple(entry.name for entry in self.store.datasets)
+
+    def check_names(self, out: Path, names: Sequence[str]) -> None:
+        """Raise DataError if data sets of these names cannot be in the store, or not beside those that it has."""
+        check_names(list(names))
+        for name in names:
+            if name in self.names:
+                raise DataError(f"{out}: has a data set {name!r} already: leave the file out, or rename it")
+
+    def manifest(self, entries: Sequence[DatasetEntry], files: dict[str, str]) -> Manifest:
+        """That of a store with the data sets that it has, and these; `files` are the hashes of those in its root."""
+        datasets = (*(self.store.datasets if self.store is not None else ()), *entries)
+        n_tokens = sum(entry.n_tokens for entry in datasets)
+        tokenizer = self.tokenizer
+        return Manifest(
+            schema=SCHEMA,
+            vocabulary_hash=tokenizer.vocabulary.hash,
+            medians_hash=tokenizer.medians_hash,
+            tokenizer_hash=tokenizer.hash,
+            medians_file_hash=self.medians_file_hash,
+            kind=tokenizer.vocabulary.kind,
+            n_genes=len(tokenizer.vocabulary.genes),
+            top_k=tokenizer.top_k,
+            dither=tokenizer.dither,
+            values=self.values,
+            block_cells=choose_block_cells([entry.n_cells for entry in datasets], n_tokens),
+            options=self.options,
+            datasets=datasets,
+            files=files,
+        )
 
 
 def plan_new(medians_path: Path | None, options: StoreOptions, say: Say) -> StorePlan:

@@ -4,156 +4,216 @@ Lane v of V owns the places q with q mod V = v of the store's block order. Its p
 training cells of a pool are permuted, cut into groups, and each group is packed into rows. So (lane, pool, row)
 names the same cells on every machine, for any number of ranks and loader workers: that triple, for each lane, is the
 position of a run.
+
+    reader = StoreReader("store.zarr")
+    plan = Plan(seed=0, lanes=4, pool_blocks=8, group_cells=512, row_length=2048)
+    lanes = Lanes(reader, plan, {lane: (0, 0) for lane in range(4)})
+    rows = lanes.take(6)               # the next 6 rows of each lane
+    ids, segment = rows.lay_out(2048)  # int64 (24, 2048)
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from data_shards.errors import DataError
-from data_shards.hashing import fold, mix64
+from data_shards.hashing import fold
 from data_shards.manifest import TRAIN, VALIDATION
 from data_shards.order import BlockOrder
-from data_shards.packing import pack
-from data_shards.reader import Block, StoreReader
+from data_shards.packing import copy_rows
+from data_shards.pool import Plan, Rows, pack_pool
+from data_shards.reader import Block, PendingBlocks, StoreReader
 
-_PURPOSE_CELLS, _PURPOSE_ROWS, _PURPOSE_VALIDATION = 11, 12, 13
+#: Blocks that a process reads ahead, at most.
+AHEAD_BYTES = 128 << 20
+_PURPOSE_VALIDATION = 13
 _BLOCKS_AT_ONCE = 32
+_AHEAD = 0.75  # by this share of a pool's rows the last lane has begun to read its next pool
+_AGAIN = 16  # rows until a lane that found no room for its next pool looks again
+_AT_ONCE = 8  # lanes whose pools are read together where none was read ahead
+_NEVER = 1 << 62
 I64 = npt.NDArray[np.int64]
 
 
-@dataclass(frozen=True)
-class Row:
-    """Whole cells that stand in one row.
+class Lanes:
+    """The rows of some lanes, each from a position on.
 
-    Attributes:
-        tokens: uint16 (n_tokens,), cells one after another.
-        lengths: int64 (n_cells,), tokens of each.
-        places: int64 (n_cells,), place of each cell's block in the order.
-        cells: int64 (n_cells,), each cell's number within its block.
+    The blocks of a lane's next pool are begun to be read while rows of this one are left: lane v begins when v / V of
+    three quarters of them are taken, since lanes come to the end of their pools at about the same time. Beside the
+    training cells of a pool for each lane there are at most `ahead_bytes` of blocks in memory (and a few, where a lane
+    has to wait).
+
+    Args:
+        reader: of the store.
+        plan: what fixes the order.
+        positions: (pool, row) of the next row of each lane. `row` may equal the pool's number of rows: then the next
+            row is the first of the next pool that has any.
+        ahead_bytes: blocks that are read ahead, at most.
+
+    Raises:
+        DataError: a weight of a data set that the store does not have, or no training cells.
     """
 
-    tokens: npt.NDArray[np.uint16]
-    lengths: I64
-    places: I64
-    cells: I64
+    def __init__(
+        self,
+        reader: StoreReader,
+        plan: Plan,
+        positions: Mapping[int, tuple[int, int]],
+        ahead_bytes: int = AHEAD_BYTES,
+    ) -> None:
+        self._reader, self._plan, self._ahead_bytes = reader, plan, ahead_bytes
+        self._order = block_order(reader, plan)
+        self._lanes = sorted(positions)
+        self._pool = np.array([positions[lane][0] for lane in self._lanes], np.int64)
+        self._row = np.array([positions[lane][1] for lane in self._lanes], np.int64)
+        self._next: list[PendingBlocks | None] = [None] * len(self._lanes)
+        # What the pools hold: lane by lane in one array each, so that a step is taken from all of them by one call.
+        self._n_rows = np.full(len(self._lanes), -1)  # rows of the pool; -1: it has not been read
+        self._look_at = np.full(len(self._lanes), _NEVER)  # row at which there is something to do for the next pool
+        self._tokens = np.empty((len(self._lanes), 0), np.uint16)
+        self._cells = np.empty((len(self._lanes), 0, 4), np.int64)
+        self._ends = np.empty((len(self._lanes), 1, 2), np.int64)
 
+    @property
+    def positions(self) -> dict[int, tuple[int, int]]:
+        """(pool, row) of the next row of each lane."""
+        return dict(zip(self._lanes, zip(self._pool.tolist(), self._row.tolist(), strict=True), strict=True))
 
-@dataclass(frozen=True)
-class Plan:
-    """What fixes the order besides the store.
+    def take(self, n_rows: int) -> Rows:
+        """The next `n_rows` rows of each lane, lane after lane; moves the positions behind them.
 
-    Attributes:
-        seed: the run's seed.
-        lanes: V.
-        pool_blocks: G, places that are shuffled together.
-        group_cells: W, cells that are packed together, about.
-        row_length: tokens of a row.
-    """
+        Raises:
+            DataError: a chunk cannot be read.
+        """
+        parts = []
+        done = 0
+        across = np.flatnonzero(self._row + n_rows > self._n_rows).tolist()
+        for number, i in enumerate(across):
+            for j in across[number : number + _AT_ONCE]:
+                if self._next[j] is None:
+                    self._next[j] = self._begin(j, int(self._pool[j]) + (self._n_rows[j] >= 0))
+            parts += [self._copy(done, i, n_rows), *self._take_across(i, n_rows)]
+            done = i + 1
+        parts.append(self._copy(done, len(self._lanes), n_rows))
+        for i in np.flatnonzero(self._row >= self._look_at).tolist():
+            self._look_ahead(i)
+        return Rows.join(parts)
 
-    seed: int
-    lanes: int
-    pool_blocks: int
-    group_cells: int
-    row_length: int
+    def _copy(self, first: int, stop: int, n_rows: int) -> Rows:
+        """The next `n_rows` rows of lanes [first, stop), which have them."""
+        lanes = slice(first, stop)
+        rows = Rows(*copy_rows(self._row[lanes], n_rows, self._tokens[lanes], self._cells[lanes], self._ends[lanes]))
+        self._row[lanes] += n_rows
+        return rows
 
+    def _take_across(self, i: int, n_rows: int) -> list[Rows]:
+        """The next `n_rows` rows of one lane, from as many pools as it takes."""
+        parts = []
+        while n_rows:
+            if self._n_rows[i] < 0:
+                self._enter(i)
+            left = min(n_rows, int(self._n_rows[i] - self._row[i]))
+            if left > 0:
+                parts.append(self._copy(i, i + 1, left))
+                n_rows -= left
+            if n_rows:
+                self._pool[i] += 1
+                self._row[i] = 0
+                self._n_rows[i] = -1
+        return parts
 
-def _gather(blocks: list[Block], places: list[int], split: int) -> tuple[list[npt.NDArray[np.uint16]], I64, I64]:
-    """Tokens, place and number in the block of every cell of one split."""
-    tokens: list[npt.NDArray[np.uint16]] = []
-    place_of: list[int] = []
-    cell_of: list[int] = []
-    for block, place in zip(blocks, places, strict=True):
-        for cell in np.flatnonzero(block.split == split):
-            tokens.append(block.tokens[block.indptr[cell] : block.indptr[cell + 1]])
-            place_of.append(place)
-            cell_of.append(int(cell))
-    return tokens, np.array(place_of, dtype=np.int64), np.array(cell_of, dtype=np.int64)
-
-
-def pack_cells(tokens: list[npt.NDArray[np.uint16]], places: I64, cells: I64, plan: Plan, key: int) -> list[Row]:
-    """Permute cells, cut them into near-equal groups, pack each group, permute its rows."""
-    if not tokens:
-        return []
-    lengths = np.array([len(cell) for cell in tokens], dtype=np.int64)
-    hashes = mix64(mix64(places.astype(np.uint64) ^ np.uint64(fold(key, _PURPOSE_CELLS))) ^ cells.astype(np.uint64))
-    shuffled = np.argsort(hashes, kind="stable")
-    n_groups = max(1, round(len(tokens) / plan.group_cells))
-    rows: list[Row] = []
-    for number, group in enumerate(np.array_split(shuffled, n_groups)):
-        packed = pack(lengths[group], plan.row_length)
-        row_key = np.uint64(fold(key, _PURPOSE_ROWS, number))
-        for index in np.argsort(mix64(np.arange(len(packed), dtype=np.uint64) ^ row_key), kind="stable"):
-            members = group[packed[index]]
-            rows.append(
-                Row(np.concatenate([tokens[i] for i in members]), lengths[members], places[members], cells[members])
-            )
-    return rows
-
-
-class LaneStream:
-    """The rows of one lane, from a position on.
-
-    Attributes:
-        pool, row: the position of the next row. `row` may equal the pool's number of rows: then the next row is the
-            first of the next pool that has any.
-    """
-
-    def __init__(self, reader: StoreReader, plan: Plan, lane: int, pool: int = 0, row: int = 0) -> None:
-        if sum(data_set.n_train for data_set in reader.manifest.datasets) == 0:
-            raise DataError(f"{reader.path}: no training cells: build it with a smaller --validation and --test share")
-        self._reader = reader
-        self._plan = plan
-        self._order = BlockOrder(plan.seed, reader.manifest.hash, reader.n_blocks)
-        self.lane = lane
-        self.pool = pool
-        self.row = row
-        self._rows: list[Row] | None = None
-
-    def _read_pool(self) -> list[Row]:
+    def _places(self, i: int, pool: int) -> I64:
         plan = self._plan
-        first = self.pool * plan.pool_blocks
-        places = [u * plan.lanes + self.lane for u in range(first, first + plan.pool_blocks)]
-        blocks = self._reader.read([self._order.block(place) for place in places])
-        return pack_cells(*_gather(blocks, places, TRAIN), plan, fold(plan.seed, self.lane, self.pool))
+        return (pool * plan.pool_blocks + np.arange(plan.pool_blocks)) * plan.lanes + self._lanes[i]
 
-    def take(self, n_rows: int) -> list[Row]:
-        """The next `n_rows` rows; moves the position behind them."""
-        taken: list[Row] = []
-        while len(taken) < n_rows:
-            if self._rows is None:
-                self._rows = self._read_pool()
-            if self.row >= len(self._rows):
-                self.pool, self.row, self._rows = self.pool + 1, 0, None
-                continue
-            taken.append(self._rows[self.row])
-            self.row += 1
-        return taken
+    def _begin(self, i: int, pool: int) -> PendingBlocks:
+        return self._reader.begin(self._order.blocks(self._places(i, pool)).tolist())
+
+    def _enter(self, i: int) -> None:
+        """Read the pool of a lane's position, and plan when to begin with the one behind it."""
+        pool, lane, plan = int(self._pool[i]), self._lanes[i], self._plan
+        pending, self._next[i] = self._next[i] or self._begin(i, pool), None
+        key = fold(plan.seed, lane, pool)
+        rows = pack_pool(
+            pending.wait(), self._places(i, pool), TRAIN, plan, key, room=lambda n_tokens: self._room(i, n_tokens)
+        )
+        pending.release()
+        if len(rows.lengths) > self._cells.shape[1]:
+            self._cells = _wider(self._cells, len(rows.lengths))
+            self._ends = _wider(self._ends, len(rows.lengths) + 1)
+        for column, of_cells in enumerate((rows.lengths, rows.places, rows.cells, rows.damaged)):
+            self._cells[i, : len(of_cells), column] = of_cells
+        cells = np.cumsum(rows.cells_of_row)
+        self._ends[i, 0] = 0
+        self._ends[i, 1 : len(rows) + 1, 0] = cells
+        self._ends[i, 1 : len(rows) + 1, 1] = np.cumsum(rows.lengths)[cells - 1]
+        self._n_rows[i] = len(rows)
+        self._look_at[i] = int(len(rows) * _AHEAD * lane / plan.lanes)
+
+    def _room(self, i: int, n_tokens: int) -> npt.NDArray[np.uint16]:
+        """Where the tokens of a lane's pool go; of memory that is never used, none is taken."""
+        if n_tokens > self._tokens.shape[1]:
+            self._tokens = _wider(self._tokens, n_tokens)
+        return self._tokens[i, :n_tokens]
+
+    def _look_ahead(self, i: int) -> None:
+        pending = self._next[i]
+        if pending is None:
+            n_ahead = sum(pending is not None for pending in self._next)
+            if (n_ahead + 1) * 2 * self._tokens.shape[1] > self._ahead_bytes:
+                self._look_at[i] = self._row[i] + _AGAIN
+                return
+            self._next[i] = self._begin(i, int(self._pool[i]) + 1)
+            self._look_at[i] = self._row[i] + 1
+        elif pending.advance():
+            self._look_at[i] = _NEVER
 
 
-def validation_rows(reader: StoreReader, plan: Plan, max_cells: int) -> list[Row]:
-    """Rows of held-out cells, a function of the store and the plan.
+def _wider(array: npt.NDArray[Any], wanted: int) -> npt.NDArray[Any]:
+    """A copy with room for `wanted`, and a quarter more, along the second axis."""
+    wide = np.empty((array.shape[0], wanted + wanted // 4, *array.shape[2:]), array.dtype)
+    wide[:, : array.shape[1]] = array
+    return wide
+
+
+def block_order(reader: StoreReader, plan: Plan) -> BlockOrder:
+    """The order of a store's blocks under a plan.
+
+    Raises:
+        DataError: a weight of a data set that the store does not have, or no training cells.
+    """
+    datasets = reader.manifest.datasets
+    names = [entry.name for entry in datasets]
+    if unknown := [name for name in plan.weights if name not in names]:
+        raise DataError(f"{reader.path}: no data set {', '.join(unknown)} to weigh: it has {', '.join(names)}")
+    weights = [plan.weights.get(name, 1) for name in names]
+    if sum(entry.n_train for entry, weight in zip(datasets, weights, strict=True) if weight) == 0:
+        among = " in the data sets with a weight above 0" if plan.weights else ""
+        raise DataError(
+            f"{reader.path}: no training cells{among}: build it with a smaller --validation and --test share"
+        )
+    return BlockOrder(plan.seed, reader.manifest.hash, reader.manifest.n_blocks, weights)
+
+
+def validation_rows(reader: StoreReader, plan: Plan, max_cells: int) -> Rows:
+    """Rows of held-out cells, a function of the store and the plan, its weights apart.
 
     Blocks are visited in an order of their own until `max_cells` validation cells are found (the last block is cut).
-    Empty if the store holds out none.
+    None if the store holds out none.
     """
     key = fold(plan.seed, _PURPOSE_VALIDATION)
     wanted = min(max_cells, sum(data_set.n_validation for data_set in reader.manifest.datasets))
-    order = BlockOrder(key, reader.manifest.hash, reader.n_blocks)
-    tokens: list[npt.NDArray[np.uint16]] = []
-    place_parts: list[I64] = []
-    cell_parts: list[I64] = []
-    for first in range(0, reader.n_blocks, _BLOCKS_AT_ONCE):
-        if len(tokens) >= wanted:
+    if wanted == 0:
+        return Rows.join([])
+    order = BlockOrder(key, reader.manifest.hash, reader.manifest.n_blocks)
+    found: list[Block] = []
+    n_found = 0
+    for first in range(0, order.size, _BLOCKS_AT_ONCE):
+        if n_found >= wanted:
             break
-        places = list(range(first, min(first + _BLOCKS_AT_ONCE, reader.n_blocks)))
-        found = _gather(reader.read([order.block(place) for place in places]), places, VALIDATION)
-        tokens += found[0]
-        place_parts.append(found[1])
-        cell_parts.append(found[2])
-    if not tokens:
-        return []
-    return pack_cells(
-        tokens[:wanted], np.concatenate(place_parts)[:wanted], np.concatenate(cell_parts)[:wanted], plan, key
-    )
+        places = np.arange(first, min(first + _BLOCKS_AT_ONCE, order.size))
+        found += reader.read(order.blocks(places).tolist())
+        n_found = sum(int((block.split == VALIDATION).sum()) for block in found)
+    return pack_pool(found, np.arange(len(found)), VALIDATION, plan, key, most=wanted)

@@ -5,6 +5,7 @@ matters for the medians, and as a part of the hash that orders exact ties.
 """
 
 import hashlib
+import io
 import json
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +20,7 @@ from data_shards.errors import DataError
 from data_shards.genes import GENE_TABLE_FILE, GeneReport, GeneTable, find_gene_ids
 from data_shards.hashing import hash_strings
 from data_shards.kernels import group_by_gene
+from data_shards.place import Place
 from data_shards.ranker import Ranker
 from data_shards.species import find_species, refuse_species_mixed
 from data_shards.vocabulary import FIRST_GENE, Vocabulary
@@ -174,7 +176,7 @@ class Tokenizer:
         (directory / "tokenizer.json").write_text(json.dumps(content, indent=1) + "\n")
 
     @classmethod
-    def load(cls, directory: Path) -> "Tokenizer":
+    def load(cls, directory: Place) -> "Tokenizer":
         """Read what `save` wrote.
 
         Raises:
@@ -182,7 +184,7 @@ class Tokenizer:
         """
         try:
             content = json.loads((directory / "tokenizer.json").read_text())
-            medians = np.load(directory / "medians.npy").astype(np.float64)
+            medians = np.load(io.BytesIO((directory / "medians.npy").read_bytes())).astype(np.float64)
             table = GeneTable.load(directory / GENE_TABLE_FILE) if content["gene_table"] else None
             vocabulary = Vocabulary.load(directory / "vocabulary.json")
             tokenizer = cls(vocabulary, medians, int(content["top_k"]), bool(content["dither"]), table)

@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 from data_shards.errors import DataError
+from data_shards.place import Place
 
 PAD = 0
 MASK = 1
@@ -58,7 +59,7 @@ class Vocabulary:
         path.write_text(json.dumps({"kind": self.kind, "genes": list(self.genes)}, indent=0) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> "Vocabulary":
+    def load(cls, path: Place) -> "Vocabulary":
         """Read `vocabulary.json`.
 
         Raises:

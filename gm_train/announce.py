@@ -3,11 +3,11 @@
 import logging
 import sys
 
-import numpy as np
 import torch
 
+from data_shards.pool import Plan
 from data_shards.reader import StoreReader
-from data_shards.stream import LaneStream, Plan
+from data_shards.stream import Lanes
 from data_shards.vocabulary import FIRST_GENE
 from gm_train.batches import Recipe, make_examples
 from gm_train.checkpoint import Checkpoint
@@ -82,15 +82,14 @@ def kernel_of(config: Config, device: torch.device) -> tuple[str, str]:
 def _announce_coverage(config: Config, reader: StoreReader, recipe: Recipe, plan: Plan) -> None:
     """Print how much of the genes, the tokens and the cells L_pathway can speak of, on the first rows of the data."""
     assert recipe.pathways is not None
-    rows = LaneStream(reader, plan, lane=0).take(_COVERAGE_ROWS)
+    rows = Lanes(reader, plan, {0: (0, 0)}).take(_COVERAGE_ROWS)
     annotated = recipe.pathways.annotated
-    tokens = np.concatenate([row.tokens for row in rows])
     examples = make_examples(rows, recipe)
     n_cells = len(examples.row_of_cell)
     pairs = examples.positive.sum() / 2 / n_cells
     print(
         f"pathways {config.objective.pathways}: {recipe.pathways.n_sets} sets in use, "
-        f"{annotated[FIRST_GENE:].mean():.1%} of genes, {annotated[tokens].mean():.1%} of tokens, "
+        f"{annotated[FIRST_GENE:].mean():.1%} of genes, {annotated[rows.tokens].mean():.1%} of tokens, "
         f"{pairs:.1f} drawn positive pairs a cell"
     )
     if pairs < _THIN_PAIRS:

@@ -7,8 +7,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from data_shards.damage import DamagedChunk
 from data_shards.hashing import mix64
-from data_shards.stream import Row
+from data_shards.pool import Rows
 from gm_train.config import ObjectiveConfig
 from gm_train.objective.language import next_token_targets
 from gm_train.objective.masking import cell_keys, mask_tokens
@@ -42,13 +43,13 @@ class Examples:
     """Rows with everything that was drawn for them, still as arrays.
 
     Attributes:
-        input_ids: int64 (rows, length), what the model sees; 0 on the unused tail.
+        input_ids: int64 (rows, length), what the model sees; 0 on the unused tail and in damaged cells.
         segment: int64 (rows, length), 1 … n for the cells of a row, 0 on the unused tail.
         target_at: int64 (n_targets,), flat position (row * length + column) of the state that predicts; ascending.
         targets: int64 (n_targets,), the token to predict there.
         drawn: int64 (n_cells, n_draw), flat positions of the genes of L_pathway, -1 where there is none.
         positive: bool (n_cells, n_draw, n_draw), which of them share a gene set.
-        row_of_cell: int64 (n_cells,), ascending.
+        row_of_cell: int64 (n_cells,), ascending; damaged cells are none.
         n_tokens: real tokens.
         sample_hash: order-free hash of which cells these are, modulo 2^64.
     """
@@ -74,6 +75,7 @@ class StepInfo:
         n_slots: places for tokens, the unused tails included.
         sample_hash: order-free hash of which cells these are, modulo 2^64.
         lanes: position of each of this rank's lanes after the step.
+        damaged: chunks of tokens that were found damaged in this step, and not before by the same process.
     """
 
     n_targets: int
@@ -83,15 +85,17 @@ class StepInfo:
     n_slots: int
     sample_hash: int
     lanes: dict[int, tuple[int, int]]
+    damaged: tuple[DamagedChunk, ...] = ()
 
     def over(self, ranks: Ranks) -> "StepInfo":
-        """The counts of all ranks, with this rank's lanes."""
+        """The counts and damaged chunks of all ranks, with this rank's lanes."""
         # As a signed number, whose sums wrap around as those of the unsigned one do.
         signed = (self.sample_hash + 2**63) % 2**64 - 2**63
-        n_targets, n_pairs, n_cells, n_tokens, n_slots, sample_hash = ranks.sums(
-            [self.n_targets, self.n_pairs, self.n_cells, self.n_tokens, self.n_slots, signed]
+        n_targets, n_pairs, n_cells, n_tokens, n_slots, sample_hash, n_damaged = ranks.sums(
+            [self.n_targets, self.n_pairs, self.n_cells, self.n_tokens, self.n_slots, signed, len(self.damaged)]
         )
-        return StepInfo(n_targets, n_pairs, n_cells, n_tokens, n_slots, sample_hash % 2**64, self.lanes)
+        damaged = tuple(chunk for found in ranks.gather(self.damaged) for chunk in found) if n_damaged else ()
+        return StepInfo(n_targets, n_pairs, n_cells, n_tokens, n_slots, sample_hash % 2**64, self.lanes, damaged)
 
 
 @dataclass
@@ -109,20 +113,28 @@ class MicroBatch:
     last: bool
 
 
-def make_examples(rows: list[Row], recipe: Recipe) -> Examples:
-    """Draw masks and pairs for rows and lay them out; a pure function of the rows and the recipe."""
-    length, objective = recipe.row_length, recipe.objective
-    tokens = np.concatenate([row.tokens for row in rows]).astype(np.int64)
-    lengths = np.concatenate([row.lengths for row in rows])
-    cells_of_row = np.array([len(row.lengths) for row in rows])
-    row_of_cell = np.repeat(np.arange(len(rows)), cells_of_row)
-    in_row = np.arange(len(lengths)) - np.repeat(np.cumsum(cells_of_row) - cells_of_row, cells_of_row)
-    tokens_of_row = np.array([len(row.tokens) for row in rows])
-    column = np.arange(len(tokens)) - np.repeat(np.cumsum(tokens_of_row) - tokens_of_row, tokens_of_row)
-    flat = np.repeat(row_of_cell, lengths) * length + column
+def make_examples(rows: Rows, recipe: Recipe) -> Examples:
+    """Draw masks and pairs for rows and lay them out; a pure function of the rows and the recipe.
 
-    places = np.concatenate([row.places for row in rows])
-    cells = np.concatenate([row.cells for row in rows])
+    A damaged cell keeps its slots, which show `<pad>` under a segment of their own, and is nothing else: no target, no
+    pair, no trained cell or token.
+    """
+    length, objective = recipe.row_length, recipe.objective
+    input_ids, segment = rows.lay_out(length)
+    lengths, places, cells = rows.lengths, rows.places, rows.cells
+    tokens = rows.tokens.astype(np.int64)
+    row_of_cell = np.repeat(np.arange(len(rows)), rows.cells_of_row)
+    ends = np.cumsum(lengths)
+    begin_of_row = np.concatenate([[0], ends[np.cumsum(rows.cells_of_row) - 1]])[:-1]
+    first = row_of_cell * length + ends - lengths - begin_of_row[row_of_cell]
+    if rows.damaged.any():
+        whole = ~rows.damaged
+        tokens = tokens[np.repeat(whole, lengths)]
+        lengths, places, cells, row_of_cell, first = (
+            of_cells[whole] for of_cells in (lengths, places, cells, row_of_cell, first)
+        )
+    flat = np.arange(len(tokens)) + np.repeat(first - np.cumsum(lengths) + lengths, lengths)
+
     keys = cell_keys(recipe.seed, places, cells)
     if objective.language == "masked":
         visible, hidden = mask_tokens(
@@ -130,8 +142,9 @@ def make_examples(rows: list[Row], recipe: Recipe) -> Examples:
         )
         predicted = np.flatnonzero(hidden)
         target_at = flat[predicted]
+        input_ids.reshape(-1)[target_at] = visible[predicted]
     else:
-        visible, hidden = tokens, np.zeros(len(tokens), dtype=bool)
+        hidden = np.zeros(len(tokens), dtype=bool)
         predicts, predicted = next_token_targets(lengths)
         target_at = flat[predicts]
 
@@ -142,14 +155,10 @@ def make_examples(rows: list[Row], recipe: Recipe) -> Examples:
         drawn, positive = draw_pairs(tokens, hidden, lengths, keys, recipe.pathways, objective.pathway_genes)
         drawn = np.where(drawn >= 0, flat[drawn], -1)
 
-    input_ids = np.zeros(len(rows) * length, dtype=np.int64)
-    input_ids[flat] = visible
-    segment = np.zeros(len(rows) * length, dtype=np.int64)
-    segment[flat] = np.repeat(in_row + 1, lengths)
     sample_hash = int(mix64(keys).sum(dtype=np.uint64)) if len(keys) else 0
     return Examples(
-        input_ids.reshape(len(rows), length),
-        segment.reshape(len(rows), length),
+        input_ids,
+        segment,
         target_at,
         tokens[predicted],
         drawn,
@@ -179,13 +188,19 @@ def join(parts: list[Examples]) -> Examples:
     )
 
 
-def split(examples: Examples, micro_rows: int, lanes: dict[int, tuple[int, int]]) -> list[MicroBatch]:
+def split(
+    examples: Examples,
+    micro_rows: int,
+    lanes: dict[int, tuple[int, int]],
+    damaged: tuple[DamagedChunk, ...] = (),
+) -> list[MicroBatch]:
     """Cut the examples of a step into forward passes of `micro_rows` rows (the last may be smaller).
 
     Args:
         examples: all rows of this rank in the step.
         micro_rows: rows of a forward pass.
         lanes: position of each of this rank's lanes after the step.
+        damaged: chunks of tokens that were found damaged.
     """
     n_rows, length = examples.input_ids.shape
     info = StepInfo(
@@ -196,6 +211,7 @@ def split(examples: Examples, micro_rows: int, lanes: dict[int, tuple[int, int]]
         n_slots=n_rows * length,
         sample_hash=examples.sample_hash,
         lanes=lanes,
+        damaged=damaged,
     )
     batches = []
     for first in range(0, n_rows, micro_rows):

@@ -3,14 +3,18 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import lightning as L
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from data_shards.damage import DamagedChunk
 from data_shards.errors import DataError
+from data_shards.pool import Plan
 from data_shards.reader import StoreReader
-from data_shards.stream import LaneStream, Plan, validation_rows
+from data_shards.stream import AHEAD_BYTES, Lanes, validation_rows
 from gm_train.batches import Examples, MicroBatch, Recipe, join, make_examples, split
 from gm_train.config import DataConfig
 from gm_train.leaving import children_deaf
@@ -19,16 +23,17 @@ from gm_train.ranks import Ranks
 
 
 @dataclass
-class LanePiece:
-    """The rows that a step takes from one lane, and the lane's position behind them."""
+class Piece:
+    """What a loader worker has of a step: the rows of its lanes, the positions of these behind them, and the chunks of
+    tokens that it found damaged."""
 
-    lane: int
     examples: Examples
-    position: tuple[int, int]
+    positions: dict[int, tuple[int, int]]
+    damaged: tuple[DamagedChunk, ...]
 
 
-class LaneDataset(IterableDataset[list[LanePiece] | DataError]):
-    """Yields, step by step, the pieces of the lanes that a loader worker owns (worker w of W: every W-th lane).
+class LaneDataset(IterableDataset[Piece | DataError]):
+    """Yields, step by step, the rows of the lanes that a loader worker owns: of W workers, the w-th part of the lanes.
 
     An error of the data is yielded, not raised: a worker would bury its message in a traceback.
     """
@@ -38,27 +43,24 @@ class LaneDataset(IterableDataset[list[LanePiece] | DataError]):
     ) -> None:
         self.data, self.plan, self.recipe, self.lanes, self.n_steps = data, plan, recipe, lanes, n_steps
 
-    def __iter__(self) -> Iterator[list[LanePiece] | DataError]:
+    def __iter__(self) -> Iterator[Piece | DataError]:
         try:
             yield from self._pieces()
         except DataError as error:
             yield error
 
-    def _pieces(self) -> Iterator[list[LanePiece]]:
+    def _pieces(self) -> Iterator[Piece]:
         worker = get_worker_info()
-        own = sorted(self.lanes) if worker is None else sorted(self.lanes)[worker.id :: worker.num_workers]
-        n_readers = 1 if worker is None else worker.num_workers
-        reader = StoreReader(self.data.store, (self.data.cache_mb << 20) // n_readers)
-        streams = [LaneStream(reader, self.plan, lane, *self.lanes[lane]) for lane in own]
+        number, n_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        own = np.array_split(sorted(self.lanes), n_workers)[number].tolist()
+        reader = StoreReader(self.data.store, (self.data.cache_mb << 20) // n_workers, self.data.max_damaged_chunks)
+        lanes = Lanes(reader, self.plan, {lane: self.lanes[lane] for lane in own}, AHEAD_BYTES // n_workers)
         for _ in range(self.n_steps):
-            pieces = []
-            for stream in streams:
-                examples = make_examples(stream.take(self.data.rows_per_lane), self.recipe)
-                pieces.append(LanePiece(stream.lane, examples, (stream.pool, stream.row)))
-            yield pieces
+            examples = make_examples(lanes.take(self.data.rows_per_lane), self.recipe)
+            yield Piece(examples, lanes.positions, reader.quarantine.take_new())
 
 
-def _as_it_is(item: list[LanePiece] | DataError) -> list[LanePiece] | DataError:
+def _as_it_is(item: Any) -> Any:
     return item
 
 
@@ -77,7 +79,7 @@ class StepLoader:
 
     def __iter__(self) -> Iterator[MicroBatch]:
         n_workers = min(self._dataset.data.workers, len(self._dataset.lanes))
-        loader: DataLoader[list[LanePiece] | DataError] = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             self._dataset,
             batch_size=None,
             num_workers=n_workers,
@@ -91,17 +93,16 @@ class StepLoader:
         for _ in range(self._dataset.n_steps):
             begun = time.perf_counter()
             pieces = []
+            # The workers take turns, in the order of their lanes.
             for _ in range(max(1, n_workers)):
                 item = next(items)
                 if isinstance(item, DataError):
                     raise item
-                pieces += item
-            pieces.sort(key=lambda piece: piece.lane)
-            batches = split(
-                join([piece.examples for piece in pieces]),
-                self._dataset.data.micro_rows,
-                {piece.lane: piece.position for piece in pieces},
-            )
+                pieces.append(item)
+            positions = {lane: place for piece in pieces for lane, place in piece.positions.items()}
+            damaged = tuple(chunk for piece in pieces for chunk in piece.damaged)
+            examples = join([piece.examples for piece in pieces])
+            batches = split(examples, self._dataset.data.micro_rows, positions, damaged)
             self.waited_s += time.perf_counter() - begun
             yield from batches
 
@@ -131,7 +132,10 @@ class CellDataModule(L.LightningDataModule):
         self._ranks = ranks
         self.data, self.recipe, self.position = data, recipe, position
         self.max_steps, self.validation_cells = max_steps, validation_cells
-        self.plan = Plan(recipe.seed, data.lanes, data.pool_blocks, data.group_cells, recipe.row_length)
+        assert data.pool_blocks is not None, "fit has chosen them"
+        self.plan = Plan(
+            recipe.seed, data.lanes, data.pool_blocks, data.group_cells, recipe.row_length, dict(data.weights)
+        )
         self._validation: list[MicroBatch] | None = None
         self._loader: StepLoader | None = None
 
@@ -153,8 +157,9 @@ class CellDataModule(L.LightningDataModule):
         Empty if no cells are held out.
         """
         if self._validation is None:
-            reader = StoreReader(self.data.store, self.data.cache_mb << 20)
+            reader = StoreReader(self.data.store, self.data.cache_mb << 20, self.data.max_damaged_chunks)
             rows = validation_rows(reader, replace(self.plan, seed=0), self.validation_cells)
-            examples = make_examples(rows, replace(self.recipe, seed=0)) if rows else None
-            self._validation = split(examples, self.data.micro_rows, {}) if examples else []
+            examples = make_examples(rows, replace(self.recipe, seed=0)) if len(rows) else None
+            damaged = reader.quarantine.take_new()
+            self._validation = split(examples, self.data.micro_rows, {}, damaged) if examples else []
         return self._validation

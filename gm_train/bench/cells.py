@@ -4,7 +4,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from data_shards.atlas import AtlasOptions
@@ -13,11 +12,11 @@ from data_shards.filters import CellFilter
 from data_shards.manifest import TRAIN
 from data_shards.medians import make_medians
 from data_shards.order import BlockOrder
+from data_shards.pool import Plan, Rows, pack_pool
 from data_shards.reader import StoreReader
 from data_shards.shards import make_store
 from data_shards.simulate import simulate
 from data_shards.splits import SplitOptions
-from data_shards.stream import Plan, Row, pack_cells
 from data_shards.tokenizer import Tokenizer
 from gm_train.batches import MicroBatch, Recipe, StepInfo, make_examples, split
 from gm_train.config import ObjectiveConfig
@@ -132,34 +131,30 @@ class Shape:
     each: tuple[tuple[int, int], ...]
 
 
-def read_rows(workload: Workload) -> list[Row]:
+def read_rows(workload: Workload) -> Rows:
     """Packed rows for all batches, from the training cells of the store in the order of a run with one lane.
 
     Raises:
         DataError: no store, or too few cells.
     """
     reader = StoreReader(workload.store)
-    order = BlockOrder(workload.seed, reader.manifest.hash, reader.n_blocks)
+    order = BlockOrder(workload.seed, reader.manifest.hash, reader.manifest.n_blocks)
     plan = Plan(workload.seed, 1, _BLOCKS_AT_ONCE, 512, workload.row_length)
     wanted = workload.rows * workload.n_batches
-    rows: list[Row] = []
-    for first in range(0, reader.n_blocks, _BLOCKS_AT_ONCE):
-        places = list(range(first, min(first + _BLOCKS_AT_ONCE, reader.n_blocks)))
-        tokens, place_of, cell_of = [], [], []
-        for place, block in zip(places, reader.read([order.block(place) for place in places]), strict=True):
-            for cell in np.flatnonzero(block.split == TRAIN):
-                tokens.append(block.tokens[block.indptr[cell] : block.indptr[cell + 1]][: workload.padded_length])
-                place_of.append(place)
-                cell_of.append(int(cell))
-        rows += pack_cells(tokens, np.array(place_of, np.int64), np.array(cell_of, np.int64), plan, first)
-        if len(rows) >= wanted:
-            return rows[:wanted]
+    parts: list[Rows] = []
+    for first in range(0, order.size, _BLOCKS_AT_ONCE):
+        places = np.arange(first, min(first + _BLOCKS_AT_ONCE, order.size))
+        blocks = reader.read(order.blocks(places).tolist())
+        parts.append(pack_pool(blocks, places, TRAIN, plan, first, longest=workload.padded_length))
+        if sum(map(len, parts)) >= wanted:
+            return Rows.join(parts).part(0, wanted)
+    rows = Rows.join(parts)
     if len(rows) < workload.rows:
         raise DataError(
             f"{workload.store}: its training cells fill {len(rows)} rows of {workload.row_length:,} tokens, and a step "
             f"takes {workload.rows}: lower --tokens-per-step"
         )
-    return rows[: len(rows) // workload.rows * workload.rows]
+    return rows.part(0, len(rows) // workload.rows * workload.rows)
 
 
 def make_batches(
@@ -179,12 +174,12 @@ def make_batches(
         objective = replace(objective, language="next_token", paper_compat=True)
     pathways = pathways_of(objective, tokenizer)
     recipe = Recipe(objective, workload.seed, tokenizer.vocabulary.size, workload.row_length, pathways)
-    steps = [rows[i : i + workload.rows] for i in range(0, len(rows), workload.rows)]
+    steps = [rows.part(i, i + workload.rows) for i in range(0, len(rows), workload.rows)]
     if padded:
         batches = [_pad(step, workload.padded_length) for step in steps]
     else:
         batches = [split(make_examples(step, recipe), workload.rows, {})[0] for step in steps]
-    lengths = np.concatenate([row.lengths for row in rows]).astype(np.float64)
+    lengths = rows.lengths.astype(np.float64)
 
     def mean(counts: list[int]) -> float:
         return sum(counts) / len(counts)
@@ -200,11 +195,9 @@ def make_batches(
     )
 
 
-def _pad(rows: list[Row], row_length: int) -> MicroBatch:
+def _pad(rows: Rows, row_length: int) -> MicroBatch:
     """One cell a row, as the published code feeds them: pads are tokens and targets like others."""
-    cells: list[npt.NDArray[np.uint16]] = []
-    for row in rows:
-        cells += np.split(row.tokens, np.cumsum(row.lengths)[:-1])
+    cells = np.split(rows.tokens, np.cumsum(rows.lengths)[:-1])
     ids = np.zeros((len(cells), row_length), np.int64)
     for i, cell in enumerate(cells):
         ids[i, : len(cell)] = cell

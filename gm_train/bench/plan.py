@@ -9,7 +9,7 @@ import torch
 from data_shards.errors import DataError
 from gm_train.bench import contenders, layer
 from gm_train.bench.cells import DEEPEST
-from gm_train.bench.race import FEWEST_STEPS
+from gm_train.bench.turns import FEWEST_STEPS
 from gm_train.config import Config
 from gm_train.settings import ConfigError
 

@@ -1,11 +1,9 @@
-"""Alternation: every contender in a process of its own, each in turn for a few steps, until all have had enough."""
+"""A model that takes training steps: what the process of a contender holds."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch.nn import functional as F
@@ -16,16 +14,8 @@ from gm_train.bench.cells import Shape, Workload, make_batches
 from gm_train.bench.clock import Clock
 from gm_train.bench.contenders import Contender
 from gm_train.bench.memory import PeakMemory
-from gm_train.bench.worker import OutOfMemory, Worker
 from gm_train.module import computing_in, loss_sums
 from gm_train.optim import build_optimizer
-
-#: Steps of one contender before it is the next one's turn.
-TURN = 2
-#: Fewest timed steps that anything is reported from.
-FEWEST_STEPS = 10
-
-Say = Callable[[str], None]
 
 
 class ModelRunner:
@@ -114,44 +104,3 @@ class ModelRunner:
             "loss": self.losses[-1],
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
         }
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median and quartiles of the steps of a contender, seconds."""
-
-    median: float
-    low: float
-    high: float
-    steps: int
-
-    @classmethod
-    def of(cls, seconds: Sequence[float]) -> "Spread":
-        """Raises ValueError for fewer than ten steps: too few to report."""
-        if len(seconds) < FEWEST_STEPS:
-            raise ValueError(f"{len(seconds)} timed steps are too few to report: at least {FEWEST_STEPS}")
-        low, median, high = np.percentile(seconds, [25, 50, 75]).tolist()
-        return cls(median, low, high, len(seconds))
-
-
-def alternate(workers: Sequence[Worker], steps: int, say: Say) -> dict[str, list[float] | None]:
-    """Let every worker take timed steps, two at a time in turn, so that the machine's drift meets all alike.
-
-    Returns:
-        Seconds of each step by the worker's name; None for one that ran out of memory, which drops out.
-    """
-    seconds: dict[str, list[float] | None] = {worker.name: [] for worker in workers}
-    taken = 0
-    while taken < steps:
-        n = min(TURN, steps - taken)
-        for worker in workers:
-            so_far = seconds[worker.name]
-            if so_far is None:
-                continue
-            say(f"{worker.name}: steps {taken + 1} to {taken + n} of {steps}")
-            try:
-                so_far += worker.call("steps", n)
-            except OutOfMemory:
-                seconds[worker.name] = None
-        taken += n
-    return seconds

@@ -1,10 +1,11 @@
 """The results as Markdown."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
 from gm_train.bench.contenders import MATCH, TRANSFORMER
+from gm_train.bench.tables import mebibytes, ratio, seconds, table, versions
 
 Row = dict[str, Any]
 
@@ -19,24 +20,6 @@ def render(results: Row) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A Markdown table; the first column is text, the others are figures."""
-    lines = [header, ["---", *["---:"] * (len(header) - 1)], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
-def seconds(value: float) -> str:
-    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
-
-
-def mebibytes(value: int | None) -> str:
-    return "not told" if value is None else f"{value / 2**20:,.0f} MiB"
-
-
-def ratio(value: float | None) -> str:
-    return "-" if value is None else f"{value:.2f}x"
-
-
 def _timed(row: Row) -> str:
     low, high = row["step_s_quartiles"]
     return f"{seconds(row['step_s'])} ({seconds(low)} … {seconds(high)})"
@@ -49,8 +32,7 @@ def _head(results: Row) -> str:
         f"`{made['command']}`",
         f"{made['date']}, {made['cpu']}, {made['threads']} threads, device {made['device']}, {made['precision']}, "
         f"compile {'on, but for published' if made['compile'] else 'off'}; Python {made['python']}, "
-        + ", ".join(f"{name} {version}" for name, version in made["packages"].items())
-        + (f"; revision {made['git'][:10]}{'+' if made['git'].endswith('+') else ''}" if made["git"] else ""),
+        + versions(made["packages"], made["git"]),
         f"{made['steps']} timed steps a contender, in alternation, after {made['warmup']} untimed; about "
         f"{made['tokens_per_step']:,} tokens a step. Medians, with quartiles in brackets. A step: loss, gradient, "
         "clipping, AdamW.",

@@ -1,10 +1,5 @@
 """A whole benchmark: its sections one after another, and what they were made with."""
 
-import datetime
-import json
-import platform
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict
@@ -12,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from data_shards.errors import DataError
 from data_shards.manifest import Manifest
@@ -24,12 +18,11 @@ from gm_train.bench.contenders import GENEMAMBA, MIXER, PUBLISHED, TRANSFORMER, 
 from gm_train.bench.crossover import crossover
 from gm_train.bench.picture import draw
 from gm_train.bench.plan import Plan
-from gm_train.bench.race import Say
 from gm_train.bench.report import render
+from gm_train.bench.results import made_with, progress, write
+from gm_train.bench.turns import Say
 from gm_train.bench.worker import OutOfMemory
-from gm_train.provenance import git_revision, packages
 
-_LINE_EVERY_S = 15.0  # between two lines of progress where there is no terminal
 _DEEP_CELLS = {"cpu": 128, "cuda": 512}
 _MEASURED = ("race", "layer", "ladder", "options", "kernels", "profile", "loss_memory")
 _PACKAGES = ("torch", "lightning", "triton", "mamba-ssm", "causal-conv1d", "transformers", "numpy", "gm-train")
@@ -50,23 +43,10 @@ def run(plan: Plan) -> list[Path]:
         raise DataError("no GPU is visible to PyTorch")
     started = time.perf_counter()
     plan.out.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=0, bar_format="{desc}  [{elapsed}]", disable=None) as line:
-        last = -_LINE_EVERY_S
-
-        def say(text: str) -> None:
-            nonlocal last
-            line.set_description_str(text)
-            elapsed = time.perf_counter() - started
-            if line.disable and elapsed - last > _LINE_EVERY_S:
-                last = elapsed
-                print(f"{elapsed:.0f} s: {text}", file=sys.stderr, flush=True)
-
+    with progress() as say:
         results = _measure(plan, say)
     results["made"]["wall_s"] = time.perf_counter() - started
-    written = {"bench.json": json.dumps(results, indent=1) + "\n", "bench.md": render(results)}
-    for name, text in written.items():
-        (plan.out / name).write_text(text)
-    paths = [plan.out / name for name in written]
+    paths = write(plan.out, results, render)
     if len({row["workload"] for row in results.get("race", [])}) > 1:
         paths.append(plan.out / "bench.png")
         draw(results, paths[-1])
@@ -78,7 +58,7 @@ def _measure(plan: Plan, say: Say) -> dict[str, Any]:
     store = plan.store or stores.deep
     size = Vocabulary.load(store / "vocabulary.json").size
     results: dict[str, Any] = {
-        "made": made_with(plan),
+        "made": _made(plan),
         "models": _models(plan, size),
         "stores": [_described(path, plan) for path in ([plan.store] if plan.store else [stores.deep, stores.natural])],
     }
@@ -130,16 +110,10 @@ def _stores(plan: Plan, say: Say) -> Stores:
     return simulated_stores(plan.out / f"cells-{n_cells}", n_cells)
 
 
-def made_with(plan: Plan) -> dict[str, Any]:
-    """Date, command, versions and hardware."""
-    installed = packages()
+def _made(plan: Plan) -> dict[str, Any]:
+    """Date, command, versions, hardware and what was asked for."""
     return {
-        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        "command": shlex.join(["gm-train", *plan.asked]),
-        "git": git_revision(),
-        "python": platform.python_version(),
-        "packages": {name: installed[name] for name in _PACKAGES if name in installed},
-        "cpu": _cpu_name(),
+        **made_with(plan.asked, _PACKAGES),
         "threads": plan.threads,
         "device": torch.cuda.get_device_name() if plan.device == "cuda" else "cpu",
         "precision": plan.config.trainer.precision,
@@ -148,14 +122,6 @@ def made_with(plan: Plan) -> dict[str, Any]:
         "warmup": plan.warmup,
         "tokens_per_step": plan.tokens_per_step,
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def _models(plan: Plan, vocabulary_size: int) -> dict[str, Any]:

@@ -25,7 +25,8 @@ from gm_train.bench.options import pairs
 from gm_train.bench.peaks import PeakRunner, Peaks, roofline_seconds
 from gm_train.bench.plan import NATURAL, ROW, Plan
 from gm_train.bench.profile import ProfileRunner
-from gm_train.bench.race import FEWEST_STEPS, ModelRunner, Say, Spread, alternate
+from gm_train.bench.race import ModelRunner
+from gm_train.bench.turns import FEWEST_STEPS, Say, Spread, alternate
 from gm_train.bench.worker import OutOfMemory, Worker, call_alone
 
 Row = dict[str, Any]

@@ -1,14 +1,13 @@
-"""A process that holds one object and calls its methods when asked: one process per model."""
+"""A process that holds one object and calls its methods when asked: one process per contender."""
 
 import contextlib
 import multiprocessing as mp
 import signal
+import sys
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
-
-import torch
 
 from data_shards.errors import DataError
 
@@ -19,10 +18,13 @@ class OutOfMemory(Exception):
     """The device has not enough memory for what a worker was asked to do."""
 
 
-def _serve(connection: Connection, threads: int, make: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _serve(connection: Connection, threads: int | None, make: Callable[..., Any], args: tuple[Any, ...]) -> None:
     # Ctrl-C reaches the whole group: the parent ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    torch.set_num_threads(threads)
+    if threads is not None:
+        import torch
+
+        torch.set_num_threads(threads)
     try:
         held = make(*args)
         connection.send(("done", None))
@@ -31,11 +33,12 @@ def _serve(connection: Connection, threads: int, make: Callable[..., Any], args:
             connection.send(("done", getattr(held, method)(*arguments)))
     except (EOFError, BrokenPipeError):
         pass  # the parent is gone
-    except torch.OutOfMemoryError as error:
-        connection.send(("memory", str(error).splitlines()[0]))
     except DataError as error:
         connection.send(("failed", str(error)))
     except Exception as error:
+        if "torch" in sys.modules and isinstance(error, sys.modules["torch"].OutOfMemoryError):
+            connection.send(("memory", str(error).splitlines()[0]))
+            return
         text = "".join(traceback.format_exception(error))
         connection.send(("failed", f"{type(error).__name__}: {error}\n{text}"))
 
@@ -45,16 +48,19 @@ class Worker:
 
     Args:
         name: for messages.
-        threads: of PyTorch.
+        threads: of PyTorch, which is not imported for None.
         make: importable by name; its result has the methods that are called.
         args: what it is called with.
+        has_children: whether it starts processes of its own, which a daemon may not.
     """
 
-    def __init__(self, name: str, threads: int, make: Callable[..., Any], *args: Any) -> None:
+    def __init__(
+        self, name: str, threads: int | None, make: Callable[..., Any], *args: Any, has_children: bool = False
+    ) -> None:
         context = mp.get_context("spawn")
         self.name = name
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, threads, make, args), daemon=True)
+        self._process = context.Process(target=_serve, args=(theirs, threads, make, args), daemon=not has_children)
         self._process.start()
         theirs.close()
         self._started = False
@@ -112,7 +118,7 @@ class Worker:
         self._connection.close()
 
 
-def call_alone(name: str, threads: int, make: Callable[..., Any], *args: Any, method: str = "run") -> Any:
+def call_alone(name: str, threads: int | None, make: Callable[..., Any], *args: Any, method: str = "run") -> Any:
     """The result of one method of an object in a fresh process."""
     with Worker(name, threads, make, *args) as worker:
         return worker.call(method)

@@ -1,9 +1,11 @@
 """`gm-train bench`."""
 
 import argparse
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-_EPILOG = """\
+_MODEL_EPILOG = """\
 examples:
   gm-train bench model --quick                       two minutes on a CPU: does it run, and roughly how fast
   gm-train bench model configs/genemamba-66m.yaml --lengths 1024,2048 --out runs/bench-66m
@@ -15,6 +17,26 @@ and bench.png into --out.
 """
 
 
+_LOADER_EPILOG = """\
+examples:
+  gm-train bench loader --quick                      a minute or two: does it run, and roughly how fast
+  gm-train bench loader --out runs/bench-loader      50,000 simulated cells
+  gm-train bench loader --h5ad gut.h5ad --store gut.zarr
+
+Loaders of others are timed where they are installed: pip install 'gm-train[peers]'. Writes bench.json and bench.md into
+--out, and keeps the cells and the copies of them that the loaders want in there, too.
+"""
+
+_PREPARE_EPILOG = """\
+examples:
+  gm-train bench prepare --quick                     two minutes: does it run, and roughly how fast
+  gm-train bench prepare --parts ranking,medians,files --out runs/bench-prepare
+  gm-train bench prepare --parts scale --sizes 100000,1000000
+
+A million cells need 8 GB of disk in --out while they are there. Writes bench.json and bench.md into --out.
+"""
+
+
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     parser = subparsers.add_parser("bench", help="compare speeds and memory on this machine, in one run")
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="WHAT")
@@ -22,7 +44,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "model",
         help="training steps of the model beside the published layer and a transformer",
         description="Contenders side by side, one process each, in alternation: throughput, memory, rooflines.",
-        epilog=_EPILOG,
+        epilog=_MODEL_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = model.add_argument
@@ -45,6 +67,49 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("--pathways", type=Path, metavar="GMT", help="gene sets: train L_pathway, too")
     add("--out", type=Path, default=Path("runs/bench-model"), metavar="DIR", help="results (%(default)s)")
     model.set_defaults(run=run)
+    _add_loader(kinds)
+    _add_prepare(kinds)
+
+
+def _add_loader(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    loader = kinds.add_parser(
+        "loader",
+        help="loading of batches beside the loaders of others",
+        description="Loaders side by side on the same cells, one process each, in alternation: cells a second.",
+        epilog=_LOADER_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = loader.add_argument
+    add("--quick", action="store_true", help="few cells, short turns: a minute or two")
+    add("--parts", type=_words, metavar="LIST", help="race")
+    add("--cells", type=int, metavar="N", help="cells to simulate (50000)")
+    add("--compression", help="of their counts: none (default; loaders that read .h5ad are fastest), lzf or gzip")
+    add("--store", type=Path, metavar="STORE.zarr", help="a token store of yours; alone, without other loaders")
+    add("--h5ad", type=Path, metavar="FILE", help="your cells as counts; with --store the same cells in the same order")
+    add("--turns", type=int, metavar="N", help="timed turns of each loader, at least 10 (12)")
+    add("--turn-seconds", type=float, metavar="S", help="seconds of a turn (0.5)")
+    add("--out", type=Path, default=Path("runs/bench-loader"), metavar="DIR", help="results (%(default)s)")
+    loader.set_defaults(run=run_loader)
+
+
+def _add_prepare(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    prepare = kinds.add_parser(
+        "prepare",
+        help="ranking, medians, shards, and an atlas that grows",
+        description="Preparation of data: ranking beside other ways, medians by function, files beside reading them, "
+        "and growing atlases through every step.",
+        epilog=_PREPARE_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = prepare.add_argument
+    add("--quick", action="store_true", help="few cells: about two minutes")
+    add("--parts", type=_words, metavar="LIST", help="ranking,medians,files,scale (default: all)")
+    add("--cells", type=int, metavar="N", help="cells of all parts but scale (30000)")
+    add("--sizes", type=_sizes, metavar="LIST", help="cells of the atlases of scale (100000,1000000)")
+    add("--repeats", type=int, metavar="N", help="runs of each way to prepare a file (3)")
+    add("--workers", type=int, metavar="N", help="processes, where there is more than one (2)")
+    add("--out", type=Path, default=Path("runs/bench-prepare"), metavar="DIR", help="results (%(default)s)")
+    prepare.set_defaults(run=run_prepare)
 
 
 def _words(text: str) -> tuple[str, ...]:
@@ -58,10 +123,16 @@ def _lengths(text: str) -> tuple[int | None, ...]:
         raise argparse.ArgumentTypeError(f"{text!r}: expected numbers of genes, or natural, with commas") from None
 
 
+def _sizes(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in _words(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers of cells, with commas") from None
+
+
 def run(arguments: argparse.Namespace) -> int:
     # Late: importing torch takes seconds, `--help` should not.
     import sys
-    from dataclasses import replace
 
     from data_shards.errors import DataError
     from gm_train.settings import ConfigError, load_config
@@ -102,9 +173,53 @@ def run(arguments: argparse.Namespace) -> int:
         "threads": arguments.threads,
         "store": arguments.store,
     }
-    changes = {name: value for name, value in given.items() if value is not None}
-    plan = replace(plan, out=arguments.out, asked=tuple(sys.argv[1:]), **changes)
-    written = run_plan(plan)
-    print((arguments.out / "bench.md").read_text())
+    return _show(run_plan(_changed(replace(plan, out=arguments.out, asked=tuple(sys.argv[1:])), given)))
+
+
+def run_loader(arguments: argparse.Namespace) -> int:
+    import sys
+
+    from data_shards.errors import DataError
+    from gm_train.bench import loader
+
+    for path in (arguments.store, arguments.h5ad):
+        if path is not None and not path.exists():
+            raise DataError(f"{path}: there is no such file")
+    plan = loader.LoaderPlan(store=arguments.store, h5ad=arguments.h5ad, out=arguments.out, asked=tuple(sys.argv[1:]))
+    given = {
+        "parts": arguments.parts,
+        "n_cells": arguments.cells,
+        "compression": arguments.compression,
+        "turns": arguments.turns,
+        "turn_s": arguments.turn_seconds,
+    }
+    plan = _changed(loader.quick(plan) if arguments.quick else plan, given)
+    return _show(loader.run(plan))
+
+
+def run_prepare(arguments: argparse.Namespace) -> int:
+    import sys
+
+    from gm_train.bench import prepare
+
+    plan = prepare.PreparePlan(out=arguments.out, asked=tuple(sys.argv[1:]))
+    given = {
+        "parts": arguments.parts,
+        "n_cells": arguments.cells,
+        "sizes": arguments.sizes,
+        "repeats": arguments.repeats,
+        "workers": arguments.workers,
+    }
+    plan = _changed(prepare.quick(plan) if arguments.quick else plan, given)
+    return _show(prepare.run(plan))
+
+
+def _changed(plan: Any, given: dict[str, Any]) -> Any:
+    """A plan with the settings that were given."""
+    return replace(plan, **{name: value for name, value in given.items() if value is not None})
+
+
+def _show(written: list[Path]) -> int:
+    print(next(path for path in written if path.name == "bench.md").read_text())
     print("written: " + ", ".join(map(str, written)))
     return 0

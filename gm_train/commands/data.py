@@ -1,6 +1,8 @@
 """`gm-train data`: from count files to a token store."""
 
 import argparse
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
@@ -18,6 +20,7 @@ def add_parser(subparsers: Any) -> None:
     _add_simulate(commands)
     _add_medians(commands)
     _add_shards(commands)
+    _add_import(commands)
     _add_inspect(commands)
     _add_verify(commands)
 
@@ -49,11 +52,19 @@ def _add_simulate(commands: Any) -> None:
         "counts_per_cell": "median molecules of a cell",
         "dropout": "probability of losing a gene that has one molecule",
         "seed": "of everything drawn",
+        "sorted": "cells of one type stand together: the worst case for mixing",
     }
     for field in fields(AtlasOptions):
         default: Any = field.default
+        if default is False:
+            parser.add_argument(f"--{field.name}", action="store_true", help=helps[field.name])
+            continue
         text = f"{helps[field.name]} (default {default:g})"
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(default), default=default, help=text)
+    parser.add_argument("--compression", default="lzf", help="of the counts: lzf (default), gzip or none")
+    parser.add_argument(
+        "--workers", type=_positive, default=1, help="processes (default 1); the result is the same for any"
+    )
     parser.set_defaults(run=_simulate)
 
 
@@ -61,7 +72,7 @@ def _simulate(arguments: argparse.Namespace) -> int:
     from data_shards.simulate import simulate
 
     options = AtlasOptions(**{field.name: getattr(arguments, field.name) for field in fields(AtlasOptions)})
-    gmt = simulate(arguments.out, options)
+    gmt = simulate(arguments.out, options, arguments.compression, arguments.workers)
     print(f"{arguments.out}: {options.cells:,} cells of {options.cell_types} types, {options.genes:,} genes")
     print(f"{gmt}: {options.programmes} gene programmes")
     return 0
@@ -101,6 +112,32 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="run on the workers of this Dask scheduler (tcp://head:8786), which see the same file system",
     )
+    engine.add_argument(
+        "--slurm",
+        nargs="+",
+        metavar="WORD",
+        help="run on worker jobs under SLURM, which end with this command: cluster.KEY=value or .yaml files as for "
+        "`gm-train launch`, such as cluster.nodes=4 (jobs) cluster.cpus_per_task=8 (workers of each) "
+        "cluster.memory=32G (of each job) cluster.partition=cpu cluster.time=04:00:00",
+    )
+
+
+@contextmanager
+def _engine(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
+    """What `_add_engine` chose, as the data code takes it, for the length of the work."""
+    if arguments.slurm is None:
+        yield {"workers": arguments.workers, "dask": arguments.dask}
+        return
+    from cluster.dask_slurm import workers_on_slurm
+    from cluster.problems import job_problems
+    from gm_train.settings import ConfigError, load_cluster
+
+    config = load_cluster(arguments.slurm)
+    problems = job_problems(config)
+    if problems:
+        raise ConfigError(problems)
+    with workers_on_slurm(config.cluster, arguments.out) as address:
+        yield {"dask": address}
 
 
 def _count_options(arguments: argparse.Namespace) -> Any:
@@ -133,17 +170,17 @@ def _medians(arguments: argparse.Namespace) -> int:
     from data_shards.genes import GeneTable
     from data_shards.medians import make_medians
 
-    make_medians(
-        arguments.files,
-        arguments.out,
-        _count_options(arguments),
-        GeneTable.read_csv(arguments.gene_table) if arguments.gene_table else None,
-        min_mapped=arguments.min_mapped,
-        workers=arguments.workers,
-        dask=arguments.dask,
-        exact=arguments.exact,
-        add=arguments.add,
-    )
+    with _engine(arguments) as engine:
+        make_medians(
+            arguments.files,
+            arguments.out,
+            _count_options(arguments),
+            GeneTable.read_csv(arguments.gene_table) if arguments.gene_table else None,
+            min_mapped=arguments.min_mapped,
+            exact=arguments.exact,
+            add=arguments.add,
+            **engine,
+        )
     return 0
 
 
@@ -182,6 +219,39 @@ def _add_shards(commands: Any) -> None:
         metavar="COLUMN",
         help="keep cells where this boolean column of obs is true, such as is_primary_data; can be repeated",
     )
+    _add_splits(parser)
+    parser.set_defaults(run=partial(_shards, parser))
+
+
+def _shards(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
+    from data_shards.filters import CellFilter
+    from data_shards.shards import make_store
+
+    if arguments.medians is None and not arguments.add:
+        parser.error("a new store needs --medians")
+    with _engine(arguments) as engine:
+        make_store(
+            arguments.files,
+            arguments.medians,
+            arguments.out,
+            _count_options(arguments),
+            top_k=arguments.top_k,
+            dither=arguments.dither,
+            genes_file=arguments.genes,
+            deny_file=arguments.deny_genes,
+            keep_values=arguments.keep_values,
+            cells=CellFilter(arguments.min_genes, arguments.min_counts, arguments.max_mito, tuple(arguments.where)),
+            obs_columns=arguments.obs_columns,
+            splits=_split_options(arguments),
+            min_mapped=arguments.min_mapped,
+            add=arguments.add,
+            **engine,
+        )
+    return 0
+
+
+def _add_splits(parser: argparse.ArgumentParser) -> None:
+    """Options on which cells are held out."""
     splits = parser.add_argument_group("held-out cells")
     splits.add_argument(
         "--split-by",
@@ -195,60 +265,100 @@ def _add_shards(commands: Any) -> None:
     splits.add_argument("--validation", type=_share, default=0.1, help="share of validation cells, about (default 0.1)")
     splits.add_argument("--test", type=_share, default=0.0, help="share of test cells, about (default 0)")
     splits.add_argument("--split-seed", type=int, default=0, help="of the drawing (default 0)")
-    parser.set_defaults(run=partial(_shards, parser))
 
 
-def _shards(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    from data_shards.filters import CellFilter
-    from data_shards.shards import make_store
+def _split_options(arguments: argparse.Namespace) -> Any:
     from data_shards.splits import SplitOptions
 
-    if arguments.medians is None and not arguments.add:
-        parser.error("a new store needs --medians")
-    make_store(
-        arguments.files,
+    return SplitOptions(
+        by=arguments.split_by,
+        donor_key=arguments.donor_key,
+        validation=arguments.validation,
+        test=arguments.test,
+        seed=arguments.split_seed,
+    )
+
+
+def _add_import(commands: Any) -> None:
+    example = (
+        "gm-train data import genecorpus_30M_2048.dataset --tokens token_dictionary.pkl \\\n"
+        "    --medians gene_median_dictionary.pkl --out genecorpus.zarr --donor-key individual"
+    )
+    parser = _add(commands, "import", "make a token store of cells that are ranked already", example)
+    parser.add_argument(
+        "corpus",
+        nargs="+",
+        type=Path,
+        metavar="FOLDER_OR_FILE",
+        help="Parquet or Arrow files with a column input_ids, or a folder of them, as Hugging Face datasets saves it; "
+        "all of them become one data set",
+    )
+    parser.add_argument("--tokens", type=Path, required=True, help="gene id -> token: JSON or pickle")
+    parser.add_argument(
+        "--medians", type=Path, required=True, help="gene id -> non-zero median that it was ranked with: JSON or pickle"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="new token store (.zarr)")
+    parser.add_argument("--add", action="store_true", help="add the data set to an existing --out of the same medians")
+    parser.add_argument("--name", help="of the data set (default: the folder's or file's)")
+    parser.add_argument(
+        "--top-k", type=_positive, help="most tokens of a cell (default 2048, or as the store that is added to)"
+    )
+    parser.add_argument("--obs-columns", type=_names, help="columns to keep as annotations: a,b,c (default: all)")
+    _add_splits(parser)
+    parser.set_defaults(run=_import)
+
+
+def _import(arguments: argparse.Namespace) -> int:
+    from data_shards.importing import import_corpus
+
+    import_corpus(
+        arguments.corpus,
+        arguments.tokens,
         arguments.medians,
         arguments.out,
-        _count_options(arguments),
+        name=arguments.name,
         top_k=arguments.top_k,
-        dither=arguments.dither,
-        genes_file=arguments.genes,
-        deny_file=arguments.deny_genes,
-        keep_values=arguments.keep_values,
-        cells=CellFilter(arguments.min_genes, arguments.min_counts, arguments.max_mito, tuple(arguments.where)),
         obs_columns=arguments.obs_columns,
-        splits=SplitOptions(
-            by=arguments.split_by,
-            donor_key=arguments.donor_key,
-            validation=arguments.validation,
-            test=arguments.test,
-            seed=arguments.split_seed,
-        ),
-        min_mapped=arguments.min_mapped,
-        workers=arguments.workers,
-        dask=arguments.dask,
+        splits=_split_options(arguments),
         add=arguments.add,
     )
     return 0
 
 
 def _add_inspect(commands: Any) -> None:
-    parser = _add(commands, "inspect", "print what a token store holds", "gm-train data inspect store.zarr")
-    parser.add_argument("store", type=Path, metavar="STORE")
+    example = "gm-train data inspect store.zarr --plot store.png"
+    parser = _add(commands, "inspect", "print what a token store holds, or draw it", example)
+    parser.add_argument("store", metavar="STORE", help="folder, or a URL: http(s)://, s3:// or gs://")
+    parser.add_argument(
+        "--plot",
+        type=Path,
+        metavar="FILE.png",
+        help="draw lengths of cells, data sets and splits, how full rows are, and how common genes are",
+    )
     parser.set_defaults(run=_inspect)
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from data_shards.inspect import describe_store
+    from data_shards.errors import DataError
+    from data_shards.inspect import Summary
 
-    print("\n".join(describe_store(arguments.store)))
+    summary = Summary.read(arguments.store)
+    print("\n".join(summary.describe()))
+    if arguments.plot is not None:
+        from gm_train.store_picture import draw_store
+
+        try:
+            draw_store(summary, arguments.plot)
+        except OSError as error:
+            raise DataError(f"{arguments.plot}: cannot be written ({error}): choose another --plot") from error
+        print(f"{arguments.plot}: its picture")
     return 0
 
 
 def _add_verify(commands: Any) -> None:
     text = "read a whole token store again and name every damaged file and chunk"
     parser = _add(commands, "verify", text, "gm-train data verify store.zarr")
-    parser.add_argument("store", type=Path, metavar="STORE")
+    parser.add_argument("store", metavar="STORE", help="folder, or a URL: http(s)://, s3:// or gs://")
     parser.set_defaults(run=_verify)
 
 

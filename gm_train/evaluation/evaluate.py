@@ -189,7 +189,7 @@ def _notes(results: table.Row) -> list[str]:
     """What a reader must know about how the figures came about."""
     label = results["label"]
     said = [
-        f"Each hidden gene ({results['mask_rate']:.0%} of a cell) shows <mask>; cross-entropy is over all "
+        f"Each hidden gene ({results['mask_rate']:.0%} of a cell) shows the mask token; cross-entropy is over all "
         f"{results['cells']['genes']:,} genes for every row. Controls leave out a cell's visible genes and are counted "
         f"on {results['cells']['train']:,} training cells in the same ranks; the model is scored as it is.",
         "The order control was tuned on training cells: "
@@ -197,7 +197,7 @@ def _notes(results: table.Row) -> list[str]:
         + " (0 is plain frequency).",
     ]
     if results["model"]["language"] != "masked":
-        said.append("The model was trained on next tokens and never saw <mask>: its masked-gene scores say little.")
+        said.append("The model was trained on next tokens, never on masked genes: its masked-gene scores say little.")
     if results["cells"]["without_tokens"]:
         said.append(f"{results['cells']['without_tokens']:,} cells have no gene of the vocabulary and are left out.")
     if left_out := results["cells"]["data_sets_left_out"]:

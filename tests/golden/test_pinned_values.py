@@ -37,8 +37,10 @@ def test_hash_string_and_fold() -> None:
 
 
 def test_order_of_blocks() -> None:
-    assert [permute(i, 10, 7) for i in range(10)] == [6, 8, 4, 3, 5, 9, 1, 7, 0, 2]
-    assert [permute(i, 1_000_003, fold(3)) for i in (0, 1, 1_000_002)] == [416_305, 348_345, 70_464]
+    keys = np.full(10, 7, np.uint64)
+    assert permute(np.arange(10), 10, keys).tolist() == [6, 8, 4, 3, 5, 9, 1, 7, 0, 2]
+    keys = np.full(3, fold(3), np.uint64)
+    assert permute(np.array([0, 1, 1_000_002]), 1_000_003, keys).tolist() == [416_305, 348_345, 70_464]
 
 
 @pytest.mark.parametrize(

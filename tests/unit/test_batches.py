@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data_shards.stream import Row
+from data_shards.pool import Rows
 from gm_train.batches import Examples, Recipe, join, make_examples, split
 from gm_train.config import ObjectiveConfig
 from gm_train.objective.pathway import PathwayIndex
@@ -16,15 +16,18 @@ PATHWAYS = PathwayIndex.build({"a": [str(i) for i in range(10)], "b": [str(i) fo
 
 
 @st.composite
-def row_lists(draw: st.DrawFn) -> list[Row]:
+def some_rows(draw: st.DrawFn) -> Rows:
+    """Rows of one to four cells, of which some are damaged in some examples."""
     rng = np.random.default_rng(draw(st.integers(0, 10_000)))
-    rows = []
-    for number in range(draw(st.integers(1, 6))):
-        lengths = draw(st.lists(st.integers(1, 12), min_size=1, max_size=4).filter(lambda n: sum(n) <= LENGTH))
-        tokens = np.concatenate([rng.permutation(np.arange(2, SIZE))[:n] for n in lengths]).astype(np.uint16)
-        cells = np.arange(len(lengths))
-        rows.append(Row(tokens, np.array(lengths), np.full(len(lengths), number * 7), cells))
-    return rows
+    fitting = st.lists(st.integers(1, 12), min_size=1, max_size=4).filter(lambda n: sum(n) <= LENGTH)
+    rows = draw(st.lists(fitting, min_size=1, max_size=6))
+    lengths = np.array([length for row in rows for length in row])
+    tokens = np.concatenate([rng.permutation(np.arange(2, SIZE))[:n] for n in lengths]).astype(np.uint16)
+    cells_of_row = np.array([len(row) for row in rows])
+    places = np.repeat(np.arange(len(rows)) * 7, cells_of_row)
+    damaged = rng.random(len(lengths)) < draw(st.sampled_from([0, 0.3]))
+    tokens[np.repeat(damaged, lengths)] = 0
+    return Rows(tokens, lengths, places, np.concatenate([np.arange(n) for n in cells_of_row]), damaged, cells_of_row)
 
 
 def recipe(**objective: object) -> Recipe:
@@ -37,31 +40,31 @@ def same(a: Examples, b: Examples) -> bool:
 
 
 @settings(max_examples=50)
-@given(rows=row_lists())
-def test_layout_keeps_every_token(rows: list[Row]) -> None:
+@given(rows=some_rows())
+def test_layout_keeps_every_token(rows: Rows) -> None:
     made = make_examples(rows, recipe())
-    for index, row in enumerate(rows):
+    truth = made.input_ids.copy()
+    truth.reshape(-1)[made.target_at] = made.targets
+    for index in range(len(rows)):
+        row = rows.part(index, index + 1)
         n = len(row.tokens)
-        truth = made.input_ids[index].copy()
-        inside = (made.target_at // LENGTH) == index
-        truth[made.target_at[inside] % LENGTH] = made.targets[inside]
-        assert truth[:n].tolist() == row.tokens.tolist()
+        assert truth[index, :n].tolist() == row.tokens.tolist()
         assert (made.input_ids[index, n:] == 0).all()
-        assert (
-            made.segment[index].tolist()
-            == np.repeat([*range(1, len(row.lengths) + 1), 0], [*row.lengths, LENGTH - n]).tolist()
-        )
-    assert made.n_tokens == sum(len(row.tokens) for row in rows)
+        numbers = np.repeat([*range(1, len(row.lengths) + 1), 0], [*row.lengths, LENGTH - n])
+        assert made.segment[index].tolist() == numbers.tolist()
+    assert made.n_tokens == int(rows.lengths[~rows.damaged].sum())
+    assert len(made.row_of_cell) == int((~rows.damaged).sum())
+    assert (made.targets > 1).all()
     # A hidden token never shows itself, and is never drawn for a pathway pair.
     assert (made.input_ids.reshape(-1)[made.target_at] != made.targets).all()
     assert not set(made.drawn[made.drawn >= 0]) & set(made.target_at)
 
 
 @settings(max_examples=50)
-@given(rows=row_lists(), cut=st.integers(0, 6), micro_rows=st.integers(1, 7))
-def test_grouping_changes_nothing(rows: list[Row], cut: int, micro_rows: int) -> None:
+@given(rows=some_rows(), cut=st.integers(0, 6), micro_rows=st.integers(1, 7))
+def test_grouping_changes_nothing(rows: Rows, cut: int, micro_rows: int) -> None:
     whole = make_examples(rows, recipe())
-    parts = [part for part in (rows[:cut], rows[cut:]) if part]
+    parts = [part for part in (rows.part(0, cut), rows.part(cut, len(rows))) if len(part)]
     assert same(join([make_examples(part, recipe()) for part in parts]), whole)
     batches = split(whole, micro_rows, {})
     assert torch.equal(torch.cat([b.input_ids for b in batches]), torch.from_numpy(whole.input_ids))
@@ -77,10 +80,10 @@ def test_grouping_changes_nothing(rows: list[Row], cut: int, micro_rows: int) ->
 
 
 @settings(max_examples=50)
-@given(rows=row_lists())
-def test_next_token_targets_stay_within_their_cell(rows: list[Row]) -> None:
+@given(rows=some_rows())
+def test_next_token_targets_stay_within_their_cell(rows: Rows) -> None:
     made = make_examples(rows, recipe(language="next_token"))
     flat_ids, flat_segment = made.input_ids.reshape(-1), made.segment.reshape(-1)
     assert np.array_equal(flat_ids[made.target_at + 1], made.targets)
     assert np.array_equal(flat_segment[made.target_at], flat_segment[made.target_at + 1])
-    assert len(made.targets) == sum(int((row.lengths - 1).sum()) for row in rows)
+    assert len(made.targets) == int((rows.lengths - 1)[~rows.damaged].sum())

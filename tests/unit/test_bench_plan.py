@@ -13,7 +13,7 @@ from gm_train.bench.crossover import crossover
 from gm_train.bench.kernels import costs
 from gm_train.bench.peaks import Peaks, roofline_seconds
 from gm_train.bench.plan import Plan, gpu_report
-from gm_train.bench.race import Spread
+from gm_train.bench.turns import Spread
 from gm_train.cli import main
 from gm_train.config import Config, ModelConfig
 from gm_train.settings import ConfigError

@@ -71,7 +71,7 @@ class Recorder:
 
 
 def test_contenders_take_turns() -> None:
-    from gm_train.bench.race import alternate
+    from gm_train.bench.turns import alternate
 
     turns: list[tuple[str, int]] = []
     workers: Any = [Recorder("a", turns), Recorder("b", turns)]
@@ -80,7 +80,7 @@ def test_contenders_take_turns() -> None:
 
 
 def test_one_that_runs_out_of_memory_drops_out_alone() -> None:
-    from gm_train.bench.race import alternate
+    from gm_train.bench.turns import alternate
 
     turns: list[tuple[str, int]] = []
     workers: Any = [Recorder("a", turns), Recorder("b", turns, fails_at=4)]

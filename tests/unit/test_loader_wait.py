@@ -12,7 +12,7 @@ from gm_train.rundir import METRICS, read_rows
 from gm_train.settings import load_config
 from tests.conftest import Atlas, tiny_words
 
-DELAY_S = 0.03
+DELAY_S = 0.1
 
 
 def test_a_slow_loader_is_seen_in_the_metrics_and_the_report(
@@ -28,9 +28,9 @@ def test_a_slow_loader_is_seen_in_the_metrics_and_the_report(
     words = tiny_words(atlas.store, tmp_path / "run")
     fit(load_config([*words, "trainer.max_steps=6", "trainer.validate_every_steps=0"]))
     rows = [row for row in read_rows(tmp_path / "run" / METRICS) if "loss" in row]
-    # Batches are fetched ahead: the last step waits for none. Each of the four lanes is delayed once a step.
+    # Batches are fetched ahead: the last step waits for none.
     assert len(rows) == 6
-    assert all(4 * DELAY_S <= row["loader_s"] <= row["step_s"] for row in rows[1:-1])
-    assert sum(row["loader_s"] for row in rows) >= 6 * 4 * DELAY_S
+    assert all(DELAY_S <= row["loader_s"] <= row["step_s"] for row in rows[1:-1])
+    assert sum(row["loader_s"] for row in rows) >= 6 * DELAY_S
     assert all(row["tokens_per_s"] == pytest.approx(row["tokens"] / row["step_s"]) for row in rows)
     assert "waiting for the loader" in (tmp_path / "run/report.html").read_text()

@@ -1,14 +1,22 @@
 """The simulated atlas has what it says, the same for the same seed."""
 
+import subprocess
+import sys
+from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import anndata as ad
+import h5py
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from data_shards import simulate as simulate_module
-from data_shards.atlas import AtlasOptions, draw_atlas
+from data_shards.atlas import AtlasOptions, draw_atlas, draw_cells
 from data_shards.counts import open_counts
+from data_shards.draws import draw_genes, guide
 from data_shards.errors import DataError
 from data_shards.output import hash_path
 from data_shards.simulate import simulate
@@ -82,6 +90,8 @@ def test_bad_options_and_existing_output_are_refused(tmp_path: Path, monkeypatch
     ):
         with pytest.raises(DataError, match=message):
             AtlasOptions(**options)  # type: ignore[arg-type]
+    with pytest.raises(DataError, match="--compression 'zip': must be one of lzf, gzip, none"):
+        simulate(tmp_path / "a.h5ad", OPTIONS, "zip")
     with pytest.raises(DataError, match=r"a\.h5: an atlas is an AnnData file: name it a\.h5ad"):
         simulate(tmp_path / "a.h5", OPTIONS)
     (tmp_path / "a.gmt").write_text("mine")
@@ -96,3 +106,77 @@ def test_bad_options_and_existing_output_are_refused(tmp_path: Path, monkeypatch
     with pytest.raises(DataError, match=r"b\.\w+: cannot be written .*No space left"):
         simulate(tmp_path / "b.h5ad", OPTIONS)
     assert [path.name for path in tmp_path.iterdir()] == ["a.gmt"]
+
+
+@pytest.mark.parametrize(
+    ("options", "chunk", "expected"),
+    [
+        (AtlasOptions(), 1, "ba8af974992bb3c013ab1309"),
+        (AtlasOptions(cells=300, genes=20_000, counts_per_cell=20_000.0, dropout=0.0), 0, "23bb32d8c77cfc699831b506"),
+    ],
+)
+def test_what_is_drawn_stays_what_it_was(options: AtlasOptions, chunk: int, expected: str) -> None:
+    """Pinned: figures of other runs were made with these cells."""
+    types, donors, counts = draw_cells(draw_atlas(options), options, chunk, min(options.cells, 2000))
+    digest = sha256()
+    arrays = (types, donors, counts.data, counts.indices, counts.indptr)
+    for array, dtype in zip(arrays, ("<i8", "<i8", "<f8", "<i8", "<i8"), strict=True):
+        digest.update(array.astype(dtype).tobytes())
+    assert digest.hexdigest()[:24] == expected
+
+
+@given(st.lists(st.floats(0.0, 1.0), min_size=1, max_size=50), st.integers(0, 2**32))
+def test_a_gene_is_the_one_that_a_binary_search_finds(weights: list[float], seed: int) -> None:
+    cumulative = np.cumsum(np.array(weights) + (max(weights) == 0))
+    cumulative /= cumulative[-1]
+    uniform = np.concatenate([np.random.default_rng(seed).random(100), cumulative[cumulative < 1], [0.0]])
+    expected = np.minimum(np.searchsorted(cumulative, uniform, side="right"), len(weights) - 1)
+    np.testing.assert_array_equal(draw_genes(uniform, cumulative, guide(cumulative)), expected)
+
+
+def test_workers_and_compression_do_not_change_the_cells(tmp_path: Path) -> None:
+    options = replace(OPTIONS, cells=9000, counts_per_cell=100.0)
+    simulate(tmp_path / "one.h5ad", options)
+    simulate(tmp_path / "two.h5ad", options, workers=2)
+    assert hash_path(tmp_path / "one.h5ad") == hash_path(tmp_path / "two.h5ad")
+    sizes, contents = [], []
+    for compression in ("none", "lzf", "gzip"):
+        path = tmp_path / f"{compression}.h5ad"
+        simulate(path, options, compression)
+        with h5py.File(path) as file:
+            assert file["X/data"].compression == (None if compression == "none" else compression)
+            contents.append([file[f"X/{name}"][:] for name in ("data", "indices", "indptr")])
+        sizes.append(path.stat().st_size)
+    assert sizes == sorted(sizes, reverse=True)
+    for other in contents[1:]:
+        for first, second in zip(contents[0], other, strict=True):
+            np.testing.assert_array_equal(first, second)
+
+
+def test_sorted_cells_of_a_type_stand_together(tmp_path: Path) -> None:
+    simulate(tmp_path / "a.h5ad", replace(OPTIONS, cells=5000, counts_per_cell=50.0, sorted=True))
+    data = ad.read_h5ad(tmp_path / "a.h5ad")
+    codes = data.obs["cell_type"].cat.codes.to_numpy()
+    assert np.all(np.diff(codes) >= 0)
+    assert np.bincount(codes).tolist() == [1667, 1667, 1666]
+    assert np.unique(data.obs["donor_id"].cat.codes[:100]).tolist() == [0, 1, 2, 3]
+
+
+_PEAK = """
+import sys
+from pathlib import Path
+from data_shards.atlas import AtlasOptions
+from data_shards.simulate import simulate
+simulate(Path(sys.argv[1]), AtlasOptions(cells=int(sys.argv[2]), genes=200, counts_per_cell=300.0))
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+def test_memory_does_not_grow_with_the_cells(tmp_path: Path) -> None:
+    """A list of the chunks of 80,000 cells would add 60 MB and more."""
+    peaks = []
+    for cells in (20_000, 80_000):
+        command = [sys.executable, "-c", _PEAK, str(tmp_path / f"{cells}.h5ad"), str(cells)]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout) * 1024)
+    assert peaks[1] - peaks[0] < 24 << 20

@@ -16,7 +16,7 @@ from data_shards.counts import CountOptions
 from data_shards.errors import DataError
 from data_shards.filters import CellFilter
 from data_shards.genes import GeneTable
-from data_shards.inspect import describe_store
+from data_shards.inspect import Summary
 from data_shards.manifest import Manifest
 from data_shards.medians import make_medians
 from data_shards.medians_file import Medians
@@ -57,7 +57,7 @@ def test_what_lies_on_disk(tmp_path: Path, files: list[Path]) -> None:
     assert pd.read_parquet(path / "one" / "obs.parquet")["cell_type"].tolist() == ["b", "a"] * 30
     assert Manifest.load(path) == manifest
     assert find_damage(path) == []
-    text = "\n".join(describe_store(path))
+    text = "\n".join(Summary.read(path).describe())
     assert f"  cells        80\n  tokens       {manifest.n_tokens:,}\n  genes        20 (as-is ids)" in text
     assert "    genes      20 genes, ids as they are in the index of var; 20 of the vocabulary" in text
     assert f"of the medians file {Medians.load(tmp_path / 'm.zarr').hash}" in text
@@ -147,7 +147,7 @@ def test_genes_file_takes_symbols_through_the_gene_table(tmp_path: Path) -> None
     assert (manifest.options["genes_file"], manifest.options["genes_file_hash"]) == ("genes.txt", hash_path(genes))
     report = manifest.datasets[0].genes
     assert (report["by_symbol"], report["by_id"], report["in_vocabulary"]) == (3, 0, 2)
-    text = "\n".join(describe_store(tmp_path / "s.zarr"))
+    text = "\n".join(Summary.read(tmp_path / "s.zarr").describe())
     assert f"--genes      genes.txt, SHA-256 {hash_path(genes)}" in text
     assert "3 of 3 genes mapped (0 by id, 3 by symbol) from the index of var; 2 of the vocabulary" in text
     assert find_damage(tmp_path / "s.zarr") == []

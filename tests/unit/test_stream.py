@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from data_shards.errors import DataError
 from data_shards.manifest import TRAIN, VALIDATION
 from data_shards.order import BlockOrder
+from data_shards.pool import Plan, Rows
 from data_shards.reader import StoreReader
-from data_shards.stream import LaneStream, Plan, Row, validation_rows
+from data_shards.stream import Lanes, validation_rows
 from tests.conftest import Atlas
 
 
@@ -19,17 +20,17 @@ def make_plan(lanes: int = 4, pool_blocks: int = 2) -> Plan:
     return Plan(seed=5, lanes=lanes, pool_blocks=pool_blocks, group_cells=8, row_length=96)
 
 
-def ids(rows: list[Row]) -> list[tuple[int, int]]:
-    return [pair for row in rows for pair in zip(row.places.tolist(), row.cells.tolist(), strict=True)]
+def ids(rows: Rows) -> list[tuple[int, int]]:
+    return list(zip(rows.places.tolist(), rows.cells.tolist(), strict=True))
 
 
-def tokens_of(rows: list[Row]) -> dict[tuple[int, int], list[int]]:
-    found = {}
-    for row in rows:
-        starts = np.cumsum(row.lengths) - row.lengths
-        for place, cell, start, n in zip(row.places, row.cells, starts, row.lengths, strict=True):
-            found[int(place), int(cell)] = row.tokens[start : start + n].tolist()
-    return found
+def tokens_of(rows: Rows) -> dict[tuple[int, int], list[int]]:
+    cells = np.split(rows.tokens, np.cumsum(rows.lengths)[:-1])
+    return {cell: tokens.tolist() for cell, tokens in zip(ids(rows), cells, strict=True)}
+
+
+def same(a: Rows, b: Rows) -> bool:
+    return all(np.array_equal(getattr(a, name), getattr(b, name)) for name in vars(a))
 
 
 @settings(max_examples=20)
@@ -37,20 +38,21 @@ def tokens_of(rows: list[Row]) -> dict[tuple[int, int], list[int]]:
 def test_the_lanes_together_read_every_training_cell_once_a_pass(atlas: Atlas, lanes: int, pool_blocks: int) -> None:
     reader = StoreReader(atlas.store)
     plan = make_plan(lanes, pool_blocks)
-    order = BlockOrder(plan.seed, reader.manifest.hash, reader.n_blocks)
-    blocks = reader.read(list(range(reader.n_blocks)))
+    order = BlockOrder(plan.seed, reader.manifest.hash, reader.manifest.n_blocks)
+    n_blocks = sum(reader.manifest.n_blocks)
+    blocks = reader.read(range(n_blocks))
     seen: list[tuple[int, int]] = []
     for lane in range(lanes):
-        stream = LaneStream(reader, plan, lane)
+        stream = Lanes(reader, plan, {lane: (0, 0)})
         # Read whole pools until every place of the first pass that is this lane's is behind.
-        while stream.pool * pool_blocks * lanes + lane < reader.n_blocks:
+        while stream.positions[lane][0] * pool_blocks * lanes + lane < n_blocks:
             rows = stream.take(1)
-            if (stream.pool * pool_blocks) * lanes + lane < reader.n_blocks:
-                seen += [pair for pair in ids(rows) if pair[0] < reader.n_blocks]
+            if stream.positions[lane][0] * pool_blocks * lanes + lane < n_blocks:
+                seen += [pair for pair in ids(rows) if pair[0] < n_blocks]
     expected = [
         (place, int(cell))
-        for place in range(reader.n_blocks)
-        for cell in np.flatnonzero(blocks[order.block(place)].split == TRAIN)
+        for place, block in enumerate(order.blocks(np.arange(n_blocks)).tolist())
+        for cell in np.flatnonzero(blocks[block].split == TRAIN)
     ]
     assert Counter(seen) == Counter(expected)
 
@@ -58,32 +60,47 @@ def test_the_lanes_together_read_every_training_cell_once_a_pass(atlas: Atlas, l
 def test_rows_hold_the_tokens_that_the_store_holds(atlas: Atlas) -> None:
     reader = StoreReader(atlas.store)
     plan = make_plan()
-    order = BlockOrder(plan.seed, reader.manifest.hash, reader.n_blocks)
-    rows = LaneStream(reader, plan, lane=1).take(6)
+    order = BlockOrder(plan.seed, reader.manifest.hash, reader.manifest.n_blocks)
+    rows = Lanes(reader, plan, dict.fromkeys(range(4), (0, 0))).take(6)
+    assert len(rows) == 24
     for (place, cell), tokens in tokens_of(rows).items():
-        block = reader.read([order.block(place)])[0]
+        block = reader.read(order.blocks(np.array([place])).tolist())[0]
         assert tokens == block.tokens[block.indptr[cell] : block.indptr[cell + 1]].tolist()
 
 
 @settings(max_examples=25)
-@given(before=st.integers(0, 40), lane=st.integers(0, 3))
-def test_a_stream_goes_on_from_any_position(atlas: Atlas, before: int, lane: int) -> None:
+@given(before=st.integers(0, 40), at_once=st.integers(1, 30), lanes=st.sets(st.integers(0, 3), min_size=1))
+def test_lanes_go_on_from_any_position(atlas: Atlas, before: int, at_once: int, lanes: set[int]) -> None:
+    """Row by row or many at once, together or alone, from the beginning or from a position."""
     reader = StoreReader(atlas.store)
-    whole = LaneStream(reader, make_plan(), lane)
-    whole.take(before)
-    resumed = LaneStream(reader, make_plan(), lane, whole.pool, whole.row)
-    for _ in range(8):
-        a, b = whole.take(1)[0], resumed.take(1)[0]
-        assert (a.places.tolist(), a.cells.tolist(), a.tokens.tolist()) == (
-            b.places.tolist(), b.cells.tolist(), b.tokens.tolist()
-        )  # fmt: skip
-        assert (whole.pool, whole.row) == (resumed.pool, resumed.row)
+    together = Lanes(reader, make_plan(), dict.fromkeys(lanes, (0, 0)))
+    together.take(before)
+    resumed = Lanes(reader, make_plan(), together.positions)
+    for _ in range(3):
+        alone = [Lanes(reader, make_plan(), {lane: at}) for lane, at in together.positions.items()]
+        rows = together.take(at_once)
+        assert same(rows, resumed.take(at_once))
+        assert same(rows, Rows.join([lane.take(1) for lane in alone for _ in range(at_once)]))
+        assert together.positions == resumed.positions == {k: v for lane in alone for k, v in lane.positions.items()}
+
+
+def test_parts_of_rows_are_what_they_were(atlas: Atlas) -> None:
+    rows = Lanes(StoreReader(atlas.store), make_plan(), {0: (0, 0), 2: (1, 0)}).take(7)
+    assert same(Rows.join([rows.part(0, 3), rows.part(3, 3), rows.part(3, 14)]), rows)
+    ids, segment = rows.lay_out(96)
+    assert [len(row[row > 0]) for row in segment] == [
+        int(part.lengths.sum()) for part in map(rows.part, range(14), range(1, 15))
+    ]
+    assert ids[segment > 0].tolist() == rows.tokens.tolist()
+    assert not ids[segment == 0].any()
+    within = [number for n_cells in rows.cells_of_row.tolist() for number in range(1, n_cells + 1)]
+    assert segment[segment > 0].tolist() == np.repeat(within, rows.lengths).tolist()
 
 
 def test_validation_rows_are_held_out_cells_and_bounded(atlas: Atlas) -> None:
     reader = StoreReader(atlas.store)
     n_validation = sum(entry.n_validation for entry in reader.manifest.datasets)
-    blocks = reader.read(list(range(reader.n_blocks)))
+    blocks = reader.read(range(sum(reader.manifest.n_blocks)))
     held_out = {
         tuple(block.tokens[block.indptr[cell] : block.indptr[cell + 1]].tolist())
         for block in blocks
@@ -102,7 +119,7 @@ def test_a_missing_token_file_is_an_error_and_never_zeros(atlas: Atlas, tmp_path
     shutil.copytree(atlas.store, store)
     shutil.rmtree(store / "first" / "tokens" / "c")
     with pytest.raises(DataError, match="first/tokens"):
-        LaneStream(StoreReader(store), make_plan(), 0).take(20)
+        Lanes(StoreReader(store), make_plan(), {0: (0, 0)}).take(20)
 
 
 def test_a_flipped_byte_is_an_error(atlas: Atlas, tmp_path) -> None:  # type: ignore[no-untyped-def]
@@ -115,4 +132,4 @@ def test_a_flipped_byte_is_an_error(atlas: Atlas, tmp_path) -> None:  # type: ig
     content[10] ^= 255
     shard.write_bytes(content)
     with pytest.raises(DataError, match="verify"):
-        LaneStream(StoreReader(store), make_plan(), 0).take(20)
+        Lanes(StoreReader(store), make_plan(), {0: (0, 0)}).take(20)

@@ -1,0 +1,49 @@
+"""Simulated cells for the benchmarks of data, as counts and as a store."""
+
+from pathlib import Path
+
+from data_shards.atlas import AtlasOptions
+from data_shards.medians import make_medians
+from data_shards.shards import make_store
+from data_shards.simulate import simulate
+from data_shards.splits import SplitOptions
+from gm_train.bench.turns import Say
+
+TOP_K = 2048
+#: About a thousand detected genes a cell, of 20,000.
+_GENES, _MOLECULES = 20_000, 2600.0
+
+
+def atlas_options(n_cells: int) -> AtlasOptions:
+    """What is simulated: 24 donors in 8 batches, 20 cell types that stand in no order."""
+    return AtlasOptions(
+        cells=n_cells,
+        genes=_GENES,
+        cell_types=20,
+        programmes=60,
+        donors=24,
+        batches=8,
+        genes_per_programme=50,
+        counts_per_cell=_MOLECULES,
+    )
+
+
+def simulated_counts(folder: Path, n_cells: int, compression: str, workers: int, say: Say) -> Path:
+    """`folder/COMPRESSION.h5ad`, made at the first call."""
+    path = folder / f"{compression}.h5ad"
+    if not path.exists():
+        say(f"simulating {n_cells:,} cells, {compression}")
+        simulate(path, atlas_options(n_cells), compression, workers)
+    return path
+
+
+def store_of(h5ad: Path, folder: Path, workers: int, say: Say) -> Path:
+    """`folder/store.zarr` with all cells of a file, none held out, by medians of its own; made at the first call."""
+    medians, store = folder / "medians.zarr", folder / "store.zarr"
+    if not medians.exists():
+        say(f"medians of {h5ad.name}")
+        make_medians([h5ad], medians, workers=workers, say=say)
+    if not store.exists():
+        say(f"token store of {h5ad.name}")
+        make_store([h5ad], medians, store, top_k=TOP_K, splits=SplitOptions(by="none"), workers=workers, say=say)
+    return store

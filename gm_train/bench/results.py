@@ -1,0 +1,66 @@
+"""What every benchmark does around its measurements: says what it is at, what it was made with, and writes it down."""
+
+import datetime
+import json
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from gm_train.bench.turns import Say
+from gm_train.provenance import git_revision, packages
+
+_LINE_EVERY_S = 15.0  # between two lines of progress where there is no terminal
+
+
+@contextmanager
+def progress() -> Iterator[Say]:
+    """A line on what the benchmark is at, with the time so far; where there is no terminal, a line now and then."""
+    started = time.perf_counter()
+    with tqdm(total=0, bar_format="{desc}  [{elapsed}]", disable=None) as line:
+        last = -_LINE_EVERY_S
+
+        def say(text: str) -> None:
+            nonlocal last
+            line.set_description_str(text)
+            elapsed = time.perf_counter() - started
+            if line.disable and elapsed - last > _LINE_EVERY_S:
+                last = elapsed
+                print(f"{elapsed:.0f} s: {text}", file=sys.stderr, flush=True)
+
+        yield say
+
+
+def made_with(asked: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
+    """Date, command, processor, and versions of those of the named packages that are installed."""
+    installed = packages()
+    return {
+        "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "command": shlex.join(["gm-train", *asked]),
+        "git": git_revision(),
+        "python": platform.python_version(),
+        "packages": {name: installed[name] for name in names if name in installed},
+        "cpu": _cpu_name(),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+def write(out: Path, results: dict[str, Any], render: Callable[[dict[str, Any]], str]) -> list[Path]:
+    """Write `bench.json` and `bench.md`: their paths."""
+    paths = [out / "bench.json", out / "bench.md"]
+    paths[0].write_text(json.dumps(results, indent=1) + "\n")
+    paths[1].write_text(render(results))
+    return paths

@@ -1,0 +1,212 @@
+"""`gm-train data ... --slurm`: jobs of workers on a real SLURM, the same bytes as locally, and an end in every case."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from data_shards.manifest import Manifest
+from data_shards.output import hash_path
+from data_shards.verify import find_damage
+from tests.conftest import write_cells
+from tests.slurm.conftest import Slurm, poll
+
+pytest.importorskip("dask_jobqueue")
+
+#: For what takes seconds on a quiet machine.
+PATIENCE = 240.0
+WORKERS = ("cluster.nodes=2", "cluster.cpus_per_task=1", "cluster.time=00:10:00", "cluster.partition=debug")
+
+
+class Command:
+    """A `gm-train data` command in a process of its own, as a user starts it."""
+
+    def __init__(self, slurm: Slurm, folder: Path, *words: str | Path) -> None:
+        self.slurm, self.log = slurm, folder / "command.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "gm_train.cli", "data", *map(str, words)],
+                env=slurm.environment | {"OMP_NUM_THREADS": "1"}, cwd=Path(__file__).parents[2],
+                stdout=log, stderr=subprocess.STDOUT,
+                # A process that pytest runs in the background may have been told to ignore Ctrl-C.
+                preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+            )  # fmt: skip
+
+    def said(self) -> str:
+        return self.log.read_text()
+
+    def wait(self) -> int:
+        return self.process.wait(PATIENCE)
+
+    def jobs(self) -> list[int]:
+        """The jobs in the queue."""
+        return sorted(map(int, self.slurm.cluster.run("squeue", "--noheader", "--format=%i").split()))
+
+    def wait_for(self, n: int) -> list[int]:
+        """Wait until the processes of so many workers run, and return their jobs."""
+        poll(lambda: len(self.workers()) >= n or self.process.poll() is not None, PATIENCE, self.said)
+        assert self.process.poll() is None, self.said()
+        return sorted(self.workers())
+
+    def workers(self) -> dict[int, list[int]]:
+        """The processes of each job in which a worker has begun."""
+        found = {job: self.slurm.processes(job) for job in self.jobs()}
+        return {job: pids for job, pids in found.items() if any(_runs_a_worker(pid) for pid in pids)}
+
+
+def _runs_a_worker(pid: int) -> bool:
+    """A worker is a child of its nanny, made by multiprocessing."""
+    try:
+        return b"multiprocessing" in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+@pytest.fixture
+def queue(slurm: Slurm) -> Iterator[Slurm]:
+    """The cluster; no job is left after the test."""
+    yield slurm
+    slurm.scancel("--partition=debug")
+    poll(lambda: not slurm.cluster.run("squeue", "--noheader"), PATIENCE, lambda: slurm.cluster.run("squeue"))
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """Files of one partition each."""
+    folder = tmp_path_factory.mktemp("files")
+    return [write_cells(folder / f"d{i:02d}.h5ad", 60, 50, seed=i) for i in range(24)]
+
+
+def no_jobs(slurm: Slurm) -> bool:
+    return not slurm.cluster.run("squeue", "--noheader")
+
+
+def left(folder: Path) -> list[str]:
+    """What lies there besides the log."""
+    return sorted(found.name for found in folder.iterdir() if found.name != "command.log")
+
+
+def test_medians_and_shards_are_the_same_bytes(queue: Slurm, files: list[Path], tmp_path: Path) -> None:
+    local, cluster = tmp_path / "local", tmp_path / "of two words"
+    for folder, engine in ((local, []), (cluster, ["--slurm", *WORKERS])):
+        folder.mkdir()
+        made = Command(queue, folder, "medians", *files, "--out", folder / "m.zarr", *engine)
+        assert made.wait() == 0, made.said()
+        words = ("--medians", folder / "m.zarr", "--out", folder / "s.zarr", "--top-k", "32")
+        made = Command(queue, folder, "shards", *files, *words, *engine)
+        assert made.wait() == 0, made.said()
+    assert hash_path(local / "m.zarr") == hash_path(cluster / "m.zarr")
+    assert hash_path(local / "s.zarr") == hash_path(cluster / "s.zarr")
+    assert find_damage(cluster / "s.zarr") == []
+    assert left(cluster) == ["m.zarr", "s.zarr"]
+    poll(lambda: no_jobs(queue), PATIENCE, lambda: queue.cluster.run("squeue"))
+
+
+@pytest.mark.slow
+def test_a_job_that_is_cancelled_half_way(queue: Slurm, files: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "m.zarr"
+    command = Command(queue, tmp_path, "medians", *files, "--out", out, "--slurm", *WORKERS)
+    # Whichever tasks the first worker has, it holds on to them.
+    first, _ = command.wait_for(2)
+    halted = command.workers()[first]
+    for pid in halted:
+        os.kill(pid, signal.SIGSTOP)
+    assert not out.exists()
+    queue.scancel(first)
+    for pid in halted:
+        if Path(f"/proc/{pid}").exists():
+            os.kill(pid, signal.SIGCONT)
+    assert command.wait() == 0, command.said()
+    expected = Command(queue, tmp_path, "medians", *files, "--out", tmp_path / "local.zarr")
+    assert expected.wait() == 0
+    assert hash_path(out) == hash_path(tmp_path / "local.zarr")
+
+
+@pytest.mark.slow
+def test_a_job_that_is_put_back_into_the_queue_comes_back(queue: Slurm, files: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "m.zarr"
+    only = ("cluster.nodes=1", *WORKERS[1:])
+    command = Command(queue, tmp_path, "medians", *files, "--out", out, "--slurm", *only)
+    (job,) = command.wait_for(1)
+    for pid in command.workers()[job]:
+        os.kill(pid, signal.SIGSTOP)
+    assert not out.exists()
+    queue.scontrol("requeue", str(job))
+    # A job without a process is still one in the queue: it is waited for, and longer than Dask would by itself (15 s).
+    time.sleep(17)
+    queue.start_now(job, 1, PATIENCE)
+    assert command.wait() == 0, command.said()
+    assert hash_path(out)
+    assert queue.field(job, "Restarts") == "1"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
+def test_jobs_end_with_the_command(queue: Slurm, files: list[Path], tmp_path: Path, number: signal.Signals) -> None:
+    command = Command(queue, tmp_path, "medians", *files, "--out", tmp_path / "m.zarr", "--slurm", *WORKERS)
+    jobs = command.wait_for(2)
+    for job in jobs:  # nothing is finished before the signal comes
+        for pid in queue.processes(job):
+            os.kill(pid, signal.SIGSTOP)
+    command.process.send_signal(number)
+    assert command.wait() == (-number if number == signal.SIGKILL else 1), command.said()
+    for job in jobs:
+        for pid in queue.processes(job):
+            os.kill(pid, signal.SIGCONT)
+    poll(lambda: no_jobs(queue), PATIENCE, lambda: queue.cluster.run("squeue"))
+    assert not (tmp_path / "m.zarr").exists()
+    if number != signal.SIGKILL:
+        assert "interrupted" in command.said()
+        assert not any("slurm" in name for name in left(tmp_path))
+    # The same command goes on from what there is.
+    again = Command(queue, tmp_path, "medians", *files, "--out", tmp_path / "m.zarr")
+    assert again.wait() == 0, again.said()
+
+
+def test_an_error_of_the_work_ends_the_jobs(queue: Slurm, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.h5ad"
+    bad.write_bytes(b"this is no file of counts")
+    command = Command(queue, tmp_path, "medians", bad, "--out", tmp_path / "m.zarr", "--slurm", *WORKERS)
+    assert command.wait() == 1
+    assert "bad.h5ad: not an AnnData file" in command.said()
+    poll(lambda: no_jobs(queue), PATIENCE, lambda: queue.cluster.run("squeue"))
+    assert left(tmp_path) == ["bad.h5ad"]
+
+
+def test_jobs_that_end_by_themselves_are_not_waited_for(queue: Slurm, files: list[Path], tmp_path: Path) -> None:
+    setup = "cluster.setup=[echo before, module load nowhere, echo after]"
+    command = Command(queue, tmp_path, "medians", *files, "--out", tmp_path / "m.zarr", "--slurm", *WORKERS, setup)
+    assert command.wait() == 1
+    said = command.said()
+    assert "all worker jobs have ended before the work was done" in said
+    assert "module: command not found" in said
+    assert "\n    before" in said
+    assert "after" not in said.split("the last lines")[1]
+    (logs,) = tmp_path.glob(".m.zarr.slurm-*")
+    assert str(logs) in said
+    assert not list(logs.glob("*.pem"))
+
+
+def test_what_slurm_would_not_take(queue: Slurm, files: list[Path], tmp_path: Path) -> None:
+    words = (*WORKERS[:3], "cluster.partition=gone")
+    command = Command(queue, tmp_path, "medians", *files, "--out", tmp_path / "m.zarr", "--slurm", *words)
+    assert command.wait() == 1
+    assert "invalid partition" in command.said().lower()
+    assert "look at cluster.partition: `sinfo -s` lists the partitions" in command.said()
+    assert left(tmp_path) == []
+    assert no_jobs(queue)
+
+
+def test_a_store_is_added_to_by_workers(queue: Slurm, files: list[Path], tmp_path: Path) -> None:
+    medians, store = tmp_path / "m.zarr", tmp_path / "s.zarr"
+    assert Command(queue, tmp_path, "medians", *files[:4], "--out", medians).wait() == 0
+    assert Command(queue, tmp_path, "shards", *files[:2], "--medians", medians, "--out", store).wait() == 0
+    two = ("cluster.nodes=1", "cluster.cpus_per_task=2", *WORKERS[2:])
+    command = Command(queue, tmp_path, "shards", *files[2:4], "--out", store, "--add", "--slurm", *two)
+    assert command.wait() == 0, command.said()
+    assert [entry.name for entry in Manifest.load(store).datasets] == ["d00", "d01", "d02", "d03"]
