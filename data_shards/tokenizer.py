@@ -161,7 +161,9 @@ class Tokenizer:
     def save(self, directory: Path) -> None:
         """Write `vocabulary.json`, `medians.npy`, `tokenizer.json` and, with a gene table, `gene_table.parquet`."""
         self.vocabulary.save(directory / "vocabulary.json")
-        np.save(directory / "medians.npy", self.medians.astype("<f8"))
+        medians = io.BytesIO()  # into a file, numpy would say nothing of a full disk
+        np.save(medians, self.medians.astype("<f8"))
+        (directory / "medians.npy").write_bytes(medians.getvalue())
         if self.gene_table is not None:
             self.gene_table.save(directory / GENE_TABLE_FILE)
         content = {
