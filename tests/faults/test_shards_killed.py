@@ -83,7 +83,7 @@ def test_promise_05_kills_at_any_step_leave_no_store_and_the_same_bytes_in_the_e
 
 def test_promise_05_the_last_steps_leave_a_whole_store_or_none(preparation: Preparation, tmp_path: Path) -> None:
     """Where the store gets its parts and its name."""
-    last = range(preparation.steps - 60, preparation.steps + 1, 4)
+    last = range(preparation.steps - 60, preparation.steps + 1, 6)
     seen = set()
     for die_at in last:
         out = tmp_path / f"{die_at}.zarr"
