@@ -1,6 +1,5 @@
 """Mixing: many lanes and pools come near a full shuffle, few do not, and a store that is shuffled cannot tell them."""
 
-
 import numpy as np
 import pytest
 
