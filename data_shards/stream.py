@@ -27,7 +27,7 @@ from data_shards.pool import Plan, Rows, pack_pool
 from data_shards.reader import Block, PendingBlocks, StoreReader
 
 #: Blocks that a process reads ahead, at most.
-AHEAD_BYTES = 128 << 20
+AHEAD_BYTES = 96 << 20
 _PURPOSE_VALIDATION = 13
 _BLOCKS_AT_ONCE = 32
 _AHEAD = 0.75  # by this share of a pool's rows the last lane has begun to read its next pool
@@ -153,7 +153,7 @@ class Lanes:
         self._look_at[i] = int(len(rows) * _AHEAD * lane / plan.lanes)
 
     def _room(self, i: int, n_tokens: int) -> npt.NDArray[np.uint16]:
-        """Where the tokens of a lane's pool go; of memory that is never used, none is taken."""
+        """Where the tokens of a lane's pool go; lanes differ little in what their pools hold."""
         if n_tokens > self._tokens.shape[1]:
             self._tokens = _wider(self._tokens, n_tokens)
         return self._tokens[i, :n_tokens]
@@ -172,8 +172,8 @@ class Lanes:
 
 
 def _wider(array: npt.NDArray[Any], wanted: int) -> npt.NDArray[Any]:
-    """A copy with room for `wanted`, and a quarter more, along the second axis."""
-    wide = np.empty((array.shape[0], wanted + wanted // 4, *array.shape[2:]), array.dtype)
+    """A copy with room for `wanted`, and a little more, along the second axis."""
+    wide = np.empty((array.shape[0], wanted + wanted // 16, *array.shape[2:]), array.dtype)
     wide[:, : array.shape[1]] = array
     return wide
 
