@@ -33,7 +33,7 @@ examples:
   gm-train bench prepare --parts ranking,medians,files --out runs/bench-prepare
   gm-train bench prepare --parts scale --sizes 100000,1000000
 
-A million cells need 8 GB of disk in --out while they are there. Writes bench.json and bench.md into --out.
+A million cells need 10 GB of disk in --out while they are there. Writes bench.json and bench.md into --out.
 """
 
 
