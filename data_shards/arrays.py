@@ -10,7 +10,7 @@ import tensorstore as ts
 
 from data_shards import place
 from data_shards.errors import DataError
-from data_shards.place import Place, advice, open_context, reason, status
+from data_shards.place import Place, advice, first_line, open_context, status
 
 log = logging.getLogger(__name__)
 
@@ -66,11 +66,11 @@ class StoredArray:
 
     def _error(self, start: int, stop: int, error: Exception) -> DataError:
         if told := advice(error):
-            return DataError(f"{self.path}: elements {start:,} to {stop:,} cannot be read ({reason(error)}){told}")
+            return DataError(f"{self.path}: elements {start:,} to {stop:,} cannot be read ({first_line(error)}){told}")
         # Without its index a shard is lost as a whole.
         damaged = status(error) == "DATA_LOSS" and "shard index" not in str(error)
         return (ChunkDamaged if damaged else DataError)(
-            f"{self.path}: elements {start:,} to {stop:,} cannot be read ({reason(error)}); "
+            f"{self.path}: elements {start:,} to {stop:,} cannot be read ({first_line(error)}); "
             f"`gm-train data verify {self.path.parent.parent}` names every damaged chunk, then build the store again"
         )
 
@@ -111,7 +111,7 @@ class Reading:
                 most = _CHECKSUM_RETRIES if status(error) == "DATA_LOSS" else place.RETRIES.count
                 if not self._retry or status(error) in _FINAL or number > most:
                     raise self._explain(error) from error
-                log.warning("%s; trying again", reason(error))
+                log.warning("%s; trying again", first_line(error))
             place.RETRIES.wait(number)
             number += 1
             self._pending = self._begin()
@@ -146,4 +146,4 @@ def open_array(store: Place, dataset: str, name: str, context: ts.Context | None
         told = advice(error) or (
             f"; `gm-train data verify {store}` names everything that is damaged, then build the store again"
         )
-        raise DataError(f"{path}: cannot be read ({reason(error)}){told}") from error
+        raise DataError(f"{path}: cannot be read ({first_line(error)}){told}") from error

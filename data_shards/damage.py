@@ -1,6 +1,6 @@
 """Token chunks whose checksum fails: which they are, and how many a reader puts up with."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -9,8 +9,7 @@ from data_shards.arrays import StoredArray
 from data_shards.errors import DataError
 
 
-@dataclass(frozen=True, order=True)
-class DamagedChunk:
+class DamagedChunk(NamedTuple):
     """A chunk of the tokens of one data set.
 
     Attributes:
@@ -62,11 +61,11 @@ class Quarantine:
         self._chunks.setdefault(chunk.data_set, []).append(chunk)
         self._untold.append(chunk)
         if sum(map(len, self._chunks.values())) > self._budget:
-            raise error
+            raise DataError(f"{error}; no more than {self._budget} damaged chunks are passed over") from error
 
-    def take_new(self) -> list[DamagedChunk]:
+    def take_new(self) -> tuple[DamagedChunk, ...]:
         """Chunks that were met since the last call."""
-        untold, self._untold = self._untold, []
+        untold, self._untold = tuple(self._untold), []
         return untold
 
     def lost(self, tokens: StoredArray, indptr: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_] | None:

@@ -118,6 +118,11 @@ class Manifest:
     def n_tokens(self) -> int:
         return sum(entry.n_tokens for entry in self.datasets)
 
+    @property
+    def n_blocks(self) -> list[int]:
+        """Blocks of each data set."""
+        return [-(-entry.n_cells // self.block_cells) for entry in self.datasets]
+
     @classmethod
     def load(cls, store: str | Place) -> "Manifest":
         """Read the manifest of a store, at a local path or a URL.

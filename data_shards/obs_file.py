@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import numpy.typing as npt
@@ -44,7 +45,7 @@ class ObsWriter:
             self._writer.close()
 
 
-def read_column(path: Path, column: str) -> Iterator[pd.Series]:
+def read_column(path: Path | IO[bytes], column: str) -> Iterator[pd.Series]:
     """One column of an `obs.parquet`, a few thousand cells at a time."""
     with pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=_BATCH, columns=[column]):

@@ -117,7 +117,7 @@ class Url:
         except Exception as error:
             if status(error) == "OUT_OF_RANGE":
                 return None
-            raise DataError(f"{self}: cannot be read ({reason(error)}){advice(error)}") from error
+            raise DataError(f"{self}: cannot be read ({first_line(error)}){advice(error)}") from error
         if found.state != "value":
             raise FileNotFoundError(f"{self}: no such file")
         return bytes(found.value)
@@ -168,7 +168,7 @@ def status(error: BaseException) -> str:
     return found[1] if found else ""
 
 
-def reason(error: BaseException) -> str:
+def first_line(error: BaseException) -> str:
     """What TensorStore says, in one line and without its specs and bodies."""
     line = str(error).strip().splitlines()[0]
     return re.split(r" \[(?:tensorstore_spec|http_response_body|source locations)=", line)[0]

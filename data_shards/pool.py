@@ -7,10 +7,12 @@ import numpy as np
 import numpy.typing as npt
 
 from data_shards.hashing import fold, mix64
+from data_shards.manifest import Manifest
 from data_shards.packing import arrange, copy_cells, lay_out, select_cells
 from data_shards.reader import Block
 
 _PURPOSE_CELLS, _PURPOSE_ROWS = 11, 12
+_POOL_TOKENS = 1 << 20  # 2 MiB
 I64 = npt.NDArray[np.int64]
 U16 = npt.NDArray[np.uint16]
 
@@ -99,6 +101,16 @@ class Plan:
     group_cells: int
     row_length: int
     weights: Mapping[str, int] = field(default_factory=dict)
+
+
+def choose_pool_blocks(manifest: Manifest) -> int:
+    """Blocks of a pool of about a million tokens, at most as many as the store has.
+
+    So many tokens are some hundreds of cells, which fill rows of 2,048 tokens to 97 %; and 2 MiB, of which 192 lanes
+    hold one each.
+    """
+    block_tokens = manifest.block_cells * manifest.n_tokens / manifest.n_cells
+    return min(sum(manifest.n_blocks), max(1, round(_POOL_TOKENS / block_tokens)))
 
 
 def pack_pool(

@@ -110,12 +110,13 @@ class _PendingBlock:
 
     def wait(self) -> Block:
         start, stop = int(self._indptr[0]), int(self._indptr[-1])
+        damaged = self._quarantine.lost(self._array, self._indptr)
         try:
-            tokens: U16 = self._tokens()
+            tokens: U16 = self._tokens() if damaged is None else self._what_is_left(start, stop)
         except ChunkDamaged:
             tokens = self._what_is_left(start, stop)
+            damaged = self._quarantine.lost(self._array, self._indptr)
         indptr = self._indptr - start
-        damaged = self._quarantine.lost(self._array, self._indptr)
         if damaged is not None:
             tokens[np.repeat(damaged, np.diff(indptr))] = PAD
         return Block(tokens, indptr, self._split, damaged)
@@ -193,7 +194,6 @@ class StoreReader:
 
     Attributes:
         quarantine: the damaged chunks that were met.
-        n_blocks: blocks of each data set.
 
     Raises:
         DataError: no store, or one that is damaged.
@@ -207,9 +207,7 @@ class StoreReader:
         self._index_bytes = int(cache_bytes * _INDEX_SHARE) // max(1, len(self.manifest.datasets))
         self._spare: list[U16] = []
         self._opened: dict[str, tuple[_RecentChunks, _RecentChunks, StoredArray]] = {}
-        per_block = self.manifest.block_cells
-        self.n_blocks = [-(-data_set.n_cells // per_block) for data_set in self.manifest.datasets]
-        self._first_block = [0, *itertools.accumulate(self.n_blocks)]
+        self._first_block = [0, *itertools.accumulate(self.manifest.n_blocks)]
 
     def _open(self, data_set: str) -> tuple[_RecentChunks, _RecentChunks, StoredArray]:
         """`indptr`, `split` and `tokens` of a data set."""

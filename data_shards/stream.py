@@ -26,9 +26,13 @@ from data_shards.packing import copy_rows
 from data_shards.pool import Plan, Rows, pack_pool
 from data_shards.reader import Block, PendingBlocks, StoreReader
 
+#: Blocks that a process reads ahead, at most.
+AHEAD_BYTES = 128 << 20
 _PURPOSE_VALIDATION = 13
 _BLOCKS_AT_ONCE = 32
 _AHEAD = 0.75  # by this share of a pool's rows the last lane has begun to read its next pool
+_AGAIN = 16  # rows until a lane that found no room for its next pool looks again
+_AT_ONCE = 8  # lanes whose pools are read together where none was read ahead
 _NEVER = 1 << 62
 I64 = npt.NDArray[np.int64]
 
@@ -37,21 +41,29 @@ class Lanes:
     """The rows of some lanes, each from a position on.
 
     The blocks of a lane's next pool are begun to be read while rows of this one are left: lane v begins when v / V of
-    three quarters of them are taken, since lanes come to the end of their pools at about the same time. So a lane holds
-    the training cells of one pool and the blocks of another, at most.
+    three quarters of them are taken, since lanes come to the end of their pools at about the same time. Beside the
+    training cells of a pool for each lane there are at most `ahead_bytes` of blocks in memory (and a few, where a lane
+    has to wait).
 
     Args:
         reader: of the store.
         plan: what fixes the order.
         positions: (pool, row) of the next row of each lane. `row` may equal the pool's number of rows: then the next
             row is the first of the next pool that has any.
+        ahead_bytes: blocks that are read ahead, at most.
 
     Raises:
         DataError: a weight of a data set that the store does not have, or no training cells.
     """
 
-    def __init__(self, reader: StoreReader, plan: Plan, positions: Mapping[int, tuple[int, int]]) -> None:
-        self._reader, self._plan = reader, plan
+    def __init__(
+        self,
+        reader: StoreReader,
+        plan: Plan,
+        positions: Mapping[int, tuple[int, int]],
+        ahead_bytes: int = AHEAD_BYTES,
+    ) -> None:
+        self._reader, self._plan, self._ahead_bytes = reader, plan, ahead_bytes
         self._order = block_order(reader, plan)
         self._lanes = sorted(positions)
         self._pool = np.array([positions[lane][0] for lane in self._lanes], np.int64)
@@ -77,7 +89,11 @@ class Lanes:
         """
         parts = []
         done = 0
-        for i in np.flatnonzero(self._row + n_rows > self._n_rows).tolist():
+        across = np.flatnonzero(self._row + n_rows > self._n_rows).tolist()
+        for number, i in enumerate(across):
+            for j in across[number : number + _AT_ONCE]:
+                if self._next[j] is None:
+                    self._next[j] = self._begin(j, int(self._pool[j]) + (self._n_rows[j] >= 0))
             parts += [self._copy(done, i, n_rows), *self._take_across(i, n_rows)]
             done = i + 1
         parts.append(self._copy(done, len(self._lanes), n_rows))
@@ -145,6 +161,10 @@ class Lanes:
     def _look_ahead(self, i: int) -> None:
         pending = self._next[i]
         if pending is None:
+            n_ahead = sum(pending is not None for pending in self._next)
+            if (n_ahead + 1) * 2 * self._tokens.shape[1] > self._ahead_bytes:
+                self._look_at[i] = self._row[i] + _AGAIN
+                return
             self._next[i] = self._begin(i, int(self._pool[i]) + 1)
             self._look_at[i] = self._row[i] + 1
         elif pending.advance():
@@ -174,7 +194,7 @@ def block_order(reader: StoreReader, plan: Plan) -> BlockOrder:
         raise DataError(
             f"{reader.path}: no training cells{among}: build it with a smaller --validation and --test share"
         )
-    return BlockOrder(plan.seed, reader.manifest.hash, reader.n_blocks, weights)
+    return BlockOrder(plan.seed, reader.manifest.hash, reader.manifest.n_blocks, weights)
 
 
 def validation_rows(reader: StoreReader, plan: Plan, max_cells: int) -> Rows:
@@ -187,7 +207,7 @@ def validation_rows(reader: StoreReader, plan: Plan, max_cells: int) -> Rows:
     wanted = min(max_cells, sum(data_set.n_validation for data_set in reader.manifest.datasets))
     if wanted == 0:
         return Rows.join([])
-    order = BlockOrder(key, reader.manifest.hash, reader.n_blocks)
+    order = BlockOrder(key, reader.manifest.hash, reader.manifest.n_blocks)
     found: list[Block] = []
     n_found = 0
     for first in range(0, order.size, _BLOCKS_AT_ONCE):

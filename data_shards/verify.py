@@ -10,7 +10,7 @@ from tqdm import tqdm
 from data_shards.arrays import StoredArray, open_array
 from data_shards.errors import DataError
 from data_shards.manifest import TEST, TRAIN, VALIDATION, DatasetEntry, Manifest
-from data_shards.place import Place, hash_place, place_of, reason
+from data_shards.place import Place, first_line, hash_place, place_of
 from data_shards.store import content_hash
 from data_shards.tokenizer import Tokenizer
 from data_shards.vocabulary import FIRST_GENE
@@ -116,4 +116,4 @@ def _read_shards(array: StoredArray, problems: list[str]) -> Iterator[tuple[int,
 
 def _reason(error: DataError) -> str:
     """What TensorStore said, without the advice to call this program."""
-    return reason(error.__cause__ or error)
+    return first_line(error.__cause__ or error)

@@ -7,6 +7,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from data_shards.damage import DamagedChunk
 from data_shards.hashing import mix64
 from data_shards.pool import Rows
 from gm_train.config import ObjectiveConfig
@@ -74,6 +75,7 @@ class StepInfo:
         n_slots: places for tokens, the unused tails included.
         sample_hash: order-free hash of which cells these are, modulo 2^64.
         lanes: position of each of this rank's lanes after the step.
+        damaged: chunks of tokens that were found damaged in this step, and not before by the same process.
     """
 
     n_targets: int
@@ -83,15 +85,17 @@ class StepInfo:
     n_slots: int
     sample_hash: int
     lanes: dict[int, tuple[int, int]]
+    damaged: tuple[DamagedChunk, ...] = ()
 
     def over(self, ranks: Ranks) -> "StepInfo":
-        """The counts of all ranks, with this rank's lanes."""
+        """The counts and damaged chunks of all ranks, with this rank's lanes."""
         # As a signed number, whose sums wrap around as those of the unsigned one do.
         signed = (self.sample_hash + 2**63) % 2**64 - 2**63
-        n_targets, n_pairs, n_cells, n_tokens, n_slots, sample_hash = ranks.sums(
-            [self.n_targets, self.n_pairs, self.n_cells, self.n_tokens, self.n_slots, signed]
+        n_targets, n_pairs, n_cells, n_tokens, n_slots, sample_hash, n_damaged = ranks.sums(
+            [self.n_targets, self.n_pairs, self.n_cells, self.n_tokens, self.n_slots, signed, len(self.damaged)]
         )
-        return StepInfo(n_targets, n_pairs, n_cells, n_tokens, n_slots, sample_hash % 2**64, self.lanes)
+        damaged = tuple(chunk for found in ranks.gather(self.damaged) for chunk in found) if n_damaged else ()
+        return StepInfo(n_targets, n_pairs, n_cells, n_tokens, n_slots, sample_hash % 2**64, self.lanes, damaged)
 
 
 @dataclass
@@ -184,13 +188,19 @@ def join(parts: list[Examples]) -> Examples:
     )
 
 
-def split(examples: Examples, micro_rows: int, lanes: dict[int, tuple[int, int]]) -> list[MicroBatch]:
+def split(
+    examples: Examples,
+    micro_rows: int,
+    lanes: dict[int, tuple[int, int]],
+    damaged: tuple[DamagedChunk, ...] = (),
+) -> list[MicroBatch]:
     """Cut the examples of a step into forward passes of `micro_rows` rows (the last may be smaller).
 
     Args:
         examples: all rows of this rank in the step.
         micro_rows: rows of a forward pass.
         lanes: position of each of this rank's lanes after the step.
+        damaged: chunks of tokens that were found damaged.
     """
     n_rows, length = examples.input_ids.shape
     info = StepInfo(
@@ -201,6 +211,7 @@ def split(examples: Examples, micro_rows: int, lanes: dict[int, tuple[int, int]]
         n_slots=n_rows * length,
         sample_hash=examples.sample_hash,
         lanes=lanes,
+        damaged=damaged,
     )
     batches = []
     for first in range(0, n_rows, micro_rows):

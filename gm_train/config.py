@@ -16,10 +16,12 @@ class DataConfig:
     rows_per_lane: int = 1  # rows that a step takes from each lane: the global batch is lanes * rows_per_lane rows
     micro_rows: int = 8  # rows in one forward pass of one rank
     row_length: int = 2048  # tokens in a row; whole cells are packed into rows
-    pool_blocks: int = 8  # blocks of a lane that are shuffled together
-    group_cells: int = 512  # cells that are packed together, about
+    pool_blocks: int | None = None  # blocks of a lane that are shuffled together; none: those of about 2^20 tokens
+    group_cells: int = 1024  # cells that are packed together, about
+    weights: dict[str, int] = field(default_factory=dict)  # how often a data set's blocks stand in a pass; others: once
+    max_damaged_chunks: int = 8  # token chunks whose checksum may fail: their cells are passed over; more end the run
     workers: int = 0  # loader processes; 0 reads in the training process
-    cache_mb: int = 256  # chunk cache of a reading process, MiB
+    cache_mb: int = 64  # chunk cache of a rank's reading processes, MiB
 
 
 @dataclass

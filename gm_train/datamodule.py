@@ -10,10 +10,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from data_shards.damage import DamagedChunk
 from data_shards.errors import DataError
 from data_shards.pool import Plan
 from data_shards.reader import StoreReader
-from data_shards.stream import Lanes, validation_rows
+from data_shards.stream import AHEAD_BYTES, Lanes, validation_rows
 from gm_train.batches import Examples, MicroBatch, Recipe, join, make_examples, split
 from gm_train.config import DataConfig
 from gm_train.leaving import children_deaf
@@ -23,10 +24,12 @@ from gm_train.ranks import Ranks
 
 @dataclass
 class Piece:
-    """What a loader worker has of a step: the rows of its lanes, and the positions of these behind them."""
+    """What a loader worker has of a step: the rows of its lanes, the positions of these behind them, and the chunks of
+    tokens that it found damaged."""
 
     examples: Examples
     positions: dict[int, tuple[int, int]]
+    damaged: tuple[DamagedChunk, ...]
 
 
 class LaneDataset(IterableDataset[Piece | DataError]):
@@ -50,10 +53,11 @@ class LaneDataset(IterableDataset[Piece | DataError]):
         worker = get_worker_info()
         number, n_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         own = np.array_split(sorted(self.lanes), n_workers)[number].tolist()
-        reader = StoreReader(self.data.store, (self.data.cache_mb << 20) // n_workers)
-        lanes = Lanes(reader, self.plan, {lane: self.lanes[lane] for lane in own})
+        reader = StoreReader(self.data.store, (self.data.cache_mb << 20) // n_workers, self.data.max_damaged_chunks)
+        lanes = Lanes(reader, self.plan, {lane: self.lanes[lane] for lane in own}, AHEAD_BYTES // n_workers)
         for _ in range(self.n_steps):
-            yield Piece(make_examples(lanes.take(self.data.rows_per_lane), self.recipe), lanes.positions)
+            examples = make_examples(lanes.take(self.data.rows_per_lane), self.recipe)
+            yield Piece(examples, lanes.positions, reader.quarantine.take_new())
 
 
 def _as_it_is(item: Any) -> Any:
@@ -96,7 +100,9 @@ class StepLoader:
                     raise item
                 pieces.append(item)
             positions = {lane: place for piece in pieces for lane, place in piece.positions.items()}
-            batches = split(join([piece.examples for piece in pieces]), self._dataset.data.micro_rows, positions)
+            damaged = tuple(chunk for piece in pieces for chunk in piece.damaged)
+            examples = join([piece.examples for piece in pieces])
+            batches = split(examples, self._dataset.data.micro_rows, positions, damaged)
             self.waited_s += time.perf_counter() - begun
             yield from batches
 
@@ -126,7 +132,10 @@ class CellDataModule(L.LightningDataModule):
         self._ranks = ranks
         self.data, self.recipe, self.position = data, recipe, position
         self.max_steps, self.validation_cells = max_steps, validation_cells
-        self.plan = Plan(recipe.seed, data.lanes, data.pool_blocks, data.group_cells, recipe.row_length)
+        assert data.pool_blocks is not None, "fit has chosen them"
+        self.plan = Plan(
+            recipe.seed, data.lanes, data.pool_blocks, data.group_cells, recipe.row_length, dict(data.weights)
+        )
         self._validation: list[MicroBatch] | None = None
         self._loader: StepLoader | None = None
 
@@ -148,8 +157,9 @@ class CellDataModule(L.LightningDataModule):
         Empty if no cells are held out.
         """
         if self._validation is None:
-            reader = StoreReader(self.data.store, self.data.cache_mb << 20)
+            reader = StoreReader(self.data.store, self.data.cache_mb << 20, self.data.max_damaged_chunks)
             rows = validation_rows(reader, replace(self.plan, seed=0), self.validation_cells)
             examples = make_examples(rows, replace(self.recipe, seed=0)) if len(rows) else None
-            self._validation = split(examples, self.data.micro_rows, {}) if examples else []
+            damaged = reader.quarantine.take_new()
+            self._validation = split(examples, self.data.micro_rows, {}, damaged) if examples else []
         return self._validation

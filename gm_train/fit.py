@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import Strategy
 
 from data_shards.errors import DataError
 from data_shards.hashing import fold
+from data_shards.pool import choose_pool_blocks
 from data_shards.reader import StoreReader
 from data_shards.tokenizer import Tokenizer
 from gm_train.announce import announce, kernel_of
@@ -162,9 +163,11 @@ def _fit(
 
 def _open(config: Config) -> tuple[StoreReader, Tokenizer, PathwayIndex | None]:
     """What every rank reads before it trains."""
-    reader = StoreReader(config.data.store, config.data.cache_mb << 20)
+    reader = StoreReader(config.data.store, config.data.cache_mb << 20, config.data.max_damaged_chunks)
     tokenizer = Tokenizer.load(reader.path)
     _check_store(config, reader, tokenizer)
+    # The run's own from here on: its configuration and its identity hold the number.
+    config.data.pool_blocks = config.data.pool_blocks or choose_pool_blocks(reader.manifest)
     return reader, tokenizer, pathways_of(config.objective, tokenizer)
 
 

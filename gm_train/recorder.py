@@ -10,16 +10,18 @@ from typing import Any
 import lightning as L
 from tqdm import tqdm
 
+from data_shards.damage import DamagedChunk
 from data_shards.errors import DataError
 from gm_train.batches import MicroBatch
 from gm_train.checkpoint import Checkpoint, latest_whole, prune, refuse_other_form
 from gm_train.claim import Claim
+from gm_train.config import DataConfig
 from gm_train.datamodule import CellDataModule
 from gm_train.leaving import Leaving
 from gm_train.module import GeneMambaModule, StepResult, validation_losses
 from gm_train.position import Position
 from gm_train.ranks import Ranks
-from gm_train.rundir import METRICS, SKIPPED, append_row, read_rows, sync_rows
+from gm_train.rundir import METRICS, QUARANTINE, SKIPPED, append_row, read_rows, sync_rows
 from gm_train.saving import About, save_checkpoint
 
 log = logging.getLogger(__name__)
@@ -69,6 +71,9 @@ class Recorder(L.Callback):
         rollbacks = [event["step"] for event in events if event["event"] == "rollback"]
         self._rollbacks = len(rollbacks)
         self._bad_steps = [event["step"] for event in events if event["step"] > max(rollbacks, default=0)]
+        # What was found damaged stays so, whichever step a run goes on from.
+        rows = ranks.from_first(lambda: read_rows(directory / QUARANTINE))
+        self._damaged = {(row["data_set"], row["shard"], row["chunk"]) for row in rows}
         self._save_seconds = 0.0
         self._bar: tqdm[Any] | None = None
         self._clock = self._last_line = time.perf_counter()
@@ -78,6 +83,7 @@ class Recorder(L.Callback):
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, GeneMambaModule)
+        self._quarantine((), module.config.data)
         if self._start is not None:
             module.steps.load(self._start, module.model, module.optimizer)
         if self._ranks.is_first:
@@ -101,6 +107,7 @@ class Recorder(L.Callback):
         self._advance(result)
         if self._ranks.is_first:
             self._record(result, seconds, loader_s)
+        self._quarantine(result.info.damaged, data.data)
         every = module.config.trainer.validate_every_steps
         if result.finite:
             self._has_stepped = True
@@ -160,6 +167,28 @@ class Recorder(L.Callback):
         self._append(METRICS, {key: _json(value) for key, value in row.items()})
         self._show(result, row["tokens_per_s"])
 
+    def _quarantine(self, chunks: tuple[DamagedChunk, ...], data: DataConfig) -> None:
+        """Record damaged chunks of tokens.
+
+        Raises:
+            DataError: there are more than may be.
+        """
+        for chunk in sorted(set(chunks)):
+            if (key := (chunk.data_set, chunk.shard, chunk.chunk)) in self._damaged:
+                continue
+            self._damaged.add(key)
+            if self._ranks.is_first:
+                log.warning("%s: %s is damaged: its cells are passed over without a loss", data.store, chunk)
+                self._append(QUARANTINE, {"step": self.position.step, **chunk._asdict(), "time": time.time()})
+        if len(self._damaged) > data.max_damaged_chunks:
+            raise self._ranks.in_one_voice(
+                DataError(
+                    f"{data.store}: {len(self._damaged)} chunks of tokens are damaged, more than "
+                    f"data.max_damaged_chunks={data.max_damaged_chunks}; {self.directory / QUARANTINE} names them: "
+                    "bring back a whole copy of the store and delete that file, or allow more"
+                )
+            )
+
     def _append(self, name: str, row: dict[str, Any]) -> None:
         if self._claim is not None:
             self._claim.check()
@@ -185,6 +214,8 @@ class Recorder(L.Callback):
         batches = data.validation_batches()
         if not batches:
             return
+        # Every rank reads the same ones.
+        self._quarantine(batches[0].info.damaged, module.config.data)
         losses = validation_losses(module.model, batches, module.config, self._ranks)
         self._validated = self.position.step, losses["val_loss"]
         row = {"step": self.position.step, "position": self.position.cells, **losses, "time": time.time()}
@@ -197,7 +228,7 @@ class Recorder(L.Callback):
             return
         begun = time.perf_counter()
         if self._ranks.is_first:
-            for name in (METRICS, SKIPPED):
+            for name in (METRICS, SKIPPED, QUARANTINE):
                 sync_rows(self.directory / name)
         # Each rank advances its own lanes.
         for lanes in self._ranks.gather({lane: self.position.lanes[lane] for lane in module.last_result.info.lanes}):

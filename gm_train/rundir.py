@@ -22,7 +22,7 @@ from gm_train.settings import flat, with_absolute_paths
 
 log = logging.getLogger(__name__)
 
-METRICS, SKIPPED = "metrics.jsonl", "skipped.jsonl"
+METRICS, SKIPPED, QUARANTINE = "metrics.jsonl", "skipped.jsonl", "quarantine.jsonl"
 
 # What a resumed run may change: where and how fast it computes, how long, and how it is recorded.
 _MAY_CHANGE = {
@@ -30,6 +30,7 @@ _MAY_CHANGE = {
     "data.store",  # the store's hash is compared instead
     "data.workers",
     "data.cache_mb",
+    "data.max_damaged_chunks",
     "data.micro_rows",
     "model.kernel",
     "optim.fused",

@@ -29,8 +29,12 @@ class ConfigError(Exception):
         super().__init__("\n".join(["the configuration cannot be used:", *(f"  - {problem}" for problem in problems)]))
 
 
+#: Settings whose value is a mapping itself.
+_MAPPINGS = ("data.weights",)
+
+
 def _leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    if isinstance(node, dict):
+    if isinstance(node, dict) and prefix not in _MAPPINGS:
         for key, value in node.items():
             yield from _leaves(value, f"{prefix}.{key}" if prefix else str(key))
     else:
@@ -170,15 +174,15 @@ _CHOICES = {
     "trainer.precision": ("fp32", "bf16"),
 }
 _POSITIVE = (
-    "data.lanes", "data.rows_per_lane", "data.micro_rows", "data.row_length", "data.pool_blocks", "data.group_cells",
-    "data.cache_mb", "model.d_model", "model.n_layers", "model.d_state", "model.d_conv", "model.expand",
+    "data.lanes", "data.rows_per_lane", "data.micro_rows", "data.row_length", "data.group_cells", "data.cache_mb",
+    "model.d_model", "model.n_layers", "model.d_state", "model.d_conv", "model.expand",
     "model.head_dim", "model.chunk", "model.n_heads", "model.d_ff", "objective.temperature", "optim.lr", "optim.eps",
     "optim.clip",
     "trainer.max_steps", "trainer.validation_cells", "checkpoint.every_steps", "checkpoint.keep_last",
 )  # fmt: skip
 _NOT_NEGATIVE = (
-    "data.workers", "objective.gamma", "optim.weight_decay", "optim.warmup_steps", "trainer.validate_every_steps",
-    "trainer.max_bad_steps", "trainer.max_rollbacks", "run.seed",
+    "data.workers", "data.max_damaged_chunks", "objective.gamma", "optim.weight_decay", "optim.warmup_steps",
+    "trainer.validate_every_steps", "trainer.max_bad_steps", "trainer.max_rollbacks", "run.seed",
 )  # fmt: skip
 _SHARES = ("objective.random_rate", "optim.min_lr_ratio")
 
@@ -245,7 +249,14 @@ def _combinations(config: Config) -> list[str]:
             f"optim.warmup_steps={optim.warmup_steps}: is longer than the schedule of {optim.schedule_steps} steps "
             "(optim.schedule_steps, or trainer.max_steps): the peak learning rate would never be reached"
         )
-    for key, count in (("trainer.devices", trainer.devices), ("trainer.num_nodes", trainer.num_nodes)):
+    for name, weight in data.weights.items():
+        if weight < 0:
+            problems.append(f"data.weights={{{name}: {weight}}}: must not be negative; 0 leaves the data set out")
+    for key, count in (
+        ("data.pool_blocks", data.pool_blocks),
+        ("trainer.devices", trainer.devices),
+        ("trainer.num_nodes", trainer.num_nodes),
+    ):
         if count is not None and count < 1:
             problems.append(f"{key}={count}: must be greater than 0")
     if data.lanes > 0 and data.rows_per_lane > 0 and data.micro_rows > 0:

@@ -45,7 +45,7 @@ def view_store(path: str) -> StoreView:
     """
     reader = StoreReader(path, cache_bytes=0)
     manifest = reader.manifest
-    if Tokenizer.load(Path(path)).hash != manifest.tokenizer_hash:
+    if Tokenizer.load(reader.path).hash != manifest.tokenizer_hash:
         raise DataError(f"{path}: its vocabulary and medians are not those that it was made with: build it again")
     blocks: dict[str, str] = {}
     n_bytes, first = 0, 0

@@ -137,7 +137,7 @@ def read_rows(workload: Workload) -> Rows:
         DataError: no store, or too few cells.
     """
     reader = StoreReader(workload.store)
-    order = BlockOrder(workload.seed, reader.manifest.hash, reader.n_blocks)
+    order = BlockOrder(workload.seed, reader.manifest.hash, reader.manifest.n_blocks)
     plan = Plan(workload.seed, 1, _BLOCKS_AT_ONCE, 512, workload.row_length)
     wanted = workload.rows * workload.n_batches
     parts: list[Rows] = []

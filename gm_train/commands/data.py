@@ -217,7 +217,7 @@ def _shards(arguments: argparse.Namespace) -> int:
 
 def _add_inspect(commands: Any) -> None:
     parser = _add(commands, "inspect", "print what a token store holds", "gm-train data inspect store.zarr")
-    parser.add_argument("store", type=Path, metavar="STORE")
+    parser.add_argument("store", metavar="STORE", help="folder, or a URL: http(s)://, s3:// or gs://")
     parser.set_defaults(run=_inspect)
 
 
@@ -231,7 +231,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 def _add_verify(commands: Any) -> None:
     text = "read a whole token store again and name every damaged file and chunk"
     parser = _add(commands, "verify", text, "gm-train data verify store.zarr")
-    parser.add_argument("store", type=Path, metavar="STORE")
+    parser.add_argument("store", metavar="STORE", help="folder, or a URL: http(s)://, s3:// or gs://")
     parser.set_defaults(run=_verify)
 
 

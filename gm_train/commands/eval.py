@@ -24,7 +24,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run for its newest one")
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="count files of the store's data sets")
-    parser.add_argument("--store", type=Path, help="token store (default: the run's data.store)")
+    parser.add_argument("--store", help="token store, a folder or a URL (default: the run's data.store)")
     parser.add_argument("--label", metavar="KEY", help="column of obs for the probes (default: no probes)")
     parser.add_argument(
         "--max-cells", type=int, default=2_000, metavar="N", help="most cells that are read (%(default)s)"
@@ -40,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from data_shards.errors import DataError
     from data_shards.manifest import Manifest
+    from data_shards.place import place_of
     from gm_train.checkpoint import load_model, open_checkpoint
     from gm_train.evaluation.cells import read_cells
     from gm_train.evaluation.evaluate import evaluate
@@ -58,7 +59,7 @@ def run(arguments: argparse.Namespace) -> int:
     checkpoint = open_checkpoint(arguments.checkpoint)
     print(f"checkpoint {checkpoint.path}, step {checkpoint.step:,}")
     model, tokenizer, config = load_model(checkpoint)
-    store = arguments.store or Path(config.data.store)
+    store = place_of(arguments.store or config.data.store)
     if Manifest.load(store).hash != json.loads((checkpoint.path / "identity.json").read_text())["store"]:
         message = f"{store}: not the store that this model was trained on: it may have seen cells held out there"
         if arguments.store is None:

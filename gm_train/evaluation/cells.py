@@ -20,6 +20,7 @@ from data_shards.kernels import cell_totals, map_genes, normalise
 from data_shards.manifest import TRAIN, VALIDATION, DatasetEntry, Manifest
 from data_shards.obs_file import SOURCE_ROW, read_column
 from data_shards.output import hash_path
+from data_shards.place import Place, open_file
 from data_shards.tokenizer import DRIFT_FACTOR, DRIFT_SHARE, DRIFT_VALUES, Tokenizer
 from gm_train.evaluation.probes import Labels
 from gm_train.evaluation.ragged import Ragged
@@ -66,7 +67,7 @@ class Cells:
 
 
 def read_cells(
-    store: Path, files: Sequence[Path], tokenizer: Tokenizer, label: str | None = None, max_cells: int = 2_000
+    store: Place, files: Sequence[Path], tokenizer: Tokenizer, label: str | None = None, max_cells: int = 2_000
 ) -> Cells:
     """Read cells of a store from the count files that it was made from.
 
@@ -118,12 +119,13 @@ def read_cells(
     )
 
 
-def _obs_column(store: Path, entry: DatasetEntry, column: str) -> pd.Series:
+def _obs_column(store: Place, entry: DatasetEntry, column: str) -> pd.Series:
     """A column of the cell annotations of one data set."""
-    return pd.concat(read_column(store / entry.name / "obs.parquet", column), ignore_index=True)
+    with open_file(store / entry.name / "obs.parquet") as file:
+        return pd.concat(read_column(file, column), ignore_index=True)
 
 
-def _match(store: Path, manifest: Manifest, files: Sequence[Path]) -> dict[str, Path]:
+def _match(store: Place, manifest: Manifest, files: Sequence[Path]) -> dict[str, Path]:
     """The count file of each data set that has one, checked against the manifest."""
     entries = {entry.name: entry for entry in manifest.datasets}
     found = {}
@@ -139,7 +141,7 @@ def _match(store: Path, manifest: Manifest, files: Sequence[Path]) -> dict[str, 
     return found
 
 
-def _choose(store: Path, where: dict[int, DatasetEntry], max_cells: int) -> tuple[I64, I64, npt.NDArray[np.bool_]]:
+def _choose(store: Place, where: dict[int, DatasetEntry], max_cells: int) -> tuple[I64, I64, npt.NDArray[np.bool_]]:
     """Data set, row and whether it is held out, of the chosen cells, in the order of the store."""
     chosen: dict[int, tuple[U64, I64, I64]] = {}
     for split in (TRAIN, VALIDATION):
@@ -207,13 +209,14 @@ def _warn_of_drift(
         )
 
 
-def _labels(store: Path, where: dict[int, DatasetEntry], label: str, data_set: I64, row: I64) -> Labels:
+def _labels(store: Place, where: dict[int, DatasetEntry], label: str, data_set: I64, row: I64) -> Labels:
     """The label of each cell as text, None where it has none or its data set has no such column."""
     labels = np.full(len(row), None, dtype=object)
     columns: set[str] = set()
     found = False
     for which, entry in where.items():
-        names = pyarrow.parquet.read_schema(store / entry.name / "obs.parquet").names
+        with open_file(store / entry.name / "obs.parquet") as file:
+            names = pyarrow.parquet.read_schema(file).names
         columns.update(names)
         if label not in names:
             continue

@@ -38,8 +38,8 @@ def same(a: Rows, b: Rows) -> bool:
 def test_the_lanes_together_read_every_training_cell_once_a_pass(atlas: Atlas, lanes: int, pool_blocks: int) -> None:
     reader = StoreReader(atlas.store)
     plan = make_plan(lanes, pool_blocks)
-    order = BlockOrder(plan.seed, reader.manifest.hash, reader.n_blocks)
-    n_blocks = sum(reader.n_blocks)
+    order = BlockOrder(plan.seed, reader.manifest.hash, reader.manifest.n_blocks)
+    n_blocks = sum(reader.manifest.n_blocks)
     blocks = reader.read(range(n_blocks))
     seen: list[tuple[int, int]] = []
     for lane in range(lanes):
@@ -60,7 +60,7 @@ def test_the_lanes_together_read_every_training_cell_once_a_pass(atlas: Atlas, l
 def test_rows_hold_the_tokens_that_the_store_holds(atlas: Atlas) -> None:
     reader = StoreReader(atlas.store)
     plan = make_plan()
-    order = BlockOrder(plan.seed, reader.manifest.hash, reader.n_blocks)
+    order = BlockOrder(plan.seed, reader.manifest.hash, reader.manifest.n_blocks)
     rows = Lanes(reader, plan, dict.fromkeys(range(4), (0, 0))).take(6)
     assert len(rows) == 24
     for (place, cell), tokens in tokens_of(rows).items():
@@ -100,7 +100,7 @@ def test_parts_of_rows_are_what_they_were(atlas: Atlas) -> None:
 def test_validation_rows_are_held_out_cells_and_bounded(atlas: Atlas) -> None:
     reader = StoreReader(atlas.store)
     n_validation = sum(entry.n_validation for entry in reader.manifest.datasets)
-    blocks = reader.read(range(sum(reader.n_blocks)))
+    blocks = reader.read(range(sum(reader.manifest.n_blocks)))
     held_out = {
         tuple(block.tokens[block.indptr[cell] : block.indptr[cell + 1]].tolist())
         for block in blocks

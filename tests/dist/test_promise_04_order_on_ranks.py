@@ -1,0 +1,31 @@
+"""Promise 4 in the order of the data, with gloo ranks that have loader processes of their own."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Atlas, tiny_words
+from tests.faults.runs import assert_close, train, train_ranks
+
+
+@pytest.mark.slow
+def test_ranks_and_their_loader_workers_change_at_each_start(atlas: Atlas, tmp_path: Path) -> None:
+    """A weighted run on one process; the same on two ranks with two workers each, on four, on one."""
+    log = tmp_path / "log"
+    weighted = ["data.weights={second: 3}", "data.micro_rows=1", "trainer.max_steps=12"]
+    assert train([*tiny_words(atlas.store, tmp_path / "whole"), *weighted], log) == 0, log.read_text()
+    words = [*tiny_words(atlas.store, tmp_path / "parts"), *weighted]
+    for n_ranks, workers, step in ((2, 2, 5), (4, 1, 9), (1, 0, 12)):
+        more = [f"data.workers={workers}", f"trainer.max_steps={step}", "trainer.strategy=ddp"]
+        assert train_ranks([*words, *more], n_ranks, log) == [0] * n_ranks, log.read_text()
+    assert_close(tmp_path / "parts", tmp_path / "whole")
+
+
+def test_another_weight_is_another_run_and_an_unknown_name_is_none(atlas: Atlas, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    words = [*tiny_words(atlas.store, tmp_path / "run"), "trainer.validate_every_steps=0"]
+    assert train([*words, "data.weights={secnd: 3}"], log) == 1
+    assert "no data set secnd to weigh: it has first, second" in log.read_text()
+    assert train([*words, "data.weights={second: 3}", "trainer.max_steps=4"], log) == 0, log.read_text()
+    assert train([*words, "data.weights={second: 2}", "trainer.max_steps=6"], log) == 1
+    assert "data.weights: {'second': 3} in the checkpoint, {'second': 2} now" in log.read_text()

@@ -1,0 +1,105 @@
+"""A run over a store with damaged chunks goes on without their cells, says so, and stops where there are too many."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+import data_shards.store
+from data_shards.medians import make_medians
+from data_shards.shards import make_store
+from data_shards.splits import SplitOptions
+from gm_train.rundir import METRICS, QUARANTINE, read_rows
+from tests.conftest import tiny_words, write_cells
+from tests.faults.runs import assert_close, history, train, train_ranks
+from tests.unit.small_stores import flip_byte
+
+
+@pytest.fixture(scope="module")
+def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A whole store of several chunks, and one of which two are damaged."""
+    folder = tmp_path_factory.mktemp("stores")
+    files = [write_cells(folder / "first.h5ad", 150, 80, seed=1), write_cells(folder / "second.h5ad", 41, 80, seed=2)]
+    make_medians(files, folder / "medians.zarr", say=lambda line: None)
+    with pytest.MonkeyPatch.context() as patch:
+        # The last two entries of each are the elements of a chunk and of a shard.
+        layout = {name: (*entry[:-2], 256, 1024) for name, entry in data_shards.store.LAYOUT.items()}
+        patch.setattr(data_shards.store, "LAYOUT", layout)
+        splits = SplitOptions(by="cell", validation=0.2)
+        make_store(
+            files, folder / "medians.zarr", folder / "whole.zarr", top_k=48, splits=splits, say=lambda line: None
+        )
+    shutil.copytree(folder / "whole.zarr", folder / "damaged.zarr")
+    flip_byte(folder / "damaged.zarr" / "first" / "tokens" / "c" / "1", 2)
+    flip_byte(folder / "damaged.zarr" / "second" / "tokens" / "c" / "0", 0)
+    return folder / "whole.zarr", folder / "damaged.zarr"
+
+
+def positions(run: Path) -> list[list[int]]:
+    newest = sorted((run / "checkpoints").iterdir())[-1]
+    lanes: list[list[int]] = json.loads((newest / "position.json").read_text())["lanes"]
+    return lanes
+
+
+@pytest.fixture(scope="module")
+def damaged_run(stores: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run over the damaged store, and what it said."""
+    folder = tmp_path_factory.mktemp("damaged")
+    assert train(tiny_words(stores[1], folder / "run"), folder / "log") == 0, (folder / "log").read_text()
+    return folder / "run", (folder / "log").read_text()
+
+
+def test_a_run_passes_over_lost_cells_and_says_so(
+    stores: tuple[Path, Path], damaged_run: tuple[Path, str], tmp_path: Path
+) -> None:
+    whole, (damaged, said) = tmp_path / "whole", damaged_run
+    assert train(tiny_words(stores[0], whole), tmp_path / "log") == 0
+    # The same rows were read, of which some had cells without a loss.
+    assert positions(whole) == positions(damaged)
+    rows, fewer = read_rows(whole / METRICS), read_rows(damaged / METRICS)
+    counts = [(a["tokens"], b["tokens"]) for a, b in zip(rows, fewer, strict=True) if "loss" in a]
+    assert all(a >= b for a, b in counts)
+    assert any(a > b for a, b in counts)
+    assert rows[-1]["position"] > fewer[-1]["position"]
+    found = read_rows(damaged / QUARANTINE)
+    told = {(row["data_set"], row["shard"], row["chunk"]) for row in found}
+    assert told == {("first", "c/1", 2), ("second", "c/0", 0)}
+    assert len(found) == 2
+    assert not (whole / QUARANTINE).exists()
+    assert "first/tokens/c/1, chunk 2" in said
+
+
+def test_a_resumed_run_meets_the_same(stores: tuple[Path, Path], damaged_run: tuple[Path, str], tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    words = tiny_words(stores[1], run)
+    assert train([*words, "trainer.max_steps=6"], log) == 0
+    assert train([*words, "data.workers=2"], log) == 0, log.read_text()
+    assert history(run) == history(damaged_run[0])
+    assert len(read_rows(run / QUARANTINE)) == 2
+
+
+@pytest.mark.slow
+def test_ranks_meet_the_same(stores: tuple[Path, Path], damaged_run: tuple[Path, str], tmp_path: Path) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    assert train_ranks(tiny_words(stores[1], run), 2, log) == [0, 0], log.read_text()
+    assert_close(run, damaged_run[0])
+    assert len(read_rows(run / QUARANTINE)) == 2
+
+
+@pytest.mark.parametrize("budget", [0, 1])
+def test_too_many_damaged_chunks_stop_the_run(stores: tuple[Path, Path], tmp_path: Path, budget: int) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    words = [*tiny_words(stores[1], run), f"data.max_damaged_chunks={budget}"]
+    assert train(words, log) == 1
+    assert "Traceback" not in log.read_text()
+    assert ("no more than 1 damaged chunks" if budget else "/tokens: elements") in log.read_text()
+
+
+def test_what_was_found_before_counts(stores: tuple[Path, Path], tmp_path: Path) -> None:
+    """Two chunks, met before and after a resume with a smaller budget, are too many."""
+    run, log = tmp_path / "run", tmp_path / "log"
+    words = tiny_words(stores[1], run)
+    assert train([*words, "trainer.max_steps=8"], log) == 0
+    assert train([*words, "data.max_damaged_chunks=1"], log) == 1
+    assert f"2 chunks of tokens are damaged, more than data.max_damaged_chunks=1; {run / QUARANTINE}" in log.read_text()
