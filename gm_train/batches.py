@@ -133,7 +133,8 @@ def make_examples(rows: Rows, recipe: Recipe) -> Examples:
         lengths, places, cells, row_of_cell, first = (
             of_cells[whole] for of_cells in (lengths, places, cells, row_of_cell, first)
         )
-    flat = np.arange(len(tokens)) + np.repeat(first - np.cumsum(lengths) + lengths, lengths)
+    flat = np.repeat(first - np.cumsum(lengths) + lengths, lengths)
+    flat += np.arange(len(tokens))
 
     keys = cell_keys(recipe.seed, places, cells)
     if objective.language == "masked":
@@ -171,6 +172,8 @@ def make_examples(rows: Rows, recipe: Recipe) -> Examples:
 
 def join(parts: list[Examples]) -> Examples:
     """Examples one after another, rows in the order of the parts."""
+    if len(parts) == 1:
+        return parts[0]
     n_rows = [len(part.input_ids) for part in parts]
     shifts = np.cumsum([0, *n_rows[:-1]])
     length = parts[0].input_ids.shape[1]

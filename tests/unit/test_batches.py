@@ -5,9 +5,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_shards.hashing import fold, mix64_int
 from data_shards.pool import Rows
 from gm_train.batches import Examples, Recipe, join, make_examples, split
 from gm_train.config import ObjectiveConfig
+from gm_train.objective.masking import cell_keys, mask_tokens
 from gm_train.objective.pathway import PathwayIndex
 
 LENGTH, SIZE = 24, 30
@@ -87,3 +89,25 @@ def test_next_token_targets_stay_within_their_cell(rows: Rows) -> None:
     assert np.array_equal(flat_ids[made.target_at + 1], made.targets)
     assert np.array_equal(flat_segment[made.target_at], flat_segment[made.target_at + 1])
     assert len(made.targets) == int((rows.lengths - 1)[~rows.damaged].sum())
+
+
+@settings(max_examples=50)
+@given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5), seed=st.integers(0, 1000))
+def test_masks_are_drawn_by_hashes_written_out(lengths: list[int], seed: int) -> None:
+    """Of (seed, place, cell, token in the cell), once to choose, once to replace, once for the gene."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(2, SIZE, sum(lengths))
+    places, cells = rng.integers(0, 2**40, len(lengths)), rng.integers(0, 128, len(lengths))
+    keys = cell_keys(seed, places, cells)
+    shown = []
+    for key, n in zip(keys.tolist(), lengths, strict=True):
+        for index in range(n):
+            select, replace, gene = (
+                (mix64_int(mix64_int(key ^ fold(purpose)) ^ index) >> 11) * 2.0**-53 for purpose in (1, 2, 3)
+            )
+            own = int(tokens[len(shown)])
+            drawn = 2 + int(gene * (SIZE - 2))
+            shown.append(own if select >= 0.4 else drawn if replace < 0.3 and drawn != own else 1)
+    visible, hidden = mask_tokens(tokens, np.array(lengths), keys, SIZE, 0.4, 0.3)
+    assert visible.tolist() == shown
+    assert hidden.tolist() == [a != b for a, b in zip(shown, tokens.tolist(), strict=True)]

@@ -18,7 +18,9 @@ from data_shards.reader import StoreReader
 from data_shards.stream import Lanes
 from data_shards.tokenizer import Tokenizer
 from data_shards.verify import find_damage
-from tests.conftest import Atlas
+from gm_train.cli import main
+from tests.conftest import Atlas, tiny_words
+from tests.faults.runs import history
 from tests.unit.http_store import Served, serve
 
 PLAN = Plan(seed=5, lanes=2, pool_blocks=4, group_cells=16, row_length=96)
@@ -66,6 +68,29 @@ def test_a_whole_store_is_the_same(atlas: Atlas, served: Served) -> None:
         assert np.array_equal(a.take(3).tokens, b.take(3).tokens)
     assert describe_store(address)[1:] == describe_store(atlas.store)[1:]
     assert find_damage(address) == []
+
+
+def test_commands_take_addresses(
+    atlas: Atlas, served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Training from a server is training from the folder; inspect and verify read it, and eval."""
+    address = url(served, atlas)
+    histories = []
+    for name, store in (("local", str(atlas.store)), ("remote", address)):
+        words = [*tiny_words(Path("unused"), tmp_path / name), f"data.store={store}", "trainer.max_steps=4"]
+        assert main(["fit", *words, "checkpoint.every_steps=4"]) == 0
+        histories.append(history(tmp_path / name))
+    assert histories[0] == histories[1]
+    assert f"store: {address}\n" in (tmp_path / "remote" / "config.yaml").read_text()
+    capsys.readouterr()
+    assert main(["data", "inspect", address]) == 0
+    assert capsys.readouterr().out.startswith(address)
+    assert main(["data", "verify", address]) == 0
+    assert f"{address}: all is as it was written" in capsys.readouterr().out
+    files = [str(file) for file in atlas.files]
+    words = ["eval", str(tmp_path / "remote"), *files, "--label", "cell_type", "--max-cells", "30", "--mask-seeds", "1"]
+    assert main(words) == 0
+    assert (tmp_path / "remote" / "eval" / "eval.json").is_file()
 
 
 def test_damage_is_named_by_its_address(atlas: Atlas, served: Served, tmp_path: Path) -> None:
