@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from data_shards.errors import DataError
 from data_shards.readable import readable
-from data_shards.work import new_part
+from data_shards.work import new_part, write_arrays
 
 _CELLS = 2048
 #: Entries of the file that are held at a time.
@@ -97,8 +97,7 @@ def _deal(matrix: Any, n_cells: int, n_genes: int, path: Path, part: Path) -> No
         order = np.argsort(bucket, kind="stable")
         buckets, starts = np.unique(bucket[order], return_index=True)
         for number, of_bucket in zip(buckets, np.split(entries[order], starts[1:]), strict=True):
-            with open(part / f"{number}.entries", "ab") as file:
-                of_bucket.tofile(file)
+            write_arrays(part, {f"{number}.entries": of_bucket})
 
 
 def _sort(part: Path, bucket: int, n_cells: int, n_genes: int) -> None:
@@ -108,7 +107,10 @@ def _sort(part: Path, bucket: int, n_cells: int, n_genes: int) -> None:
     # Conversion from coordinates sorts by cell, keeps the order of genes and sums what stands twice.
     counts = sp.csr_matrix((entries["count"], (entries["cell"].astype(np.int32), entries["gene"])), (n_cells, n_genes))
     counts.sort_indices()
-    counts.indptr.astype(np.int64).tofile(part / f"{bucket}.pointers")
-    counts.indices.astype(np.int32).tofile(part / f"{bucket}.genes")
-    counts.data.tofile(part / f"{bucket}.counts")
+    arrays = {
+        "pointers": counts.indptr.astype(np.int64),
+        "genes": counts.indices.astype(np.int32),
+        "counts": counts.data,
+    }
+    write_arrays(part, {f"{bucket}.{name}": values for name, values in arrays.items()})
     dealt.unlink(missing_ok=True)

@@ -2,73 +2,88 @@
 
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from data_shards.digests import Digests, Partition, digest_partition
 from data_shards.errors import DataError
-from data_shards.work import new_part
+from data_shards.work import new_part, write_arrays
 
 #: Centroids that a merge holds at a time.
 _CENTROIDS = 1 << 21
-DIGEST_TYPES = {"means": np.float64, "weights": np.float64, "indptr": np.int64, "counts": np.int64}
 
 
 @dataclass(frozen=True)
 class DigestPart:
-    """Digests of all genes of a data set in a folder, an array a file."""
+    """Digests of all genes of a data set in a folder: an array a file, no weights of genes that keep all their values.
+
+    Attributes:
+        folder: the folder.
+    """
 
     folder: Path
 
     @cached_property
     def indptr(self) -> npt.NDArray[np.int64]:
         """Where each gene's centroids begin: int64 (n_genes + 1,)."""
-        return self._read("indptr", 0, -1)
+        return np.fromfile(self.folder / "indptr", np.int64)
 
-    @property
-    def n_genes(self) -> int:
-        return len(self.indptr) - 1
+    @cached_property
+    def counts(self) -> npt.NDArray[np.int64]:
+        """Non-zero values of each gene: int64 (n_genes,)."""
+        return np.fromfile(self.folder / "counts", np.int64)
+
+    @cached_property
+    def _weighted(self) -> npt.NDArray[np.int64]:
+        """Centroids of each gene whose weights are written: int64 (n_genes,)."""
+        lengths = np.diff(self.indptr)
+        return np.where(lengths == self.counts, 0, lengths)
+
+    @cached_property
+    def _weights_before(self) -> npt.NDArray[np.int64]:
+        return np.concatenate([np.zeros(1, np.int64), self._weighted.cumsum()])
 
     def read(self, first: int, last: int) -> Digests:
         """The digests of genes [first, last)."""
         indptr = self.indptr[first : last + 1]
-        begin, size = int(indptr[0]), int(indptr[-1] - indptr[0])
-        return Digests(
-            self._read("means", begin, size),
-            self._read("weights", begin, size),
-            indptr - begin,
-            self._read("counts", first, last - first),
-        )
+        means = self._read("means", indptr[0], indptr[-1])
+        weights = np.ones(len(means))
+        written = np.repeat(self._weighted[first:last] > 0, np.diff(indptr))
+        weights[written] = self._read("weights", self._weights_before[first], self._weights_before[last])
+        return Digests(means, weights, indptr - indptr[0], self.counts[first:last])
 
-    def slices(self, name: str, size: int) -> tuple[int, Iterator[npt.NDArray[Any]]]:
-        """The length of one of its arrays, and the array, `size` elements at a time."""
-        length = (self.folder / name).stat().st_size // 8
-        return length, (self._read(name, a, min(size, length - a)) for a in range(0, length, size))
+    def chunks(self, name: str, size: int) -> Iterator[npt.NDArray[np.float64]]:
+        """All `means` or `weights`, `size` at a time."""
+        waiting = np.empty(0)
+        for first, last in gene_blocks(np.diff(self.indptr), size):
+            waiting = np.concatenate([waiting, getattr(self.read(first, last), name)])
+            while len(waiting) >= size:
+                yield waiting[:size]
+                waiting = waiting[size:]
+        if len(waiting):
+            yield waiting
 
-    def _read(self, name: str, begin: int, size: int) -> npt.NDArray[Any]:
-        found = np.fromfile(self.folder / name, DIGEST_TYPES[name], size, offset=8 * begin)
-        if size >= 0 and len(found) != size:
+    def _read(self, name: str, begin: int, end: int) -> npt.NDArray[np.float64]:
+        found = np.fromfile(self.folder / name, np.float64, end - begin, offset=8 * begin)
+        if len(found) != end - begin:
             raise DataError(f"{self.folder / name}: is damaged: remove {self.folder.parent} and start again")
         return found
 
 
 def write_digests(folder: Path, blocks: Iterable[Digests]) -> None:
     """Write the digests of one range of genes after the other to an existing folder."""
-    with ExitStack() as opened:
-        files = {name: opened.enter_context(open(folder / name, "wb")) for name in DIGEST_TYPES}
-        np.zeros(1, np.int64).tofile(files["indptr"])
-        end = 0
-        for block in blocks:
-            for name in ("means", "weights", "counts"):
-                getattr(block, name).tofile(files[name])
-            (block.indptr[1:] + end).tofile(files["indptr"])
-            end += len(block.means)
+    write_arrays(folder, {"indptr": np.zeros(1, np.int64)})
+    end = 0
+    for block in blocks:
+        lengths = np.diff(block.indptr)
+        weights = block.weights[np.repeat(lengths != block.counts, lengths)]
+        indptr = block.indptr[1:] + end
+        write_arrays(folder, {"means": block.means, "weights": weights, "indptr": indptr, "counts": block.counts})
+        end += len(block.means)
 
 
 def gene_blocks(lengths: npt.NDArray[np.int64], most: int) -> list[tuple[int, int]]:

@@ -25,8 +25,9 @@ TARGET_TOTAL = 10_000.0
 #: Entries of a file that are held as they are read.
 _ENTRIES = 1 << 21
 #: What stands in front of the (mean, weight) pairs of a digest that the library reads and writes: its name, version,
-#: number of centroids, most centroids (0: no limit), sum of weights, sum of values, least, largest, number of values.
+#: number of centroids, most centroids (0: no limit), sum of weights, sum of values, least, largest, pairs added.
 _HEADER = struct.Struct("<8sIQQddddQ12x")
+HEADER_PAIRS = _HEADER.size // 16
 
 F64 = npt.NDArray[np.float64]
 I64 = npt.NDArray[np.int64]
@@ -37,7 +38,7 @@ class Digests:
     """A t-digest for each of n genes, ragged.
 
     Attributes:
-        means: float64, centroids of all genes one after the other, those of a gene in the order of (mean, weight).
+        means: float64, centroids of all genes one after the other, those of a gene from the least.
         weights: float64, values behind each centroid.
         indptr: int64 (n + 1,), where each gene's centroids begin.
         counts: int64 (n,), non-zero values of each gene.
@@ -75,10 +76,14 @@ class Digests:
         fill = starts[:-1].copy()
         for part, genes in zip(parts, numbers, strict=True):
             _gather(part.means, part.weights, part.indptr, genes, fill, means, weights)
+        kept_all = counts == lengths
         for gene in np.flatnonzero(n_parts > 1):
             span = slice(starts[gene], starts[gene + 1])
-            order = means[span].argsort()
-            means[span], weights[span] = means[span][order], weights[span][order]
+            if kept_all[gene]:  # all weights are 1
+                means[span].sort()
+            else:
+                order = means[span].argsort()
+                means[span], weights[span] = means[span][order], weights[span][order]
         # Equal means come out of the sort in an order that depends on the processor.
         _sort_ties(means, weights, starts)
         return _compressed(means, weights, starts, counts)
@@ -86,9 +91,9 @@ class Digests:
     def medians(self) -> F64:
         """Median of each gene, NaN for those without a value: float64 (n,)."""
         medians = np.full(len(self.counts), np.nan)
-        pairs = np.column_stack([self.means, self.weights])
         for gene in np.flatnonzero(self.counts):
-            medians[gene] = _digest(pairs[self.indptr[gene] : self.indptr[gene + 1]]).median()
+            digest = library_digest(self.means, self.weights, self.indptr[gene], self.indptr[gene + 1])
+            medians[gene] = digest.median()
         return medians
 
 
@@ -98,40 +103,72 @@ def _compressed(means: F64, weights: F64 | None, starts: I64, counts: I64) -> Di
     large = np.flatnonzero(lengths > MAX_CENTROIDS)
     found = []
     for gene in large:
-        span = slice(starts[gene], starts[gene + 1])
-        pairs = np.ones((lengths[gene], 2))
-        pairs[:, 0] = means[span]
-        if weights is not None:
-            pairs[:, 1] = weights[span]
-        digest = merge_all([_digest(pairs)], max_centroids=MAX_CENTROIDS)
-        found.append(np.frombuffer(digest.to_bytes(), offset=_HEADER.size).reshape(-1, 2))
-    lengths[large] = [len(pairs) for pairs in found]
+        digest = library_digest(means, weights, starts[gene], starts[gene + 1])
+        found.append(merge_all([digest], max_centroids=MAX_CENTROIDS).to_bytes())
+    lengths[large] = [len(content) // 16 - HEADER_PAIRS for content in found]
     indptr = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
-    out_weights = np.ones(indptr[-1]) if weights is None else weights
-    before = 0
-    for gene, pairs in zip([*large, len(lengths)], [*found, np.empty((0, 2))], strict=True):
-        # What stands between two large genes moves to the left at once.
-        kept, place = slice(starts[before], starts[gene]), slice(indptr[before], indptr[gene])
-        means[place] = means[kept]
-        if weights is not None:
-            out_weights[place] = weights[kept]
-        place = slice(indptr[gene], indptr[gene] + len(pairs))
-        means[place], out_weights[place] = pairs[:, 0], pairs[:, 1]
-        before = gene + 1
-    means, weights = means[: indptr[-1]], out_weights[: indptr[-1]]
-    _sort_ties(means, weights, indptr)
-    return Digests(means, weights, indptr, counts)
+    pairs = np.frombuffer(b"".join(found)).reshape(-1, 2)
+    if weights is None:
+        weights = np.ones(indptr[-1])
+        _move(means, means, starts, indptr, large, pairs[:, 0])
+        _move(weights, weights[:0], starts, indptr, large, pairs[:, 1])
+    else:
+        _move(means, means, starts, indptr, large, pairs[:, 0])
+        _move(weights, weights, starts, indptr, large, pairs[:, 1])
+    return Digests(means[: indptr[-1]], weights[: indptr[-1]], indptr, counts)
 
 
-def _digest(pairs: F64) -> TDigest:
-    """The library's digest of sorted (mean, weight) pairs, float64 (n, 2), all of them kept.
+def library_digest(means: F64, weights: F64 | None, start: int, stop: int) -> TDigest:
+    """The library's digest of the sorted centroids [start, stop), at least one, all of them kept.
 
     It is made from the library's binary form: making it from numbers takes five times as long.
     """
-    weight = pairs[:, 1].sum()
-    total = pairs[:, 0] @ pairs[:, 1]
-    header = _HEADER.pack(b"FASTDIG~", 1, len(pairs), 0, weight, total, pairs[0, 0], pairs[-1, 0], int(weight))
-    return TDigest.from_bytes(header + pairs.tobytes())
+    size = int(stop - start)
+    pairs = np.empty((HEADER_PAIRS + size, 2))
+    weight, total = _pack(means, means[:0] if weights is None else weights, start, stop, pairs)
+    ends = means[start], means[stop - 1]
+    _HEADER.pack_into(pairs.data.cast("B"), 0, b"FASTDIG~", 1, size, 0, weight, total, *ends, size)
+    return TDigest.from_bytes(pairs.tobytes())
+
+
+@numba.njit(cache=True, nogil=True)
+def _pack(means, weights, start, stop, pairs):  # type: ignore[no-untyped-def]
+    """Write (mean, weight) of centroids to the end of `pairs`; without weights they are 1.
+
+    Returns:
+        The sums of the weights and of the values.
+    """
+    shift = len(pairs) - stop
+    weight = total = 0.0
+    for i in range(start, stop):
+        one = weights[i] if len(weights) else 1.0
+        pairs[i + shift, 0] = means[i]
+        pairs[i + shift, 1] = one
+        weight += one
+        total += means[i] * one
+    return weight, total
+
+
+@numba.njit(cache=True, nogil=True)
+def _move(to, kept, starts, indptr, large, found):  # type: ignore[no-untyped-def]
+    """Bring each gene's numbers to `indptr` of `to`, from `starts` of `kept` or, of large genes, from `found`.
+
+    `to` and `kept` may be the same, since nothing moves to the right; without any `kept`, those of small genes stay.
+    """
+    next_large = 0
+    read = 0
+    for gene in range(len(indptr) - 1):
+        begin, end = indptr[gene], indptr[gene + 1]
+        if next_large < len(large) and large[next_large] == gene:
+            read += HEADER_PAIRS
+            for place in range(begin, end):
+                to[place] = found[read]
+                read += 1
+            next_large += 1
+        elif len(kept):
+            shift = starts[gene] - begin
+            for place in range(begin, end):
+                to[place] = kept[place + shift]
 
 
 @numba.njit(cache=True, nogil=True)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from data_shards.digests import Partition, normalised_values
 from data_shards.parallel import Workers
-from data_shards.work import new_part
+from data_shards.work import new_part, write_arrays
 
 _WIDTHS = (11, 10, 10)
 #: Partitions that are counted into one histogram.
@@ -105,7 +105,8 @@ def _histogram(
             progress.update()
     for task in tasks:
         # Each bin stands once in a part.
-        histogram.reshape(-1)[np.load(task.out / "bins.npy")] += np.load(task.out / "counts.npy")
+        bins, counts = (np.fromfile(task.out / name, np.uint32) for name in ("bins", "counts"))
+        histogram.reshape(-1)[bins] += counts
     return histogram
 
 
@@ -119,8 +120,7 @@ def _count(task: _Count) -> None:
             _add(histogram, genes, bits, search.prefixes, np.uint32(shift), np.uint32(search.width))
     bins = np.flatnonzero(histogram)
     with new_part(task.out) as part:
-        np.save(part / "bins.npy", bins.astype(np.uint32))
-        np.save(part / "counts.npy", histogram.reshape(-1)[bins])
+        write_arrays(part, {"bins": bins.astype(np.uint32), "counts": histogram.reshape(-1)[bins]})
 
 
 @numba.njit(cache=True, nogil=True)

@@ -9,9 +9,9 @@ these, and a new data set is added without reading the old ones.
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,9 @@ import numpy.typing as npt
 import zarr
 from tqdm import tqdm
 
-from data_shards.counts import CountFile, CountOptions, open_counts
+from data_shards.counts import CountOptions, open_counts
 from data_shards.digest_parts import DigestPart
-from data_shards.digest_tree import FAN_IN, digest_dataset, digested
+from data_shards.digest_tree import digest_dataset, digested
 from data_shards.digests import Partition
 from data_shards.errors import DataError
 from data_shards.exact import exact_medians
@@ -33,20 +33,16 @@ from data_shards.medians_file import (
     GENES_FILE,
     SCHEMA,
     Medians,
-    hash_digests,
     merged_medians,
     store_array,
     store_digests,
 )
+from data_shards.medians_sources import EarlierMedians, MediansSource, refuse_mixed
 from data_shards.output import refuse_existing, whole_directory
 from data_shards.parallel import Workers
-from data_shards.species import find_species, refuse_species_mixed
 from data_shards.work import work_folder
 
-#: A partition has at most this many cells and, unless it is one cell, stored entries.
-PARTITION_CELLS = 8192
-PARTITION_ENTRIES = 1 << 24
-#: Of the parts in the work folder: others are not gone on from.
+#: Of how files are cut, what parts hold and how they are merged: other parts are not gone on from.
 _PARTS = 1
 
 Say = Callable[[str], None]
@@ -88,7 +84,7 @@ def make_medians(
     """
     options, out = options or CountOptions(), out.absolute()
     paths = sorted((path.absolute() for path in paths), key=lambda path: path.stem)
-    earlier = _Earlier.load(out, exact, gene_table) if add else None
+    earlier = EarlierMedians.load(out, exact, gene_table) if add else None
     if earlier is not None:
         gene_table = earlier.gene_table
     else:
@@ -99,13 +95,13 @@ def make_medians(
         with open_counts(path, options) as counts:
             found = find_gene_ids(counts, gene_table, min_mapped)
             say(f"{counts.name}: {counts.n_cells:,} cells; {found.report}")
-            datasets.append(_Dataset.of(path, counts.n_cells, found.kind, found.ids))
-    _refuse_mixed(earlier, datasets)
+            datasets.append(MediansSource.of(path, counts.n_cells, found.kind, found.ids))
+    refuse_mixed(earlier, datasets)
     with Workers(workers, dask) as pool:
         hashing = tqdm(pool.map_in_order(Fingerprint.of, paths), "hashing", len(paths), unit=" files", disable=None)
         files = {file.path.stem: file for file in hashing}
         identity = {
-            "parts": [_PARTS, PARTITION_CELLS, PARTITION_ENTRIES, FAN_IN],
+            "parts": _PARTS,
             "files": {name: file.sha256 for name, file in files.items()},
             "options": asdict(options),
             "gene_table": gene_table.hash if gene_table is not None else None,
@@ -128,107 +124,12 @@ def check_names(names: Sequence[str]) -> None:
             raise DataError(f"two data sets are named {name!r} after their files: rename one of the files")
 
 
-@dataclass(frozen=True)
-class _Earlier:
-    """The medians that are added to: what is said of each data set, and its genes, by name."""
-
-    path: Path
-    kind: str
-    gene_table: GeneTable | None
-    described: tuple[dict[str, Any], ...]
-    genes: dict[str, tuple[str, ...]]
-
-    @classmethod
-    def load(cls, path: Path, exact: bool, gene_table: GeneTable | None) -> "_Earlier":
-        medians = Medians.load(path)
-        if exact or medians.method == "exact":
-            raise DataError(f"{path}: exact medians cannot be added to: make them again from all files, without --add")
-        kept = medians.gene_table
-        if gene_table is not None and (kept is None or kept.hash != gene_table.hash):
-            raise DataError(
-                f"{path}: was made with another gene table, or none: leave out --gene-table, or make it again"
-            )
-        described: Any = zarr.open_group(path, mode="r").attrs["datasets"]
-        genes = {}
-        for entry in described:
-            place = path / DATASETS / entry["name"]
-            # Its medians are about to be computed anew.
-            if hash_digests(place) != entry["digests_hash"]:
-                raise DataError(f"{path}: digests of {entry['name']} are damaged: make it again from all files")
-            genes[entry["name"]] = tuple(json.loads((place / GENES_FILE).read_text()))
-        return cls(path, medians.kind, kept, tuple(described), genes)
-
-
-@dataclass(frozen=True)
-class _Dataset:
-    """A file that is to be read, with its own sorted genes, and for each delivered gene its number there or -1."""
-
-    path: Path
-    n_cells: int
-    kind: str
-    genes: tuple[str, ...]
-    numbers: npt.NDArray[np.int32]
-
-    @classmethod
-    def of(cls, path: Path, n_cells: int, kind: str, ids: Sequence[str | None]) -> "_Dataset":
-        genes = tuple(sorted({gene for gene in ids if gene is not None}))
-        number = {gene: i for i, gene in enumerate(genes)}
-        numbers = np.array([-1 if gene is None else number[gene] for gene in ids], np.int32)
-        return cls(path, n_cells, kind, genes, numbers)
-
-    @property
-    def name(self) -> str:
-        return self.path.stem
-
-    def open(self, options: CountOptions, file: Fingerprint, work: Path) -> CountFile:
-        """Open the file, with a copy by cell in `work` where its counts are stored by gene."""
-        work.mkdir(exist_ok=True)
-        counts = open_counts(self.path, options, work)
-        try:
-            source = counts.source
-            try:
-                file.require_unchanged()
-            except DataError:
-                if source.by_cell is not None:
-                    shutil.rmtree(source.by_cell.path)
-                raise
-        except BaseException:
-            counts.close()
-            raise
-        return counts
-
-    def partitions(
-        self, counts: CountFile, file: Fingerprint, numbers: npt.NDArray[np.int32], n_genes: int
-    ) -> Iterator[Partition]:
-        """Its ranges of cells, cut by what is stored of each cell, with the number of each delivered gene."""
-        start = 0
-        while start < self.n_cells:
-            stop = min(start + PARTITION_CELLS, self.n_cells)
-            ends = counts.stored_entries(start, stop).cumsum()
-            stop = start + max(1, int(np.searchsorted(ends, PARTITION_ENTRIES, side="right")))
-            yield Partition(counts.source, file, start, stop, int(ends[stop - start - 1]), numbers, n_genes)
-            start = stop
-
-
-def _refuse_mixed(earlier: _Earlier | None, datasets: Sequence[_Dataset]) -> None:
-    kinds = {f"{dataset.name}: {dataset.kind}": dataset.kind for dataset in datasets}
-    if earlier is not None:
-        kinds[f"the medians so far: {earlier.kind}"] = earlier.kind
-    if len(set(kinds.values())) > 1:
-        raise DataError(
-            f"gene ids of different kinds cannot be put together ({', '.join(kinds)}): make the medians of all files "
-            "with --gene-table for symbols, or name the column of var with the same kind of ids with --gene-column"
-        )
-    genes = {**(earlier.genes if earlier else {}), **{dataset.name: dataset.genes for dataset in datasets}}
-    refuse_species_mixed({name: find_species(own) for name, own in genes.items()})
-
-
 def _make_digests(
     folder: Path,
     work: Path,
-    datasets: Sequence[_Dataset],
+    datasets: Sequence[MediansSource],
     files: dict[str, Fingerprint],
-    earlier: _Earlier | None,
+    earlier: EarlierMedians | None,
     options: CountOptions,
     gene_table: GeneTable | None,
     workers: Workers,
@@ -240,10 +141,7 @@ def _make_digests(
     root = zarr.create_group(folder)
     root.create_group(DATASETS)
     for name, part in parts.items():
-        group = root.create_group(f"{DATASETS}/{name}")
-        (folder / DATASETS / name / GENES_FILE).write_text(json.dumps(list(genes[name])) + "\n")
-        store_digests(group, part)
-        described[name]["digests_hash"] = hash_digests(folder / DATASETS / name)
+        described[name]["digests_hash"] = store_digests(folder / DATASETS / name, genes[name], part)
     if earlier is not None:
         for entry in earlier.described:
             shutil.copytree(earlier.path / DATASETS / entry["name"], folder / DATASETS / entry["name"])
@@ -258,7 +156,9 @@ def _make_digests(
     return medians
 
 
-def _digest(dataset: _Dataset, file: Fingerprint, work: Path, options: CountOptions, workers: Workers) -> DigestPart:
+def _digest(
+    dataset: MediansSource, file: Fingerprint, work: Path, options: CountOptions, workers: Workers
+) -> DigestPart:
     """The digests of a data set, from the parts that an earlier start has made or anew."""
     place = work / dataset.name
     if (done := digested(place)) is not None:
@@ -278,9 +178,9 @@ def _digest(dataset: _Dataset, file: Fingerprint, work: Path, options: CountOpti
 def _make_exact(
     folder: Path,
     work: Path,
-    datasets: Sequence[_Dataset],
+    datasets: Sequence[MediansSource],
     files: dict[str, Fingerprint],
-    earlier: _Earlier | None,
+    earlier: EarlierMedians | None,
     options: CountOptions,
     gene_table: GeneTable | None,
     workers: Workers,
@@ -309,7 +209,7 @@ def _number(genes: dict[str, tuple[str, ...]]) -> tuple[tuple[str, ...], dict[st
     return union, {name: np.array([number[gene] for gene in own], np.int32) for name, own in genes.items()}
 
 
-def _describe(dataset: _Dataset, file: Fingerprint) -> dict[str, Any]:
+def _describe(dataset: MediansSource, file: Fingerprint) -> dict[str, Any]:
     return {
         "name": dataset.name,
         "n_cells": dataset.n_cells,

@@ -7,6 +7,7 @@ attributes hold a SHA-256 of the medians, and one of the digests of each data se
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +19,7 @@ import zarr
 from tqdm import tqdm
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from data_shards.digest_parts import DIGEST_TYPES, DigestPart, gene_blocks
+from data_shards.digest_parts import DigestPart, gene_blocks
 from data_shards.digests import Digests
 from data_shards.errors import DataError
 from data_shards.genes import GENE_TABLE_FILE, GeneTable
@@ -105,15 +106,29 @@ def store_array(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
     _create(group, name, len(values), values.dtype)[:] = values
 
 
-def store_digests(group: zarr.Group, part: DigestPart) -> None:
-    """Write the digests of a data set, a chunk at a time."""
+def store_digests(folder: Path, genes: Sequence[str], part: DigestPart) -> str:
+    """Write the genes and digests of a data set to a new group, a chunk at a time.
+
+    Returns:
+        What `hash_digests` says of them.
+    """
+    group = zarr.create_group(folder)
+    names = (json.dumps(list(genes)) + "\n").encode()
+    (folder / GENES_FILE).write_bytes(names)
+    digest = hashlib.sha256(names)
     for name in DIGEST_ARRAYS:
-        size, chunks = part.slices(name, _CHUNK)
-        array = _create(group, name, size, DIGEST_TYPES[name])
+        if name in ("indptr", "counts"):
+            values = getattr(part, name)
+            store_array(group, name, values)
+            digest.update(values.tobytes())
+            continue
+        array = _create(group, name, int(part.indptr[-1]), np.float64)
         first = 0
-        for chunk in chunks:
+        for chunk in part.chunks(name, _CHUNK):
             array[first : first + len(chunk)] = chunk
+            digest.update(chunk.tobytes())
             first += len(chunk)
+    return digest.hexdigest()
 
 
 def _create(group: zarr.Group, name: str, size: int, dtype: npt.DTypeLike) -> Any:

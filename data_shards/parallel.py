@@ -54,7 +54,7 @@ class Workers:
         if self._client is None:
             return self._count
         try:
-            threads = sum(self._client.nthreads().values())
+            threads: int = sum(self._client.nthreads().values())
         except OSError as error:
             raise self._gone() from error
         if not threads and not self._waits:

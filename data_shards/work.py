@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from data_shards.errors import DataError
 from data_shards.output import flush
 
@@ -94,6 +97,13 @@ def _keep(folder: Path, say: Callable[[str], None]) -> None:
         say(f"{folder}: keeps what is finished: the same command goes on from there")
     else:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_arrays(folder: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Append arrays to files of a folder, bare; unlike numpy's own writing, none is cut short without an error."""
+    for name, values in arrays.items():
+        with open(folder / name, "ab") as file:
+            file.write(np.ascontiguousarray(values).data)
 
 
 def _unfinished(folder: Path) -> list[Path]:

@@ -82,6 +82,8 @@ def test_errors_leave_with_1_and_one_line(tmp_path: Path, capsys: pytest.Capture
         ("shards", "a.h5ad", "--medians", "m.zarr", "--out", "s.zarr", "--top-k", "0"),
         ("shards", "a.h5ad", "--medians", "m.zarr", "--out", "s.zarr", "--validation", "1.5"),
         ("medians", "a.h5ad", "--out", "m.zarr", "--counts-from", "sqrt"),
+        ("medians", "a.h5ad", "--out", "m.zarr", "--workers", "2", "--dask", "tcp://head:8786"),
+        ("shards", "a.h5ad", "--medians", "m.zarr", "--out", "s.zarr", "--workers", "2", "--dask", "tcp://head:8786"),
         ("simulate", "--out", "a.h5ad", "--cells", "many"),
     ],
 )

@@ -1,24 +1,30 @@
 """Medians: right, independent of workers, order and chunks, and never half-written."""
 
+import hashlib
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
 
+import anndata as ad
+import h5py
 import numpy as np
 import pytest
 import scipy.sparse as sp
+import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_shards import digest_tree, exact, medians
+from data_shards import digest_parts, digest_tree, exact, medians, medians_sources
 from data_shards.digest_parts import DigestPart
-from data_shards.digests import MAX_CENTROIDS, Digests
+from data_shards.digests import MAX_CENTROIDS, Digests, Partition
 from data_shards.errors import DataError
 from data_shards.genes import GeneTable
 from data_shards.medians import make_medians
 from data_shards.medians_file import Medians
 from data_shards.parallel import Workers
+from tests.faults.data_runs import content
 from tests.unit.count_files import draw_counts, write_counts
 
 
@@ -35,7 +41,7 @@ def slow_medians(counts: np.ndarray) -> np.ndarray:
 @pytest.fixture
 def small_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several levels of merging in small files."""
-    monkeypatch.setattr(medians, "PARTITION_CELLS", 16)
+    monkeypatch.setattr(medians_sources, "PARTITION_CELLS", 16)
     monkeypatch.setattr(digest_tree, "FAN_IN", 2)
 
 
@@ -83,6 +89,108 @@ def test_workers_order_and_storage_change_no_bit(tmp_path: Path, small_partition
     alone = make_medians([a, b], tmp_path / "1.zarr", exact=exactly, say=quiet)
     parallel = make_medians([c, a], tmp_path / "2.zarr", exact=exactly, workers=2, say=quiet)
     assert alone.hash == parallel.hash
+
+
+def test_the_same_bytes_for_any_workers_order_and_way_of_adding(tmp_path: Path, small_partitions: None) -> None:
+    """Every file of the folder: over 1 and 5 workers, two orders, and data sets added one by one."""
+    table = GeneTable(("ENSG00000000001", "ENSG00000000002"), ("g0000", "g0001"))
+    genes = [f"ENSG{i:011d}" for i in range(3, 23)]
+    sizes = {"b": 130, "a": 31, "c": 16}
+    files = {
+        name: write_counts(tmp_path / f"{name}.h5ad", draw_counts(n, 22, seed=n), ["g0000", "g0001", *genes])
+        for name, n in sizes.items()
+    }
+    make_medians([*files.values()], tmp_path / "1.zarr", gene_table=table, say=quiet)
+    expected = content(tmp_path / "1.zarr")
+    make_medians([files["c"], files["a"], files["b"]], tmp_path / "5.zarr", gene_table=table, workers=5, say=quiet)
+    assert content(tmp_path / "5.zarr") == expected
+    for number, order in enumerate(("bca", "acb")):
+        out = tmp_path / f"added{number}.zarr"
+        make_medians([files[order[0]]], out, gene_table=table, say=quiet)
+        for name in order[1:]:
+            make_medians([files[name]], out, add=True, say=quiet)
+        assert content(out) == expected
+    attrs: Any = zarr.open_group(tmp_path / "1.zarr", mode="r").attrs["datasets"]
+    assert [entry["name"] for entry in attrs] == ["a", "b", "c"]
+    assert {entry["name"]: entry["source_hash"] for entry in attrs} == {
+        name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()
+    }
+
+
+def test_digests_of_many_levels_against_exact_medians(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five levels of merging over 48 partitions, 1,200 to 98,000 values a gene: what a digest promises."""
+    monkeypatch.setattr(medians_sources, "PARTITION_CELLS", 2048)
+    monkeypatch.setattr(digest_tree, "FAN_IN", 3)
+    rng = np.random.default_rng(5)
+    n_cells, n_genes = 48 * 2048, 60
+    rates = np.geomspace(0.012, 20, n_genes)
+    rates[-1] = 4_000  # all other genes of a cell: totals as they are in real cells, and few values that are equal
+    rates = rates * rng.gamma(2, 0.5, (n_cells, 1))
+    path = write_counts(tmp_path / "a.h5ad", sp.csr_matrix(rng.poisson(rates).astype(np.float32)))
+    digest = make_medians([path], tmp_path / "d.zarr", say=quiet)
+    exactly = make_medians([path], tmp_path / "e.zarr", exact=True, say=quiet)
+    assert digest.counts.min() > MAX_CENTROIDS
+    np.testing.assert_array_equal(digest.counts, exactly.counts)
+    error = np.abs(digest.medians / exactly.medians - 1)
+    assert error.max() < 5e-3
+    assert np.median(error) < 2e-4
+
+
+def test_species_are_not_mixed(tmp_path: Path) -> None:
+    def write(name: str, prefix: str, extra: str = "ENSSASG00005000004") -> Path:
+        genes = [*(f"{prefix}{i:011d}" for i in range(9)), extra]  # a virus is no species of its own
+        return write_counts(tmp_path / f"{name}.h5ad", draw_counts(12, 10), genes)
+
+    human, mouse, more = write("man", "ENSG"), write("mouse", "ENSMUSG"), write("woman", "ENSG")
+    refused = r"different species .*man: human \(ENSG…\), mouse: mouse \(ENSMUSG…\)"
+    with pytest.raises(DataError, match=refused):
+        make_medians([mouse, human], tmp_path / "m.zarr", say=quiet)
+    make_medians([human], tmp_path / "m.zarr", say=quiet)
+    with pytest.raises(DataError, match=refused):
+        make_medians([mouse], tmp_path / "m.zarr", add=True, say=quiet)
+    assert make_medians([more], tmp_path / "m.zarr", add=True, say=quiet).datasets == ("man", "woman")
+
+
+@pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
+@pytest.mark.parametrize("storage", ["csr", "csc"])
+def test_a_file_that_changes_while_it_is_read_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, storage: str, small_partitions: None
+) -> None:
+    """Whatever was read of it is not used, even where it is put back as it was."""
+    counts = draw_counts(50, 10)
+    path = write_counts(tmp_path / f"a{suffix}", counts.tocsc() if storage == "csc" else counts)
+    whole = make_medians([path], tmp_path / "whole.zarr", say=quiet)
+    digest, dealt = digest_parts.digest_partition, []
+
+    def change(partition: Partition) -> Digests:
+        dealt.append(partition.start)
+        if len(dealt) == 3:
+            os.utime(path if path.is_file() else next(path.rglob(".zarray")), ns=(0, 0))
+        return digest(partition)
+
+    monkeypatch.setattr(digest_parts, "digest_partition", change)
+    with pytest.raises(DataError, match=rf"a{suffix}: changed while it was read: wait until it is complete"):
+        make_medians([path], tmp_path / "m.zarr", say=quiet)
+    assert not (tmp_path / "m.zarr").exists()
+    assert make_medians([path], tmp_path / "m.zarr", say=quiet).hash == whole.hash
+    assert dealt == [0, 16, 32, 32, 48]
+
+
+def test_a_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
+    """By its end, which HDF5 sees at once, or in the middle of the counts of a chunked file."""
+    path = tmp_path / "a.h5ad"
+    ad.AnnData(draw_counts(3_000, 40)).write_h5ad(path, compression="gzip")
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-20_000])
+    with pytest.raises(DataError, match=r"a\.h5ad: .*truncated"):
+        make_medians([path], tmp_path / "m.zarr", say=quiet)
+    with h5py.File(write_counts(tmp_path / "b.h5ad", draw_counts(9, 4)), "r+") as file:
+        values = file["X/data"][:-5]
+        del file["X/data"]
+        file["X/data"] = values
+    with pytest.raises(DataError, match=r"b\.h5ad: the counts of cells 0 to 9 are cut short"):
+        make_medians([tmp_path / "b.h5ad"], tmp_path / "m.zarr", say=quiet)
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["a.h5ad", "b.h5ad"]
 
 
 def test_adding_equals_making_at_once(tmp_path: Path, small_partitions: None) -> None:

@@ -1,0 +1,30 @@
+"""Disks that are full or cannot be written to."""
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+
+@contextmanager
+def small_disk(place: Path, size_kb: int) -> Iterator[Path]:
+    """A file system in memory of a few kilobytes at `place`."""
+    place.mkdir()
+    _mount("-t", "tmpfs", "-o", f"size={size_kb}k", "tmpfs", str(place))
+    try:
+        yield place
+    finally:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+def resize(place: Path, size_kb: int) -> None:
+    """Make a small disk larger, or read-only with size 0."""
+    _mount("-o", f"remount,size={size_kb}k" if size_kb else "remount,ro", str(place))
+
+
+def _mount(*words: str) -> None:
+    done = subprocess.run(["mount", *words], capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip(f"mounting a file system needs root: {done.stderr.strip()}")

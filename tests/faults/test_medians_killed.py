@@ -1,0 +1,197 @@
+"""Medians that are killed, whose workers are killed, or whose disk is full: the same bytes in the end, nothing lost."""
+
+import multiprocessing
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from data_shards import digest_parts, digest_tree, exact, medians_sources
+from data_shards.digests import Digests, Partition
+from data_shards.errors import DataError
+from data_shards.medians import make_medians
+from tests.faults.data_runs import content, die_at_rename, run_data
+from tests.faults.disks import resize, small_disk
+from tests.unit.count_files import draw_counts, write_counts
+from tests.unit.dask_cluster import dask_cluster
+
+N_PARTITIONS = 11
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def small_partitions() -> None:
+    """Three levels of merging in small files."""
+    medians_sources.PARTITION_CELLS = 16
+    digest_tree.FAN_IN = 2
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(medians_sources, "PARTITION_CELLS", 16)
+    monkeypatch.setattr(digest_tree, "FAN_IN", 2)
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path]:
+    """11 partitions in two data sets, one stored by gene."""
+    one, two = draw_counts(16 * 8 + 1, 30, seed=1), draw_counts(25, 30, seed=2)
+    return [write_counts(tmp_path / "a.h5ad", one), write_counts(tmp_path / "b.h5ad", two.tocsc())]
+
+
+def _logged(log: Path, before: bool) -> None:
+    """Small partitions, each told in a file when it is digested, and death at a rename."""
+    small_partitions()
+    digest = digest_parts.digest_partition
+
+    def telling(partition: Partition) -> Digests:
+        with log.open("a") as file:
+            file.write(f"{partition.source.path.stem} {partition.start}\n")
+        return digest(partition)
+
+    digest_parts.digest_partition = telling
+    die_at_rename(4, before)
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_killed_at_any_part_goes_on_from_there(tmp_path: Path, files: list[Path], before: bool) -> None:
+    """Each start dies four outputs further on: what was finished is never made again, the bytes are the same."""
+    out, log, digested = tmp_path / "m.zarr", tmp_path / "log", tmp_path / "digested"
+    whole = tmp_path / "whole.zarr"
+    assert run_data(["medians", *files, "--out", whole], log, small_partitions) == 0
+    deaths = 0
+    while not out.exists():
+        assert deaths < 20, log.read_text()
+        code = run_data(["medians", *files[::-1], "--out", out], log, partial(_logged, digested, before))
+        deaths += code == -signal.SIGKILL
+    assert deaths > 4
+    assert content(out) == content(whole)
+    times = Counter(digested.read_text().splitlines())
+    assert len(times) == N_PARTITIONS
+    if before:  # what was about to be named is made again
+        assert sum(times.values()) <= N_PARTITIONS + deaths
+    else:
+        assert set(times.values()) == {1}
+
+
+def test_exact_medians_that_are_killed_go_on(tmp_path: Path, files: list[Path]) -> None:
+    out, log, deaths = tmp_path / "m.zarr", tmp_path / "log", 0
+    assert run_data(["medians", *files, "--out", tmp_path / "whole.zarr", "--exact"], log, _small_groups) == 0
+    while not out.exists():
+        assert deaths < 20, log.read_text()
+        code = run_data(["medians", *files[::-1], "--out", out, "--exact"], log, _small_groups_and_death)
+        deaths += code == -signal.SIGKILL
+    assert deaths > 2
+    assert content(out) == content(tmp_path / "whole.zarr")
+
+
+def _small_groups() -> None:
+    small_partitions()
+    exact._TOGETHER = 3
+
+
+def _small_groups_and_death() -> None:
+    _small_groups()
+    die_at_rename(4, before=False)
+
+
+def test_killed_with_workers_goes_on(tmp_path: Path, files: list[Path], small: None) -> None:
+    """Workers of a killed start do not disturb the next one."""
+    expected = make_medians(files, tmp_path / "whole.zarr", say=quiet)
+    out = tmp_path / "m.zarr"
+    process = multiprocessing.get_context("spawn").Process(target=_with_workers, args=(files, out))
+    process.start()
+    _when_there(tmp_path / ".m.zarr.work", 3, process.kill)
+    process.join()
+    assert not out.exists()
+    assert make_medians(files, out, workers=2, say=quiet).hash == expected.hash
+    assert content(out) == content(tmp_path / "whole.zarr")
+
+
+def _with_workers(files: list[Path], out: Path) -> None:
+    small_partitions()
+    make_medians(files, out, workers=2, say=quiet)
+
+
+def test_a_killed_worker_is_told_and_the_same_command_goes_on(tmp_path: Path, files: list[Path], small: None) -> None:
+    make_medians(files, tmp_path / "whole.zarr", say=quiet)
+    out, lines = tmp_path / "m.zarr", []
+    killer = threading.Thread(
+        target=_when_there,
+        args=(tmp_path / ".m.zarr.work", 3, lambda: multiprocessing.active_children()[0].kill()),
+    )
+    killer.start()
+    with pytest.raises(DataError, match="a worker process was killed"):
+        make_medians(files, out, workers=2, say=lines.append)
+    killer.join()
+    assert not out.exists()
+    assert "the same command goes on from there" in lines[-1]
+    make_medians(files, out, workers=2, say=lines.append)
+    assert content(out) == content(tmp_path / "whole.zarr")
+
+
+def test_dask_with_a_worker_killed_half_way_gives_the_same_bytes(
+    tmp_path: Path, files: list[Path], small: None
+) -> None:
+    make_medians(files, tmp_path / "whole.zarr", say=quiet)
+    out = tmp_path / "m.zarr"
+    with dask_cluster(2) as cluster:
+        killer = threading.Thread(target=_when_there, args=(tmp_path / ".m.zarr.work", 3, cluster.workers[0].kill))
+        killer.start()
+        make_medians(files, out, dask=cluster.address, say=quiet)
+        killer.join()
+        assert cluster.workers[0].wait() != 0
+    assert content(out) == content(tmp_path / "whole.zarr")
+
+
+def _when_there(work: Path, n_parts: int, act: Callable[[], None]) -> None:
+    """Act when some parts of the first data set are finished, and its digests are not."""
+    deadline = time.monotonic() + 60
+    while len(list(work.glob("a/[0-9]-*"))) < n_parts:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    act()
+    assert not (work / "a" / "digests").exists()
+
+
+@pytest.mark.parametrize(
+    ("workers", "size_kb", "message"),
+    [
+        (1, 52, r"a/\d-\d+: cannot be written .*No space left on device.*make room"),
+        (2, 64, r"cannot be written .*No space left on device"),
+        (1, 80, r"m\.zarr: cannot be written .*No space left on device"),
+    ],
+)
+def test_a_full_disk_loses_nothing(
+    tmp_path: Path, files: list[Path], small: None, workers: int, size_kb: int, message: str
+) -> None:
+    """Full at a part or at the result: nothing half-written, and with more room the same command goes on."""
+    make_medians(files, tmp_path / "whole.zarr", say=quiet)
+    with small_disk(tmp_path / "disk", size_kb) as disk:
+        out, lines = disk / "m.zarr", []
+        with pytest.raises(DataError, match=message):
+            make_medians(files, out, workers=workers, say=quiet)
+        assert not out.exists()
+        assert list(disk.glob(".m.zarr.work/a/*"))
+        assert not [path for path in disk.rglob("*") if len(path.name) > 32]
+        resize(disk, 4_000)
+        make_medians(files, out, workers=workers, say=lines.append)
+        assert any("going on from what an earlier start has finished" in line for line in lines)
+        assert content(out) == content(tmp_path / "whole.zarr")
+
+
+def test_a_disk_that_cannot_be_written_to_is_named(tmp_path: Path, files: list[Path]) -> None:
+    with small_disk(tmp_path / "disk", 80) as disk:
+        resize(disk, 0)
+        log = tmp_path / "log"
+        assert run_data(["medians", *files, "--out", disk / "m.zarr"], log) == 1
+    assert "Read-only file system" in log.read_text()
+    assert "choose an --out that can be written to" in log.read_text()
+    assert "Traceback" not in log.read_text()

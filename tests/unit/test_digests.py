@@ -1,0 +1,127 @@
+"""Digests: exact up to 1,000 values, near beyond, free of order, and cut into parts that depend on the data alone."""
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from fastdigest import TDigest, merge_all
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from data_shards import medians_sources
+from data_shards.counts import open_counts
+from data_shards.digest_parts import DigestPart, gene_blocks, write_digests
+from data_shards.digests import HEADER_PAIRS, MAX_CENTROIDS, Digests, library_digest
+from data_shards.fingerprint import Fingerprint
+from data_shards.medians_sources import MediansSource
+from tests.unit.count_files import draw_counts, write_counts
+
+
+def draw(lengths: list[int], seed: int) -> Digests:
+    """Digests of genes with so many values, of which many are equal."""
+    rng = np.random.default_rng(seed)
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    return Digests.from_values(starts, rng.lognormal(size=starts[-1]).round(2))
+
+
+def test_the_binary_form_of_the_library_is_as_we_write_it() -> None:
+    """What it makes of values by itself, bit for bit, but for the sum, which it adds up in another order."""
+    for values, weights in (([1.5], [1.0]), ([1.0, 2.0, 2.0, 5.0], [3.0, 1.0, 2.0, 7.0])):
+        theirs = TDigest.from_values(values, weights, max_centroids=0)
+        ours = library_digest(np.array(values), np.array(weights), 0, len(values))
+        assert ours.to_bytes() == theirs.to_bytes()
+    values = np.sort(np.random.default_rng(0).lognormal(size=5_000))
+    theirs, ours = (
+        merge_all([digest], max_centroids=MAX_CENTROIDS)
+        for digest in (TDigest.from_values(values, max_centroids=0), library_digest(values, None, 0, 5_000))
+    )
+    assert ours.centroids == theirs.centroids
+    assert (ours.n_values, ours.min(), ours.max(), ours.median()) == (
+        5_000, values[0], values[-1], theirs.median()
+    )  # fmt: skip
+    pairs = np.frombuffer(ours.to_bytes()).reshape(-1, 2)[HEADER_PAIRS:]
+    assert [tuple(pair) for pair in pairs] == theirs.centroids
+
+
+@given(st.lists(st.integers(0, 1_400), min_size=1, max_size=6), st.integers(0, 99))
+def test_a_digest_is_its_values_or_near_them(lengths: list[int], seed: int) -> None:
+    starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
+    values = np.random.default_rng(seed).lognormal(size=starts[-1])
+    digests = Digests.from_values(starts, values.copy())
+    np.testing.assert_array_equal(digests.counts, lengths)
+    for gene, (first, last) in enumerate(pairwise(starts)):
+        span = slice(digests.indptr[gene], digests.indptr[gene + 1])
+        assert digests.weights[span].sum() == last - first
+        assert np.all(np.diff(digests.means[span]) >= 0)
+        if last - first <= MAX_CENTROIDS:
+            np.testing.assert_array_equal(digests.means[span], np.sort(values[first:last]))
+        else:
+            np.testing.assert_allclose(digests.medians()[gene], np.median(values[first:last]), rtol=5e-3)
+
+
+@settings(max_examples=25)
+@given(st.permutations(range(5)), st.integers(0, 99))
+def test_merges_depend_neither_on_order_nor_on_blocks_of_genes(order: list[int], seed: int) -> None:
+    """Parts have genes of their own, with ties between them, and means that are equal with other weights."""
+    lengths = [[0, 1_300, 7, 700], [900, 2, 0, 0], [40, 2_500, 0, 650], [0, 0, 3, 0], [1_200, 1_200, 1, 1]]
+    parts = [draw(of_part, seed + i) for i, of_part in enumerate(lengths)]
+    numbers = [
+        np.array(own, np.int32) for own in ([0, 1, 2, 4], [0, 2, 3, 5], [0, 1, 4, 5], [1, 2, 3, 4], [0, 1, 4, 5])
+    ]
+    whole = Digests.merge(parts, numbers, 6)
+    again = Digests.merge([parts[i] for i in order], [numbers[i] for i in order], 6)
+    for name in ("means", "weights", "indptr", "counts"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(whole, name))
+    assert whole.counts.sum() == np.sum(lengths)
+    assert np.diff(whole.indptr).max() <= MAX_CENTROIDS
+
+
+def test_parts_are_read_by_genes_as_they_were_written(tmp_path: Path) -> None:
+    whole = draw([3, 0, 1_100, 1, 0, 20], 1)
+    with_parts = [draw([3, 0], 1), draw([], 1), draw([7], 2)]
+    write_digests(tmp_path, [whole, *with_parts])
+    part = DigestPart(tmp_path)
+    np.testing.assert_array_equal(part.counts, [3, 0, 1_100, 1, 0, 20, 3, 0, 7])
+    for name in ("means", "weights"):
+        chunks = list(part.chunks(name, 16))
+        assert {len(chunk) for chunk in chunks[:-1]} == {16}
+        expected = [getattr(digests, name) for digests in [whole, *with_parts]]
+        np.testing.assert_array_equal(np.concatenate(chunks), np.concatenate(expected))
+    middle = part.read(1, 4)
+    span = slice(whole.indptr[1], whole.indptr[4])
+    np.testing.assert_array_equal(middle.means, whole.means[span])
+    np.testing.assert_array_equal(middle.weights, whole.weights[span])
+    np.testing.assert_array_equal(middle.indptr, whole.indptr[1:5] - whole.indptr[1])
+    np.testing.assert_array_equal(middle.counts, [0, 1_100, 1])
+    np.testing.assert_array_equal(part.read(8, 9).means, with_parts[2].means)
+
+
+@given(st.lists(st.integers(0, 50), max_size=30), st.integers(1, 80))
+def test_blocks_of_genes_cover_them_and_are_bounded(lengths: list[int], most: int) -> None:
+    blocks = gene_blocks(np.array(lengths, np.int64), most)
+    assert [gene for first, last in blocks for gene in range(first, last)] == list(range(len(lengths)))
+    assert all(last - first == 1 or sum(lengths[first:last]) <= most for first, last in blocks)
+
+
+@pytest.mark.parametrize("storage", ["csr", "csc", "dense"])
+def test_partitions_are_bounded_in_cells_and_entries(
+    tmp_path: Path, storage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(medians_sources, "PARTITION_CELLS", 8)
+    monkeypatch.setattr(medians_sources, "PARTITION_ENTRIES", 60)
+    counts = draw_counts(50, 12)
+    counts = sp.vstack([counts[:20], sp.csr_matrix((20, 12)), counts[40:]], format="csr")  # cells without a count
+    stored = {"csr": counts, "csc": counts.tocsc(), "dense": counts.toarray()}[storage]
+    path = write_counts(tmp_path / "a.h5ad", stored)
+    dataset = MediansSource.of(path, 50, "as-is", [f"g{i}" for i in range(12)])
+    with open_counts(path, scratch=tmp_path) as file:
+        found = list(dataset.partitions(file, Fingerprint.of(path), dataset.numbers, 12))
+    assert [cell for one in found for cell in range(one.start, one.stop)] == list(range(50))
+    entries = np.full(50, 12) if storage == "dense" else np.diff(counts.indptr)
+    for one, after in zip(found, [*found[1:], None], strict=True):
+        assert one.n_entries == entries[one.start : one.stop].sum() <= 60
+        assert one.stop - one.start <= 8
+        if after is not None:  # nothing smaller than it must be
+            assert one.stop - one.start == 8 or one.n_entries + entries[one.stop] > 60

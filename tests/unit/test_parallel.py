@@ -1,0 +1,121 @@
+"""Running tasks: the same results in the same order anywhere, and clear words when a worker or a scheduler is gone."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from data_shards import parallel
+from data_shards.errors import DataError
+from data_shards.parallel import Workers
+from tests.unit.dask_cluster import dask_cluster
+
+
+def square(x: int) -> int:
+    return x * x
+
+
+def fail_at_three(x: int) -> int:
+    if x == 3:
+        raise DataError("three is not liked")
+    return x
+
+
+def wait_and_square(x: int) -> int:
+    time.sleep(0.2)
+    return x * x
+
+
+def die_at_three(x: int) -> int:
+    if x == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return x
+
+
+@pytest.mark.parametrize("count", [1, 2])
+def test_results_stand_in_the_order_of_tasks(count: int) -> None:
+    with Workers(count) as workers:
+        assert list(workers.map_in_order(square, range(20))) == [x * x for x in range(20)]
+        assert workers.at_once == count
+        results = workers.map_in_order(fail_at_three, range(20))
+        with pytest.raises(DataError, match="three is not liked"):
+            list(results)
+        assert list(workers.map_in_order(square, range(3))) == [0, 1, 4]
+
+
+def test_few_tasks_are_taken_ahead() -> None:
+    taken: list[int] = []
+
+    def tasks():  # type: ignore[no-untyped-def]
+        for x in range(100):
+            taken.append(x)
+            yield x
+
+    with Workers(2) as workers:
+        results = workers.map_in_order(square, tasks())
+        next(results)
+        assert len(taken) <= 5
+        results.close()
+
+
+def test_a_killed_worker_is_told() -> None:
+    with Workers(2) as workers, pytest.raises(DataError, match=r"a worker process was killed.*fewer --workers"):
+        list(workers.map_in_order(die_at_three, range(20)))
+
+
+def test_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
+    script = tmp_path / "main.py"
+    script.write_text("""
+import os, signal
+from data_shards.parallel import Workers
+from tests.unit.test_parallel import square
+if __name__ == "__main__":
+    print(*Workers(2).map_in_order(square, range(8)), flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+""")
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
+    # Workers hold what it prints to: it does not end before all of them have.
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, env=environment)
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert done.stdout == "0 1 4 9 16 25 36 49\n"
+
+
+def test_dask_workers_come_and_are_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No worker yet is said, one that dies is made up for, a scheduler that is gone ends the work."""
+    monkeypatch.setattr(parallel, "_ANSWER_S", 5)
+    lines: list[str] = []
+    with dask_cluster() as cluster, Workers(dask=cluster.address, say=lines.append) as workers:
+        assert workers.at_once == 1
+        assert lines == [f"{cluster.address}: the scheduler has no workers: waiting for some to join"]
+        first = cluster.add_worker()
+        cluster.add_worker()
+        results = workers.map_in_order(wait_and_square, range(12))
+        assert next(results) == 0
+        first.kill()
+        assert list(results) == [x * x for x in range(1, 12)]
+        with pytest.raises(DataError, match="three is not liked"):
+            list(workers.map_in_order(fail_at_three, range(5)))
+        assert len(lines) == 1
+        results = workers.map_in_order(wait_and_square, range(12))
+        next(results)
+        cluster.scheduler.kill()
+        with pytest.raises(DataError, match=r"the Dask scheduler is gone: start it again"):
+            list(results)
+
+
+def test_a_scheduler_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "_ANSWER_S", 1)
+    with pytest.raises(DataError, match=r"--dask tcp://127.0.0.1:9: no scheduler answers .*dask scheduler"):
+        Workers(dask="tcp://127.0.0.1:9")
+    with pytest.raises(DataError, match=r"--dask head: no scheduler answers"):
+        Workers(dask="head")
+
+
+def test_dask_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(DataError, match=r"pip install 'gm-train\[dask\]'"):
+        Workers(dask="tcp://127.0.0.1:9")

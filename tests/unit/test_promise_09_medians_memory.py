@@ -1,0 +1,55 @@
+"""Promise 9: the memory that medians need does not grow with the number of cells."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pandas as pd
+from anndata.io import write_elem
+
+_PROGRAM = """
+import resource, sys
+from pathlib import Path
+from data_shards import digest_tree, medians_sources
+from data_shards.medians import make_medians
+medians_sources.PARTITION_CELLS, digest_tree.FAN_IN = 1024, 4
+make_medians([Path(sys.argv[1])], Path(sys.argv[2]), say=lambda line: None)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def write_repeated(path: Path, n_blocks: int) -> Path:
+    """The same 1,024 cells of 4,000 genes, about 800 a cell, again and again; on disk alone."""
+    rng = np.random.default_rng(0)
+    counts = rng.poisson(0.22, (1024, 4000)).astype(np.uint8)
+    cells, genes = np.nonzero(counts)
+    lengths = np.bincount(cells, minlength=1024)
+    with h5py.File(path, "w") as file:
+        file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
+        matrix = file.create_group("X")
+        matrix.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
+        matrix.attrs["shape"] = np.array([1024 * n_blocks, 4000])
+        for name, values in (("data", counts[cells, genes]), ("indices", genes.astype(np.int32))):
+            array = matrix.create_dataset(name, (n_blocks * len(values),), values.dtype, chunks=(1 << 16,))
+            for block in range(n_blocks):
+                array[block * len(values) : (block + 1) * len(values)] = values
+        matrix["indptr"] = np.concatenate([[0], np.tile(lengths, n_blocks).cumsum()])
+        write_elem(file, "obs", pd.DataFrame(index=np.arange(1024 * n_blocks).astype(str)))
+        write_elem(file, "var", pd.DataFrame(index=[f"g{i}" for i in range(4000)]))
+    return path
+
+
+def peak_mb(path: Path, out: Path) -> float:
+    done = subprocess.run([sys.executable, "-c", _PROGRAM, path, out], capture_output=True, text=True, check=True)
+    return int(done.stdout) / 1024
+
+
+def test_promise_09_bounded_memory(tmp_path: Path) -> None:
+    """10 partitions against 40 of them, whose digests are 200 MB more: a quarter of it is what such peaks vary by."""
+    small = write_repeated(tmp_path / "small.h5ad", 10)
+    large = write_repeated(tmp_path / "large.h5ad", 40)
+    peak_mb(small, tmp_path / "warm.zarr")  # compiles
+    less, more = peak_mb(small, tmp_path / "small.zarr"), peak_mb(large, tmp_path / "large.zarr")
+    assert more < less + 50, f"{less:.0f} MB, then {more:.0f} MB"
