@@ -81,7 +81,7 @@ def _add_loader(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     add = loader.add_argument
     add("--quick", action="store_true", help="few cells, short turns: a minute or two")
-    add("--parts", type=_words, metavar="LIST", help="race")
+    add("--parts", type=_words, metavar="LIST", help="race,mixing (default: both)")
     add("--cells", type=int, metavar="N", help="cells to simulate (50000)")
     add("--compression", help="of their counts: none (default; loaders that read .h5ad are fastest), lzf or gzip")
     add("--store", type=Path, metavar="STORE.zarr", help="a token store of yours; alone, without other loaders")
