@@ -1,5 +1,6 @@
 """Simulated cells for the benchmarks of data, as counts and as a store."""
 
+from dataclasses import replace
 from pathlib import Path
 
 from data_shards.atlas import AtlasOptions
@@ -28,12 +29,12 @@ def atlas_options(n_cells: int) -> AtlasOptions:
     )
 
 
-def simulated_counts(folder: Path, n_cells: int, compression: str, workers: int, say: Say) -> Path:
-    """`folder/COMPRESSION.h5ad`, made at the first call."""
+def simulated_counts(folder: Path, n_cells: int, compression: str, workers: int, say: Say, sort: bool = False) -> Path:
+    """`folder/COMPRESSION.h5ad`, made at the first call; with `sort`, the cells of a type stand together."""
     path = folder / f"{compression}.h5ad"
     if not path.exists():
         say(f"simulating {n_cells:,} cells, {compression}")
-        simulate(path, atlas_options(n_cells), compression, workers)
+        simulate(path, replace(atlas_options(n_cells), sorted=sort), compression, workers)
     return path
 
 

@@ -14,13 +14,14 @@ from data_shards.manifest import Manifest
 from gm_train.bench import loader_report
 from gm_train.bench.atlases import simulated_counts, store_of
 from gm_train.bench.loaders import CEILING, OURS, WAYS, Cells, LoaderRunner
+from gm_train.bench.mixing import run_mixing
 from gm_train.bench.peers import PEERS
 from gm_train.bench.results import made_with, progress, write
 from gm_train.bench.turns import FEWEST_STEPS, Say, alternate
 from gm_train.bench.worker import Worker
 from gm_train.settings import ConfigError
 
-PARTS = ("race",)
+PARTS = ("race", "mixing")
 PACKAGES = (
     "tensorstore",
     "zarr",
@@ -110,10 +111,13 @@ def _measure(plan: LoaderPlan, say: Say) -> Row:
             "top_k": manifest.top_k,
             "counts": None if cells.h5ad is None else cells.h5ad.name,
         },
-        "left_out": [],
+        "left_out": [f"{part}: not run; add it with --parts." for part in PARTS if part not in plan.parts],
     }
     if "race" in plan.parts:
-        results["race"], results["left_out"] = race(plan, cells, say)
+        results["race"], left_out = race(plan, cells, say)
+        results["left_out"] += left_out
+    if "mixing" in plan.parts:
+        results["mixing"] = run_mixing(_mixed_store(plan, cells, say), say)
     return results
 
 
@@ -130,6 +134,16 @@ def _cells(plan: LoaderPlan, say: Say) -> Cells:
         return Cells(plan.store, h5ad, folder)
     assert h5ad is not None
     return Cells(store_of(h5ad, folder, plan.workers, say), h5ad, folder)
+
+
+def _mixed_store(plan: LoaderPlan, cells: Cells, say: Say) -> Path:
+    """A store of yours as it is; of simulated cells, one whose cells are sorted by type, the worst case."""
+    if plan.store is not None or plan.h5ad is not None:
+        return cells.store
+    folder = plan.out / f"sorted-{plan.n_cells}"
+    folder.mkdir(exist_ok=True)
+    h5ad = simulated_counts(folder, plan.n_cells, "lzf", plan.workers, say, sort=True)
+    return store_of(h5ad, folder, plan.workers, say)
 
 
 def race(plan: LoaderPlan, cells: Cells, say: Say) -> tuple[list[Row], list[str]]:

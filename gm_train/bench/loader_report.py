@@ -3,6 +3,7 @@
 from typing import Any
 
 from gm_train.bench.loaders import BY_KERNEL, BY_ROWS, CEILING, COUNTS, OURS, WAYS
+from gm_train.bench.mixing import render_mixing
 from gm_train.bench.peers import BATCH
 from gm_train.bench.tables import mebibytes, ratio, seconds, table, versions
 
@@ -14,6 +15,8 @@ def render(results: Row) -> str:
     parts = [_head(results)]
     if "race" in results:
         parts.append(_race(results["race"]))
+    if "mixing" in results:
+        parts.append(render_mixing(results["mixing"]))
     left_out = [*results["left_out"], *_ALWAYS]
     parts.append("## Left out\n\n" + "\n".join(f"- {line}" for line in left_out))
     return "\n\n".join(parts) + "\n"
@@ -36,8 +39,8 @@ def _head(results: Row) -> str:
             + versions(made["packages"], made["git"]),
             f"{cells['cells']:,} {'simulated ' if cells['simulated'] else ''}cells of {cells['mean_tokens']:,.0f} "
             f"tokens on average, top-k {cells['top_k']:,}. {made['turns']} turns of {made['turn_s']:g} s a loader, in "
-            "alternation, after an untimed one; cells of all turns over their seconds, with the quartiles of the turns "
-            "in brackets.",
+            "alternation, after four untimed ones; cells of all turns over their seconds, with the quartiles of the "
+            "turns in brackets.",
         ]
     )
 
@@ -55,9 +58,9 @@ def _race(rows: list[Row]) -> str:
         line = [loader]
         for way in WAYS:
             line += [_rate(found[way]), ratio(found[way]["ours_over"])] if way in found else ["failed", "-"]
-        last = list(found.values())[-1]
-        lines.append([*line, seconds(found[COUNTS]["first_s"]), mebibytes(last["peak_memory"])])
-    ours = by_loader[OURS][COUNTS]
+        measured = list(found.values())
+        lines.append([*line, seconds(measured[0]["first_s"]), mebibytes(measured[-1]["peak_memory"])])
+    ours = next(row for row in rows if row["loader"] == OURS)
     said = (
         f"`{OURS}` delivers packed int64 rows of tokens and segments in all three; its rows are "
         f"{ours['real_tokens']:.1%} full. `{CEILING}` is TensorStore alone, with 16 reads in flight. The others "

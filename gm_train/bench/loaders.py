@@ -26,6 +26,7 @@ OURS, CEILING = "gm-train", "chunks, read and dropped"
 COUNTS, BY_ROWS, BY_KERNEL = "counts", "tokens, ranked by numpy", "tokens, ranked by our kernel"
 WAYS = (COUNTS, BY_ROWS, BY_KERNEL)
 _READS = 16
+_UNTIMED = 4
 
 
 class Batch(NamedTuple):
@@ -51,11 +52,17 @@ class Cells:
     folder: Path
 
 
+def default_plan(reader: StoreReader) -> Plan:
+    """How a run with the default settings reads a store."""
+    data = DataConfig()
+    return Plan(0, data.lanes, choose_pool_blocks(reader.manifest), data.group_cells, data.row_length)
+
+
 def own_batches(cells: Cells) -> Iterator[Batch]:
     """Packed rows of a step, in the order of a run with the default settings: tokens and segments, int64."""
     data = DataConfig()
     reader = StoreReader(cells.store, data.cache_mb << 20)
-    plan = Plan(0, data.lanes, choose_pool_blocks(reader.manifest), data.group_cells, data.row_length)
+    plan = default_plan(reader)
     lanes = Lanes(reader, plan, dict.fromkeys(range(data.lanes), (0, 0)))
     while True:
         rows = lanes.take(data.rows_per_lane)
@@ -118,7 +125,7 @@ class LoaderRunner:
         self._batches: Iterator[Batch] = iter(())
 
     def use(self, way: str) -> float:
-        """Begin anew, and take an untimed step.
+        """Begin anew, and take untimed steps, so that what is read ahead has come round once.
 
         Returns:
             Seconds until the first batch; of a peer's first start, with the copy of the cells that it wants.
@@ -134,7 +141,7 @@ class LoaderRunner:
         if not first.tokens:
             raise DataError("its first batch is empty")
         waited = time.perf_counter() - start
-        self.steps(1)
+        self.steps(_UNTIMED)
         return waited
 
     def steps(self, n: int) -> list[tuple[float, float, int, int]]:

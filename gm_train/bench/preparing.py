@@ -123,7 +123,7 @@ def _own_seconds(profile: cProfile.Profile) -> dict[str, float]:
     found: dict[str, float] = {}
     for (file, _, function), (_, _, own, _, _) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
         if file == "~":
-            name = function.strip("<>")
+            name = "waiting for other threads" if "_thread.lock" in function else function.strip("<>")
         elif file.startswith(package):
             name = f"data_shards.{Path(file).stem}.{function}"
         else:

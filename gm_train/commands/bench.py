@@ -33,7 +33,7 @@ examples:
   gm-train bench prepare --parts ranking,medians,files --out runs/bench-prepare
   gm-train bench prepare --parts scale --sizes 100000,1000000
 
-A million cells need 8 GB of disk in --out while they are there. Writes bench.json and bench.md into --out.
+A million cells need 10 GB of disk in --out while they are there. Writes bench.json and bench.md into --out.
 """
 
 
@@ -81,7 +81,7 @@ def _add_loader(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     add = loader.add_argument
     add("--quick", action="store_true", help="few cells, short turns: a minute or two")
-    add("--parts", type=_words, metavar="LIST", help="race")
+    add("--parts", type=_words, metavar="LIST", help="race,mixing (default: both)")
     add("--cells", type=int, metavar="N", help="cells to simulate (50000)")
     add("--compression", help="of their counts: none (default; loaders that read .h5ad are fastest), lzf or gzip")
     add("--store", type=Path, metavar="STORE.zarr", help="a token store of yours; alone, without other loaders")

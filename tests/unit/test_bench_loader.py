@@ -157,17 +157,40 @@ def test_a_whole_run_names_those_that_are_not_there(
     gone = Peer("gone", ("no_such_module",), there.batches)
     inside = Peer("inside", ("no_such_module.inside",), there.batches)
     monkeypatch.setattr(bench_loader, "PEERS", (there, gone, inside))
-    plan = LoaderPlan(store=atlas.store, h5ad=atlas.files[0], turns=10, turn_s=0.005, out=tmp_path / "out")
+    monkeypatch.setattr(bench_loader, "WAYS", (BY_ROWS,))
+    monkeypatch.setattr(loader_report, "WAYS", (BY_ROWS,))
+    plan = LoaderPlan(("race",), store=atlas.store, h5ad=atlas.files[0], turns=10, turn_s=0.005, out=tmp_path / "out")
     written = bench_loader.run(plan)
     results = json.loads(written[0].read_text())
     assert {(row["loader"], row["way"]) for row in results["race"]} == {
-        (name, way) for name in (OURS, CEILING, "AnnLoader") for way in WAYS
+        (name, BY_ROWS) for name in (OURS, CEILING, "AnnLoader")
     }
     assert all(row["cells_per_s"] > 0 and row["peak_memory"] > 0 for row in results["race"])
-    assert [line.split(":")[0] for line in results["left_out"]] == ["gone", "inside"]
+    assert [line.split(":")[0] for line in results["left_out"]] == ["mixing", "gone", "inside"]
     text = written[1].read_text()
     for word in ("| gm-train |", "| AnnLoader |", "no_such_module cannot be imported", "rows are", "tensorstore 0."):
         assert word in text
+
+
+def test_mixing_is_measured_by_lanes_and_blocks(atlas: Atlas, tmp_path: Path) -> None:
+    plan = LoaderPlan(("mixing",), store=atlas.store, out=tmp_path / "out")
+    written = bench_loader.run(plan)
+    rows = json.loads(written[0].read_text())["mixing"]
+    assert [row["lanes"] for row in rows] == [192, 8, 192, 8]
+    assert rows[0]["pool_blocks"] > rows[2]["pool_blocks"] == 1
+    for row in rows:
+        for one in row["found"]:
+            assert 0 <= one["distance"] <= 1
+    assert "| 8 x 1 | 1 |" in written[1].read_text()
+
+
+def test_simulated_cells_are_sorted_for_mixing_alone(tmp_path: Path) -> None:
+    plan = LoaderPlan(("mixing",), n_cells=60, workers=1, out=tmp_path)
+    cells = bench_loader._cells(plan, print)
+    with open_counts(bench_loader._mixed_store(plan, cells, print).parent / "lzf.h5ad") as counts:
+        assert counts.read_obs()["cell_type"].is_monotonic_increasing
+    with open_counts(cells.h5ad) as counts:
+        assert not counts.read_obs()["cell_type"].is_monotonic_increasing
 
 
 def test_a_peer_that_failed_is_told_and_leaves_the_others() -> None:
@@ -183,7 +206,7 @@ def test_a_peer_that_failed_is_told_and_leaves_the_others() -> None:
     ("words", "message"),
     [
         (("--turns", "3"), "--turns 3: nothing is reported from fewer than 10"),
-        (("--parts", "rase"), "--parts rase: expected some of race"),
+        (("--parts", "rase"), "--parts rase: expected some of race, mixing"),
         (("--store", "nowhere.zarr"), "nowhere.zarr: there is no such file"),
     ],
 )
