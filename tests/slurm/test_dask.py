@@ -1,5 +1,6 @@
 """`gm-train data ... --slurm`: jobs of workers on a real SLURM, the same bytes as locally, and an end in every case."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -27,7 +28,7 @@ class Command:
     """A `gm-train data` command in a process of its own, as a user starts it."""
 
     def __init__(self, slurm: Slurm, folder: Path, *words: str | Path) -> None:
-        self.slurm, self.log = slurm, folder / "command.log"
+        self.slurm, self.folder, self.log = slurm, folder, folder / "command.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "gm_train.cli", "data", *map(str, words)],
@@ -43,28 +44,28 @@ class Command:
     def wait(self) -> int:
         return self.process.wait(PATIENCE)
 
-    def jobs(self) -> list[int]:
-        """The jobs in the queue."""
-        return sorted(map(int, self.slurm.cluster.run("squeue", "--noheader", "--format=%i").split()))
+    def wait_for(self, n: int) -> dict[int, list[int]]:
+        """Wait until so many jobs have a worker that the scheduler knows; the processes of each, which stop.
 
-    def wait_for(self, n: int) -> list[int]:
-        """Wait until the processes of so many workers run, and return their jobs."""
-        poll(lambda: len(self.workers()) >= n or self.process.poll() is not None, PATIENCE, self.said)
+        A worker that was just told what to do still imports for seconds: nothing is finished.
+        """
+        poll(lambda: len(self.registered()) >= n or self.process.poll() is not None, PATIENCE, self.said)
         assert self.process.poll() is None, self.said()
-        return sorted(self.workers())
+        found = {job: self.slurm.processes(job) for job in self.registered()}
+        for pids in found.values():
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+        return found
 
-    def workers(self) -> dict[int, list[int]]:
-        """The processes of each job in which a worker has begun."""
-        found = {job: self.slurm.processes(job) for job in self.jobs()}
-        return {job: pids for job, pids in found.items() if any(_runs_a_worker(pid) for pid in pids)}
+    def registered(self) -> list[int]:
+        logs = self.folder.glob(".*.slurm-*/*.out")
+        return sorted(int(log.stem) for log in logs if "Registered to" in log.read_text())
 
 
-def _runs_a_worker(pid: int) -> bool:
-    """A worker is a child of its nanny, made by multiprocessing."""
-    try:
-        return b"multiprocessing" in Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return False
+def go_on(pids: list[int]) -> None:
+    for pid in pids:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGCONT)
 
 
 @pytest.fixture
@@ -112,15 +113,11 @@ def test_a_job_that_is_cancelled_half_way(queue: Slurm, files: list[Path], tmp_p
     out = tmp_path / "m.zarr"
     command = Command(queue, tmp_path, "medians", *files, "--out", out, "--slurm", *WORKERS)
     # Whichever tasks the first worker has, it holds on to them.
-    first, _ = command.wait_for(2)
-    halted = command.workers()[first]
-    for pid in halted:
-        os.kill(pid, signal.SIGSTOP)
+    (first, held), (_, others) = command.wait_for(2).items()
+    go_on(others)
     assert not out.exists()
     queue.scancel(first)
-    for pid in halted:
-        if Path(f"/proc/{pid}").exists():
-            os.kill(pid, signal.SIGCONT)
+    go_on(held)
     assert command.wait() == 0, command.said()
     expected = Command(queue, tmp_path, "medians", *files, "--out", tmp_path / "local.zarr")
     assert expected.wait() == 0
@@ -132,13 +129,15 @@ def test_a_job_that_is_put_back_into_the_queue_comes_back(queue: Slurm, files: l
     out = tmp_path / "m.zarr"
     only = ("cluster.nodes=1", *WORKERS[1:])
     command = Command(queue, tmp_path, "medians", *files, "--out", out, "--slurm", *only)
-    (job,) = command.wait_for(1)
-    for pid in command.workers()[job]:
-        os.kill(pid, signal.SIGSTOP)
-    assert not out.exists()
-    queue.scontrol("requeue", str(job))
+    ((job, pids),) = command.wait_for(1).items()
+    queue.scontrol("requeuehold", str(job))
+    go_on(pids)
+    queue.wait(job, "PENDING", PATIENCE)
+    poll(lambda: not queue.processes(job), PATIENCE, lambda: queue.show(job))
     # A job without a process is still one in the queue: it is waited for, and longer than Dask would by itself (15 s).
-    time.sleep(17)
+    time.sleep(20)
+    assert not out.exists()
+    queue.scontrol("release", str(job))
     queue.start_now(job, 1, PATIENCE)
     assert command.wait() == 0, command.said()
     assert hash_path(out)
@@ -149,15 +148,11 @@ def test_a_job_that_is_put_back_into_the_queue_comes_back(queue: Slurm, files: l
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL], ids=lambda number: number.name)
 def test_jobs_end_with_the_command(queue: Slurm, files: list[Path], tmp_path: Path, number: signal.Signals) -> None:
     command = Command(queue, tmp_path, "medians", *files, "--out", tmp_path / "m.zarr", "--slurm", *WORKERS)
-    jobs = command.wait_for(2)
-    for job in jobs:  # nothing is finished before the signal comes
-        for pid in queue.processes(job):
-            os.kill(pid, signal.SIGSTOP)
+    halted = command.wait_for(2)
     command.process.send_signal(number)
     assert command.wait() == (-number if number == signal.SIGKILL else 1), command.said()
-    for job in jobs:
-        for pid in queue.processes(job):
-            os.kill(pid, signal.SIGCONT)
+    for pids in halted.values():
+        go_on(pids)
     poll(lambda: no_jobs(queue), PATIENCE, lambda: queue.cluster.run("squeue"))
     assert not (tmp_path / "m.zarr").exists()
     if number != signal.SIGKILL:
@@ -202,6 +197,7 @@ def test_what_slurm_would_not_take(queue: Slurm, files: list[Path], tmp_path: Pa
     assert no_jobs(queue)
 
 
+@pytest.mark.slow
 def test_a_store_is_added_to_by_workers(queue: Slurm, files: list[Path], tmp_path: Path) -> None:
     medians, store = tmp_path / "m.zarr", tmp_path / "s.zarr"
     assert Command(queue, tmp_path, "medians", *files[:4], "--out", medians).wait() == 0
