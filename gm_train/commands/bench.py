@@ -173,7 +173,7 @@ def run(arguments: argparse.Namespace) -> int:
         "threads": arguments.threads,
         "store": arguments.store,
     }
-    return _show(run_plan(_changed(replace(plan, out=arguments.out, asked=tuple(sys.argv[1:])), given)))
+    return _show(arguments.out, run_plan(_changed(replace(plan, out=arguments.out, asked=tuple(sys.argv[1:])), given)))
 
 
 def run_loader(arguments: argparse.Namespace) -> int:
@@ -194,7 +194,7 @@ def run_loader(arguments: argparse.Namespace) -> int:
         "turn_s": arguments.turn_seconds,
     }
     plan = _changed(loader.quick(plan) if arguments.quick else plan, given)
-    return _show(loader.run(plan))
+    return _show(arguments.out, loader.run(plan))
 
 
 def run_prepare(arguments: argparse.Namespace) -> int:
@@ -211,7 +211,7 @@ def run_prepare(arguments: argparse.Namespace) -> int:
         "workers": arguments.workers,
     }
     plan = _changed(prepare.quick(plan) if arguments.quick else plan, given)
-    return _show(prepare.run(plan))
+    return _show(arguments.out, prepare.run(plan))
 
 
 def _changed(plan: Any, given: dict[str, Any]) -> Any:
@@ -219,7 +219,7 @@ def _changed(plan: Any, given: dict[str, Any]) -> Any:
     return replace(plan, **{name: value for name, value in given.items() if value is not None})
 
 
-def _show(written: list[Path]) -> int:
-    print(next(path for path in written if path.name == "bench.md").read_text())
+def _show(out: Path, written: list[Path]) -> int:
+    print((out / "bench.md").read_text())
     print("written: " + ", ".join(map(str, written)))
     return 0
