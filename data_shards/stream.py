@@ -200,20 +200,34 @@ def block_order(reader: StoreReader, plan: Plan) -> BlockOrder:
 def validation_rows(reader: StoreReader, plan: Plan, max_cells: int) -> Rows:
     """Rows of held-out cells, a function of the store and the plan, its weights apart.
 
-    Blocks are visited in an order of their own until `max_cells` validation cells are found (the last block is cut).
-    None if the store holds out none.
+    Blocks of data sets that hold cells out are visited in an order of their own until `max_cells` validation cells are
+    found (the last block is cut). None if the store holds out none.
     """
+    datasets = reader.manifest.datasets
     key = fold(plan.seed, _PURPOSE_VALIDATION)
-    wanted = min(max_cells, sum(data_set.n_validation for data_set in reader.manifest.datasets))
+    wanted = min(max_cells, sum(data_set.n_validation for data_set in datasets))
     if wanted == 0:
         return Rows.join([])
-    order = BlockOrder(key, reader.manifest.hash, reader.manifest.n_blocks)
+    holds_out = [int(data_set.n_validation > 0) for data_set in datasets]
+    order = BlockOrder(key, reader.manifest.hash, reader.manifest.n_blocks, holds_out)
     found: list[Block] = []
+    places: list[int] = []
     n_found = 0
     for first in range(0, order.size, _BLOCKS_AT_ONCE):
         if n_found >= wanted:
             break
-        places = np.arange(first, min(first + _BLOCKS_AT_ONCE, order.size))
-        found += reader.read(order.blocks(places).tolist())
-        n_found = sum(int((block.split == VALIDATION).sum()) for block in found)
-    return pack_pool(found, np.arange(len(found)), VALIDATION, plan, key, most=wanted)
+        visited = np.arange(first, min(first + _BLOCKS_AT_ONCE, order.size))
+        for place, block in zip(visited.tolist(), reader.read(order.blocks(visited).tolist()), strict=True):
+            if n := int((block.split == VALIDATION).sum()):
+                found.append(_held_out(block))
+                places.append(place)
+                n_found += n
+    return pack_pool(found, np.array(places), VALIDATION, plan, key, most=wanted)
+
+
+def _held_out(block: Block) -> Block:
+    """A block that has the tokens of its validation cells alone: blocks may have few of them, and many are visited."""
+    held_out = block.split == VALIDATION
+    lengths = np.diff(block.indptr)
+    indptr = np.concatenate([np.zeros(1, np.int64), np.where(held_out, lengths, 0).cumsum()])
+    return Block(block.tokens[np.repeat(held_out, lengths)], indptr, block.split, block.damaged)

@@ -1,6 +1,7 @@
 """Lanes of a real store: every training cell once a pass, no held-out cell, the same from any position."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from data_shards.pool import Plan, Rows
 from data_shards.reader import StoreReader
 from data_shards.stream import Lanes, validation_rows
 from tests.conftest import Atlas
+from tests.unit.small_stores import write_store
 
 
 def make_plan(lanes: int = 4, pool_blocks: int = 2) -> Plan:
@@ -110,6 +112,25 @@ def test_validation_rows_are_held_out_cells_and_bounded(atlas: Atlas) -> None:
     assert len(ids(everything)) == n_validation == len(set(ids(everything)))
     assert {tuple(tokens) for tokens in tokens_of(everything).values()} == held_out
     assert len(ids(validation_rows(reader, make_plan(), 7))) == 7
+
+
+def test_validation_reads_no_data_set_without_held_out_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A small data set that holds cells out beside a large one that holds none."""
+    small = np.full(40, TRAIN)
+    small[[3, 17, 39]] = VALIDATION
+    write_store(tmp_path / "s.zarr", [np.full(4000, TRAIN), small], block_cells=8)
+    reader = StoreReader(tmp_path / "s.zarr")
+    read: list[int] = []
+    begin = reader.begin
+    monkeypatch.setattr(reader, "begin", lambda blocks: read.extend(blocks) or begin(blocks))
+    rows = validation_rows(reader, make_plan(), 100)
+    assert sorted(read) == list(range(500, 505))
+    assert sorted(rows.cells.tolist()) == [1, 3, 7]
+    held_out = [reader.read([500 + cell // 8])[0] for cell in (3, 17, 39)]
+    expected = {
+        tuple(b.tokens[b.indptr[c % 8] : b.indptr[c % 8 + 1]]) for b, c in zip(held_out, (3, 17, 39), strict=True)
+    }
+    assert {tuple(tokens) for tokens in tokens_of(rows).values()} == expected
 
 
 def test_a_missing_token_file_is_an_error_and_never_zeros(atlas: Atlas, tmp_path) -> None:  # type: ignore[no-untyped-def]
