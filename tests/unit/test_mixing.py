@@ -34,6 +34,8 @@ def test_lanes_and_pools_mix_what_is_sorted(reader: StoreReader) -> None:
     assert few.distance > pools.distance > lanes.distance
     assert few.excess > 2
     assert lanes.excess < 1.15
+    # A step of one type of ten is nine tenths away.
+    assert measure(reader, 1, 1, by_type).distance == pytest.approx(0.9, abs=0.01)
     # The same of data sets.
     assert measure(reader, 1, 1, None, 24).excess > 2 > 1.2 > measure(reader, 24, 16, None).excess
 

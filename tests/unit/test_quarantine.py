@@ -3,11 +3,14 @@
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from data_shards import place
+from data_shards.damage import DamagedChunk, Quarantine
 from data_shards.errors import DataError
 from data_shards.manifest import VALIDATION
 from data_shards.place import Retries
@@ -84,6 +87,16 @@ def test_the_order_is_the_same_and_the_cells_that_touch_lost_chunks_are_marked(
     assert reader.quarantine.take_new() == ()
     # Each was tried again twice before it was given up, and never after.
     assert len(waits) == 2 * 3
+
+
+def test_cells_that_end_or_begin_where_a_lost_chunk_does_are_whole() -> None:
+    quarantine = Quarantine(1)
+    quarantine.add(DamagedChunk("d0", "c/0", 1, 64, 128), DataError("unused"))
+    tokens: Any = SimpleNamespace(path=Path("store/d0/tokens"))
+    lost = quarantine.lost(tokens, np.array([0, 64, 65, 128, 192]))
+    assert lost is not None
+    assert lost.tolist() == [False, True, True, False]
+    assert quarantine.lost(SimpleNamespace(path=Path("store/d1/tokens")), np.array([60, 130])) is None  # type: ignore[arg-type]
 
 
 def test_held_out_cells_too(stores: tuple[Path, Path]) -> None:
