@@ -75,11 +75,13 @@ def import_corpus(
     splits = splits or SplitOptions()
     if name is None and len(paths) > 1:
         raise DataError(f"{len(paths)} folders or files become one data set: name it with --name")
-    name = name or paths[0].stem
-    if not add:
+    name = paths[0].stem if name is None else name
+    if add:
+        out = out.resolve()  # it may be a link to another disk
+    else:
         refuse_existing(out)
     plan, mapping, report = plan_import(out, tokens_path, medians_path, top_k, add)
-    plan.check_names(out, [name])
+    plan.check_names(out, [name], "name it otherwise with --name")
     corpus = RankedCorpus(paths)
     kept = _kept_columns(corpus, obs_columns, name, say)
     donor_key = splits.find_donor_key(name, corpus.columns)

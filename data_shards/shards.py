@@ -64,8 +64,8 @@ def make_store(
         DataError: `out` exists, files that cannot be used, bad counts, or nothing left to write.
     """
     splits = splits or SplitOptions()
-    # Dask's workers stand elsewhere.
-    paths, out = [path.absolute() for path in paths], out.absolute()
+    # Dask's workers stand elsewhere, and the store that is added to may be a link to another disk.
+    paths, out = [path.absolute() for path in paths], out.resolve() if add else out.absolute()
     shared = StoreOptions(top_k, dither, genes_file, deny_file, keep_values)
     own = SourceOptions(
         options or CountOptions(),

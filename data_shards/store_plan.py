@@ -76,12 +76,12 @@ class StorePlan:
         """The data sets that the store has already."""
         return () if self.store is None else tuple(entry.name for entry in self.store.datasets)
 
-    def check_names(self, out: Path, names: Sequence[str]) -> None:
+    def check_names(self, out: Path, names: Sequence[str], mend: str = "rename the file") -> None:
         """Raise DataError if data sets of these names cannot be in the store, or not beside those that it has."""
-        check_names(list(names))
+        check_names(list(names), mend)
         for name in names:
             if name in self.names:
-                raise DataError(f"{out}: has a data set {name!r} already: leave the file out, or rename it")
+                raise DataError(f"{out}: has a data set {name!r} already: leave the file out, or {mend}")
 
     def manifest(self, entries: Sequence[DatasetEntry], files: dict[str, str]) -> Manifest:
         """That of a store with the data sets that it has, and these; `files` are the hashes of those in its root."""

@@ -1,5 +1,6 @@
 """`--add`: more data sets for a store, ranked as it was."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from data_shards.errors import DataError
 from data_shards.filters import CellFilter
 from data_shards.manifest import TEST, TRAIN, VALIDATION, Manifest
 from data_shards.medians import make_medians
+from data_shards.medians_file import Medians
 from data_shards.shards import make_store
 from data_shards.splits import SplitOptions
 from data_shards.verify import find_damage
@@ -38,6 +40,33 @@ def test_what_is_added_is_what_would_have_been_made_at_once(tmp_path: Path, file
     assert {name for name, found in before.items() if after[name] != found} == {"zarr.json"}
     assert find_damage(tmp_path / "s.zarr") == []
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_link_is_followed_to_where_the_store_and_the_medians_are(
+    tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another disk, which nothing can be renamed to."""
+    make_medians(files[:1], tmp_path / "m.zarr", say=quiet)
+    build(tmp_path, files[:1])
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    for name in ("m.zarr", "s.zarr"):
+        (tmp_path / name).rename(disk / name)
+        (tmp_path / name).symlink_to(disk / name)
+    rename = Path.rename
+
+    def within(self: Path, target: Path) -> Path:
+        if self.parent.resolve().is_relative_to(disk) != target.parent.resolve().is_relative_to(disk):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", within)
+    add(tmp_path, files[1:])
+    make_medians(files[1:], tmp_path / "m.zarr", add=True, say=quiet)
+    assert find_damage(disk / "s.zarr") == []
+    assert Medians.load(disk / "m.zarr").datasets == ("one", "two")
+    assert all((tmp_path / name).is_symlink() for name in ("m.zarr", "s.zarr"))
+    assert not [*tmp_path.glob(".*"), *disk.glob(".*")]
 
 
 def test_donors_that_the_store_has_keep_their_split(tmp_path: Path) -> None:
