@@ -89,7 +89,7 @@ def import_corpus(
         kept = (*kept, donor_key)
         say(f"{name}: column {donor_key!r} is kept too: cells are split by it")
     say(f"{name}: {corpus.n_cells:,} cells in {len(corpus.files):,} files; {report}")
-    earlier = Earlier() if plan.store is None else earlier_splits(out, plan.store)
+    earlier = Earlier() if plan.store is None else earlier_splits(out, plan.store, say)
     if splits.by == "donor" and donor_key is not None:
         donors = {donor for column in corpus.column(donor_key) for donor in donor_codes(column)[1]}
         refuse_few_donors(donors - {""}, splits, earlier)

@@ -84,7 +84,7 @@ def make_store(
         sources.append(source)
         for line in lines:
             say(line)
-    earlier = Earlier() if plan.store is None else earlier_splits(out, plan.store)
+    earlier = Earlier() if plan.store is None else earlier_splits(out, plan.store, say)
     refuse_few_donors(frozenset().union(*(source.donors for source in sources)), splits, earlier)
     with Workers(workers, dask, say) as pool:
         files = read_fingerprints(paths, pool)
@@ -94,7 +94,7 @@ def make_store(
 
         def rank(name: str, work: Path) -> RankedDataset:
             source, file = found[name]
-            return rank_dataset(work, source, file, plan.tokenizer.ranker, plan.values, pool, say)
+            return rank_dataset(work, source, file, plan.tokenizer, plan.values, pool, say)
 
         donor_keys = {source.name: source.donor_key for source in sources}
         return build_store(out, plan, donor_keys, splits, earlier, rank, say)

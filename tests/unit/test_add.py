@@ -97,6 +97,15 @@ def test_donors_that_the_store_has_keep_their_split(tmp_path: Path) -> None:
         assert add(tmp_path, [lone], splits=SplitOptions(by=by, test=0.2)).datasets[-1].n_test == 7
 
 
+def test_donors_that_were_not_kept_are_not_known(tmp_path: Path, files: list[Path]) -> None:
+    make_medians(files, tmp_path / "m.zarr", say=quiet)
+    build(tmp_path, files[:1], splits=SplitOptions(by="cell", donor_key="donor_id"), obs_columns=["cell_type"])
+    lines: list[str] = []
+    add(tmp_path, files[1:], say=lines.append)
+    assert any("one: its donors are not known, since column 'donor_id' of obs was not kept" in line for line in lines)
+    assert find_damage(tmp_path / "s.zarr") == []
+
+
 def test_whole_data_sets_keep_their_split(tmp_path: Path) -> None:
     files = [write_counts(tmp_path / f"set{i}.h5ad", draw_counts(20, 10, i)) for i in range(6)]
     splits = SplitOptions(by="dataset", validation=0.3)
