@@ -40,7 +40,7 @@ from data_shards.medians_file import (
 from data_shards.medians_sources import EarlierMedians, MediansSource, refuse_mixed
 from data_shards.output import refuse_existing, whole_directory
 from data_shards.parallel import Workers
-from data_shards.work import work_folder
+from data_shards.work import refuse_again, work_folder
 
 #: Of how files are cut, what parts hold and how they are merged: other parts are not gone on from.
 _PARTS = 1
@@ -91,7 +91,10 @@ def make_medians(
         gene_table = earlier.gene_table
     else:
         refuse_existing(out)
-    check_names([*(earlier.genes if earlier else ()), *(path.stem for path in paths)])
+    check_names([path.stem for path in paths])
+    for path in paths:
+        if earlier is not None and path.stem in earlier.genes:
+            refuse_again(out, path.stem)
     datasets = []
     for path in paths:
         with open_counts(path, options) as counts:

@@ -13,6 +13,7 @@ from data_shards.medians_file import Medians, source_hashes
 from data_shards.output import hash_path
 from data_shards.store import choose_block_cells
 from data_shards.tokenizer import Tokenizer
+from data_shards.work import refuse_again
 
 Say = Callable[[str], None]
 TOP_K = 2048
@@ -81,7 +82,7 @@ class StorePlan:
         check_names(list(names), mend)
         for name in names:
             if name in self.names:
-                raise DataError(f"{out}: has a data set {name!r} already: leave the file out, or {mend}")
+                refuse_again(out, name, mend)
 
     def manifest(self, entries: Sequence[DatasetEntry], files: dict[str, str]) -> Manifest:
         """That of a store with the data sets that it has, and these; `files` are the hashes of those in its root."""

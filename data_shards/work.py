@@ -41,7 +41,7 @@ def work_folder(out: Path, identity: Mapping[str, Any], say: Callable[[str], Non
     Raises:
         DataError: another process is at work there, or the place cannot be written to.
     """
-    folder = out.absolute().with_name(f".{out.name}.work")
+    folder = _place(out)
     content = json.dumps(identity, sort_keys=True, indent=1) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -65,6 +65,26 @@ def work_folder(out: Path, identity: Mapping[str, Any], say: Callable[[str], Non
         os.close(lock)
         with suppress(OSError):  # NFS keeps the open lock, under another name, and so the folder until now
             folder.rmdir()
+
+
+def _place(out: Path) -> Path:
+    return out.absolute().with_name(f".{out.name}.work")
+
+
+def refuse_again(out: Path, name: str, mend: str = "rename the file") -> None:
+    """Raise DataError, since an output has a data set of this name, which a start may have added before it was killed.
+
+    Args:
+        out: what is added to.
+        name: the data set.
+        mend: how it gets another name.
+    """
+    found, left = f"{out}: has a data set {name!r} already: leave it out, or {mend}", _place(out)
+    if left.exists():
+        found += (
+            f"; if the start that {left} was left by was to add it, this is done: the next --add removes the folder"
+        )
+    raise DataError(found)
 
 
 def _lock(descriptor: int, folder: Path) -> None:

@@ -1,6 +1,7 @@
 """`--add`: more data sets for a store, ranked as it was."""
 
 import errno
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -95,6 +96,34 @@ def test_donors_that_the_store_has_keep_their_split(tmp_path: Path) -> None:
     for name, by in (("asked", "donor"), ("auto", "auto")):
         lone = cells(name, [one] * 7, 4)
         assert add(tmp_path, [lone], splits=SplitOptions(by=by, test=0.2)).datasets[-1].n_test == 7
+
+
+def test_an_add_that_was_killed_when_all_was_there_is_named(
+    tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_medians(files[:1], tmp_path / "m.zarr", say=quiet)
+    build(tmp_path, files[:1])
+
+    def add_medians(files: list[Path]) -> None:
+        make_medians(files, tmp_path / "m.zarr", add=True, say=quiet)
+
+    rmtree = shutil.rmtree
+
+    def unless_all(path: Path, ignore_errors: bool = False) -> None:
+        if path.suffix != ".work":  # it is killed before that one is removed
+            rmtree(path, ignore_errors)
+
+    three = write_counts(tmp_path / "three.h5ad", draw_counts(9, 20, 3))
+    for name, command in (("s", lambda files: add(tmp_path, files)), ("m", add_medians)):
+        with monkeypatch.context() as patched:
+            patched.setattr(shutil, "rmtree", unless_all)
+            command(files[1:])
+        left = tmp_path / f".{name}.zarr.work"
+        assert left.exists()
+        with pytest.raises(DataError, match=rf"has a data set 'two' already.* {left} was left by .*, this is done"):
+            command(files[1:])
+        command([three])
+        assert not left.exists()
 
 
 def test_donors_that_were_not_kept_are_not_known(tmp_path: Path, files: list[Path]) -> None:

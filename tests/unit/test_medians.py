@@ -202,8 +202,10 @@ def test_adding_equals_making_at_once(tmp_path: Path, small_partitions: None) ->
     assert len(added.genes) == 15
     assert added.hash == at_once.hash == Medians.load(tmp_path / "2.zarr").hash
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.zarr", "2.zarr", "a.h5ad", "b.h5ad"]
-    with pytest.raises(DataError, match=r"two data sets are named 'a'"):
+    with pytest.raises(DataError, match=r"2\.zarr: has a data set 'a' already: leave it out, or rename the file$"):
         make_medians([a], tmp_path / "2.zarr", add=True, say=quiet)
+    with pytest.raises(DataError, match=r"two data sets are named 'a'"):
+        make_medians([a, a], tmp_path / "3.zarr", say=quiet)
 
 
 def test_adding_is_refused_where_it_cannot_be_right(tmp_path: Path) -> None:
