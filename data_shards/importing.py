@@ -75,11 +75,13 @@ def import_corpus(
     splits = splits or SplitOptions()
     if name is None and len(paths) > 1:
         raise DataError(f"{len(paths)} folders or files become one data set: name it with --name")
-    name = name or paths[0].stem
-    if not add:
+    name = paths[0].stem if name is None else name
+    if add:
+        out = out.resolve()  # it may be a link to another disk
+    else:
         refuse_existing(out)
     plan, mapping, report = plan_import(out, tokens_path, medians_path, top_k, add)
-    plan.check_names(out, [name])
+    plan.check_names(out, [name], "name it otherwise with --name")
     corpus = RankedCorpus(paths)
     kept = _kept_columns(corpus, obs_columns, name, say)
     donor_key = splits.find_donor_key(name, corpus.columns)
@@ -87,7 +89,7 @@ def import_corpus(
         kept = (*kept, donor_key)
         say(f"{name}: column {donor_key!r} is kept too: cells are split by it")
     say(f"{name}: {corpus.n_cells:,} cells in {len(corpus.files):,} files; {report}")
-    earlier = Earlier() if plan.store is None else earlier_splits(out, plan.store)
+    earlier = Earlier() if plan.store is None else earlier_splits(out, plan.store, say)
     if splits.by == "donor" and donor_key is not None:
         donors = {donor for column in corpus.column(donor_key) for donor in donor_codes(column)[1]}
         refuse_few_donors(donors - {""}, splits, earlier)

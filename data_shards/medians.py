@@ -40,7 +40,7 @@ from data_shards.medians_file import (
 from data_shards.medians_sources import EarlierMedians, MediansSource, refuse_mixed
 from data_shards.output import refuse_existing, whole_directory
 from data_shards.parallel import Workers
-from data_shards.work import work_folder
+from data_shards.work import refuse_again, work_folder
 
 #: Of how files are cut, what parts hold and how they are merged: other parts are not gone on from.
 _PARTS = 1
@@ -82,14 +82,19 @@ def make_medians(
         DataError: `out` exists, files that cannot be used together, bad counts, a file that changes meanwhile, or
             a worker that died.
     """
-    options, out = options or CountOptions(), out.absolute()
+    options = options or CountOptions()
+    # What is added to may be a link to another disk: work lies beside what it leads to.
+    out = out.resolve() if add else out.absolute()
     paths = sorted((path.absolute() for path in paths), key=lambda path: path.stem)
     earlier = EarlierMedians.load(out, exact, gene_table) if add else None
     if earlier is not None:
         gene_table = earlier.gene_table
     else:
         refuse_existing(out)
-    check_names([*(earlier.genes if earlier else ()), *(path.stem for path in paths)])
+    check_names([path.stem for path in paths])
+    for path in paths:
+        if earlier is not None and path.stem in earlier.genes:
+            refuse_again(out, path.stem)
     datasets = []
     for path in paths:
         with open_counts(path, options) as counts:
@@ -108,6 +113,8 @@ def make_medians(
             "exact": exact,
         }
         with work_folder(out, identity, say) as work, whole_directory(out, replace=add) as folder:
+            if earlier is not None:
+                earlier.require_unchanged()
             make = _make_exact if exact else _make_digests
             medians = make(folder, work, datasets, files, earlier, options, gene_table, pool)
     with_median = int((medians.counts > 0).sum())
@@ -115,11 +122,12 @@ def make_medians(
     return medians
 
 
-def check_names(names: Sequence[str]) -> None:
-    """Refuse data sets of the same name, and names that cannot be those of a group."""
+def check_names(names: Sequence[str], mend: str = "rename the file") -> None:
+    """Refuse data sets of the same name, and names that cannot be those of a group, or of a folder just there."""
     for name in names:
-        if name.startswith((".", "__")) or not name or name.endswith((".json", ".npy", ".parquet")):
-            raise DataError(f"{name!r} cannot name a data set: rename the file")
+        elsewhere = name != Path(name).name or "\\" in name or "\0" in name
+        if elsewhere or name.startswith((".", "__")) or not name or name.endswith((".json", ".npy", ".parquet")):
+            raise DataError(f"{name!r} cannot name a data set: {mend}")
         if names.count(name) > 1:
             raise DataError(f"two data sets are named {name!r} after their files: rename one of the files")
 

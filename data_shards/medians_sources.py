@@ -54,6 +54,12 @@ class EarlierMedians:
             genes[entry["name"]] = tuple(json.loads((place / GENES_FILE).read_text()))
         return cls(path, medians.kind, kept, tuple(described), genes)
 
+    def require_unchanged(self) -> None:
+        """Raise DataError if the medians are not those that were loaded."""
+        Medians.load(self.path)
+        if tuple(zarr.open_group(self.path, mode="r").attrs["datasets"]) != self.described:  # type: ignore[arg-type]
+            raise DataError(f"{self.path}: another --add has changed it meanwhile: start again")
+
 
 @dataclass(frozen=True)
 class MediansSource:

@@ -64,8 +64,8 @@ def make_store(
         DataError: `out` exists, files that cannot be used, bad counts, or nothing left to write.
     """
     splits = splits or SplitOptions()
-    # Dask's workers stand elsewhere.
-    paths, out = [path.absolute() for path in paths], out.absolute()
+    # Dask's workers stand elsewhere, and the store that is added to may be a link to another disk.
+    paths, out = [path.absolute() for path in paths], out.resolve() if add else out.absolute()
     shared = StoreOptions(top_k, dither, genes_file, deny_file, keep_values)
     own = SourceOptions(
         options or CountOptions(),
@@ -84,7 +84,7 @@ def make_store(
         sources.append(source)
         for line in lines:
             say(line)
-    earlier = Earlier() if plan.store is None else earlier_splits(out, plan.store)
+    earlier = Earlier() if plan.store is None else earlier_splits(out, plan.store, say)
     refuse_few_donors(frozenset().union(*(source.donors for source in sources)), splits, earlier)
     with Workers(workers, dask, say) as pool:
         files = read_fingerprints(paths, pool)
@@ -94,7 +94,7 @@ def make_store(
 
         def rank(name: str, work: Path) -> RankedDataset:
             source, file = found[name]
-            return rank_dataset(work, source, file, plan.tokenizer.ranker, plan.values, pool, say)
+            return rank_dataset(work, source, file, plan.tokenizer, plan.values, pool, say)
 
         donor_keys = {source.name: source.donor_key for source in sources}
         return build_store(out, plan, donor_keys, splits, earlier, rank, say)

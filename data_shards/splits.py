@@ -254,8 +254,8 @@ def too_few_donors(known: int) -> DataError:
     )
 
 
-def earlier_splits(store: Path, manifest: Manifest) -> Earlier:
-    """The splits that a store's data sets fix.
+def earlier_splits(store: Path, manifest: Manifest, say: Callable[[str], None]) -> Earlier:
+    """The splits that a store's data sets fix; `say` takes a line of each whose donors are not known.
 
     Raises:
         DataError: the store is damaged.
@@ -266,8 +266,15 @@ def earlier_splits(store: Path, manifest: Manifest) -> Earlier:
         cells[entry.name] = entry.n_cells
         datasets[entry.name] = {entry.n_validation: VALIDATION, entry.n_test: TEST}.get(entry.n_cells, TRAIN)
         path = store / entry.name / "obs.parquet"
-        key = entry.donor_key or entry.splits["donor_key"] or usual_donor_column(pq.read_schema(path).names)
+        columns = pq.read_schema(path).names
+        key = entry.donor_key or entry.splits["donor_key"] or usual_donor_column(columns)
         if key is None:
+            continue
+        if key not in columns:
+            say(
+                f"{entry.name}: its donors are not known, since column {key!r} of obs was not kept: "
+                "cells that are added may be of them"
+            )
             continue
         split = open_array(store, entry.name, "split")
         start = 0

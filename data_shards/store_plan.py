@@ -13,6 +13,7 @@ from data_shards.medians_file import Medians, source_hashes
 from data_shards.output import hash_path
 from data_shards.store import choose_block_cells
 from data_shards.tokenizer import Tokenizer
+from data_shards.work import refuse_again
 
 Say = Callable[[str], None]
 TOP_K = 2048
@@ -76,12 +77,12 @@ class StorePlan:
         """The data sets that the store has already."""
         return () if self.store is None else tuple(entry.name for entry in self.store.datasets)
 
-    def check_names(self, out: Path, names: Sequence[str]) -> None:
+    def check_names(self, out: Path, names: Sequence[str], mend: str = "rename the file") -> None:
         """Raise DataError if data sets of these names cannot be in the store, or not beside those that it has."""
-        check_names(list(names))
+        check_names(list(names), mend)
         for name in names:
             if name in self.names:
-                raise DataError(f"{out}: has a data set {name!r} already: leave the file out, or rename it")
+                refuse_again(out, name, mend)
 
     def manifest(self, entries: Sequence[DatasetEntry], files: dict[str, str]) -> Manifest:
         """That of a store with the data sets that it has, and these; `files` are the hashes of those in its root."""

@@ -9,9 +9,10 @@ import json
 import os
 import re
 import shutil
+import socket
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from data_shards.errors import DataError
 from data_shards.output import flush
 
 _IDENTITY = "identity.json"
+#: Holds host and process of the start that is at work; of a folder itself, NFS gives no lock.
+_LOCK = ".lock"
 #: What a part is named while it is made.
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}")
 
@@ -38,11 +41,11 @@ def work_folder(out: Path, identity: Mapping[str, Any], say: Callable[[str], Non
     Raises:
         DataError: another process is at work there, or the place cannot be written to.
     """
-    folder = out.absolute().with_name(f".{out.name}.work")
+    folder = _place(out)
     content = json.dumps(identity, sort_keys=True, indent=1) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = os.open(folder, os.O_RDONLY)
+        lock = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     except OSError as error:
         raise DataError(f"{folder}: cannot be created ({error}): choose an --out that can be written to") from error
     try:
@@ -60,15 +63,43 @@ def work_folder(out: Path, identity: Mapping[str, Any], say: Callable[[str], Non
         shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(lock)
+        with suppress(OSError):  # NFS keeps the open lock, under another name, and so the folder until now
+            folder.rmdir()
+
+
+def _place(out: Path) -> Path:
+    return out.absolute().with_name(f".{out.name}.work")
+
+
+def refuse_again(out: Path, name: str, mend: str = "rename the file") -> None:
+    """Raise DataError, since an output has a data set of this name, which a start may have added before it was killed.
+
+    Args:
+        out: what is added to.
+        name: the data set.
+        mend: how it gets another name.
+    """
+    found, left = f"{out}: has a data set {name!r} already: leave it out, or {mend}", _place(out)
+    if left.exists():
+        found += (
+            f"; if the start that {left} was left by was to add it, this is done: the next --add removes the folder"
+        )
+    raise DataError(found)
 
 
 def _lock(descriptor: int, folder: Path) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise DataError(f"{folder}: another process is at work there: wait for it, or choose another --out") from error
+        holder = os.pread(descriptor, 300, 0).decode(errors="replace") or "not known yet"
+        raise DataError(
+            f"{folder}: another process is at work there ({holder}): wait for it, or choose another --out"
+        ) from error
     except OSError:
         pass  # a file system without locks: two starts at once are then the user's to avoid
+    with suppress(OSError):  # a full disk: what goes on there says so
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
 
 def _begin(folder: Path, content: str, say: Callable[[str], None]) -> None:
@@ -78,7 +109,7 @@ def _begin(folder: Path, content: str, say: Callable[[str], None]) -> None:
             shutil.rmtree(unfinished, ignore_errors=True)
         say(f"{folder}: going on from what an earlier start has finished")
         return
-    others = list(folder.iterdir())
+    others = [other for other in folder.iterdir() if other.name != _LOCK]
     if others:
         say(f"{folder}: was left by a start with other input or options; its parts are removed")
     for other in others:
@@ -93,7 +124,7 @@ def _keep(folder: Path, say: Callable[[str], None]) -> None:
     """Say what is kept for the next start; a folder without parts is removed."""
     for unfinished in _unfinished(folder):
         shutil.rmtree(unfinished, ignore_errors=True)
-    if any(set(files) - {_IDENTITY} for _, _, files in os.walk(folder)):
+    if any(set(files) - {_IDENTITY, _LOCK} for _, _, files in os.walk(folder)):
         say(f"{folder}: keeps what is finished: the same command goes on from there")
     else:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,5 +1,7 @@
 """`--add`: more data sets for a store, ranked as it was."""
 
+import errno
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from data_shards.errors import DataError
 from data_shards.filters import CellFilter
 from data_shards.manifest import TEST, TRAIN, VALIDATION, Manifest
 from data_shards.medians import make_medians
+from data_shards.medians_file import Medians
 from data_shards.shards import make_store
 from data_shards.splits import SplitOptions
 from data_shards.verify import find_damage
@@ -40,6 +43,33 @@ def test_what_is_added_is_what_would_have_been_made_at_once(tmp_path: Path, file
     assert not list(tmp_path.glob(".*"))
 
 
+def test_a_link_is_followed_to_where_the_store_and_the_medians_are(
+    tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On another disk, which nothing can be renamed to."""
+    make_medians(files[:1], tmp_path / "m.zarr", say=quiet)
+    build(tmp_path, files[:1])
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    for name in ("m.zarr", "s.zarr"):
+        (tmp_path / name).rename(disk / name)
+        (tmp_path / name).symlink_to(disk / name)
+    rename = Path.rename
+
+    def within(self: Path, target: Path) -> Path:
+        if self.parent.resolve().is_relative_to(disk) != target.parent.resolve().is_relative_to(disk):
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", within)
+    add(tmp_path, files[1:])
+    make_medians(files[1:], tmp_path / "m.zarr", add=True, say=quiet)
+    assert find_damage(disk / "s.zarr") == []
+    assert Medians.load(disk / "m.zarr").datasets == ("one", "two")
+    assert all((tmp_path / name).is_symlink() for name in ("m.zarr", "s.zarr"))
+    assert not [*tmp_path.glob(".*"), *disk.glob(".*")]
+
+
 def test_donors_that_the_store_has_keep_their_split(tmp_path: Path) -> None:
     def cells(name: str, donors: list[str], seed: int) -> Path:
         return write_counts(tmp_path / f"{name}.h5ad", draw_counts(len(donors), 12, seed), obs={"donor_id": donors})
@@ -66,6 +96,43 @@ def test_donors_that_the_store_has_keep_their_split(tmp_path: Path) -> None:
     for name, by in (("asked", "donor"), ("auto", "auto")):
         lone = cells(name, [one] * 7, 4)
         assert add(tmp_path, [lone], splits=SplitOptions(by=by, test=0.2)).datasets[-1].n_test == 7
+
+
+def test_an_add_that_was_killed_when_all_was_there_is_named(
+    tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_medians(files[:1], tmp_path / "m.zarr", say=quiet)
+    build(tmp_path, files[:1])
+
+    def add_medians(files: list[Path]) -> None:
+        make_medians(files, tmp_path / "m.zarr", add=True, say=quiet)
+
+    rmtree = shutil.rmtree
+
+    def unless_all(path: Path, ignore_errors: bool = False) -> None:
+        if path.suffix != ".work":  # it is killed before that one is removed
+            rmtree(path, ignore_errors)
+
+    three = write_counts(tmp_path / "three.h5ad", draw_counts(9, 20, 3))
+    for name, command in (("s", lambda files: add(tmp_path, files)), ("m", add_medians)):
+        with monkeypatch.context() as patched:
+            patched.setattr(shutil, "rmtree", unless_all)
+            command(files[1:])
+        left = tmp_path / f".{name}.zarr.work"
+        assert left.exists()
+        with pytest.raises(DataError, match=rf"has a data set 'two' already.* {left} was left by .*, this is done"):
+            command(files[1:])
+        command([three])
+        assert not left.exists()
+
+
+def test_donors_that_were_not_kept_are_not_known(tmp_path: Path, files: list[Path]) -> None:
+    make_medians(files, tmp_path / "m.zarr", say=quiet)
+    build(tmp_path, files[:1], splits=SplitOptions(by="cell", donor_key="donor_id"), obs_columns=["cell_type"])
+    lines: list[str] = []
+    add(tmp_path, files[1:], say=lines.append)
+    assert any("one: its donors are not known, since column 'donor_id' of obs was not kept" in line for line in lines)
+    assert find_damage(tmp_path / "s.zarr") == []
 
 
 def test_whole_data_sets_keep_their_split(tmp_path: Path) -> None:

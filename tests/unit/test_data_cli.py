@@ -127,7 +127,7 @@ def test_every_option_of_shards_reaches_the_store(tmp_path: Path, capsys: pytest
     assert "--deny-genes deny.txt, SHA-256" in printed
     assert run("verify", tmp_path / "s.zarr") == 0
     assert run("shards", two, *shared, "--add") == 1
-    assert "has a data set 'b' already: leave the file out, or rename it" in capsys.readouterr().err
+    assert "has a data set 'b' already: leave it out, or rename the file" in capsys.readouterr().err
 
 
 def test_add_extends_medians(tmp_path: Path) -> None:

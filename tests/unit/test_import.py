@@ -262,6 +262,17 @@ def test_columns_and_splits(foreign: Foreign, tmp_path: Path) -> None:
     assert not (tmp_path / "t.zarr").exists()
 
 
+@pytest.mark.parametrize("name", ["{}/precious", "sub/two", "sub\\two", "two\0", "..", ""])
+def test_a_name_leads_nowhere_else(foreign: Foreign, tmp_path: Path, name: str) -> None:
+    precious = tmp_path / "precious"
+    precious.mkdir()
+    (precious / "kept").write_text("")
+    with pytest.raises(DataError, match=r"cannot name a data set: name it otherwise with --name"):
+        build(tmp_path, foreign, name=name.format(tmp_path))
+    assert (precious / "kept").exists()
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["foreign", "precious", "two.arrow"]
+
+
 def test_a_killed_import_leaves_no_store_and_can_be_started_again(
     foreign: Foreign, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,7 +16,7 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from data_shards import digest_parts, digest_tree, exact, medians, medians_sources
+from data_shards import digest_parts, digest_tree, exact, medians, medians_file, medians_sources
 from data_shards.digest_parts import DigestPart
 from data_shards.digests import MAX_CENTROIDS, Digests, Partition
 from data_shards.errors import DataError
@@ -202,8 +202,10 @@ def test_adding_equals_making_at_once(tmp_path: Path, small_partitions: None) ->
     assert len(added.genes) == 15
     assert added.hash == at_once.hash == Medians.load(tmp_path / "2.zarr").hash
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1.zarr", "2.zarr", "a.h5ad", "b.h5ad"]
-    with pytest.raises(DataError, match=r"two data sets are named 'a'"):
+    with pytest.raises(DataError, match=r"2\.zarr: has a data set 'a' already: leave it out, or rename the file$"):
         make_medians([a], tmp_path / "2.zarr", add=True, say=quiet)
+    with pytest.raises(DataError, match=r"two data sets are named 'a'"):
+        make_medians([a, a], tmp_path / "3.zarr", say=quiet)
 
 
 def test_adding_is_refused_where_it_cannot_be_right(tmp_path: Path) -> None:
@@ -236,6 +238,24 @@ def test_files_may_be_named_as_arrays_are(tmp_path: Path, exactly: bool) -> None
     assert found[0].datasets == tuple(sorted(names[0]))
     assert found[0].hash == found[1].hash
     np.testing.assert_allclose(found[0].medians, slow_medians(sp.vstack(counts).toarray()), rtol=1e-6)
+
+
+def test_what_is_added_meanwhile_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b, c = (write_counts(tmp_path / f"{name}.h5ad", draw_counts(10, 5)) for name in "abc")
+    out = tmp_path / "m.zarr"
+    make_medians([a], out, say=quiet)
+    real = medians.work_folder
+
+    def late(*arguments: Any) -> Any:
+        monkeypatch.setattr(medians, "work_folder", real)
+        make_medians([c], out, add=True, say=quiet)
+        return real(*arguments)
+
+    monkeypatch.setattr(medians, "work_folder", late)
+    with pytest.raises(DataError, match=r"m\.zarr: another --add has changed it meanwhile: start again"):
+        make_medians([b], out, add=True, say=quiet)
+    assert Medians.load(out).datasets == ("a", "c")
+    assert make_medians([b], out, add=True, say=quiet).datasets == ("a", "b", "c")
 
 
 def test_adding_finds_the_kind_of_the_file_itself(tmp_path: Path) -> None:
@@ -304,15 +324,26 @@ def test_damaged_medians_are_refused(tmp_path: Path) -> None:
     make_medians([path], out, say=quiet)
     names = json.loads((out / "genes.json").read_text())
     (out / "genes.json").write_text(json.dumps({**names, "genes": names["genes"][::-1]}))
-    with pytest.raises(DataError, match=r"damaged or of another version"):
+    with pytest.raises(DataError, match=r"m\.zarr: damaged: make it again"):
         Medians.load(out)
     (out / "genes.json").write_text(json.dumps(names))
     Medians.load(out)
     (out / "counts" / "c" / "0").unlink()
-    with pytest.raises(DataError, match=r"damaged or of another version"):
+    with pytest.raises(DataError, match=r"m\.zarr: damaged: make it again"):
         Medians.load(out)
     with pytest.raises(DataError, match=r"not a medians file"):
         Medians.load(tmp_path)
+
+
+@pytest.mark.parametrize(("change", "mend"), [(1, "update gm-train"), (-1, "make it again")])
+def test_medians_of_another_version_are_named(tmp_path: Path, change: int, mend: str) -> None:
+    out = tmp_path / "m.zarr"
+    make_medians([write_counts(tmp_path / "a.h5ad", draw_counts(10, 5))], out, say=quiet)
+    zarr.open_group(out, mode="a").attrs["schema"] = medians_file.SCHEMA + change
+    with pytest.raises(
+        DataError, match=rf"layout version {medians_file.SCHEMA + change}, this program reads .*: {mend}"
+    ):
+        Medians.load(out)
 
 
 @pytest.mark.parametrize("array", ["means", "weights", "indptr", "counts"])

@@ -103,6 +103,23 @@ def test_counts_stored_by_gene_make_the_same_store(tmp_path: Path, monkeypatch: 
     assert hashes[0] == hashes[1]
 
 
+def test_parts_of_other_options_lie_elsewhere(
+    tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that an ended start has left may make its part late."""
+    rank_range, places = ranked.rank_range, []
+
+    def seen(plan: ranked.RankPlan, task: ranked.Range) -> ranked.Summary:
+        places.append(task.folder)
+        return rank_range(plan, task)
+
+    monkeypatch.setattr(ranked, "rank_range", seen)
+    for options in ({}, {"top_k": 3}, {"keep_values": True}, {"cells": CellFilter(min_genes=2)}):
+        build(tmp_path, files[:1], **options)
+        shutil.rmtree(tmp_path / "s.zarr")
+    assert len(set(places)) == len(places) == 4
+
+
 def test_filters_and_empty_cells(tmp_path: Path) -> None:
     counts = np.zeros((6, 4), np.float32)
     counts[0] = [1, 1, 1, 0]

@@ -1,5 +1,7 @@
 """Work folders: kept with what is finished, of one start at a time, and never with half a part."""
 
+import errno
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -36,7 +38,7 @@ def stop_after(out: Path, name: str, identity: dict[str, Any] = SAME) -> None:
 
 
 def names(folder: Path) -> list[str]:
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("[!.]*") if path.is_file())
 
 
 def test_parts_are_kept_for_the_same_work_alone(tmp_path: Path) -> None:
@@ -103,11 +105,26 @@ def test_what_a_killed_start_left_half_written_is_removed(tmp_path: Path) -> Non
 def test_two_starts_at_once_are_refused(tmp_path: Path) -> None:
     with (
         work_folder(tmp_path / "out", SAME, quiet) as work,
-        pytest.raises(DataError, match="another process is at work"),
+        pytest.raises(DataError, match=rf"another process is at work there \(process {os.getpid()} on "),
         work_folder(tmp_path / "out", SAME, quiet),
     ):
         pass
     assert not work.exists()
+
+
+def test_the_lock_is_one_that_nfs_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There an exclusive lock needs a file that is open for writing."""
+    flock, locked = fcntl.flock, []
+
+    def nfs(descriptor: int, operation: int) -> None:
+        if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
+            raise OSError(errno.EBADF, "Bad file descriptor")
+        flock(descriptor, operation)
+        locked.append(descriptor)
+
+    monkeypatch.setattr(fcntl, "flock", nfs)
+    with work_folder(tmp_path / "out", SAME, quiet):
+        assert len(locked) == 1
 
 
 def test_a_place_that_cannot_be_is_named(tmp_path: Path) -> None:
