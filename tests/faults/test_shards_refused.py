@@ -2,15 +2,18 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import pytest
 import scipy.sparse as sp
 
-from data_shards import parts
+from data_shards import by_cell, medians, parts, ranked, sources
 from data_shards.errors import DataError
+from data_shards.fingerprint import Fingerprint
 from data_shards.manifest import Manifest
 from data_shards.medians import make_medians
 from data_shards.shards import make_store
@@ -77,6 +80,67 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(DataError, match=rf"a\.{suffix}: changed while it was read: wait until"):
         build(tmp_path, [path], "x.zarr")
     assert sorted(found.name for found in tmp_path.iterdir()) == sorted([path.name, "m.zarr"])
+
+
+@pytest.mark.parametrize("by_gene", [False, True])
+def test_a_file_that_changed_and_came_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_gene: bool) -> None:
+    """No part, and no copy by cell, that was made of the other content is gone on from."""
+    monkeypatch.setattr(ranked, "PART_CELLS", 16)
+    counts = [draw_counts(60, 20, seed) for seed in (1, 2)]
+    path, other = (
+        write_counts(tmp_path / f"{name}.h5ad", matrix.tocsc() if by_gene else matrix)
+        for name, matrix in zip("ab", counts, strict=True)
+    )
+    build(tmp_path, [path])
+    content = path.read_bytes()
+    calls = 0
+
+    def changing(real: Callable[..., Any], at: int) -> Callable[..., Any]:
+        def change(*arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                path.write_bytes(other.read_bytes())
+            return real(*arguments)
+
+        return change
+
+    with monkeypatch.context() as patched:
+        if by_gene:
+            patched.setattr("data_shards.counts.copy_by_cell", changing(by_cell.copy_by_cell, 1))
+            # A start that is killed now would leave the copy.
+            patched.setattr(ranked, "rank_range", None)
+        else:
+            patched.setattr(parts, "_rank", changing(parts._rank, 2))
+        with pytest.raises(DataError, match=r"a\.h5ad: changed while it was read"):
+            build(tmp_path, [path], "x.zarr")
+    assert calls == (1 if by_gene else 2)
+    path.write_bytes(content)
+    build(tmp_path, [path], "x.zarr")
+    assert contents(tmp_path / "x.zarr") == contents(tmp_path / "s.zarr")
+
+
+def test_a_file_that_changes_before_it_is_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was seen of its genes and cells would stand beside the hash of another content."""
+    path, other = (write_counts(tmp_path / f"{n}.h5ad", draw_counts(60, 20, s)) for s, n in enumerate("ab"))
+    content = path.read_bytes()
+
+    class Late(Fingerprint):
+        @classmethod
+        def of(cls, path: Path) -> Fingerprint:
+            path.write_bytes(other.read_bytes())
+            return Fingerprint.of(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(medians, "Fingerprint", Late)
+        with pytest.raises(DataError, match=r"a\.h5ad: changed while it was read"):
+            make_medians([path], tmp_path / "m.zarr", say=quiet)
+    make_medians([other], tmp_path / "m.zarr", say=quiet)
+    path.write_bytes(content)
+    monkeypatch.setattr(sources, "Fingerprint", Late)
+    with pytest.raises(DataError, match=r"a\.h5ad: changed while it was read"):
+        build(tmp_path, [path], "x.zarr")
+    assert not (tmp_path / "x.zarr").exists()
 
 
 def test_two_files_of_one_name(tmp_path: Path, files: list[Path]) -> None:
