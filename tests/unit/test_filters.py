@@ -13,6 +13,7 @@ from data_shards.counts import open_counts
 from data_shards.errors import DataError
 from data_shards.filters import CellFilter
 from data_shards.genes import GeneTable
+from data_shards.inspect import Summary
 from data_shards.manifest import Manifest
 from data_shards.medians import make_medians
 from data_shards.splits import SplitOptions
@@ -137,3 +138,6 @@ def test_values_are_the_normalised_expression_behind_each_token(tmp_path: Path) 
     off = values / per_count - counts.toarray()[cell, tokens]
     assert np.abs(off).max() < 0.5 + 1e-4
     assert np.abs(off).mean() == pytest.approx(0.25, abs=0.03)
+    said = {path: Summary.read(path).describe() for path in (store, tmp_path / "d.zarr")}
+    for path, count in zip(said, ("count", "dithered count"), strict=True):
+        assert f"  values       {count} / total * 10,000 / median of each token, float32" in said[path]
