@@ -70,7 +70,7 @@ class Medians:
         """Read a `medians.zarr`.
 
         Raises:
-            DataError: it is missing, not a medians file, or damaged.
+            DataError: it is missing, not a medians file, of another version, or damaged.
         """
         if not path.exists():
             if (old := set_aside(path)) is not None:
@@ -82,6 +82,9 @@ class Medians:
         try:
             root = zarr.open_group(path, mode="r")
             attrs: dict[str, Any] = dict(root.attrs)
+            if attrs["schema"] != SCHEMA:
+                mend = "update gm-train" if attrs["schema"] > SCHEMA else "make it again with `gm-train data medians`"
+                raise DataError(f"{path}: layout version {attrs['schema']}, this program reads {SCHEMA}: {mend}")
             names = json.loads((path / GENES_FILE).read_text())
             medians = cls(
                 kind=names["kind"],
@@ -92,8 +95,8 @@ class Medians:
                 datasets=tuple(dataset["name"] for dataset in attrs["datasets"]),
                 gene_table=GeneTable.load(path / GENE_TABLE_FILE) if attrs["gene_table"] else None,
             )
-            if attrs["schema"] != SCHEMA or attrs["hash"] != medians.hash:
-                raise DataError(f"{path}: damaged or of another version: make it again with `gm-train data medians`")
+            if attrs["hash"] != medians.hash:
+                raise DataError(f"{path}: damaged: make it again with `gm-train data medians`")
             return medians
         except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
             raise DataError(

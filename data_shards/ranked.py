@@ -1,6 +1,6 @@
 """One data set of a store that is being made: ranges ranked in parallel, and one writer that takes them in order.
 
-Its work folder holds `identity.json`, the `parts` that are there and, in the end, `finished`: the data set as it lies
+Its work folder holds `identity.json`, the parts that are there in `parts-HASH` and, in the end, `finished`: the data set as it lies
 in a store, without its splits, and `written.json`. Each is whole or not there, so that a start goes on from what an
 earlier one left.
 """
@@ -26,14 +26,15 @@ from data_shards.parts import Range, RankPlan, Summary, rank_range, read_obs, re
 from data_shards.ranker import Ranker
 from data_shards.sources import Source
 from data_shards.store import ArrayHashes, DatasetWriter
+from data_shards.tokenizer import Tokenizer
 from data_shards.work import new_part
 
 #: Cells of a part.
 PART_CELLS = 16_384
 _IDENTITY, _WRITTEN = "identity.json", "written.json"
-#: The parts, and counts that are stored by gene in a copy by cell.
+#: The parts, in a folder of what decides them, and counts that are stored by gene in a copy by cell.
+_PARTS = "parts-*"
 _BY_CELL = "by_cell"
-_UNTIL_FINISHED = ("parts", _BY_CELL)
 
 Say = Callable[[str], None]
 
@@ -77,15 +78,15 @@ def finished_place(work: Path) -> Path:
 
 
 def rank_dataset(
-    work: Path, source: Source, file: Fingerprint, ranker: Ranker, values: bool, workers: Workers, say: Say
+    work: Path, source: Source, file: Fingerprint, tokenizer: Tokenizer, values: bool, workers: Workers, say: Say
 ) -> RankedDataset:
     """Rank the cells of a file, or take what an earlier start has done of it.
 
     Args:
-        work: its work folder, which all workers see; it belongs to one tokenizer.
+        work: its work folder, which all workers see.
         source: the file.
         file: its fingerprint.
-        ranker: the tokenizer's.
+        tokenizer: ranks them.
         values: whether values are kept.
         workers: rank.
         say: takes lines of the report.
@@ -93,9 +94,15 @@ def rank_dataset(
     Raises:
         DataError: bad counts, no cell is left, the file changes, or the work folder cannot be written.
     """
-    identity = {"source_hash": file.sha256, "part_cells": PART_CELLS, **source.record()}
+    identity = {
+        "tokenizer": tokenizer.hash,
+        "values": values,
+        "source_hash": file.sha256,
+        "part_cells": PART_CELLS,
+        **source.record(),
+    }
     dataset = finish_once(
-        work, source.name, identity, lambda place: _write(work, place, source, file, ranker, values, workers)
+        work, source.name, identity, lambda place: _write(work, place, source, file, tokenizer.ranker, values, workers)
     )
     summary = dataset.summary
     say(
@@ -129,7 +136,7 @@ def finish_once(work: Path, name: str, identity: Mapping[str, Any], write: Calla
     except OSError as error:
         raise DataError(f"{work}: cannot be written ({error}): make room, or choose another --out") from error
     finally:
-        if not place.exists() and not any((work / "parts").glob("[!.]*")):
+        if not place.exists() and not any(work.glob(f"{_PARTS}/[!.]*")):
             shutil.rmtree(work, ignore_errors=True)
             with suppress(OSError):  # other data sets may have begun
                 work.parent.rmdir()
@@ -146,8 +153,7 @@ def _begin(work: Path, identity: Mapping[str, Any]) -> None:
         temporary.write_text(content)
         flush(temporary)
         temporary.rename(found)
-    for name in _UNTIL_FINISHED:
-        (work / name).mkdir(exist_ok=True)
+    (work / _BY_CELL).mkdir(exist_ok=True)
 
 
 def _write(
@@ -158,7 +164,7 @@ def _write(
     with open_counts(source.path, source.options.counts, work / _BY_CELL) as counts, new_part(place) as folder:
         writer = DatasetWriter(folder, source.name, values)
         obs = ObsWriter(writer.folder / "obs.parquet")
-        ranges = list(_ranges(work / "parts", counts.source, file, counts.n_cells))
+        ranges = list(_ranges(_parts(work), counts.source, file, counts.n_cells))
         _require_unchanged(work, file)
         progress = tqdm(total=counts.n_cells, desc=f"tokens {source.name}", unit=" cells", disable=None)
         with progress:
@@ -208,9 +214,14 @@ def _refuse_empty(work: Path, source: Source, total: Summary) -> None:
         )
 
 
+def _parts(work: Path) -> Path:
+    """Where its parts are: a task that has outlived its start makes those of other input or options elsewhere."""
+    return work / _PARTS.replace("*", hash_path(work / _IDENTITY)[:12])
+
+
 def _drop_parts(work: Path) -> None:
-    for name in _UNTIL_FINISHED:
-        shutil.rmtree(work / name, ignore_errors=True)
+    for folder in [*work.glob(_PARTS), work / _BY_CELL]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _ranges(parts: Path, source: CountSource, file: Fingerprint, n_cells: int) -> Iterator[Range]:

@@ -98,7 +98,7 @@ def make_store(
 
         def rank(name: str, work: Path) -> RankedDataset:
             source, file = found[name]
-            return rank_dataset(work, source, file, plan.tokenizer.ranker, plan.values, pool, say)
+            return rank_dataset(work, source, file, plan.tokenizer, plan.values, pool, say)
 
         donor_keys = {source.name: source.donor_key for source in sources}
         return build_store(out, plan, donor_keys, splits, earlier, rank, say)

@@ -13,9 +13,11 @@ import scipy.sparse as sp
 
 from data_shards import by_cell, medians, parts, ranked, sources
 from data_shards.errors import DataError
+from data_shards.filters import CellFilter
 from data_shards.fingerprint import Fingerprint
 from data_shards.manifest import Manifest
 from data_shards.medians import make_medians
+from data_shards.medians_file import Medians
 from data_shards.shards import make_store
 from data_shards.verify import find_damage
 from tests.faults.data_runs import run_data
@@ -120,6 +122,36 @@ def test_a_file_that_changed_and_came_back(tmp_path: Path, monkeypatch: pytest.M
     assert contents(tmp_path / "x.zarr") == contents(tmp_path / "s.zarr")
 
 
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [({"top_k": 4}, {"top_k": 8}), ({}, {"keep_values": True}), ({}, {"cells": CellFilter(min_genes=3)})],
+)
+def test_a_task_that_outlives_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    """A worker that was thought dead finishes a part of other options while the next start is at work."""
+    path = write_counts(tmp_path / "a.h5ad", draw_counts(60, 20))
+    build(tmp_path, [path], **second)
+    late: list[tuple[Any, ...]] = []
+
+    def die(*task: Any) -> None:
+        late.append(task)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(ranked, "rank_range", die)
+        build(tmp_path, [path], "x.zarr", **first)
+
+    def after_it(*task: Any) -> parts.Summary:
+        parts.rank_range(*late[0])
+        return parts.rank_range(*task)
+
+    monkeypatch.setattr(ranked, "rank_range", after_it)
+    build(tmp_path, [path], "x.zarr", **second)
+    assert contents(tmp_path / "x.zarr") == contents(tmp_path / "s.zarr")
+    assert not list(tmp_path.glob(".*"))
+
+
 def test_a_file_that_changes_before_it_is_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was seen of its genes and cells would stand beside the hash of another content."""
     path, other = (write_counts(tmp_path / f"{n}.h5ad", draw_counts(60, 20, s)) for s, n in enumerate("ab"))
@@ -213,6 +245,11 @@ def test_medians_of_another_kind(tmp_path: Path, files: list[Path]) -> None:
 
 def test_stores_of_other_versions(tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     build(tmp_path, files[:1])
+    for schema, mend in ((1, "update gm-train"), (3, "make it again with `gm-train data medians`")):
+        monkeypatch.setattr("data_shards.medians_file.SCHEMA", schema)
+        with pytest.raises(DataError, match=rf"m\.zarr: layout version 2, this program reads {schema}: {mend}"):
+            Medians.load(tmp_path / "m.zarr")
+    monkeypatch.setattr("data_shards.medians_file.SCHEMA", 2)
     before = contents(tmp_path / "s.zarr")
     for schema, mend in ((2, "update gm-train"), (4, "make it again with `gm-train data shards`")):
         monkeypatch.setattr("data_shards.manifest.SCHEMA", schema)
@@ -243,7 +280,7 @@ def test_a_full_disk(tmp_path: Path, step: str) -> None:
         assert "cannot be written" in errors
         assert "make room" in errors
         assert "Traceback" not in errors
-        kept = list(disk.glob(".s.zarr.work/datasets/a/parts/*"))
+        kept = list(disk.glob(".s.zarr.work/datasets/a/parts-*/*"))
         assert len(kept) == 6 if step != "parts" else 0 < len(kept) < 6
         assert (contents(out) if out.exists() else {}) == before
         resize(disk, 4096)

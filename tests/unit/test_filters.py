@@ -83,6 +83,8 @@ def test_columns_of_obs_that_are_kept(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert (entry.obs_columns, entry.split_by) == (["cell_type"], "donor")
     assert any("'donor_id' of obs is kept too" in line for line in lines)
+    build(tmp_path, [path], "t.zarr", obs_columns=["cell_type", "cell_type"])
+    assert (tmp_path / "t.zarr/a/obs.parquet").read_bytes() == (tmp_path / "s.zarr/a/obs.parquet").read_bytes()
     build(tmp_path, [path], "n.zarr", obs_columns=[], splits=SplitOptions(by="none"))
     assert pq.read_schema(tmp_path / "n.zarr/a/obs.parquet").names == ["source_row", "cell_id"]
     with pytest.raises(DataError, match=r"no column 'who' in obs: --obs-columns can be of donor_id, cell_type, batch"):
