@@ -1,7 +1,8 @@
 """The digests of one data set, through a tree of flat merges whose shape only the number of partitions decides.
 
 Parts are named LEVEL-NUMBER: 0-00000012 is the partition 12, 1-00000000 joins the partitions 0 to 15. What an earlier
-start has made is not made again; a few partitions for each worker lie on disk at a time.
+start has made is not made again; up to sixteen partitions for each worker lie on disk at a time, before they are
+merged: a tenth to three tenths of a gigabyte each.
 """
 
 import shutil

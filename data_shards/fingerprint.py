@@ -40,11 +40,23 @@ class Fingerprint:
     def require_unchanged(self) -> None:
         """Raise DataError if the file is not as it was when its content was hashed."""
         try:
-            changed = _state(self.path) != self.state
+            now = _state(self.path)
         except OSError as error:
             raise DataError(f"{self.path}: is gone ({error}): put it back, and start again") from error
-        if changed:
+        self.require_state(now)
+
+    def require_state(self, state: str) -> None:
+        """Raise DataError if the file was in another state when its content was hashed."""
+        if state != self.state:
             raise DataError(f"{self.path}: changed while it was read: wait until it is complete, and start again")
+
+
+def state_of(path: Path) -> str:
+    """The state of a file that may be there, for `Fingerprint.require_state`; of one that is not, that of no file."""
+    try:
+        return _state(path)
+    except OSError:
+        return ""
 
 
 def _state(path: Path) -> str:

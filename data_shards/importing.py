@@ -124,7 +124,7 @@ def _kept_columns(corpus: RankedCorpus, asked: Sequence[str] | None, name: str, 
                 f"{corpus.files[0]}: column {column!r} {why}: --obs-columns can be of "
                 f"{', '.join(corpus.columns) or '(none)'}"
             )
-    return tuple(asked)
+    return tuple(dict.fromkeys(asked))
 
 
 def _named(path: Path) -> dict[str, str]:

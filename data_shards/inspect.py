@@ -118,7 +118,8 @@ class Summary:
             f"  store        {manifest.hash}",
         ]
         if manifest.values:
-            lines.append("  values       count / total * 10,000 / median of each token, float32")
+            count = "dithered count" if manifest.dither else "count"
+            lines.append(f"  values       {count} / total * 10,000 / median of each token, float32")
         for flag, key in (("--genes     ", "genes_file"), ("--deny-genes", "deny_file")):
             if manifest.options.get(key) is not None:
                 lines.append(f"  {flag} {manifest.options[key]}, SHA-256 {manifest.options[f'{key}_hash']}")

@@ -80,7 +80,8 @@ class Manifest:
     Attributes:
         schema: version of the layout.
         vocabulary_hash, medians_hash, tokenizer_hash: hashes of the tokenizer that made it.
-        medians_file_hash: hash of the whole medians file (`Medians.hash`) that the store was made with.
+        medians_file_hash: hash of the genes, medians and counts of the medians file that the store was made with
+            (`Medians.hash`); not of its digests.
         kind: kind of the gene ids.
         n_genes: genes of the vocabulary.
         top_k: most tokens of a cell.

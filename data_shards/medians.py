@@ -26,7 +26,7 @@ from data_shards.digest_tree import digest_dataset, digested
 from data_shards.digests import Partition
 from data_shards.errors import DataError
 from data_shards.exact import exact_medians
-from data_shards.fingerprint import Fingerprint
+from data_shards.fingerprint import Fingerprint, state_of
 from data_shards.genes import GENE_TABLE_FILE, GeneTable, find_gene_ids
 from data_shards.medians_file import (
     DATASETS,
@@ -95,8 +95,9 @@ def make_medians(
     for path in paths:
         if earlier is not None and path.stem in earlier.genes:
             refuse_again(out, path.stem)
-    datasets = []
+    datasets, states = [], {}
     for path in paths:
+        states[path.stem] = state_of(path)
         with open_counts(path, options) as counts:
             found = find_gene_ids(counts, gene_table, min_mapped)
             say(f"{counts.name}: {counts.n_cells:,} cells; {found.report}")
@@ -105,6 +106,8 @@ def make_medians(
     with Workers(workers, dask) as pool:
         hashing = tqdm(pool.map_in_order(Fingerprint.of, paths), "hashing", len(paths), unit=" files", disable=None)
         files = {file.path.stem: file for file in hashing}
+        for name, file in files.items():
+            file.require_state(states[name])
         identity = {
             "parts": _PARTS,
             "files": {name: file.sha256 for name, file in files.items()},

@@ -130,7 +130,8 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield temporary
         flush(temporary)
         temporary.rename(path)
-    except OSError as error:
+    # HDF5 says with a RuntimeError that a file cannot be closed.
+    except (OSError, RuntimeError) as error:
         raise DataError(f"{path}: cannot be written ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -150,6 +150,11 @@ def _connect(address: str) -> Any:
         with ThreadPoolExecutor(1) as thread:  # a notebook has a loop in this one
             thread.submit(asyncio.run, answer()).result()
         return distributed.Client(address, timeout=_ANSWER_S, set_as_default=False)
+    except TypeError as error:
+        raise DataError(
+            f"--dask {address}: the connection needs TLS keys ({error}): name them in Dask's settings, "
+            "`distributed.comm.tls.ca-file`, `client.cert` and `client.key` there"
+        ) from error
     except (OSError, ValueError) as error:
         raise DataError(
             f"--dask {address}: no scheduler answers ({error}): start one with `dask scheduler`, and give the address "

@@ -18,6 +18,7 @@ import pyarrow as pa
 from data_shards.counts import CountFile, CountSource
 from data_shards.errors import DataError
 from data_shards.filters import BoundFilter
+from data_shards.fingerprint import Fingerprint
 from data_shards.obs_file import obs_table
 from data_shards.ranker import Ranker
 from data_shards.vocabulary import FIRST_GENE
@@ -51,9 +52,10 @@ class RankPlan:
 
 @dataclass(frozen=True)
 class Range:
-    """Cells [start, stop) of a file, and the part that they become."""
+    """Cells [start, stop) of a file, which must stay as it is, and the part that they become."""
 
     source: CountSource
+    file: Fingerprint
     start: int
     stop: int
     folder: Path
@@ -86,11 +88,12 @@ def rank_range(plan: RankPlan, task: Range) -> Summary:
     """Make the part of a range, unless it is there.
 
     Raises:
-        DataError: bad counts, or the part cannot be written.
+        DataError: bad counts, the file is not what it was, or the part cannot be written.
     """
     if not (task.folder / _SUMMARY).exists():
         with task.source.open() as counts, new_part(task.folder) as folder:
             summary = _rank(plan, counts, task.start, task.stop, folder)
+            task.file.require_unchanged()
             (folder / _SUMMARY).write_text(json.dumps(asdict(summary)))
     return Summary(**json.loads((task.folder / _SUMMARY).read_text()))
 

@@ -170,7 +170,8 @@ def _write(
     with open_counts(source.path, source.options.counts, work / _BY_CELL) as counts, new_part(place) as folder:
         writer = DatasetWriter(folder, source.name, values)
         obs = ObsWriter(writer.folder / "obs.parquet")
-        ranges = list(_ranges(_parts(work), counts.source, counts.n_cells))
+        ranges = list(_ranges(_parts(work), counts.source, file, counts.n_cells))
+        _require_unchanged(work, file)
         progress = tqdm(total=counts.n_cells, desc=f"tokens {source.name}", unit=" cells", disable=None)
         with progress:
             for task, summary in zip(ranges, workers.map_in_order(partial(rank_range, plan), ranges), strict=True):
@@ -181,7 +182,7 @@ def _write(
                 total += summary
                 progress.update(task.stop - task.start)
         obs.close()
-        _refuse_useless(work, source, file, total)
+        _refuse_empty(work, source, total)
         report = asdict(source.columns.report)
         described = {
             **source.options.record(),
@@ -200,18 +201,23 @@ def _write(
             flush(found)
 
 
-def _refuse_useless(work: Path, source: Source, file: Fingerprint, total: Summary) -> None:
-    """Raise DataError, and remove the parts, where the same command would end the same way with them."""
+def _require_unchanged(work: Path, file: Fingerprint) -> None:
+    """Raise DataError, and remove the copy by cell, where it may have been made of something else."""
     try:
         file.require_unchanged()
-        if not total.n_cells:
-            raise DataError(
-                f"{source.path}: no cell is left: {total.filtered:,} filtered, {total.empty:,} without a gene of the "
-                "vocabulary: filter less, or leave the file out"
-            )
     except DataError:
-        _drop_parts(work)
+        shutil.rmtree(work / _BY_CELL, ignore_errors=True)
         raise
+
+
+def _refuse_empty(work: Path, source: Source, total: Summary) -> None:
+    """Raise DataError, and remove the parts, where no cell is left: the same command would end the same way."""
+    if not total.n_cells:
+        _drop_parts(work)
+        raise DataError(
+            f"{source.path}: no cell is left: {total.filtered:,} filtered, {total.empty:,} without a gene of the "
+            "vocabulary: filter less, or leave the file out"
+        )
 
 
 def _drop_parts(work: Path) -> None:
@@ -219,7 +225,7 @@ def _drop_parts(work: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _ranges(parts: Path, source: CountSource, n_cells: int) -> Iterator[Range]:
+def _ranges(parts: Path, source: CountSource, file: Fingerprint, n_cells: int) -> Iterator[Range]:
     """The ranges of a file, which its number of cells alone decides."""
     for start in range(0, n_cells, PART_CELLS):
-        yield Range(source, start, min(start + PART_CELLS, n_cells), parts / f"{start:012d}")
+        yield Range(source, file, start, min(start + PART_CELLS, n_cells), parts / f"{start:012d}")

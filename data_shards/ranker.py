@@ -18,7 +18,8 @@ class Ranked:
     Attributes:
         genes: uint16 (n_tokens,), gene numbers, cells one after another, best-ranked gene first.
         indptr: int64 (n_cells + 1,).
-        values: float32 (n_tokens,), `count / total * 10,000 / median` of each, or none.
+        values: float32 (n_tokens,), `count / total * 10,000 / median` of each, or none; of dithered counts if these are
+            ranked.
         known: how many of the counts are of genes of the vocabulary.
     """
 

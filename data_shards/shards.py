@@ -11,6 +11,7 @@ from pathlib import Path
 from data_shards.assembling import build_store
 from data_shards.counts import CountOptions
 from data_shards.filters import CellFilter
+from data_shards.fingerprint import state_of
 from data_shards.manifest import Manifest
 from data_shards.output import refuse_existing
 from data_shards.parallel import Workers
@@ -78,8 +79,9 @@ def make_store(
     plan = plan_more(out, medians_path, shared) if add else plan_new(medians_path, shared, say)
     plan.check_names(out, [path.stem for path in paths])
     # What cannot be used is found before hours go into the files ahead of it.
-    sources = []
+    sources, states = [], []
     for path in paths:
+        states.append(state_of(path))
         source, lines = bind_source(path, own, plan.tokenizer, splits)
         sources.append(source)
         for line in lines:
@@ -88,6 +90,8 @@ def make_store(
     refuse_few_donors(frozenset().union(*(source.donors for source in sources)), splits, earlier)
     with Workers(workers, dask, say) as pool:
         files = read_fingerprints(paths, pool)
+        for file, state in zip(files, states, strict=True):
+            file.require_state(state)
         for name in refuse_changed(files, plan.of_medians) if plan.of_medians else ():
             say(f"{name}: is not among the data sets of the medians: it is ranked with the medians of others")
         found = {source.name: (source, file) for source, file in zip(sources, files, strict=True)}

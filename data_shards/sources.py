@@ -114,7 +114,7 @@ def _kept_columns(counts: CountFile, asked: tuple[str, ...] | None) -> tuple[str
             raise DataError(
                 f"{counts.path}: no column {column!r} in obs: --obs-columns can be of {', '.join(columns) or '(none)'}"
             )
-    return tuple(columns if asked is None else asked)
+    return tuple(columns if asked is None else dict.fromkeys(asked))
 
 
 def read_fingerprints(paths: Sequence[Path], workers: Workers) -> list[Fingerprint]:

@@ -28,7 +28,7 @@ class StoreOptions:
         dither: rank dithered counts.
         genes_file: genes of the vocabulary, one a line; none takes all with a median.
         deny_file: genes that are left out of it, one a line.
-        keep_values: keep `count / total * 10,000 / median` of each token beside it.
+        keep_values: keep `count / total * 10,000 / median` of each token beside it; with `dither`, of dithered counts.
     """
 
     top_k: int | None = None

@@ -124,22 +124,24 @@ class _Check(Protocol):
 
 
 class _Indptr:
-    """From 0 to the number of tokens; each cell has some, and not more than the most."""
+    """From 0 to the number of tokens; each cell has some, and not more than the most. Gaps are passed over."""
 
     def __init__(self, entry: DatasetEntry, top_k: int) -> None:
         self._n_tokens, self._top_k = entry.n_tokens, top_k
-        self._last = 0
+        self._stop, self._last = 0, 0
 
     def look(self, start: int, values: npt.NDArray[Any]) -> str | None:
+        # Before the first one, and after one that could not be read, there is nothing to compare with.
+        follows = start > 0 and start == self._stop
         before = self._last
-        self._last = int(values[-1])
+        self._stop, self._last = start + len(values), int(values[-1])
         if start == 0 and values[0] != 0:
             return f"begins at {values[0]:,}, not at 0"
-        lengths = np.diff(values, prepend=before)[0 if start else 1 :]
+        lengths = np.diff(values, prepend=before)[0 if follows else 1 :]
         if not len(lengths) or (lengths.min() > 0 and lengths.max() <= self._top_k):
             return None
         cell = int(np.argmax((lengths <= 0) | (lengths > self._top_k)))
-        return f"cell {cell + max(0, start - 1):,} has {lengths[cell]:,} tokens: expected 1 to {self._top_k:,}"
+        return f"cell {cell + start - follows:,} has {lengths[cell]:,} tokens: expected 1 to {self._top_k:,}"
 
     def end(self) -> str | None:
         return None if self._last == self._n_tokens else f"ends at {self._last:,}, not at the {self._n_tokens:,} tokens"

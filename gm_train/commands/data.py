@@ -198,7 +198,9 @@ def _add_shards(commands: Any) -> None:
         "--dither", action="store_true", help="spread equal counts: ± a half, drawn by a hash, before ranking"
     )
     parser.add_argument(
-        "--keep-values", action="store_true", help="keep count / total * 10,000 / median of each token beside it"
+        "--keep-values",
+        action="store_true",
+        help="keep count / total * 10,000 / median of each token beside it, with --dither of dithered counts",
     )
     parser.add_argument("--obs-columns", type=_names, help="columns of obs to keep: a,b,c (default: all)")
     _add_engine(parser)

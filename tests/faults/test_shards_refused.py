@@ -2,17 +2,22 @@
 
 import os
 import shutil
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import h5py
 import pytest
 import scipy.sparse as sp
 
-from data_shards import parts
+from data_shards import by_cell, medians, parts, ranked, sources
 from data_shards.errors import DataError
+from data_shards.filters import CellFilter
+from data_shards.fingerprint import Fingerprint
 from data_shards.manifest import Manifest
 from data_shards.medians import make_medians
+from data_shards.medians_file import Medians
 from data_shards.shards import make_store
 from data_shards.verify import find_damage
 from tests.faults.data_runs import run_data
@@ -77,6 +82,98 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytes
     with pytest.raises(DataError, match=rf"a\.{suffix}: changed while it was read: wait until"):
         build(tmp_path, [path], "x.zarr")
     assert sorted(found.name for found in tmp_path.iterdir()) == sorted([path.name, "m.zarr"])
+
+
+@pytest.mark.parametrize("by_gene", [False, True])
+def test_a_file_that_changed_and_came_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_gene: bool) -> None:
+    """No part, and no copy by cell, that was made of the other content is gone on from."""
+    monkeypatch.setattr(ranked, "PART_CELLS", 16)
+    counts = [draw_counts(60, 20, seed) for seed in (1, 2)]
+    path, other = (
+        write_counts(tmp_path / f"{name}.h5ad", matrix.tocsc() if by_gene else matrix)
+        for name, matrix in zip("ab", counts, strict=True)
+    )
+    build(tmp_path, [path])
+    content = path.read_bytes()
+    calls = 0
+
+    def changing(real: Callable[..., Any], at: int) -> Callable[..., Any]:
+        def change(*arguments: Any) -> Any:
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                path.write_bytes(other.read_bytes())
+            return real(*arguments)
+
+        return change
+
+    with monkeypatch.context() as patched:
+        if by_gene:
+            patched.setattr("data_shards.counts.copy_by_cell", changing(by_cell.copy_by_cell, 1))
+            # A start that is killed now would leave the copy.
+            patched.setattr(ranked, "rank_range", None)
+        else:
+            patched.setattr(parts, "_rank", changing(parts._rank, 2))
+        with pytest.raises(DataError, match=r"a\.h5ad: changed while it was read"):
+            build(tmp_path, [path], "x.zarr")
+    assert calls == (1 if by_gene else 2)
+    path.write_bytes(content)
+    build(tmp_path, [path], "x.zarr")
+    assert contents(tmp_path / "x.zarr") == contents(tmp_path / "s.zarr")
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [({"top_k": 4}, {"top_k": 8}), ({}, {"keep_values": True}), ({}, {"cells": CellFilter(min_genes=3)})],
+)
+def test_a_task_that_outlives_its_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: dict[str, Any], second: dict[str, Any]
+) -> None:
+    """A worker that was thought dead finishes a part of other options while the next start is at work."""
+    path = write_counts(tmp_path / "a.h5ad", draw_counts(60, 20))
+    build(tmp_path, [path], **second)
+    late: list[tuple[Any, ...]] = []
+
+    def die(*task: Any) -> None:
+        late.append(task)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ranked, "rank_range", die)
+        with pytest.raises(KeyboardInterrupt):
+            build(tmp_path, [path], "x.zarr", **first)
+
+    def after_it(*task: Any) -> parts.Summary:
+        parts.rank_range(*late[0])
+        return parts.rank_range(*task)
+
+    monkeypatch.setattr(ranked, "rank_range", after_it)
+    build(tmp_path, [path], "x.zarr", **second)
+    assert contents(tmp_path / "x.zarr") == contents(tmp_path / "s.zarr")
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_file_that_changes_before_it_is_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was seen of its genes and cells would stand beside the hash of another content."""
+    path, other = (write_counts(tmp_path / f"{n}.h5ad", draw_counts(60, 20, s)) for s, n in enumerate("ab"))
+    content = path.read_bytes()
+
+    class Late(Fingerprint):
+        @classmethod
+        def of(cls, path: Path) -> Fingerprint:
+            path.write_bytes(other.read_bytes())
+            return Fingerprint.of(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(medians, "Fingerprint", Late)
+        with pytest.raises(DataError, match=r"a\.h5ad: changed while it was read"):
+            make_medians([path], tmp_path / "m.zarr", say=quiet)
+    make_medians([other], tmp_path / "m.zarr", say=quiet)
+    path.write_bytes(content)
+    monkeypatch.setattr(sources, "Fingerprint", Late)
+    with pytest.raises(DataError, match=r"a\.h5ad: changed while it was read"):
+        build(tmp_path, [path], "x.zarr")
+    assert not (tmp_path / "x.zarr").exists()
 
 
 def test_two_files_of_one_name(tmp_path: Path, files: list[Path]) -> None:
@@ -149,6 +246,11 @@ def test_medians_of_another_kind(tmp_path: Path, files: list[Path]) -> None:
 
 def test_stores_of_other_versions(tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     build(tmp_path, files[:1])
+    for schema, mend in ((1, "update gm-train"), (3, "make it again with `gm-train data medians`")):
+        monkeypatch.setattr("data_shards.medians_file.SCHEMA", schema)
+        with pytest.raises(DataError, match=rf"m\.zarr: layout version 2, this program reads {schema}: {mend}"):
+            Medians.load(tmp_path / "m.zarr")
+    monkeypatch.setattr("data_shards.medians_file.SCHEMA", 2)
     before = contents(tmp_path / "s.zarr")
     for schema, mend in ((2, "update gm-train"), (4, "make it again with `gm-train data shards`")):
         monkeypatch.setattr("data_shards.manifest.SCHEMA", schema)

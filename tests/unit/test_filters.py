@@ -13,6 +13,7 @@ from data_shards.counts import open_counts
 from data_shards.errors import DataError
 from data_shards.filters import CellFilter
 from data_shards.genes import GeneTable
+from data_shards.inspect import Summary
 from data_shards.manifest import Manifest
 from data_shards.medians import make_medians
 from data_shards.splits import SplitOptions
@@ -82,6 +83,8 @@ def test_columns_of_obs_that_are_kept(tmp_path: Path) -> None:
     ]  # fmt: skip
     assert (entry.obs_columns, entry.split_by) == (["cell_type"], "donor")
     assert any("'donor_id' of obs is kept too" in line for line in lines)
+    build(tmp_path, [path], "t.zarr", obs_columns=["cell_type", "cell_type"])
+    assert (tmp_path / "t.zarr/a/obs.parquet").read_bytes() == (tmp_path / "s.zarr/a/obs.parquet").read_bytes()
     build(tmp_path, [path], "n.zarr", obs_columns=[], splits=SplitOptions(by="none"))
     assert pq.read_schema(tmp_path / "n.zarr/a/obs.parquet").names == ["source_row", "cell_id"]
     with pytest.raises(DataError, match=r"no column 'who' in obs: --obs-columns can be of donor_id, cell_type, batch"):
@@ -137,3 +140,6 @@ def test_values_are_the_normalised_expression_behind_each_token(tmp_path: Path) 
     off = values / per_count - counts.toarray()[cell, tokens]
     assert np.abs(off).max() < 0.5 + 1e-4
     assert np.abs(off).mean() == pytest.approx(0.25, abs=0.03)
+    said = {path: Summary.read(path).describe() for path in (store, tmp_path / "d.zarr")}
+    for path, count in zip(said, ("count", "dithered count"), strict=True):
+        assert f"  values       {count} / total * 10,000 / median of each token, float32" in said[path]

@@ -30,6 +30,7 @@ from data_shards.vocabulary import FIRST_GENE
 from gm_train.cli import main
 from tests.conftest import tiny_words, write_cells
 from tests.unit.ranked_corpora import SPECIALS, save_to_disk, table_of, write_arrow, write_parquet
+from tests.unit.stores import contents
 
 
 def quiet(line: str) -> None:
@@ -247,6 +248,10 @@ def test_columns_and_splits(foreign: Foreign, tmp_path: Path) -> None:
     assert set(obs.columns) == {"cell_type", "donor_id", "source_row", "cell_id"}
     held = arrays(tmp_path / "s.zarr", "two")["split"]
     assert obs.groupby("donor_id")["source_row"].agg(lambda rows: len(set(held[rows]))).eq(1).all()
+    once = contents(tmp_path / "s.zarr/two")
+    shutil.rmtree(tmp_path / "s.zarr")
+    build(tmp_path, foreign, obs_columns=["cell_type", "cell_type"], splits=SplitOptions(validation=0.3))
+    assert contents(tmp_path / "s.zarr/two") == once
     for columns, message in ((["nobody"], "is not there"), (["nested"], "is nested")):
         table = foreign.tables(1)[0].append_column("nested", pa.array([[1]] * 40))
         path = write_arrow(tmp_path / "a.arrow", table)

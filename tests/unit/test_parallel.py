@@ -113,6 +113,8 @@ def test_a_scheduler_that_is_not_there_is_told(monkeypatch: pytest.MonkeyPatch) 
         Workers(dask="tcp://127.0.0.1:9")
     with pytest.raises(DataError, match=r"--dask head: no scheduler answers"):
         Workers(dask="head")
+    with pytest.raises(DataError, match=r"--dask tls://127.0.0.1:9: the connection needs TLS keys .*ca-file"):
+        Workers(dask="tls://127.0.0.1:9")
 
 
 def test_dask_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

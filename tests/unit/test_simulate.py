@@ -20,6 +20,7 @@ from data_shards.draws import draw_genes, guide
 from data_shards.errors import DataError
 from data_shards.output import hash_path
 from data_shards.simulate import simulate
+from tests.faults.disks import resize, small_disk
 
 OPTIONS = AtlasOptions(cells=300, genes=200, cell_types=3, programmes=6, donors=4, batches=2, genes_per_programme=10)
 
@@ -106,6 +107,21 @@ def test_bad_options_and_existing_output_are_refused(tmp_path: Path, monkeypatch
     with pytest.raises(DataError, match=r"b\.\w+: cannot be written .*No space left"):
         simulate(tmp_path / "b.h5ad", OPTIONS)
     assert [path.name for path in tmp_path.iterdir()] == ["a.gmt"]
+
+
+def test_a_disk_that_fills_up_is_told(tmp_path: Path) -> None:
+    """HDF5 meets it when it closes the file, and says so in words of its own."""
+    simulate(tmp_path / "a.h5ad", OPTIONS)
+    size_kb = (tmp_path / "a.h5ad").stat().st_size >> 10
+    causes = set()
+    with small_disk(tmp_path / "disk", size_kb) as disk:
+        for less in range(8, size_kb, size_kb // 16):
+            resize(disk, size_kb - less)
+            with pytest.raises(DataError, match=r"b\.\w+: cannot be written") as raised:
+                simulate(disk / "b.h5ad", OPTIONS)
+            causes.add(type(raised.value.__cause__))
+            assert list(disk.iterdir()) == []
+    assert RuntimeError in causes
 
 
 @pytest.mark.parametrize(

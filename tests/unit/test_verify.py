@@ -100,6 +100,16 @@ def test_elements_that_cannot_be(made: Path, array: str, place: int, value: int,
     assert all(problem.startswith(f"{made}/one/{array}") for problem in problems)
 
 
+def test_what_follows_a_damaged_indptr_is_not_blamed(made: Path) -> None:
+    """What is wrong further behind is still found, and named by its cell."""
+    file = made / "one/indptr/c/1"
+    change(made, "indptr", 100, 0)
+    file.write_bytes(b"")
+    gap, behind = find_damage(made)
+    assert gap.startswith(f"{file}: cannot be read at all")
+    assert behind.startswith(f"{made}/one/indptr: cell 99 has ")
+
+
 def test_an_indptr_that_ends_early(made: Path) -> None:
     last = int(starts(made)[-1])
     change(made, "indptr", -1, last - 1)
