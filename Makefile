@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-all lint slurm slurm-down
+.PHONY: help setup demo bench test test-all lint slurm slurm-down
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -27,6 +27,11 @@ setup: $(VENV)/.ready ## build .venv with gm-train in it
 
 demo: setup ## real cells to a trained, evaluated model [DATA=file.h5ad] [FRESH=1]; again: goes on
 	$(BIN)/python -m gm_train.demo $(if $(DATA),--data "$(DATA)") $(if $(FRESH),--fresh)
+
+bench: setup ## quick benchmarks of model, loader and preparation, into runs/
+	$(BIN)/python -m gm_train.cli bench model --quick
+	$(BIN)/python -m gm_train.cli bench loader --quick
+	$(BIN)/python -m gm_train.cli bench prepare --quick
 
 slurm: setup ## start a SLURM of two nodes on this machine, in .slurm
 	$(BIN)/python -m cluster.local_slurm up

@@ -63,7 +63,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("--steps", type=int, metavar="N", help="timed steps of each contender at each length, at least 10 (12)")
     add("--warmup", type=int, metavar="N", help="untimed steps before them (2)")
     add("--threads", type=int, metavar="N", help="of PyTorch (all cores)")
-    add("--store", type=Path, metavar="STORE.zarr", help="your cells instead of simulated ones")
+    add("--store", type=Path, metavar="STORE.zarr", help="a store of yours, a local folder, instead of simulated cells")
     add("--pathways", type=Path, metavar="GMT", help="gene sets: train L_pathway, too")
     add("--out", type=Path, default=Path("runs/bench-model"), metavar="DIR", help="results (%(default)s)")
     model.set_defaults(run=run)
@@ -84,7 +84,12 @@ def _add_loader(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     add("--parts", type=_words, metavar="LIST", help="race,mixing (default: both)")
     add("--cells", type=int, metavar="N", help="cells to simulate (50000)")
     add("--compression", help="of their counts: none (default; loaders that read .h5ad are fastest), lzf or gzip")
-    add("--store", type=Path, metavar="STORE.zarr", help="a token store of yours; alone, without other loaders")
+    add(
+        "--store",
+        type=Path,
+        metavar="STORE.zarr",
+        help="a store of yours, a local folder; alone, without other loaders",
+    )
     add("--h5ad", type=Path, metavar="FILE", help="your cells as counts; with --store the same cells in the same order")
     add("--turns", type=int, metavar="N", help="timed turns of each loader, at least 10 (12)")
     add("--turn-seconds", type=float, metavar="S", help="seconds of a turn (0.5)")

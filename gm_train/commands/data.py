@@ -1,16 +1,24 @@
 """`gm-train data`: from count files to a token store."""
 
 import argparse
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from data_shards.atlas import AtlasOptions
-
-_FORMATS = argparse.RawDescriptionHelpFormatter
+from gm_train.commands.data_options import (
+    add_command,
+    add_counts,
+    add_engine,
+    add_splits,
+    count_options,
+    engine,
+    names,
+    positive,
+    share,
+    split_options,
+)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -25,20 +33,9 @@ def add_parser(subparsers: Any) -> None:
     _add_verify(commands)
 
 
-def _add(commands: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name,
-        help=text,
-        description=f"{text[0].upper()}{text[1:]}.",
-        epilog=f"example:\n  {example}",
-        formatter_class=_FORMATS,
-    )
-    return parser
-
-
 def _add_simulate(commands: Any) -> None:
     example = "gm-train data simulate --out atlas.h5ad --cells 20000 --genes 4000 --cell-types 12"
-    parser = _add(commands, "simulate", "simulate an atlas with known cell types and gene programmes", example)
+    parser = add_command(commands, "simulate", "simulate an atlas with known cell types and gene programmes", example)
     parser.add_argument("--out", type=Path, required=True, help="new .h5ad; the programmes go beside it as .gmt")
     helps = {
         "cells": "number of cells",
@@ -63,7 +60,7 @@ def _add_simulate(commands: Any) -> None:
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(default), default=default, help=text)
     parser.add_argument("--compression", default="lzf", help="of the counts: lzf (default), gzip or none")
     parser.add_argument(
-        "--workers", type=_positive, default=1, help="processes (default 1); the result is the same for any"
+        "--workers", type=positive, default=1, help="processes (default 1); the result is the same for any"
     )
     parser.set_defaults(run=_simulate)
 
@@ -78,89 +75,15 @@ def _simulate(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _add_counts(parser: argparse.ArgumentParser) -> None:
-    """Options on how the counts of the files are read."""
-    parser.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="AnnData file (.h5ad) or AnnData-Zarr folder"
-    )
-    group = parser.add_argument_group("counts")
-    group.add_argument("--layer", help="layer with the counts (default: X)")
-    group.add_argument("--raw", action="store_true", help="read raw/X instead of X")
-    group.add_argument(
-        "--counts-from",
-        choices=["log1p"],
-        help="take log1p of scaled counts back to counts: expm1, over the cell's smallest",
-    )
-    group.add_argument("--allow-non-integer", action="store_true", help="accept counts that are not whole")
-    group.add_argument("--gene-column", help="column of var with gene ids or symbols (default: its index)")
-    group.add_argument(
-        "--min-mapped",
-        type=_share,
-        default=0.5,
-        help="refuse a file when a smaller share of its genes is mapped (default 0.5)",
-    )
-
-
-def _add_engine(parser: argparse.ArgumentParser) -> None:
-    """What runs the work: processes of this machine, or the workers of a Dask scheduler."""
-    engine = parser.add_mutually_exclusive_group()
-    engine.add_argument(
-        "--workers", type=_positive, default=1, help="processes (default 1); the result is the same for any"
-    )
-    engine.add_argument(
-        "--dask",
-        metavar="ADDRESS",
-        help="run on the workers of this Dask scheduler (tcp://head:8786), which see the same file system",
-    )
-    engine.add_argument(
-        "--slurm",
-        nargs="+",
-        metavar="WORD",
-        help="run on worker jobs under SLURM, which end with this command: cluster.KEY=value or .yaml files as for "
-        "`gm-train launch`, such as cluster.nodes=4 (jobs) cluster.cpus_per_task=8 (workers of each) "
-        "cluster.memory=32G (of each job) cluster.partition=cpu cluster.time=04:00:00",
-    )
-
-
-@contextmanager
-def _engine(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """What `_add_engine` chose, as the data code takes it, for the length of the work."""
-    if arguments.slurm is None:
-        yield {"workers": arguments.workers, "dask": arguments.dask}
-        return
-    from cluster.dask_slurm import workers_on_slurm
-    from cluster.problems import job_problems
-    from gm_train.settings import ConfigError, load_cluster
-
-    config = load_cluster(arguments.slurm)
-    problems = job_problems(config)
-    if problems:
-        raise ConfigError(problems)
-    with workers_on_slurm(config.cluster, arguments.out) as address:
-        yield {"dask": address}
-
-
-def _count_options(arguments: argparse.Namespace) -> Any:
-    from data_shards.counts import CountOptions
-
-    return CountOptions(
-        layer=arguments.layer,
-        raw=arguments.raw,
-        counts_from=arguments.counts_from,
-        gene_column=arguments.gene_column,
-        allow_non_integer=arguments.allow_non_integer,
-    )
-
-
 def _add_medians(commands: Any) -> None:
     example = "gm-train data medians gut.h5ad placenta.h5ad --out medians.zarr --gene-table genes.csv.gz"
-    parser = _add(commands, "medians", "compute each gene's median non-zero expression over data sets", example)
-    _add_counts(parser)
+    parser = add_command(commands, "medians", "compute each gene's median non-zero expression over data sets", example)
+    add_counts(parser)
     parser.add_argument("--out", type=Path, required=True, help="new medians file (.zarr)")
     parser.add_argument(
         "--gene-table", type=Path, help="CSV of Ensembl id, symbol, …: maps symbols; kept in the output"
     )
-    _add_engine(parser)
+    add_engine(parser)
     parser.add_argument("--exact", action="store_true", help="exact medians instead of t-digests; cannot be added to")
     parser.add_argument("--add", action="store_true", help="add the files to an existing --out")
     parser.set_defaults(run=_medians)
@@ -170,28 +93,28 @@ def _medians(arguments: argparse.Namespace) -> int:
     from data_shards.genes import GeneTable
     from data_shards.medians import make_medians
 
-    with _engine(arguments) as engine:
+    with engine(arguments) as chosen:
         make_medians(
             arguments.files,
             arguments.out,
-            _count_options(arguments),
+            count_options(arguments),
             GeneTable.read_csv(arguments.gene_table) if arguments.gene_table else None,
             min_mapped=arguments.min_mapped,
             exact=arguments.exact,
             add=arguments.add,
-            **engine,
+            **chosen,
         )
     return 0
 
 
 def _add_shards(commands: Any) -> None:
     example = "gm-train data shards gut.h5ad placenta.h5ad --medians medians.zarr --out store.zarr --top-k 2048"
-    parser = _add(commands, "shards", "rank the genes of every cell into a token store", example)
-    _add_counts(parser)
+    parser = add_command(commands, "shards", "rank the genes of every cell into a token store", example)
+    add_counts(parser)
     parser.add_argument("--medians", type=Path, help="what `gm-train data medians` made; not needed with --add")
     parser.add_argument("--out", type=Path, required=True, help="new token store (.zarr)")
     parser.add_argument("--add", action="store_true", help="add the files to an existing --out, ranked as it was")
-    parser.add_argument("--top-k", type=_positive, help="most tokens of a cell (default 2048)")
+    parser.add_argument("--top-k", type=positive, help="most tokens of a cell (default 2048)")
     parser.add_argument("--genes", type=Path, help="use only these genes: ids or symbols, one a line")
     parser.add_argument("--deny-genes", type=Path, help="leave these genes out of the vocabulary: one a line")
     parser.add_argument(
@@ -202,8 +125,8 @@ def _add_shards(commands: Any) -> None:
         action="store_true",
         help="keep count / total * 10,000 / median of each token beside it, with --dither of dithered counts",
     )
-    parser.add_argument("--obs-columns", type=_names, help="columns of obs to keep: a,b,c (default: all)")
-    _add_engine(parser)
+    parser.add_argument("--obs-columns", type=names, help="columns of obs to keep: a,b,c (default: all)")
+    add_engine(parser)
     filters = parser.add_argument_group("filters")
     filters.add_argument(
         "--min-genes", type=int, default=0, help="leave out cells with fewer detected genes (default: off)"
@@ -212,7 +135,7 @@ def _add_shards(commands: Any) -> None:
         "--min-counts", type=float, default=0.0, help="leave out cells with fewer counts (default: off)"
     )
     filters.add_argument(
-        "--max-mito", type=_share, help="leave out cells with a larger share of counts in MT- genes (default: off)"
+        "--max-mito", type=share, help="leave out cells with a larger share of counts in MT- genes (default: off)"
     )
     filters.add_argument(
         "--where",
@@ -221,7 +144,7 @@ def _add_shards(commands: Any) -> None:
         metavar="COLUMN",
         help="keep cells where this boolean column of obs is true, such as is_primary_data; can be repeated",
     )
-    _add_splits(parser)
+    add_splits(parser)
     parser.set_defaults(run=partial(_shards, parser))
 
 
@@ -231,12 +154,12 @@ def _shards(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> i
 
     if arguments.medians is None and not arguments.add:
         parser.error("a new store needs --medians")
-    with _engine(arguments) as engine:
+    with engine(arguments) as chosen:
         make_store(
             arguments.files,
             arguments.medians,
             arguments.out,
-            _count_options(arguments),
+            count_options(arguments),
             top_k=arguments.top_k,
             dither=arguments.dither,
             genes_file=arguments.genes,
@@ -244,41 +167,12 @@ def _shards(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> i
             keep_values=arguments.keep_values,
             cells=CellFilter(arguments.min_genes, arguments.min_counts, arguments.max_mito, tuple(arguments.where)),
             obs_columns=arguments.obs_columns,
-            splits=_split_options(arguments),
+            splits=split_options(arguments),
             min_mapped=arguments.min_mapped,
             add=arguments.add,
-            **engine,
+            **chosen,
         )
     return 0
-
-
-def _add_splits(parser: argparse.ArgumentParser) -> None:
-    """Options on which cells are held out."""
-    splits = parser.add_argument_group("held-out cells")
-    splits.add_argument(
-        "--split-by",
-        choices=["auto", "donor", "dataset", "cell", "none"],
-        default="auto",
-        help="auto: whole donors where obs names two or more, else nothing is held out; cell is the weakest",
-    )
-    splits.add_argument(
-        "--donor-key", help="column of obs with donors (default: donor_id, donor, patient or individual)"
-    )
-    splits.add_argument("--validation", type=_share, default=0.1, help="share of validation cells, about (default 0.1)")
-    splits.add_argument("--test", type=_share, default=0.0, help="share of test cells, about (default 0)")
-    splits.add_argument("--split-seed", type=int, default=0, help="of the drawing (default 0)")
-
-
-def _split_options(arguments: argparse.Namespace) -> Any:
-    from data_shards.splits import SplitOptions
-
-    return SplitOptions(
-        by=arguments.split_by,
-        donor_key=arguments.donor_key,
-        validation=arguments.validation,
-        test=arguments.test,
-        seed=arguments.split_seed,
-    )
 
 
 def _add_import(commands: Any) -> None:
@@ -286,7 +180,7 @@ def _add_import(commands: Any) -> None:
         "gm-train data import genecorpus_30M_2048.dataset --tokens token_dictionary.pkl \\\n"
         "    --medians gene_median_dictionary.pkl --out genecorpus.zarr --donor-key individual"
     )
-    parser = _add(commands, "import", "make a token store of cells that are ranked already", example)
+    parser = add_command(commands, "import", "make a token store of cells that are ranked already", example)
     parser.add_argument(
         "corpus",
         nargs="+",
@@ -303,10 +197,10 @@ def _add_import(commands: Any) -> None:
     parser.add_argument("--add", action="store_true", help="add the data set to an existing --out of the same medians")
     parser.add_argument("--name", help="of the data set (default: the folder's or file's)")
     parser.add_argument(
-        "--top-k", type=_positive, help="most tokens of a cell (default 2048, or as the store that is added to)"
+        "--top-k", type=positive, help="most tokens of a cell (default 2048, or as the store that is added to)"
     )
-    parser.add_argument("--obs-columns", type=_names, help="columns to keep as annotations: a,b,c (default: all)")
-    _add_splits(parser)
+    parser.add_argument("--obs-columns", type=names, help="columns to keep as annotations: a,b,c (default: all)")
+    add_splits(parser)
     parser.set_defaults(run=_import)
 
 
@@ -321,7 +215,7 @@ def _import(arguments: argparse.Namespace) -> int:
         name=arguments.name,
         top_k=arguments.top_k,
         obs_columns=arguments.obs_columns,
-        splits=_split_options(arguments),
+        splits=split_options(arguments),
         add=arguments.add,
     )
     return 0
@@ -329,7 +223,7 @@ def _import(arguments: argparse.Namespace) -> int:
 
 def _add_inspect(commands: Any) -> None:
     example = "gm-train data inspect store.zarr --plot store.png"
-    parser = _add(commands, "inspect", "print what a token store holds, or draw it", example)
+    parser = add_command(commands, "inspect", "print what a token store holds, or draw it", example)
     parser.add_argument("store", metavar="STORE", help="folder, or a URL: http(s)://, s3:// or gs://")
     parser.add_argument(
         "--plot",
@@ -359,7 +253,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
 
 def _add_verify(commands: Any) -> None:
     text = "read a whole token store again and name every damaged file and chunk"
-    parser = _add(commands, "verify", text, "gm-train data verify store.zarr")
+    parser = add_command(commands, "verify", text, "gm-train data verify store.zarr")
     parser.add_argument("store", metavar="STORE", help="folder, or a URL: http(s)://, s3:// or gs://")
     parser.set_defaults(run=_verify)
 
@@ -375,21 +269,3 @@ def _verify(arguments: argparse.Namespace) -> int:
         + (f"{len(problems)} problems: build it again" if problems else "all is as it was written")
     )
     return 1 if problems else 0
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
-    return value
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _share(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{value:g} is not between 0 and 1")
-    return value
