@@ -1,8 +1,8 @@
 """One data set of a store that is being made: ranges ranked in parallel, and one writer that takes them in order.
 
-Its work folder holds `identity.json`, the parts that are there in `parts-HASH` and, in the end, `finished`: the data set as it lies
-in a store, without its splits, and `written.json`. Each is whole or not there, so that a start goes on from what an
-earlier one left.
+Its work folder holds `identity.json`, the parts that are there in `parts-HASH` and, in the end, `finished`: the data
+set as it lies in a store, without its splits, and `written.json`. Each is whole or not there, so that a start goes on
+from what an earlier one left.
 """
 
 import json

@@ -304,12 +304,12 @@ def test_damaged_medians_are_refused(tmp_path: Path) -> None:
     make_medians([path], out, say=quiet)
     names = json.loads((out / "genes.json").read_text())
     (out / "genes.json").write_text(json.dumps({**names, "genes": names["genes"][::-1]}))
-    with pytest.raises(DataError, match=r"damaged or of another version"):
+    with pytest.raises(DataError, match=r"damaged: make it again"):
         Medians.load(out)
     (out / "genes.json").write_text(json.dumps(names))
     Medians.load(out)
     (out / "counts" / "c" / "0").unlink()
-    with pytest.raises(DataError, match=r"damaged or of another version"):
+    with pytest.raises(DataError, match=r"damaged: make it again"):
         Medians.load(out)
     with pytest.raises(DataError, match=r"not a medians file"):
         Medians.load(tmp_path)
