@@ -82,7 +82,7 @@ class Medians:
         try:
             root = zarr.open_group(path, mode="r")
             attrs: dict[str, Any] = dict(root.attrs)
-            if attrs["schema"] != SCHEMA:
+            if "method" in attrs and attrs["schema"] != SCHEMA:  # a token store has a schema of its own
                 mend = "update gm-train" if attrs["schema"] > SCHEMA else "make it again with `gm-train data medians`"
                 raise DataError(f"{path}: layout version {attrs['schema']}, this program reads {SCHEMA}: {mend}")
             names = json.loads((path / GENES_FILE).read_text())
