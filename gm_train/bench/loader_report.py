@@ -39,8 +39,9 @@ def _head(results: Row) -> str:
             + versions(made["packages"], made["git"]),
             f"{cells['cells']:,} {'simulated ' if cells['simulated'] else ''}cells of {cells['mean_tokens']:,.0f} "
             f"tokens on average, top-k {cells['top_k']:,}. {made['turns']} turns a loader, of {made['turn_s']:g} s "
-            f"or more, in alternation, after four untimed ones. A turn of `{OURS}` is a whole cycle (or several), in which "
-            f"each of its lanes packs one pool: {cells['of_a_cycle']:,.0f} cells; a cycle and a half before them are untimed. "
+            "or more, in alternation, after four untimed ones. "
+            f"A turn of `{OURS}` is a whole cycle (or several), in which each of its lanes packs one pool: "
+            f"{cells['of_a_cycle']:,.0f} cells; a cycle and a half before them are untimed. "
             "Cells of all turns over their seconds, with the quartiles of the turns in brackets.",
         ]
     )

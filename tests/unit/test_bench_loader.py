@@ -154,7 +154,7 @@ def test_in_a_cycle_each_lane_comes_to_the_end_of_a_pool(tmp_path: Path, monkeyp
 
 
 def test_a_turn_of_ours_is_whole_cycles(atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = Plan(seed=0, lanes=6, pool_blocks=8, group_cells=64, row_length=128)
+    plan = Plan(seed=0, lanes=6, pool_blocks=64, group_cells=64, row_length=128)
     monkeypatch.setattr(loaders, "default_plan", lambda manifest: plan)
     cycle = cycle_cells(Manifest.load(atlas.store))
     runner = LoaderRunner(Cells(atlas.store, None, tmp_path), OURS, turn_s=0.001)
