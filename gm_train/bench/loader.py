@@ -13,7 +13,7 @@ from data_shards.errors import DataError
 from data_shards.manifest import Manifest
 from gm_train.bench import loader_report
 from gm_train.bench.atlases import simulated_counts, store_of
-from gm_train.bench.loaders import CEILING, OURS, WAYS, Cells, LoaderRunner
+from gm_train.bench.loaders import CEILING, OURS, WAYS, Cells, LoaderRunner, cycle_cells
 from gm_train.bench.mixing import run_mixing
 from gm_train.bench.peers import PEERS
 from gm_train.bench.results import made_with, progress, write
@@ -52,7 +52,7 @@ class LoaderPlan:
         store: a token store of yours.
         h5ad: cells of yours; a store is made of them if none is named.
         turns: timed turns of each loader, in alternation.
-        turn_s: seconds of a turn.
+        turn_s: seconds of a turn, at least; our own loader takes whole cycles of its pools.
         out: folder of the results, and of the cells.
         asked: the command line, for the report.
     """
@@ -109,6 +109,7 @@ def _measure(plan: LoaderPlan, say: Say) -> Row:
             "cells": manifest.n_cells,
             "mean_tokens": manifest.n_tokens / manifest.n_cells,
             "top_k": manifest.top_k,
+            "of_a_cycle": cycle_cells(manifest),
             "counts": None if cells.h5ad is None else cells.h5ad.name,
         },
         "left_out": [f"{part}: not run; add it with --parts." for part in PARTS if part not in plan.parts],

@@ -38,9 +38,11 @@ def _head(results: Row) -> str:
             f"{made['date']}, {made['cpu']}, {made['cores']} cores; Python {made['python']}, "
             + versions(made["packages"], made["git"]),
             f"{cells['cells']:,} {'simulated ' if cells['simulated'] else ''}cells of {cells['mean_tokens']:,.0f} "
-            f"tokens on average, top-k {cells['top_k']:,}. {made['turns']} turns of {made['turn_s']:g} s a loader, in "
-            "alternation, after four untimed ones; cells of all turns over their seconds, with the quartiles of the "
-            "turns in brackets.",
+            f"tokens on average, top-k {cells['top_k']:,}. {made['turns']} turns a loader, of {made['turn_s']:g} s "
+            "or more, in alternation, after four untimed ones. "
+            f"A turn of `{OURS}` is a whole cycle (or several), in which each of its lanes packs one pool: "
+            f"{cells['of_a_cycle']:,.0f} cells; a cycle and a half before them are untimed. "
+            "Cells of all turns over their seconds, with the quartiles of the turns in brackets.",
         ]
     )
 

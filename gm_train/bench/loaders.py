@@ -26,7 +26,8 @@ OURS, CEILING = "gm-train", "chunks, read and dropped"
 COUNTS, BY_ROWS, BY_KERNEL = "counts", "tokens, ranked by numpy", "tokens, ranked by our kernel"
 WAYS = (COUNTS, BY_ROWS, BY_KERNEL)
 _READS = 16
-_UNTIMED = 4
+#: Untimed turns of a peer, and cycles of our own: it ends amid a cycle, whose ends the pools may have in common.
+_UNTIMED, _UNTIMED_CYCLES = 4, 1.5
 
 
 class Batch(NamedTuple):
@@ -52,21 +53,46 @@ class Cells:
     folder: Path
 
 
-def default_plan(reader: StoreReader) -> Plan:
+def default_plan(manifest: Manifest) -> Plan:
     """How a run with the default settings reads a store."""
     data = DataConfig()
-    return Plan(0, data.lanes, choose_pool_blocks(reader.manifest), data.group_cells, data.row_length)
+    return Plan(0, data.lanes, choose_pool_blocks(manifest), data.group_cells, data.row_length)
+
+
+def cycle_cells(manifest: Manifest) -> float:
+    """Cells that `own_batches` delivers while each lane comes to the end of a pool and packs one, on average.
+
+    Lanes may do so together, and deliver rows at many times the average speed in between: only over whole cycles is a
+    speed one that lasts.
+    """
+    plan = default_plan(manifest)
+    n_train = sum(data_set.n_train for data_set in manifest.datasets)
+    return plan.lanes * plan.pool_blocks * n_train / sum(manifest.n_blocks)
+
+
+def take_cells(batches: Iterator[Batch], n_cells: float) -> Batch:
+    """Take batches until they hold `n_cells`, at least one: their sum."""
+    cells, tokens, slots = next(batches)
+    while cells < n_cells:
+        batch = next(batches)
+        cells, tokens, slots = cells + batch.cells, tokens + batch.tokens, slots + batch.slots
+    return Batch(cells, tokens, slots)
+
+
+def settle(batches: Iterator[Batch], manifest: Manifest) -> None:
+    """Take untimed batches of `own_batches`: behind them any whole number of cycles is the same work."""
+    take_cells(batches, _UNTIMED_CYCLES * cycle_cells(manifest))
 
 
 def own_batches(cells: Cells) -> Iterator[Batch]:
     """Packed rows of a step, in the order of a run with the default settings: tokens and segments, int64."""
     data = DataConfig()
     reader = StoreReader(cells.store, data.cache_mb << 20)
-    plan = default_plan(reader)
-    lanes = Lanes(reader, plan, dict.fromkeys(range(data.lanes), (0, 0)))
+    plan = default_plan(reader.manifest)
+    lanes = Lanes(reader, plan, dict.fromkeys(range(plan.lanes), (0, 0)))
     while True:
         rows = lanes.take(data.rows_per_lane)
-        ids, _ = rows.lay_out(data.row_length)
+        ids, _ = rows.lay_out(plan.row_length)
         yield Batch(len(rows.lengths), len(rows.tokens), ids.size)
 
 
@@ -117,15 +143,17 @@ class LoaderRunner:
     Args:
         cells: what it reads.
         name: `OURS`, `CEILING` or a peer's.
-        turn_s: seconds of a step, at least; it ends with a whole batch.
+        turn_s: seconds of a step, at least; it ends with a whole batch, and that of `OURS` with a whole cycle.
     """
 
     def __init__(self, cells: Cells, name: str, turn_s: float) -> None:
         self._cells, self._name, self._turn_s = cells, name, turn_s
         self._batches: Iterator[Batch] = iter(())
+        self._manifest = Manifest.load(cells.store)
+        self._unit = cycle_cells(self._manifest) if name == OURS else 0.0
 
     def use(self, way: str) -> float:
-        """Begin anew, and take untimed steps, so that what is read ahead has come round once.
+        """Begin anew, and take untimed batches, so that what is read ahead has come round once.
 
         Returns:
             Seconds until the first batch; of a peer's first start, with the copy of the cells that it wants.
@@ -141,7 +169,10 @@ class LoaderRunner:
         if not first.tokens:
             raise DataError("its first batch is empty")
         waited = time.perf_counter() - start
-        self.steps(_UNTIMED)
+        if self._name == OURS:
+            settle(self._batches, self._manifest)
+        else:
+            self.steps(_UNTIMED)
         return waited
 
     def steps(self, n: int) -> list[tuple[float, float, int, int]]:
@@ -149,10 +180,11 @@ class LoaderRunner:
         taken = []
         for _ in range(n):
             start = time.perf_counter()
-            cells, tokens, slots = 0.0, 0, 0
+            cells, tokens, slots, units = 0.0, 0, 0, 0
             while (seconds := time.perf_counter() - start) < self._turn_s:
-                batch = next(self._batches)
-                cells, tokens, slots = cells + batch.cells, tokens + batch.tokens, slots + batch.slots
+                units += 1
+                part = take_cells(self._batches, units * self._unit - cells)
+                cells, tokens, slots = cells + part.cells, tokens + part.tokens, slots + part.slots
             taken.append((seconds, cells, tokens, slots))
         return taken
 

@@ -29,7 +29,7 @@ def run_mixing(store: Path, say: Say) -> list[Row]:
     """
     reader = StoreReader(store, DataConfig().cache_mb << 20)
     labels = label_codes(reader, COLUMN)
-    default = default_plan(reader)
+    default = default_plan(reader.manifest)
     few = replace(default, lanes=min(_FEW_LANES, default.lanes))
     plans = [default, few, replace(default, pool_blocks=1), replace(few, pool_blocks=1)]
     cells_per_row = default.row_length * reader.manifest.n_cells / reader.manifest.n_tokens

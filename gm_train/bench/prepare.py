@@ -212,7 +212,7 @@ def run_scale(plan: PreparePlan, say: Say) -> list[Row]:
                 say(f"{size:,} cells: {name}")
                 with Worker(name, None, ScaleRunner, folder, size, plan.workers, has_children=True) as worker:
                     found = worker.call("run", step)
-                rate = size / found["seconds"]
+                rate = found["handled"] and found["handled"] / found["seconds"]
                 rows.append({"cells": size, "step": name, "workers": plan.workers, "cells_per_s": rate} | found)
         finally:
             shutil.rmtree(folder, ignore_errors=True)

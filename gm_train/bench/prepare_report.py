@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
+from gm_train.bench.preparing import LOADING
 from gm_train.bench.tables import mebibytes, ratio, seconds, table, versions
 
 Row = dict[str, Any]
@@ -106,7 +107,7 @@ def _scale(rows: list[Row]) -> str:
             f"{row['cells']:,}",
             row["step"],
             seconds(row["seconds"]),
-            f"{row['cells_per_s']:,.0f}",
+            f"{row['cells_per_s']:,.0f}" if row["cells_per_s"] else "-",
             mebibytes(row["own_peak"]),
             mebibytes(row["child_peak"]) if row["child_peak"] else "-",
             f"{row['bytes'] / 1e6:,.0f} MB" if row["bytes"] else "-",
@@ -114,19 +115,23 @@ def _scale(rows: list[Row]) -> str:
         for row in rows
     ]
     header = ["cells", "step", "wall time", "cells/s", "peak memory", "of a worker", "on disk"]
-    return f"## Scale\n\n{table(header, lines)}\n\n" + arithmetic(rows)
+    return (
+        f"## Scale\n\n{table(header, lines)}\n\nEach step in a fresh process. Before its first batch the loader packs "
+        "a pool for each of its lanes. In a cycle each lane comes to the end of a pool: timed are as many whole cycles "
+        "as hold the cells of the store, at least three, after one and a half.\n\n" + arithmetic(rows)
+    )
 
 
 def arithmetic(rows: list[Row]) -> str:
     """What the largest atlas says of a corpus of 100 million cells on 32 nodes."""
     size = max(row["cells"] for row in rows)
     steps = {row["step"]: row for row in rows if row["cells"] == size}
-    medians, shards, epoch = (steps[name] for name in ("medians", "shards", "an epoch of the loader"))
+    medians, shards, loading = (steps[name] for name in ("medians", "shards", LOADING))
     workers = rows[0]["workers"]
     times = CORPUS / size * workers / (NODES * WORKERS_PER_NODE)
     tokens = shards["tokens"] / size
     needed = TOKENS_PER_GPU / tokens
-    delivered = epoch["cells_per_s"]
+    delivered = loading["cells_per_s"]
     epoch_s = CORPUS / (NODES * GPUS_PER_NODE * needed)
     return "\n".join(
         [

@@ -92,7 +92,7 @@ def _add_loader(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     )
     add("--h5ad", type=Path, metavar="FILE", help="your cells as counts; with --store the same cells in the same order")
     add("--turns", type=int, metavar="N", help="timed turns of each loader, at least 10 (12)")
-    add("--turn-seconds", type=float, metavar="S", help="seconds of a turn (0.5)")
+    add("--turn-seconds", type=float, metavar="S", help="seconds of a turn, at least (0.5)")
     add("--out", type=Path, default=Path("runs/bench-loader"), metavar="DIR", help="results (%(default)s)")
     loader.set_defaults(run=run_loader)
 

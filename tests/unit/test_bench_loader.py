@@ -9,11 +9,14 @@ import pytest
 import scipy.sparse as sp
 
 from data_shards.counts import open_counts
-from data_shards.manifest import Manifest
+from data_shards.manifest import TRAIN, VALIDATION, Manifest
+from data_shards.pool import Plan
+from data_shards.reader import StoreReader
+from data_shards.stream import Lanes
 from data_shards.tokenizer import Tokenizer
 from data_shards.vocabulary import PAD
 from gm_train.bench import loader as bench_loader
-from gm_train.bench import loader_report
+from gm_train.bench import loader_report, loaders
 from gm_train.bench.loader import LoaderPlan, measured, with_ratios
 from gm_train.bench.loaders import (
     BY_KERNEL,
@@ -25,6 +28,7 @@ from gm_train.bench.loaders import (
     Cells,
     LoaderRunner,
     chunk_batches,
+    cycle_cells,
     own_batches,
     peer_batches,
 )
@@ -32,6 +36,7 @@ from gm_train.bench.peers import BATCH, PEERS, Peer
 from gm_train.bench.rankings import RANKINGS, Batcher, medians_of_columns
 from gm_train.cli import main
 from tests.conftest import Atlas
+from tests.unit.small_stores import write_store
 
 INSTALLED = [peer for peer in PEERS if peer.is_installed()]
 
@@ -132,6 +137,32 @@ def test_a_turn_lasts_as_long_as_it_is_told(atlas: Atlas, tmp_path: Path) -> Non
     assert runner.use(COUNTS) > 0
     turns = runner.steps(3)
     assert all(seconds >= 0.02 and tokens > 0 for seconds, _, tokens, _ in turns)
+
+
+def test_in_a_cycle_each_lane_comes_to_the_end_of_a_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the training cells alone, whichever share of the store they are."""
+    plan = Plan(seed=0, lanes=6, pool_blocks=8, group_cells=64, row_length=48)
+    monkeypatch.setattr(loaders, "default_plan", lambda manifest: plan)
+    split = np.where(np.arange(600) % 3 > 0, TRAIN, VALIDATION)
+    manifest = write_store(tmp_path / "store", [split, split[:300]], block_cells=16)
+    lanes = Lanes(StoreReader(tmp_path / "store"), plan, dict.fromkeys(range(plan.lanes), (0, 0)))
+    n_cells = 0
+    while n_cells < 20.5 * cycle_cells(manifest):
+        n_cells += len(lanes.take(1).lengths)
+    # Amid a pool: each lane has come to the end of 20.
+    assert sum(pool for pool, _ in lanes.positions.values()) == pytest.approx(20 * plan.lanes, rel=0.03)
+
+
+def test_a_turn_of_ours_is_whole_cycles(atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(seed=0, lanes=6, pool_blocks=64, group_cells=64, row_length=128)
+    monkeypatch.setattr(loaders, "default_plan", lambda manifest: plan)
+    cycle = cycle_cells(Manifest.load(atlas.store))
+    runner = LoaderRunner(Cells(atlas.store, None, tmp_path), OURS, turn_s=0.001)
+    runner.use(COUNTS)
+    for seconds, cells, _, _ in runner.steps(3):
+        assert seconds >= 0.001
+        assert 0 <= cells % cycle < cycle / 4
+        assert cells >= cycle
 
 
 def test_rates_are_those_of_all_turns_together() -> None:

@@ -14,7 +14,9 @@ from gm_train.bench.footprint import Footprint
 from gm_train.bench.prepare import READING, PreparePlan, files_rows, middle
 from gm_train.bench.prepare_report import arithmetic
 from gm_train.bench.preparing import (
+    FIRST_BATCH,
     KERNEL,
+    LOADING,
     STEPS,
     MediansRunner,
     PrepareRunner,
@@ -101,7 +103,7 @@ def test_ratios_are_those_of_the_middle_runs() -> None:
 
 def test_the_arithmetic_goes_by_the_largest_atlas() -> None:
     """1,000 cells in 8 s by 2 workers are 10^8 in 10^5 * 8 s, and 256 times less by 512 workers."""
-    steps = {"medians": 8.0, "shards": 4.0, "an epoch of the loader": 0.01}
+    steps = {"medians": 8.0, "shards": 4.0, LOADING: 0.01}
     rows = [
         {"cells": cells, "step": step, "seconds": s, "workers": 2, "cells_per_s": cells / s}
         | {"bytes": 2_000_000, "tokens": 10**6}
@@ -120,7 +122,10 @@ def test_every_step_of_the_scale_run_works_and_tells_its_size(tmp_path: Path) ->
     rows = {step: ScaleRunner(tmp_path, 60, 1).run(step) for step in STEPS}
     assert rows["simulate"]["bytes"] == sum((tmp_path / name).stat().st_size for name in ("cells.h5ad", "cells.gmt"))
     assert rows["make_shards"]["tokens"] > 0
-    assert rows["load"]["loaded"] >= 60
+    # Lanes and blocks that training has by default: each pool of the 192 lanes is the whole store.
+    assert rows["load"]["cycles"] == 3
+    assert 3 * 192 * 60 <= rows["load"]["handled"] < 3.5 * 192 * 60
+    assert rows["start_loader"]["handled"] is None
     assert all(row["seconds"] > 0 and row["own_peak"] > 1 << 20 for row in rows.values())
     next(tmp_path.glob("store.zarr/cells/tokens/c/*")).write_bytes(b"")
     with pytest.raises(ValueError, match="tokens"):
@@ -146,8 +151,13 @@ def test_a_scale_run_leaves_its_figures_alone(tmp_path: Path) -> None:
     written = bench_prepare.run(plan)
     rows = json.loads(written[0].read_text())["scale"]
     assert [(row["cells"], row["step"]) for row in rows] == [(50, name) for name in STEPS.values()]
+    rates = {row["step"]: row["cells_per_s"] for row in rows}
+    assert rates[FIRST_BATCH] is None
+    assert rates[LOADING] == pytest.approx(rows[-1]["handled"] / rows[-1]["seconds"])
     assert {path.name for path in plan.out.iterdir()} == {"bench.json", "bench.md"}
-    assert "By arithmetic" in written[1].read_text()
+    text = written[1].read_text()
+    assert "By arithmetic" in text
+    assert f"| {FIRST_BATCH} | " in text
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import torch
 from gm_train.cli import main
 from tests.conftest import Atlas, tiny_words, write_gene_sets
 from tests.unit.launch_cases import executable
+from tests.unit.small_stores import flip_byte
 
 GB = 10**9
 
@@ -121,9 +122,7 @@ def test_no_store(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
 def test_damaged_store(capsys: pytest.CaptureFixture[str], atlas: Atlas, tmp_path: Path) -> None:
     store = shutil.copytree(atlas.store, tmp_path / "store.zarr")
     shard = store / "second" / "tokens" / "c" / "0"
-    content = bytearray(shard.read_bytes())
-    content[10] ^= 255
-    shard.write_bytes(content)
+    flip_byte(shard, 0)
     code, found = doctor(capsys, *tiny_words(store, tmp_path / "run"))
     assert code == 1
     assert "cannot be read" in found["store"]

@@ -22,6 +22,7 @@ from gm_train.cli import main
 from tests.conftest import Atlas, tiny_words
 from tests.faults.runs import history
 from tests.unit.http_store import Served, serve
+from tests.unit.small_stores import flip_byte
 
 PLAN = Plan(seed=5, lanes=2, pool_blocks=4, group_cells=16, row_length=96)
 
@@ -98,9 +99,7 @@ def test_damage_is_named_by_its_address(atlas: Atlas, served: Served, tmp_path: 
     shutil.copytree(atlas.store, copy)
     try:
         shard = copy / "first" / "tokens" / "c" / "0"
-        content = bytearray(shard.read_bytes())
-        content[10] ^= 255
-        shard.write_bytes(content)
+        flip_byte(shard, 0)
         (copy / "second" / "obs.parquet").unlink()
         (copy / "second" / "split" / "c" / "0").unlink()
         address = f"{served.url}/copy.zarr"

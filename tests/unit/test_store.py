@@ -27,6 +27,7 @@ from data_shards.store import choose_block_cells
 from data_shards.verify import find_damage
 from data_shards.vocabulary import Vocabulary
 from tests.unit.count_files import draw_counts, write_counts
+from tests.unit.small_stores import flip_byte
 from tests.unit.stores import SMALL, build, quiet, read, two_data_sets
 
 
@@ -269,7 +270,7 @@ def test_verify_names_the_chunk(tmp_path: Path, files: list[Path], monkeypatch: 
     monkeypatch.setattr(store, "LAYOUT", SMALL)
     build(tmp_path, files)
     shard = tmp_path / "s.zarr/one/tokens/c/1"
-    flip(shard, 5)
+    flip_byte(shard, 0)
     monkeypatch.undo()
     (problem,) = find_damage(tmp_path / "s.zarr")
     assert f"{shard}: chunk 0 is damaged" in problem

@@ -15,7 +15,7 @@ from data_shards.pool import Plan, Rows
 from data_shards.reader import StoreReader
 from data_shards.stream import Lanes, validation_rows
 from tests.conftest import Atlas
-from tests.unit.small_stores import write_store
+from tests.unit.small_stores import flip_byte, write_store
 
 
 def make_plan(lanes: int = 4, pool_blocks: int = 2) -> Plan:
@@ -149,8 +149,6 @@ def test_a_flipped_byte_is_an_error(atlas: Atlas, tmp_path) -> None:  # type: ig
     store = tmp_path / "store.zarr"
     shutil.copytree(atlas.store, store)
     shard = store / "first" / "tokens" / "c" / "0"
-    content = bytearray(shard.read_bytes())
-    content[10] ^= 255
-    shard.write_bytes(content)
+    flip_byte(shard, 0)
     with pytest.raises(DataError, match="verify"):
         Lanes(StoreReader(store), make_plan(), {0: (0, 0)}).take(20)
