@@ -121,6 +121,7 @@ def test_beyond_the_budget_reading_stops(stores: tuple[Path, Path]) -> None:
     with pytest.raises(DataError, match=r"d0.tokens|d1.tokens") as caught:
         StoreReader(stores[1], max_damaged=2).read(range(30))
     assert "no more than 2 damaged chunks" in str(caught.value)
+    assert "with d1/tokens/c/0, chunk 0 (elements 0 to 64) there are too many" in str(caught.value)
     with pytest.raises(DataError, match="gm-train data verify"):
         StoreReader(stores[1]).read(range(30))
 
