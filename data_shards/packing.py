@@ -3,10 +3,12 @@
 Nothing that is compiled here comes from another file, whose changes numba's cache would not see.
 """
 
+from typing import Any
+
 import numba
 import numpy as np
 import numpy.typing as npt
-from numba import types
+from numba import carray, types  # type: ignore[attr-defined]
 from numba.extending import intrinsic
 
 I64 = npt.NDArray[np.int64]
@@ -185,12 +187,12 @@ def copy_cells(tokens, starts, lengths, to, which, out):  # type: ignore[no-unty
         out[to[cell] : to[cell] + lengths[cell]] = tokens[starts[cell] : starts[cell] + lengths[cell]]
 
 
-def _pointer_to(dtype):  # type: ignore[no-untyped-def]
+def _pointer_to(dtype: Any) -> Any:
     """What makes an address a pointer to numbers of a type, in compiled code."""
 
     @intrinsic
     def pointer(context, address):  # type: ignore[no-untyped-def]
-        to = types.CPointer(dtype)
+        to = types.CPointer(dtype)  # type: ignore[no-untyped-call]
         return to(address), lambda context, builder, _, words: builder.inttoptr(words[0], context.get_value_type(to))
 
     return pointer
@@ -220,7 +222,7 @@ def copy_rows(first, n_rows, pools):  # type: ignore[no-untyped-def]
     n_cells = n_tokens = 0
     for lane in range(len(first)):
         start, stop = 2 * first[lane], 2 * (first[lane] + n_rows)
-        ends = numba.carray(_numbers_at(pools[lane, 2]), stop + 2)
+        ends = carray(_numbers_at(pools[lane, 2]), stop + 2)
         n_cells += ends[stop] - ends[start]
         n_tokens += ends[stop + 1] - ends[start + 1]
     out = np.empty(n_tokens, np.uint16)
@@ -232,12 +234,12 @@ def copy_rows(first, n_rows, pools):  # type: ignore[no-untyped-def]
     cell = token = row = 0
     for lane in range(len(first)):
         start, stop = 2 * first[lane], 2 * (first[lane] + n_rows)
-        ends = numba.carray(_numbers_at(pools[lane, 2]), stop + 2)
+        ends = carray(_numbers_at(pools[lane, 2]), stop + 2)
         size = ends[stop + 1] - ends[start + 1]
-        tokens = numba.carray(_tokens_at(pools[lane, 0]), ends[stop + 1])
+        tokens = carray(_tokens_at(pools[lane, 0]), ends[stop + 1])
         out[token : token + size] = tokens[ends[start + 1] : ends[stop + 1]]
         token += size
-        cells = numba.carray(_numbers_at(pools[lane, 1]), 4 * ends[stop])
+        cells = carray(_numbers_at(pools[lane, 1]), 4 * ends[stop])
         for i in range(4 * ends[start], 4 * ends[stop], 4):
             lengths[cell] = cells[i]
             places[cell] = cells[i + 1]
