@@ -41,18 +41,14 @@ class StoredArray:
         layout = array.chunk_layout
         self.chunk, self.shard = int(layout.read_chunk.shape[0]), int(layout.write_chunk.shape[0])
 
-    def read(self, start: int, stop: int, retry: bool = True) -> npt.NDArray[Any]:
+    def read(self, start: int, stop: int) -> npt.NDArray[Any]:
         """Elements [start, stop).
-
-        Args:
-            start, stop: which.
-            retry: try again where a read fails.
 
         Raises:
             ChunkDamaged: the checksum of a chunk fails.
             DataError: a chunk is missing or cannot be read.
         """
-        return self.begin(start, stop, retry)()
+        return self.begin(start, stop)()
 
     def begin(self, start: int, stop: int, retry: bool = True, out: npt.NDArray[Any] | None = None) -> "Reading":
         """Begin to read elements [start, stop), into `out` of as many elements if it is given."""
@@ -85,6 +81,7 @@ class Reading:
         self, stretch: Any, out: npt.NDArray[Any], explain: Callable[[Exception], DataError], retry: bool
     ) -> None:
         self._stretch, self._out, self._explain, self._retry = stretch, out, explain, retry
+        self._failed = False
         self._pending = self._begin()
 
     def _begin(self) -> Any:
@@ -94,6 +91,10 @@ class Reading:
     def done(self) -> bool:
         """Whether calling it would not wait."""
         return bool(self._pending.done())
+
+    def has_let_go(self) -> bool:
+        """Whether nothing writes into `out` any more: other chunks of a try that failed may still be under way."""
+        return self.done() and not self._failed
 
     def __call__(self) -> npt.NDArray[Any]:
         """The elements.
@@ -108,6 +109,7 @@ class Reading:
                 self._pending.result()
                 return self._out
             except Exception as error:
+                self._failed = True
                 most = _CHECKSUM_RETRIES if status(error) == "DATA_LOSS" else place.RETRIES.count
                 if not self._retry or status(error) in _FINAL or number > most:
                     raise self._explain(error) from error

@@ -61,7 +61,9 @@ class Quarantine:
         self._chunks.setdefault(chunk.data_set, []).append(chunk)
         self._untold.append(chunk)
         if sum(map(len, self._chunks.values())) > self._budget:
-            raise DataError(f"{error}; no more than {self._budget} damaged chunks are passed over") from error
+            raise DataError(
+                f"{error}; with {chunk} there are too many: no more than {self._budget} damaged chunks are passed over"
+            ) from error
 
     def take_new(self) -> tuple[DamagedChunk, ...]:
         """Chunks that were met since the last call."""

@@ -3,9 +3,13 @@
 Nothing that is compiled here comes from another file, whose changes numba's cache would not see.
 """
 
+from typing import Any
+
 import numba
 import numpy as np
 import numpy.typing as npt
+from numba import carray, types  # type: ignore[attr-defined]
+from numba.extending import intrinsic
 
 I64 = npt.NDArray[np.int64]
 U16 = npt.NDArray[np.uint16]
@@ -183,30 +187,44 @@ def copy_cells(tokens, starts, lengths, to, which, out):  # type: ignore[no-unty
         out[to[cell] : to[cell] + lengths[cell]] = tokens[starts[cell] : starts[cell] + lengths[cell]]
 
 
+def _pointer_to(dtype: Any) -> Any:
+    """What makes an address a pointer to numbers of a type, in compiled code."""
+
+    @intrinsic
+    def pointer(context, address):  # type: ignore[no-untyped-def]
+        to = types.CPointer(dtype)  # type: ignore[no-untyped-call]
+        return to(address), lambda context, builder, _, words: builder.inttoptr(words[0], context.get_value_type(to))
+
+    return pointer
+
+
+_tokens_at, _numbers_at = _pointer_to(types.uint16), _pointer_to(types.int64)
+
+
 @numba.njit(
-    "Tuple((uint16[:], int64[:], int64[:], int64[:], boolean[:], int64[:]))"
-    "(int64[:], int64, uint16[:,::1], int64[:,:,::1], int64[:,:,::1])",
+    "Tuple((uint16[:], int64[:], int64[:], int64[:], boolean[:], int64[:]))(int64[:], int64, int64[:,::1])",
     cache=True,
     nogil=True,
 )
-def copy_rows(first, n_rows, tokens, cells, ends):  # type: ignore[no-untyped-def]
+def copy_rows(first, n_rows, pools):  # type: ignore[no-untyped-def]
     """The same number of rows of each of several lanes, lane after lane.
 
     Args:
         first: int64 (n_lanes,), the first row of each.
         n_rows: rows of each.
-        tokens: uint16 (n_lanes, …), tokens of each lane's rows.
-        cells: int64 (n_lanes, …, 4), length, place, number within the block, and whether it is damaged, of each cell.
-        ends: int64 (n_lanes, …, 2), for each row the cells and tokens before it; the next entry is where it ends.
+        pools: int64 (n_lanes, 3), addresses of what each lane's pool holds: its tokens, uint16; for each cell, int64,
+            length, place, number within the block, and whether it is damaged; for each row, and behind the last,
+            int64, the cells and tokens before it.
 
     Returns:
         As the attributes of `pool.Rows`.
     """
     n_cells = n_tokens = 0
     for lane in range(len(first)):
-        start, stop = ends[lane, first[lane]], ends[lane, first[lane] + n_rows]
-        n_cells += stop[0] - start[0]
-        n_tokens += stop[1] - start[1]
+        start, stop = 2 * first[lane], 2 * (first[lane] + n_rows)
+        ends = carray(_numbers_at(pools[lane, 2]), stop + 2)
+        n_cells += ends[stop] - ends[start]
+        n_tokens += ends[stop + 1] - ends[start + 1]
     out = np.empty(n_tokens, np.uint16)
     lengths = np.empty(n_cells, np.int64)
     places = np.empty(n_cells, np.int64)
@@ -215,18 +233,21 @@ def copy_rows(first, n_rows, tokens, cells, ends):  # type: ignore[no-untyped-de
     cells_of_row = np.empty(len(first) * n_rows, np.int64)
     cell = token = row = 0
     for lane in range(len(first)):
-        start, stop = ends[lane, first[lane]], ends[lane, first[lane] + n_rows]
-        size = stop[1] - start[1]
-        out[token : token + size] = tokens[lane, start[1] : stop[1]]
+        start, stop = 2 * first[lane], 2 * (first[lane] + n_rows)
+        ends = carray(_numbers_at(pools[lane, 2]), stop + 2)
+        size = ends[stop + 1] - ends[start + 1]
+        tokens = carray(_tokens_at(pools[lane, 0]), ends[stop + 1])
+        out[token : token + size] = tokens[ends[start + 1] : ends[stop + 1]]
         token += size
-        for i in range(start[0], stop[0]):
-            lengths[cell] = cells[lane, i, 0]
-            places[cell] = cells[lane, i, 1]
-            numbers[cell] = cells[lane, i, 2]
-            damaged[cell] = cells[lane, i, 3] != 0
+        cells = carray(_numbers_at(pools[lane, 1]), 4 * ends[stop])
+        for i in range(4 * ends[start], 4 * ends[stop], 4):
+            lengths[cell] = cells[i]
+            places[cell] = cells[i + 1]
+            numbers[cell] = cells[i + 2]
+            damaged[cell] = cells[i + 3] != 0
             cell += 1
-        for i in range(first[lane], first[lane] + n_rows):
-            cells_of_row[row] = ends[lane, i + 1, 0] - ends[lane, i, 0]
+        for i in range(start, stop, 2):
+            cells_of_row[row] = ends[i + 2] - ends[i]
             row += 1
     return out, lengths, places, numbers, damaged, cells_of_row
 

@@ -13,6 +13,7 @@ from data_shards.reader import Block
 
 _PURPOSE_CELLS, _PURPOSE_ROWS = 11, 12
 _POOL_TOKENS = 1 << 20  # 2 MiB
+_POOL_CELLS = 8192
 I64 = npt.NDArray[np.int64]
 U16 = npt.NDArray[np.uint16]
 
@@ -104,13 +105,14 @@ class Plan:
 
 
 def choose_pool_blocks(manifest: Manifest) -> int:
-    """Blocks of a pool of about a million tokens, at most as many as the store has.
+    """Blocks of a pool of about a million tokens, at most 8,192 cells and as many blocks as the store has.
 
     So many tokens are some hundreds of cells, which fill rows of 2,048 tokens to 97 %; and 2 MiB, of which 192 lanes
-    hold one each.
+    hold one each. A cell takes 32 bytes beside its tokens, so that short ones are counted, too.
     """
     block_tokens = manifest.block_cells * manifest.n_tokens / manifest.n_cells
-    return min(sum(manifest.n_blocks), max(1, round(_POOL_TOKENS / block_tokens)))
+    n_blocks = min(round(_POOL_TOKENS / block_tokens), _POOL_CELLS // manifest.block_cells)
+    return min(sum(manifest.n_blocks), max(1, n_blocks))
 
 
 def pack_pool(

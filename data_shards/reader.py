@@ -108,6 +108,10 @@ class _PendingBlock:
     def begin_tokens(self, out: U16) -> None:
         self._tokens = self._array.begin(int(self._indptr[0]), int(self._indptr[-1]), out=out)
 
+    def has_let_go(self) -> bool:
+        """Whether nothing writes into the memory of the tokens any more."""
+        return self._tokens.has_let_go()
+
     def wait(self) -> Block:
         start, stop = int(self._indptr[0]), int(self._indptr[-1])
         damaged = self._quarantine.lost(self._array, self._indptr)
@@ -131,7 +135,7 @@ class _PendingBlock:
             if chunk in self._quarantine:
                 continue
             try:
-                tokens[first - start : last - start] = array.read(first, last, retry=False)
+                tokens[first - start : last - start] = array.read(first, last)
             except ChunkDamaged as error:
                 self._quarantine.add(chunk, error)
         return tokens
@@ -167,7 +171,9 @@ class PendingBlocks:
     def release(self) -> None:
         """Let the memory of the blocks' tokens be used again: they must not be looked at any more."""
         assert self._buffer is not None
-        self._spare.append(self._buffer)
+        # A block with a lost chunk does not wait for its own reading, which may still write here.
+        if all(block.has_let_go() for block in self._blocks):
+            self._spare.append(self._buffer)
 
     def _begin_tokens(self) -> None:
         sizes = [block.place() for block in self._blocks]

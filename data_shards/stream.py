@@ -12,8 +12,8 @@ position of a run.
     ids, segment = rows.lay_out(2048)  # int64 (24, 2048)
 """
 
+import mmap
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -69,12 +69,13 @@ class Lanes:
         self._pool = np.array([positions[lane][0] for lane in self._lanes], np.int64)
         self._row = np.array([positions[lane][1] for lane in self._lanes], np.int64)
         self._next: list[PendingBlocks | None] = [None] * len(self._lanes)
-        # What the pools hold: lane by lane in one array each, so that a step is taken from all of them by one call.
+        # What the pools hold: each lane's in arrays of its own, which a step is taken from by one call, by address.
         self._n_rows = np.full(len(self._lanes), -1)  # rows of the pool; -1: it has not been read
         self._look_at = np.full(len(self._lanes), _NEVER)  # row at which there is something to do for the next pool
-        self._tokens = np.empty((len(self._lanes), 0), np.uint16)
-        self._cells = np.empty((len(self._lanes), 0, 4), np.int64)
-        self._ends = np.empty((len(self._lanes), 1, 2), np.int64)
+        self._tokens = [np.empty(0, np.uint16)] * len(self._lanes)
+        self._cells = [np.empty((0, 4), np.int64)] * len(self._lanes)
+        self._ends = [np.empty((0, 2), np.int64)] * len(self._lanes)
+        self._pools = np.zeros((len(self._lanes), 3), np.int64)
 
     @property
     def positions(self) -> dict[int, tuple[int, int]]:
@@ -104,7 +105,7 @@ class Lanes:
     def _copy(self, first: int, stop: int, n_rows: int) -> Rows:
         """The next `n_rows` rows of lanes [first, stop), which have them."""
         lanes = slice(first, stop)
-        rows = Rows(*copy_rows(self._row[lanes], n_rows, self._tokens[lanes], self._cells[lanes], self._ends[lanes]))
+        rows = Rows(*copy_rows(self._row[lanes], n_rows, self._pools[lanes]))
         self._row[lanes] += n_rows
         return rows
 
@@ -140,42 +141,36 @@ class Lanes:
             pending.wait(), self._places(i, pool), TRAIN, plan, key, room=lambda n_tokens: self._room(i, n_tokens)
         )
         pending.release()
-        if len(rows.lengths) > self._cells.shape[1]:
-            self._cells = _wider(self._cells, len(rows.lengths))
-            self._ends = _wider(self._ends, len(rows.lengths) + 1)
-        for column, of_cells in enumerate((rows.lengths, rows.places, rows.cells, rows.damaged)):
-            self._cells[i, : len(of_cells), column] = of_cells
+        columns = (rows.lengths, rows.places, rows.cells, rows.damaged)
+        self._cells[i] = np.column_stack([column.astype(np.int64) for column in columns])
         cells = np.cumsum(rows.cells_of_row)
-        self._ends[i, 0] = 0
-        self._ends[i, 1 : len(rows) + 1, 0] = cells
-        self._ends[i, 1 : len(rows) + 1, 1] = np.cumsum(rows.lengths)[cells - 1]
+        ends = np.zeros((len(rows) + 1, 2), np.int64)
+        ends[1:, 0] = cells
+        ends[1:, 1] = np.cumsum(rows.lengths)[cells - 1]
+        self._ends[i] = ends
+        self._pools[i] = [of_lane[i].ctypes.data for of_lane in (self._tokens, self._cells, self._ends)]
         self._n_rows[i] = len(rows)
         self._look_at[i] = int(len(rows) * _AHEAD * lane / plan.lanes)
 
     def _room(self, i: int, n_tokens: int) -> npt.NDArray[np.uint16]:
-        """Where the tokens of a lane's pool go; lanes differ little in what their pools hold."""
-        if n_tokens > self._tokens.shape[1]:
-            self._tokens = _wider(self._tokens, n_tokens)
-        return self._tokens[i, :n_tokens]
+        """Where the tokens of a lane's pool go: what its last one had, where that is about as large."""
+        if not n_tokens <= len(self._tokens[i]) <= n_tokens + n_tokens // 4:
+            self._tokens[i] = np.empty(0, np.uint16)
+            # Straight from the system, and back to it: pools of many sizes would leave holes on the heap.
+            self._tokens[i] = np.frombuffer(mmap.mmap(-1, 2 * max(1, n_tokens)), np.uint16)
+        return self._tokens[i][:n_tokens]
 
     def _look_ahead(self, i: int) -> None:
         pending = self._next[i]
         if pending is None:
             n_ahead = sum(pending is not None for pending in self._next)
-            if (n_ahead + 1) * 2 * self._tokens.shape[1] > self._ahead_bytes:
+            if (n_ahead + 1) * self._tokens[i].nbytes > self._ahead_bytes:
                 self._look_at[i] = self._row[i] + _AGAIN
                 return
             self._next[i] = self._begin(i, int(self._pool[i]) + 1)
             self._look_at[i] = self._row[i] + 1
         elif pending.advance():
             self._look_at[i] = _NEVER
-
-
-def _wider(array: npt.NDArray[Any], wanted: int) -> npt.NDArray[Any]:
-    """A copy with room for `wanted`, and a little more, along the second axis."""
-    wide = np.empty((array.shape[0], wanted + wanted // 16, *array.shape[2:]), array.dtype)
-    wide[:, : array.shape[1]] = array
-    return wide
 
 
 def block_order(reader: StoreReader, plan: Plan) -> BlockOrder:

@@ -35,9 +35,11 @@ from gm_train.recorder import Recorder
 from gm_train.report import write_report
 from gm_train.rundir import (
     METRICS,
+    QUARANTINE,
     SKIPPED,
     forget_after,
     identity_of,
+    mend_rows,
     refuse_other_identity,
     write_config,
     write_environment,
@@ -202,6 +204,8 @@ def _begin(config: Config, directory: Path, position: Position, ranks: Ranks, st
     for name in (METRICS, SKIPPED):
         if dropped := forget_after(directory / name, position.step):
             log.info("%s: dropped %d rows behind step %d, where training goes on", name, dropped, position.step)
+    # What was found damaged stays so.
+    mend_rows(directory / QUARANTINE)
     (directory / MARKER).unlink(missing_ok=True)
     write_config(directory, config)
     write_environment(directory, position.step, ranks, strategy)

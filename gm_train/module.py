@@ -145,7 +145,7 @@ def validation_losses(model: GeneMamba, batches: list[MicroBatch], config: Confi
 
     Args:
         model: whole or sharded.
-        batches: the same on every rank, at least one; the ranks take turns.
+        batches: the same on every rank, damaged cells apart, at least one; the ranks take turns.
         config: the run's.
         ranks: this process among the others.
     """
@@ -153,6 +153,7 @@ def validation_losses(model: GeneMamba, batches: list[MicroBatch], config: Confi
     was_training = model.training
     model.eval()
     sums = torch.zeros(2)
+    n_targets = n_pairs = 0
     # Sharded layers are gathered by all ranks together: every rank runs as many passes, the last ones for nothing.
     for first in range(0, len(batches), ranks.world_size):
         own = first + ranks.global_rank
@@ -161,7 +162,10 @@ def validation_losses(model: GeneMamba, batches: list[MicroBatch], config: Confi
             losses = loss_sums(model, batch, config.objective.temperature)
         if own < len(batches):
             sums += torch.stack(losses).float().cpu()
+            n_targets += len(batch.targets)
+            n_pairs += int(batch.positive.sum())
     model.train(was_training)
-    lang, pathway = ranks.sums(sums.tolist())
-    lang, pathway = lang / max(1, batches[0].info.n_targets), pathway / max(1, batches[0].info.n_pairs)
+    # Of the batches that were scored, which need not have the same damaged cells on each rank.
+    lang, pathway, n_targets, n_pairs = ranks.sums([*sums.tolist(), n_targets, n_pairs])
+    lang, pathway = lang / max(1, n_targets), pathway / max(1, n_pairs)
     return {"val_loss": lang + config.objective.gamma * pathway, "val_l_lang": lang, "val_l_pathway": pathway}

@@ -211,11 +211,12 @@ class Recorder(L.Callback):
 
     def _validate(self, module: GeneMambaModule, trainer: L.Trainer) -> None:
         data: CellDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        batches = data.validation_batches()
+        batches = self._ranks.together(data.validation_batches)
         if not batches:
             return
-        # Every rank reads the same ones.
-        self._quarantine(batches[0].info.damaged, module.config.data)
+        # Every rank reads the same ones, and may be the only one for which a chunk cannot be read.
+        found = self._ranks.gather(batches[0].info.damaged)
+        self._quarantine(tuple(chunk for chunks in found for chunk in chunks), module.config.data)
         losses = validation_losses(module.model, batches, module.config, self._ranks)
         self._validated = self.position.step, losses["val_loss"]
         row = {"step": self.position.step, "position": self.position.cells, **losses, "time": time.time()}

@@ -173,9 +173,18 @@ def forget_after(path: Path, step: int) -> int:
     """Drop the rows behind `step`: they tell of weights that were not kept. Returns how many."""
     rows = read_rows(path)
     kept = [row for row in rows if row["step"] <= step]
-    if path.is_file():
-        _replace(path, "".join(json.dumps(row) + "\n" for row in kept))
+    _write_rows(path, kept)
     return len(rows) - len(kept)
+
+
+def mend_rows(path: Path) -> None:
+    """Drop a last line that a killed process left torn, onto which the next row would be written."""
+    _write_rows(path, read_rows(path))
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    if path.is_file():
+        _replace(path, "".join(json.dumps(row) + "\n" for row in rows))
 
 
 def _replace(path: Path, text: str) -> None:

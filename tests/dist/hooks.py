@@ -82,6 +82,23 @@ def fill_the_disk_on_rank_1() -> None:
     setattr(home, name, full)
 
 
+def damage_the_validation_of_rank_1() -> None:
+    """Rank 1 alone finds a chunk damaged among the held-out cells."""
+    if os.environ["RANK"] != "1":
+        return
+    from data_shards.damage import DamagedChunk
+    from gm_train.datamodule import CellDataModule
+
+    real = CellDataModule.validation_batches
+
+    def found(data: CellDataModule) -> Any:
+        batches = real(data)
+        batches[0].info.damaged = (DamagedChunk("first", "c/0", 3, 192, 256),)
+        return batches
+
+    CellDataModule.validation_batches = found  # type: ignore[method-assign]
+
+
 def forget_deepspeed() -> None:
     """As if DeepSpeed were not installed."""
     import importlib.util

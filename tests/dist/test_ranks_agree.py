@@ -11,7 +11,7 @@ import pytest
 
 from gm_train.checkpoint import list_checkpoints
 from gm_train.cli import main
-from gm_train.rundir import SKIPPED, read_rows
+from gm_train.rundir import QUARANTINE, SKIPPED, read_rows
 from gm_train.settings import config_from_file as read_config
 from tests.conftest import Atlas, tiny_words
 from tests.dist import hooks
@@ -266,3 +266,18 @@ def test_ranks_of_one_machine_start_leave_and_end_together(atlas: Atlas, words: 
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+
+
+@pytest.mark.parametrize("budget", [0, 1])
+def test_a_chunk_that_one_rank_finds_damaged_in_validation_counts_on_all(
+    atlas: Atlas, words: list[str], tmp_path: Path, budget: int
+) -> None:
+    run, log = tmp_path / "run", tmp_path / "log"
+    command = [
+        *tiny_words(atlas.store, run), *words, "trainer.strategy=ddp", "trainer.max_steps=4",
+        "trainer.validate_every_steps=2", f"data.max_damaged_chunks={budget}",
+    ]  # fmt: skip
+    codes = train_ranks(command, 2, log, prepare=hooks.damage_the_validation_of_rank_1)
+    assert codes == ([0, 0] if budget else [1, 1]), log.read_text()
+    assert ("1 chunks of tokens are damaged" in log.read_text()) == (budget == 0)
+    assert [(row["step"], row["chunk"]) for row in read_rows(run / QUARANTINE)] == [(2, 3)]

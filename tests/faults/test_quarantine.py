@@ -74,9 +74,12 @@ def test_a_resumed_run_meets_the_same(stores: tuple[Path, Path], damaged_run: tu
     run, log = tmp_path / "run", tmp_path / "log"
     words = tiny_words(stores[1], run)
     assert train([*words, "trainer.max_steps=6"], log) == 0
+    with (run / QUARANTINE).open("a") as file:
+        file.write('{"step": 6, "data_set": "fir')  # as a kill leaves it
     assert train([*words, "data.workers=2"], log) == 0, log.read_text()
     assert history(run) == history(damaged_run[0])
     assert len(read_rows(run / QUARANTINE)) == 2
+    assert (run / QUARANTINE).read_text().endswith("}\n")
 
 
 @pytest.mark.slow

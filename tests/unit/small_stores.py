@@ -12,6 +12,7 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
 from data_shards.manifest import SCHEMA, TEST, TRAIN, VALIDATION, DatasetEntry, Manifest
+from data_shards.store import ArrayWriter, choose_block_cells
 
 #: Elements of an inner chunk and of a shard: a few cells have several.
 CHUNK, SHARD = 64, 512
@@ -74,6 +75,36 @@ def write_store(
         )
     manifest: Manifest = _make(
         Manifest, schema=SCHEMA, n_genes=200, top_k=longest, block_cells=block_cells, datasets=tuple(entries), files={}
+    )
+    zarr.open_group(path, mode="a")
+    manifest.save(path)
+    return manifest
+
+
+def write_long_store(path: Path, data_sets: Sequence[tuple[int, int]]) -> Manifest:
+    """A new store in chunks and blocks of the usual sizes, of training cells alone.
+
+    Args:
+        path: the store.
+        data_sets: cells of each, and their mean number of tokens.
+    """
+    rng = np.random.default_rng(0)
+    entries = []
+    for number, (n_cells, mean) in enumerate(data_sets):
+        lengths = np.clip(rng.normal(mean, mean / 4, n_cells).astype(np.int64), 20, 2048)
+        tokens = (2 + rng.integers(0, 20_000, int(lengths.sum()))).astype(np.uint16)
+        group = path / f"d{number}"
+        zarr.open_group(group, mode="a")
+        bounds = np.concatenate([[0], np.cumsum(lengths)])
+        for name, values in (("tokens", tokens), ("indptr", bounds), ("split", np.zeros(n_cells, np.uint8))):
+            writer = ArrayWriter(group, name)
+            writer.append(values)
+            writer.close()
+        known = {"n_cells": n_cells, "n_tokens": len(tokens), "n_train": n_cells}
+        entries.append(_make(DatasetEntry, name=f"d{number}", content_hash="", **known))
+    block_cells = choose_block_cells([entry.n_cells for entry in entries], sum(entry.n_tokens for entry in entries))
+    manifest: Manifest = _make(
+        Manifest, schema=SCHEMA, n_genes=20_000, top_k=2048, block_cells=block_cells, datasets=tuple(entries), files={}
     )
     zarr.open_group(path, mode="a")
     manifest.save(path)

@@ -1,6 +1,7 @@
 """A token chunk whose checksum fails: its cells keep their slots, everything else is as it was."""
 
 import shutil
+import threading
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -19,6 +20,7 @@ from data_shards.reader import StoreReader
 from data_shards.stream import Lanes, validation_rows
 from gm_train.batches import Recipe, make_examples
 from gm_train.config import ObjectiveConfig
+from tests.unit import http_store
 from tests.unit.small_stores import CHUNK, flip_byte, write_store
 
 PLAN = Plan(seed=3, lanes=3, pool_blocks=4, group_cells=16, row_length=60)
@@ -85,8 +87,8 @@ def test_the_order_is_the_same_and_the_cells_that_touch_lost_chunks_are_marked(
     assert sorted((chunk.data_set, chunk.start // CHUNK) for chunk in told) == [("d0", 1), ("d0", 9), ("d1", 0)]
     assert "d0/tokens/c/1, chunk 1 (elements 576 to 640)" in map(str, told)
     assert reader.quarantine.take_new() == ()
-    # Each was tried again twice before it was given up, and never after.
-    assert len(waits) == 2 * 3
+    # Each was tried again twice with its block and twice alone before it was given up, and never after.
+    assert len(waits) == 2 * 2 * 3
 
 
 def test_cells_that_end_or_begin_where_a_lost_chunk_does_are_whole() -> None:
@@ -131,6 +133,7 @@ def test_beyond_the_budget_reading_stops(stores: tuple[Path, Path]) -> None:
     with pytest.raises(DataError, match=r"d0.tokens|d1.tokens") as caught:
         StoreReader(stores[1], max_damaged=2).read(range(30))
     assert "no more than 2 damaged chunks" in str(caught.value)
+    assert "with d1/tokens/c/0, chunk 0 (elements 0 to 64) there are too many" in str(caught.value)
     with pytest.raises(DataError, match="gm-train data verify"):
         StoreReader(stores[1]).read(range(30))
 
@@ -166,3 +169,52 @@ def test_what_fails_for_a_moment_is_read_again(
     reader = StoreReader(tmp_path / "store")
     assert all(block.damaged is None for block in reader.read(range(30)))
     assert reader.quarantine.take_new() == ()
+
+
+def test_the_neighbours_of_a_lost_chunk_are_read_again_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One chunk is lost; beside it another one's bytes are wrong, until it is tried again by itself."""
+    write_store(tmp_path / "store", [np.zeros(90, np.uint8)], 8)
+    shard = tmp_path / "store" / "d0" / "tokens" / "c" / "0"
+    flip_byte(shard, 1)
+    content = shard.read_bytes()
+    known = StoreReader(tmp_path / "store", cache_bytes=0, max_damaged=1)
+    known.read([0])
+    assert [chunk.chunk for chunk in known.quarantine.take_new()] == [1]
+    flip_byte(shard, 0)
+    monkeypatch.setattr(place, "RETRIES", Retries(sleep=lambda seconds: shard.write_bytes(content) and None))
+    damaged = known.read([0])[0].damaged
+    assert known.quarantine.take_new() == ()
+    assert damaged is not None
+    assert not damaged.all()
+
+
+def test_memory_that_is_still_written_into_is_not_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A block that is known to have lost a chunk does not wait for its own reading, which may come late."""
+    write_store(tmp_path / "store", [np.zeros(400, np.uint8)], 8)
+    whole = StoreReader(tmp_path / "store").read(range(50))
+    ends = np.cumsum([len(block.tokens) for block in whole])
+    over = int(np.searchsorted(ends, 512))  # over the border of two files
+    asked, go_on = threading.Event(), threading.Event()
+    answer = http_store._Handler.do_GET
+
+    def late(handler: http_store._Handler) -> None:
+        part = handler.headers.get("Range", "")
+        # The first request for elements of the first file: not its index, and none of those after it.
+        if handler.path.endswith("d0/tokens/c/0") and not part.startswith("bytes=-") and not asked.is_set():
+            asked.set()
+            go_on.wait(20)
+        answer(handler)
+
+    with http_store.serve(tmp_path) as served:
+        reader = StoreReader(f"{served.url}/store", cache_bytes=0, max_damaged=1)
+        tokens = reader._open("d0")[2]
+        reader.quarantine.add(DamagedChunk.of(tokens, 7), DataError("lost"))
+        monkeypatch.setattr(http_store._Handler, "do_GET", late)
+        first = reader.begin([over, 49])
+        first.wait()
+        assert asked.wait(20)
+        first.release()
+        found = reader.read([40])[0].tokens
+        go_on.set()
+        first._blocks[0]._tokens()
+        assert np.array_equal(found, whole[40].tokens)

@@ -1,7 +1,8 @@
 """Rows of the presets: at least 97 % full on real cells, and all lanes on one rank within 1 GiB."""
 
+import subprocess
+import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -9,9 +10,9 @@ from data_shards.medians import make_medians
 from data_shards.pool import Plan, choose_pool_blocks
 from data_shards.reader import StoreReader
 from data_shards.shards import make_store
-from data_shards.store import MAX_BLOCK_CELLS, choose_block_cells
-from data_shards.stream import AHEAD_BYTES, Lanes
+from data_shards.stream import Lanes
 from gm_train.settings import load_config
+from tests.unit.small_stores import write_long_store
 
 PRESET = "configs/genemamba-66m.yaml"
 
@@ -40,15 +41,35 @@ def test_rows_of_real_cells_are_97_percent_full(gut: Path) -> None:
     assert cells / rows > 1.5
 
 
-@pytest.mark.parametrize("mean", [30, 250, 723, 725, 1068, 1538, 2048])
-def test_all_lanes_on_one_rank_fit_a_gibibyte(mean: int) -> None:
-    """Pools, what is read ahead, the cache, and the interpreter with its packages, for cells of any length."""
+_PEAK = """
+import sys
+from data_shards.pool import Plan, choose_pool_blocks
+from data_shards.reader import StoreReader
+from data_shards.stream import Lanes
+
+def kib(what):
+    return int(next(line for line in open("/proc/self/status") if line.startswith(what)).split()[1])
+
+before = kib("VmRSS")
+reader = StoreReader(sys.argv[1], int(sys.argv[2]))
+lanes = Lanes(reader, Plan(0, 192, choose_pool_blocks(reader.manifest), 1024, 2048), dict.fromkeys(range(192), (0, 0)))
+while min(pool for pool, _ in lanes.positions.values()) < 2:
+    lanes.take(4)
+print(kib("VmHWM") - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "data_sets",
+    [[(100_000, 30)], [(5_000, 1000)], [(12_000, 250), (1_200, 1900)]],
+    ids=["short cells", "long cells", "short and long cells"],
+)
+def test_all_lanes_on_one_rank_fit_a_gibibyte(tmp_path: Path, data_sets: list[tuple[int, int]]) -> None:
+    """Pools, what is read ahead and the cache, in a process of its own that goes through whole pools of each lane."""
     data = load_config([PRESET]).data
-    n_cells = 100_000_000
-    block_cells = choose_block_cells([n_cells], n_cells * mean)
-    manifest = SimpleNamespace(
-        block_cells=block_cells, n_cells=n_cells, n_tokens=n_cells * mean, n_blocks=[n_cells // block_cells]
-    )
-    pool_bytes = 2 * choose_pool_blocks(manifest) * block_cells * mean
-    assert block_cells <= MAX_BLOCK_CELLS
-    assert data.lanes * pool_bytes + AHEAD_BYTES + ((data.cache_mb + 320) << 20) < 1 << 30
+    assert (data.lanes, data.group_cells, data.row_length) == (192, 1024, 2048)
+    write_long_store(tmp_path / "store", data_sets)
+    words = [sys.executable, "-c", _PEAK, str(tmp_path / "store"), str(data.cache_mb << 20)]
+    done = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 1 << 20

@@ -7,7 +7,7 @@ import pytest
 
 from data_shards.errors import DataError
 from gm_train.claim import claimed
-from gm_train.rundir import append_row, forget_after, read_rows
+from gm_train.rundir import append_row, forget_after, mend_rows, read_rows
 
 
 def _try_to_lock(directory: Path, answer) -> None:  # type: ignore[no-untyped-def]
@@ -49,3 +49,14 @@ def test_a_torn_line_is_not_a_row(tmp_path: Path) -> None:
     assert forget_after(path, 3) == 2
     append_row(path, {"step": 4})
     assert [row["step"] for row in read_rows(path)] == [1, 2, 3, 4]
+
+
+def test_a_torn_line_is_mended_before_rows_are_written_behind_it(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    mend_rows(path)
+    assert not path.exists()
+    path.write_text('{"step": 1}\n{"step": 9, "lo')
+    mend_rows(path)
+    for step in (2, 3):
+        append_row(path, {"step": step})
+    assert [row["step"] for row in read_rows(path)] == [1, 2, 3]
