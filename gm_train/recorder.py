@@ -81,9 +81,13 @@ class Recorder(L.Callback):
 
     # Lightning's hooks -----------------------------------------------------------------------------------------------
 
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        assert isinstance(module, GeneMambaModule)
+        # Before the loader meets the same chunks again.
+        self._quarantine((), module.config.data)
+
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, GeneMambaModule)
-        self._quarantine((), module.config.data)
         if self._start is not None:
             module.steps.load(self._start, module.model, module.optimizer)
         if self._ranks.is_first:

@@ -111,8 +111,9 @@ def test_sample_hashes_add_up_modulo_2_to_the_64(hashes: list[int]) -> None:
 
     class Others(Ranks):
         def sums(self, values):  # type: ignore[no-untyped-def]
-            signed = torch.tensor([(h + 2**63) % 2**64 - 2**63 for h in hashes[1:]] + [values[-1]])
-            return [*values[:-1], int(signed.sum())]
+            *counts, own, n_damaged = values
+            signed = torch.tensor([(h + 2**63) % 2**64 - 2**63 for h in hashes[1:]] + [own])
+            return [*counts, int(signed.sum()), n_damaged]
 
     info = StepInfo(1, 2, 3, 4, 5, hashes[0], {0: (1, 2)}).over(Others())
     assert info == StepInfo(1, 2, 3, 4, 5, sum(hashes) % 2**64, {0: (1, 2)})
