@@ -92,8 +92,12 @@ def test_bf16_computes_narrow_and_keeps_parameters_wide(
     command = [*tiny_words(atlas.store, tmp_path / "two"), *short, f"trainer.strategy={strategy}"]
     assert train_ranks(command, 2, tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()
     assert_close(tmp_path / "two", tmp_path / "one")
-    narrow, wide = history(tmp_path / "one")[0]["loss"], history(one_process)[0]["loss"]
-    assert abs(narrow - wide) > 1e-4
+    narrow, wide = (
+        [row[name] for row in history(run) if "loss" in row and row["step"] <= 3 for name in ("loss", "grad_norm")]
+        for run in (tmp_path / "one", one_process)
+    )
+    # Any one number may come out alike by chance.
+    assert max(abs(ours - theirs) for ours, theirs in zip(narrow, wide, strict=True)) > 1e-3
     state = open_checkpoint(tmp_path / "two").state
     if strategy == "zero2":
         weights = torch.load(state / "zero" / "mp_rank_00_model_states.pt", weights_only=False)["module"]
