@@ -184,7 +184,11 @@ def select_cells(indptr, split, n_cells, wanted):  # type: ignore[no-untyped-def
 def copy_cells(tokens, starts, lengths, to, which, out):  # type: ignore[no-untyped-def]
     """Copy some cells from `tokens`, where they begin at `starts`, to the places `to` of `out`."""
     for cell in which:
-        out[to[cell] : to[cell] + lengths[cell]] = tokens[starts[cell] : starts[cell] + lengths[cell]]
+        # Two slices and a loop: numba makes half the speed of an assignment between slices.
+        source = tokens[starts[cell] : starts[cell] + lengths[cell]]
+        copy = out[to[cell] : to[cell] + lengths[cell]]
+        for i in range(len(source)):
+            copy[i] = source[i]
 
 
 def _pointer_to(dtype: Any) -> Any:
@@ -237,7 +241,10 @@ def copy_rows(first, n_rows, pools):  # type: ignore[no-untyped-def]
         ends = carray(_numbers_at(pools[lane, 2]), stop + 2)
         size = ends[stop + 1] - ends[start + 1]
         tokens = carray(_tokens_at(pools[lane, 0]), ends[stop + 1])
-        out[token : token + size] = tokens[ends[start + 1] : ends[stop + 1]]
+        source = tokens[ends[start + 1] :]
+        copy = out[token : token + size]
+        for i in range(size):
+            copy[i] = source[i]
         token += size
         cells = carray(_numbers_at(pools[lane, 1]), 4 * ends[stop])
         for i in range(4 * ends[start], 4 * ends[stop], 4):

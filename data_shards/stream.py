@@ -98,8 +98,10 @@ class Lanes:
             parts += [self._copy(done, i, n_rows), *self._take_across(i, n_rows)]
             done = i + 1
         parts.append(self._copy(done, len(self._lanes), n_rows))
-        for i in np.flatnonzero(self._row >= self._look_at).tolist():
-            self._look_ahead(i)
+        if look := np.flatnonzero(self._row >= self._look_at).tolist():
+            n_ahead = sum(pending is not None for pending in self._next)
+            for i in look:
+                n_ahead += self._look_ahead(i, n_ahead)
         return Rows.join(parts)
 
     def _copy(self, first: int, stop: int, n_rows: int) -> Rows:
@@ -160,17 +162,19 @@ class Lanes:
             self._tokens[i] = np.frombuffer(mmap.mmap(-1, 2 * max(1, n_tokens)), np.uint16)
         return self._tokens[i][:n_tokens]
 
-    def _look_ahead(self, i: int) -> None:
+    def _look_ahead(self, i: int, n_ahead: int) -> bool:
+        """Begin to read a lane's next pool, or go on with it; whether one more than `n_ahead` is now being read."""
         pending = self._next[i]
-        if pending is None:
-            n_ahead = sum(pending is not None for pending in self._next)
-            if (n_ahead + 1) * self._tokens[i].nbytes > self._ahead_bytes:
-                self._look_at[i] = self._row[i] + _AGAIN
-                return
-            self._next[i] = self._begin(i, int(self._pool[i]) + 1)
-            self._look_at[i] = self._row[i] + 1
-        elif pending.advance():
-            self._look_at[i] = _NEVER
+        if pending is not None:
+            if pending.advance():
+                self._look_at[i] = _NEVER
+            return False
+        if (n_ahead + 1) * self._tokens[i].nbytes > self._ahead_bytes:
+            self._look_at[i] = self._row[i] + _AGAIN
+            return False
+        self._next[i] = self._begin(i, int(self._pool[i]) + 1)
+        self._look_at[i] = self._row[i] + 1
+        return True
 
 
 def block_order(reader: StoreReader, plan: Plan) -> BlockOrder:
