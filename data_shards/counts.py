@@ -6,6 +6,7 @@ matrix, chunks without a count are legitimately absent, so that there a lost chu
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -222,7 +223,7 @@ class CountFile:
         return indptr
 
     def chunks(self, rows: int = 4096, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, sp.csr_matrix]]:
-        """The checked counts of cells [start, stop), `rows` cells at a time.
+        """The checked counts of cells [start, stop), `rows` cells at a time; the next ones are read meanwhile.
 
         Yields:
             The first row of the chunk and its counts: csr_matrix (rows, n_genes), float64, indices sorted and
@@ -233,14 +234,22 @@ class CountFile:
                 `counts_from` cannot take back to counts, or a damaged file.
         """
         stop = self.n_cells if stop is None else min(stop, self.n_cells)
-        for first in range(start, stop, rows):
-            last = min(first + rows, stop)
-            with readable(self.path):
-                indptr, indices, data = self._stored(first, last)
-            yield first, self._checked(indptr, indices, data, first)
+        with ThreadPoolExecutor(1) as reader:  # neither HDF5 nor zarr keeps other threads from running
+            reading = reader.submit(self._stored, start, min(start + rows, stop)) if start < stop else None
+            for first in range(start, stop, rows):
+                assert reading is not None
+                stored = reading.result()
+                following = first + rows
+                if following < stop:
+                    reading = reader.submit(self._stored, following, min(following + rows, stop))
+                yield first, self._checked(*stored, first)
 
     def _stored(self, first: int, last: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any], npt.NDArray[Any]]:
         """The entries of cells [first, last) as they are stored: where each cell's begin, genes and counts."""
+        with readable(self.path):
+            return self._read(first, last)
+
+    def _read(self, first: int, last: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any], npt.NDArray[Any]]:
         if self.format == "dense":
             step = max(1, _DENSE_BLOCK // self.n_genes)
             blocks = (np.asarray(self._matrix[a : min(a + step, last)]) for a in range(first, last, step))

@@ -2,7 +2,7 @@
 
 Parts are named LEVEL-NUMBER: 0-00000012 is the partition 12, 1-00000000 joins the partitions 0 to 15. What an earlier
 start has made is not made again; up to sixteen partitions for each worker lie on disk at a time, before they are
-merged: a tenth to three tenths of a gigabyte each.
+merged: up to a third of a gigabyte each.
 """
 
 import shutil

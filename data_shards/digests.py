@@ -5,9 +5,11 @@ values or centroids of a gene are kept as they are; only beyond that does the li
 """
 
 import struct
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numba
 import numpy as np
@@ -23,7 +25,7 @@ MAX_CENTROIDS = 1000
 #: Counts of a cell are brought to this total.
 TARGET_TOTAL = 10_000.0
 #: Entries of a file that are held as they are read.
-_ENTRIES = 1 << 21
+_ENTRIES = 1 << 20
 #: What stands in front of the (mean, weight) pairs of a digest that the library reads and writes: its name, version,
 #: number of centroids, most centroids (0: no limit), sum of weights, sum of values, least, largest, pairs added.
 _HEADER = struct.Struct("<8sIQQddddQ12x")
@@ -246,16 +248,33 @@ def normalised_values(partition: Partition) -> Iterator[tuple[npt.NDArray[np.int
     partition.file.require_unchanged()
 
 
+class _Scratch(threading.local):
+    """Memory that a thread uses again: the system clears all that it gives, which takes as long as a sort."""
+
+    def __init__(self) -> None:
+        self._arrays: dict[str, npt.NDArray[Any]] = {}
+
+    def take(self, name: str, size: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+        """An array of that size, with anything in it, until the same name is asked for again."""
+        if name not in self._arrays or len(self._arrays[name]) < size:
+            self._arrays[name] = np.empty(size, dtype)
+        return self._arrays[name][:size]
+
+
+_scratch = _Scratch()
+
+
 def digest_partition(partition: Partition) -> Digests:
-    """Digests of one range of cells."""
+    """Digests of one range of cells, in memory that the same thread's next partition overwrites."""
     counts = np.zeros(partition.n_genes, np.int64)
-    chunks = []
-    for genes, values in normalised_values(partition):
-        count_by_gene(genes, counts)
-        chunks.append((genes, values))
+    genes = _scratch.take("genes", partition.n_entries, np.int32)
+    values = _scratch.take("values", partition.n_entries, np.float64)
+    end = 0
+    for some_genes, some_values in normalised_values(partition):
+        count_by_gene(some_genes, counts)
+        start, end = end, end + len(some_genes)
+        genes[start:end], values[start:end] = some_genes, some_values
     starts = np.concatenate([np.zeros(1, np.int64), counts.cumsum()])
-    grouped, fill = np.empty(starts[-1]), starts[:-1].copy()
-    chunks.reverse()
-    while chunks:  # each is let go of when its values are placed
-        place_by_gene(*chunks.pop(), fill, grouped)
+    grouped = _scratch.take("grouped", end, np.float64)
+    place_by_gene(genes[:end], values[:end], starts[:-1].copy(), grouped)
     return Digests.from_values(starts, grouped)

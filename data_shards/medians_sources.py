@@ -20,8 +20,8 @@ from data_shards.medians_file import DATASETS, GENES_FILE, Medians, hash_digests
 from data_shards.species import find_species, refuse_species_mixed
 
 #: A partition has at most this many cells and, unless it is one cell, stored entries.
-PARTITION_CELLS = 8192
-PARTITION_ENTRIES = 1 << 24
+PARTITION_CELLS = 32_768
+PARTITION_ENTRIES = 1 << 25
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class PreparePlan:
     """
 
     parts: tuple[str, ...] = PARTS
-    n_cells: int = 30_000
+    n_cells: int = 200_000
     sizes: tuple[int, ...] = (100_000, 1_000_000)
     repeats: int = 3
     ranked: int = 2000

@@ -126,7 +126,7 @@ def _own_seconds(profile: cProfile.Profile) -> dict[str, float]:
     found: dict[str, float] = {}
     for (file, _, function), (_, _, own, _, _) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
         if file == "~":
-            name = "waiting for other threads" if "_thread.lock" in function else function.strip("<>")
+            name = _builtin(function)
         elif file.startswith(package):
             name = f"data_shards.{Path(file).stem}.{function}"
         else:
@@ -135,6 +135,14 @@ def _own_seconds(profile: cProfile.Profile) -> dict[str, float]:
             name = parts[parts.index("site-packages") + 1] if "site-packages" in parts else "the standard library"
         found[name] = found.get(name, 0.0) + own
     return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+
+def _builtin(function: str) -> str:
+    if "_thread.lock" in function:
+        return "waiting for threads, which read and compress"
+    if any(word in function for word in ("fastdigest", "TDigest", "from_bytes")):
+        return "fastdigest"
+    return function.strip("<>")
 
 
 class ReadRunner:

@@ -109,7 +109,7 @@ def _add_prepare(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -
     add = prepare.add_argument
     add("--quick", action="store_true", help="few cells: about two minutes")
     add("--parts", type=_words, metavar="LIST", help="ranking,medians,files,scale (default: all)")
-    add("--cells", type=int, metavar="N", help="cells of all parts but scale (30000)")
+    add("--cells", type=int, metavar="N", help="cells of all parts but scale (200000)")
     add("--sizes", type=_sizes, metavar="LIST", help="cells of the atlases of scale (100000,1000000)")
     add("--repeats", type=int, metavar="N", help="runs of each way to prepare a file (3)")
     add("--workers", type=int, metavar="N", help="processes, where there is more than one (2)")
