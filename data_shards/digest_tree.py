@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from data_shards.digest_parts import DigestPart, DigestTask, MergeTask, make_digests, merge_digests
-from data_shards.digests import Partition
+from data_shards.digests import Partition, scratch
 from data_shards.parallel import Workers
 
 FAN_IN = 16
@@ -41,6 +41,7 @@ def digest_dataset(partitions: Iterable[Partition], folder: Path, workers: Worke
     waiting = iter(partitions)
     while wave := list(islice(waiting, FAN_IN * workers.at_once)):
         tree.add(wave, progress)
+    scratch.forget()  # a single worker is this process, which may have other work to do
     return tree.finish()
 
 

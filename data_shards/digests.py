@@ -260,21 +260,25 @@ class _Scratch(threading.local):
             self._arrays[name] = np.empty(size, dtype)
         return self._arrays[name][:size]
 
+    def forget(self) -> None:
+        """Give the memory back."""
+        self._arrays.clear()
 
-_scratch = _Scratch()
+
+scratch = _Scratch()
 
 
 def digest_partition(partition: Partition) -> Digests:
     """Digests of one range of cells, in memory that the same thread's next partition overwrites."""
     counts = np.zeros(partition.n_genes, np.int64)
-    genes = _scratch.take("genes", partition.n_entries, np.int32)
-    values = _scratch.take("values", partition.n_entries, np.float64)
+    genes = scratch.take("genes", partition.n_entries, np.int32)
+    values = scratch.take("values", partition.n_entries, np.float64)
     end = 0
     for some_genes, some_values in normalised_values(partition):
         count_by_gene(some_genes, counts)
         start, end = end, end + len(some_genes)
         genes[start:end], values[start:end] = some_genes, some_values
     starts = np.concatenate([np.zeros(1, np.int64), counts.cumsum()])
-    grouped = _scratch.take("grouped", end, np.float64)
+    grouped = scratch.take("grouped", end, np.float64)
     place_by_gene(genes[:end], values[:end], starts[:-1].copy(), grouped)
     return Digests.from_values(starts, grouped)

@@ -13,6 +13,7 @@ from gm_train.bench import prepare_report
 from gm_train.bench.atlases import simulated_counts, store_of
 from gm_train.bench.preparing import (
     KERNEL,
+    READING,
     STEPS,
     MediansRunner,
     PrepareRunner,
@@ -31,7 +32,6 @@ PARTS = ("ranking", "medians", "files", "scale")
 PACKAGES = ("numpy", "numba", "scipy", "fastdigest", "h5py", "zarr", "tensorstore", "anndata", "gm-train")
 #: As CELLxGENE delivers files, as `data simulate` writes them, and without.
 COMPRESSIONS = ("gzip", "lzf", "none")
-READING = "h5py, reading twice"
 
 Row = dict[str, Any]
 

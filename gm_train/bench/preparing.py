@@ -27,6 +27,7 @@ from gm_train.bench.loaders import Cells, cycle_cells, own_batches, settle, take
 from gm_train.bench.rankings import RANKINGS, medians_of_columns
 
 KERNEL = "gm-train's kernel"
+READING = "h5py, reading twice"
 #: Cells that are read at once.
 _ROWS = 4096
 _FEWEST_CYCLES = 3
@@ -245,8 +246,13 @@ class ScaleRunner:
         return row
 
     def _simulate(self) -> tuple[list[Path], Row]:
-        gmt = simulate(self._h5ad, atlas_options(self._n_cells), workers=self._workers)
+        gmt = simulate(self._h5ad, atlas_options(self._n_cells), "gzip", workers=self._workers)
         return [self._h5ad, gmt], {}
+
+    def _read(self) -> tuple[list[Path], Row]:
+        read_counts(self._h5ad)
+        read_counts(self._h5ad)
+        return [], {}
 
     def _make_medians(self) -> tuple[list[Path], Row]:
         make_medians([self._h5ad], self._medians, workers=self._workers, say=nothing)
@@ -284,6 +290,7 @@ FIRST_BATCH, LOADING = "the loader's first batch", "loading, whole cycles"
 #: Steps of `ScaleRunner`, in order, and what they are called in tables.
 STEPS = {
     "simulate": "simulate",
+    "read": READING,
     "make_medians": "medians",
     "make_shards": "shards",
     "verify": "verify",

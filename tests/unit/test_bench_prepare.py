@@ -11,12 +11,13 @@ import pytest
 
 from gm_train.bench import prepare as bench_prepare
 from gm_train.bench.footprint import Footprint
-from gm_train.bench.prepare import READING, PreparePlan, files_rows, middle
-from gm_train.bench.prepare_report import arithmetic
+from gm_train.bench.prepare import PreparePlan, files_rows, middle
+from gm_train.bench.prepare_report import arithmetic, both_passes
 from gm_train.bench.preparing import (
     FIRST_BATCH,
     KERNEL,
     LOADING,
+    READING,
     STEPS,
     MediansRunner,
     PrepareRunner,
@@ -103,13 +104,16 @@ def test_ratios_are_those_of_the_middle_runs() -> None:
 
 def test_the_arithmetic_goes_by_the_largest_atlas() -> None:
     """1,000 cells in 8 s by 2 workers are 10^8 in 10^5 * 8 s, and 256 times less by 512 workers."""
-    steps = {"medians": 8.0, "shards": 4.0, LOADING: 0.01}
+    steps = {READING: 6.0, "medians": 8.0, "shards": 4.0, LOADING: 0.01}
     rows = [
         {"cells": cells, "step": step, "seconds": s, "workers": 2, "cells_per_s": cells / s}
         | {"bytes": 2_000_000, "tokens": 10**6}
         for cells in (10, 1000)
         for step, s in steps.items()
     ]
+    assert both_passes(rows) == (
+        "Both passes, medians and shards, run at 50% of the speed of reading at 10 cells, 50% at 1,000."
+    )
     text = arithmetic(rows)
     assert "medians: 52 min; tokens: 26 min" in text
     assert "222.2 h and 111.1 h" in text
