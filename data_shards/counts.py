@@ -234,15 +234,19 @@ class CountFile:
                 `counts_from` cannot take back to counts, or a damaged file.
         """
         stop = self.n_cells if stop is None else min(stop, self.n_cells)
+        if start >= stop:
+            return
+        _ = self.source  # a copy by cell is made by this thread, which an interrupt reaches
         with ThreadPoolExecutor(1) as reader:  # neither HDF5 nor zarr keeps other threads from running
-            reading = reader.submit(self._stored, start, min(start + rows, stop)) if start < stop else None
+            reading = reader.submit(self._stored, start, min(start + rows, stop))
             for first in range(start, stop, rows):
-                assert reading is not None
                 stored = reading.result()
                 following = first + rows
                 if following < stop:
                     reading = reader.submit(self._stored, following, min(following + rows, stop))
-                yield first, self._checked(*stored, first)
+                chunk = self._checked(*stored, first)
+                del stored
+                yield first, chunk
 
     def _stored(self, first: int, last: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any], npt.NDArray[Any]]:
         """The entries of cells [first, last) as they are stored: where each cell's begin, genes and counts."""

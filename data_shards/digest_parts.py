@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_shards.digests import Digests, Partition, digest_partition
+from data_shards.digests import Digests, Partition, digest_partition, scratch
 from data_shards.errors import DataError
 from data_shards.work import new_part, write_arrays
 
@@ -124,11 +124,12 @@ class MergeTask:
 
 
 def merge_digests(task: MergeTask) -> None:
-    """Merge parts into one, a block of genes at a time.
+    """Merge parts into one, a block of genes at a time; what partitions of this thread were digested in is given back.
 
     Raises:
         DataError: the part cannot be written.
     """
+    scratch.forget()
     try:
         with new_part(task.out) as folder:
             write_digests(folder, _merged([DigestPart(part) for part in task.parts]))

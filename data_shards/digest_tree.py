@@ -2,7 +2,7 @@
 
 Parts are named LEVEL-NUMBER: 0-00000012 is the partition 12, 1-00000000 joins the partitions 0 to 15. What an earlier
 start has made is not made again; up to sixteen partitions for each worker lie on disk at a time, before they are
-merged: up to a third of a gigabyte each.
+merged: up to half a gigabyte each.
 """
 
 import shutil
@@ -39,9 +39,11 @@ def digest_dataset(partitions: Iterable[Partition], folder: Path, workers: Worke
     """
     tree = _Tree(folder, workers)
     waiting = iter(partitions)
-    while wave := list(islice(waiting, FAN_IN * workers.at_once)):
-        tree.add(wave, progress)
-    scratch.forget()  # a single worker is this process, which may have other work to do
+    try:
+        while wave := list(islice(waiting, FAN_IN * workers.at_once)):
+            tree.add(wave, progress)
+    finally:
+        scratch.forget()  # a single worker is this process, which may have other work to do
     return tree.finish()
 
 

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from fastdigest import TDigest, merge_all
 
 from data_shards.counts import CountSource
+from data_shards.errors import DataError
 from data_shards.fingerprint import Fingerprint
 from data_shards.kernels import cell_totals, count_by_gene, map_genes, place_by_gene, scaled_entries
 
@@ -110,6 +111,7 @@ def _compressed(means: F64, weights: F64 | None, starts: I64, counts: I64) -> Di
     lengths[large] = [len(content) // 16 - HEADER_PAIRS for content in found]
     indptr = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
     pairs = np.frombuffer(b"".join(found)).reshape(-1, 2)
+    del found
     if weights is None:
         weights = np.ones(indptr[-1])
         _move(means, means, starts, indptr, large, pairs[:, 0])
@@ -277,6 +279,9 @@ def digest_partition(partition: Partition) -> Digests:
     for some_genes, some_values in normalised_values(partition):
         count_by_gene(some_genes, counts)
         start, end = end, end + len(some_genes)
+        if end > partition.n_entries:
+            partition.file.require_unchanged()
+            raise DataError(f"{partition.source.path}: holds more counts than its row pointers say: fetch it again")
         genes[start:end], values[start:end] = some_genes, some_values
     starts = np.concatenate([np.zeros(1, np.int64), counts.cumsum()])
     grouped = scratch.take("grouped", end, np.float64)

@@ -90,7 +90,6 @@ class ArrayWriter:
         self._n_waiting = 0
         self._n_written = 0
         self._hash = hashlib.sha256()
-        self._writing: Any = None  # the last write, while the next cells are ranked
 
     def append(self, values: npt.NDArray[Any]) -> None:
         values = np.ascontiguousarray(values, self._dtype)
@@ -103,7 +102,6 @@ class ArrayWriter:
     def close(self) -> str:
         """Write what waits and return the SHA-256 (hex) of all values, little-endian."""
         self._write(self._n_waiting)
-        self._finish()
         return self._hash.hexdigest()
 
     def _write(self, size: int) -> None:
@@ -111,19 +109,12 @@ class ArrayWriter:
             return
         values = np.concatenate(self._waiting)
         end = self._n_written + size
-        self._finish()
         with self._writable():
             self._array = self._array.resize(exclusive_max=[end]).result()
-            self._writing = self._array[self._n_written : end].write(values[:size])
+            self._array[self._n_written : end].write(values[:size]).result()
         self._n_written = end
         self._waiting = [values[size:].copy()]
         self._n_waiting = len(values) - size
-
-    def _finish(self) -> None:
-        if self._writing is not None:
-            with self._writable():
-                self._writing.result()
-            self._writing = None
 
     @contextmanager
     def _writable(self) -> Iterator[None]:

@@ -159,7 +159,9 @@ class Lanes:
         if not n_tokens <= len(self._tokens[i]) <= n_tokens + n_tokens // 4:
             self._tokens[i] = np.empty(0, np.uint16)
             # Straight from the system, and back to it: pools of many sizes would leave holes on the heap.
-            self._tokens[i] = np.frombuffer(mmap.mmap(-1, 2 * max(1, n_tokens)), np.uint16)
+            # A little more, or every other pool would not fit where the one before it was.
+            size = n_tokens + n_tokens // 16
+            self._tokens[i] = np.frombuffer(mmap.mmap(-1, 2 * max(1, size)), np.uint16)
         return self._tokens[i][:n_tokens]
 
     def _look_ahead(self, i: int, n_ahead: int) -> bool:

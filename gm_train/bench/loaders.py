@@ -1,5 +1,6 @@
 """Loaders that are compared: what the process of each holds, and the turns that it takes."""
 
+import itertools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -85,14 +86,18 @@ def settle(batches: Iterator[Batch], manifest: Manifest) -> None:
 
 
 def own_batches(cells: Cells) -> Iterator[Batch]:
-    """Packed rows of a step, in the order of a run with the default settings: tokens and segments, int64."""
+    """Packed rows of a step, in the order of a run with the default settings: tokens and segments, int64.
+
+    They are laid out in the memory of the batch before the last one.
+    """
     data = DataConfig()
     reader = StoreReader(cells.store, data.cache_mb << 20)
     plan = default_plan(reader.manifest)
     lanes = Lanes(reader, plan, dict.fromkeys(range(plan.lanes), (0, 0)))
-    while True:
+    shape = plan.lanes * data.rows_per_lane, plan.row_length
+    for memory in itertools.cycle([(np.empty(shape, np.int64), np.empty(shape, np.int64)) for _ in range(2)]):
         rows = lanes.take(data.rows_per_lane)
-        ids, _ = rows.lay_out(plan.row_length)
+        ids, _ = rows.lay_out(plan.row_length, memory)
         yield Batch(len(rows.lengths), len(rows.tokens), ids.size)
 
 

@@ -63,7 +63,8 @@ def _medians(found: Row) -> str:
     return (
         f"## Medians, one worker: where the time goes\n\n{rates}.\n\n"
         + table(["function, its own time", "time", "share"], lines)
-        + f"\n\nUnder a profiler ({seconds(total)} in all); a compiled loop counts as its caller's."
+        + f"\n\nUnder a profiler ({seconds(total)} in all), which sees the main thread alone: files are read by "
+        "another, so that reading is here as far as it is waited for. A compiled loop counts as its caller's."
     )
 
 
@@ -133,7 +134,10 @@ def both_passes(rows: list[Row]) -> str:
         f"{cells:,}{' cells' if not i else ''}"
         for i, (cells, steps) in enumerate(taken.items())
     ]
-    return f"Both passes, medians and shards, run at {', '.join(shares)}."
+    return (
+        f"Both passes, medians and shards, by {rows[0]['workers']} workers, run at {', '.join(shares)}; reading is one "
+        "process's."
+    )
 
 
 def arithmetic(rows: list[Row]) -> str:

@@ -66,7 +66,7 @@ class RankRunner:
         tokenizer = Tokenizer.load(store)
         with open_counts(h5ad) as counts:
             columns = tokenizer.bind(counts)
-            chunk: sp.csr_matrix = next(iter(counts.chunks(n_cells)))[1]
+            chunk: sp.csr_matrix = next(iter(counts.chunks(n_cells, stop=n_cells)))[1]
         self._n_cells = chunk.shape[0]
         self._rank: Callable[[], Any]
         if name == KERNEL:
@@ -141,7 +141,7 @@ def _own_seconds(profile: cProfile.Profile) -> dict[str, float]:
 def _builtin(function: str) -> str:
     if "_thread.lock" in function:
         return "waiting for threads, which read and compress"
-    if any(word in function for word in ("fastdigest", "TDigest", "from_bytes")):
+    if any(word in function for word in ("fastdigest", "built-in method from_bytes")):
         return "fastdigest"
     return function.strip("<>")
 

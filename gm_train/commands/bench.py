@@ -33,7 +33,8 @@ examples:
   gm-train bench prepare --parts ranking,medians,files --out runs/bench-prepare
   gm-train bench prepare --parts scale --sizes 100000,1000000
 
-A million cells need 10 GB of disk in --out while they are there. Writes bench.json and bench.md into --out.
+A million cells need 10 GB of disk in --out while they are there, those of the other parts 4 GB.
+Writes bench.json and bench.md into --out.
 """
 
 

@@ -112,7 +112,8 @@ def test_the_arithmetic_goes_by_the_largest_atlas() -> None:
         for step, s in steps.items()
     ]
     assert both_passes(rows) == (
-        "Both passes, medians and shards, run at 50% of the speed of reading at 10 cells, 50% at 1,000."
+        "Both passes, medians and shards, by 2 workers, run at 50% of the speed of reading at 10 cells, 50% at 1,000; "
+        "reading is one process's."
     )
     text = arithmetic(rows)
     assert "medians: 52 min; tokens: 26 min" in text

@@ -236,6 +236,21 @@ def test_chunks_without_a_count_may_be_absent(tmp_path: Path, zarr_format: int) 
         np.testing.assert_array_equal(read_all(write_counts(tmp_path / f"{number}.zarr", counts)), counts.toarray())
 
 
+def test_a_reader_may_stop_early_and_begin_again(tmp_path: Path) -> None:
+    expected = draw_counts(40, 30).toarray()
+    with open_counts(write_counts(tmp_path / "a.h5ad", sp.csr_matrix(expected))) as counts:
+        for _ in range(3):
+            chunks = counts.chunks(8, start=5)
+            first, chunk = next(chunks)
+            chunks.close()
+            assert first == 5
+            np.testing.assert_array_equal(chunk.toarray(), expected[5:13])
+        abandoned = counts.chunks(8)
+        next(abandoned)
+        rest = [chunk.toarray() for _, chunk in counts.chunks(8)]
+    np.testing.assert_array_equal(np.concatenate(rest), expected)
+
+
 @pytest.mark.parametrize("shape", [(0, 4), (4, 0)])
 @pytest.mark.parametrize("suffix", [".h5ad", ".zarr"])
 def test_files_without_cells_or_genes_are_refused(tmp_path: Path, shape: tuple[int, int], suffix: str) -> None:

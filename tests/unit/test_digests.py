@@ -1,5 +1,6 @@
 """Digests: exact up to 1,000 values, near beyond, free of order, and cut into parts that depend on the data alone."""
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 from data_shards import medians_sources
 from data_shards.counts import open_counts
 from data_shards.digest_parts import DigestPart, gene_blocks, write_digests
-from data_shards.digests import HEADER_PAIRS, MAX_CENTROIDS, Digests, library_digest
+from data_shards.digests import HEADER_PAIRS, MAX_CENTROIDS, Digests, digest_partition, library_digest
+from data_shards.errors import DataError
 from data_shards.fingerprint import Fingerprint
 from data_shards.medians_sources import MediansSource
 from tests.unit.count_files import draw_counts, write_counts
@@ -125,3 +127,19 @@ def test_partitions_are_bounded_in_cells_and_entries(
         assert one.stop - one.start <= 8
         if after is not None:  # nothing smaller than it must be
             assert one.stop - one.start == 8 or one.n_entries + entries[one.stop] > 60
+
+
+def test_more_counts_than_a_partition_was_cut_for_are_refused(tmp_path: Path) -> None:
+    """So is a file that was exchanged for a denser one, and one whose row pointers are wrong."""
+    path = write_counts(tmp_path / "a.h5ad", draw_counts(50, 12))
+    dataset = MediansSource.of(path, 50, "as-is", [f"g{i}" for i in range(12)])
+    with open_counts(path) as file:
+        (partition,) = dataset.partitions(file, Fingerprint.of(path), dataset.numbers, 12)
+    kept = digest_partition(partition).counts.sum()
+    assert kept == partition.n_entries
+    fewer = replace(partition, n_entries=partition.n_entries - 1)
+    with pytest.raises(DataError, match=r"a\.h5ad: holds more counts than its row pointers say"):
+        digest_partition(fewer)
+    write_counts(path, draw_counts(50, 12).astype(np.float64))
+    with pytest.raises(DataError, match=r"a\.h5ad: changed while it was read"):
+        digest_partition(fewer)
