@@ -2,6 +2,8 @@
 
 import argparse
 import logging
+import os
+import select
 import sys
 import traceback
 from collections.abc import Sequence
@@ -42,6 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         code: int = arguments.run(arguments)
+        sys.stdout.flush()
         return code
     except ConfigError as error:
         return _fail(error, arguments.debug, 2)
@@ -51,8 +54,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("gm-train: interrupted", file=sys.stderr)
         return 1
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_unread():
+            return 1
         print(f"gm-train: unexpected {type(error).__name__}", file=sys.stderr)
         return _fail(error, arguments.debug, 1)
+
+
+def _is_unread() -> bool:
+    """Whether what is printed goes into a pipe that nobody reads any more, as behind `| head`."""
+    pipe = select.poll()
+    pipe.register(sys.stdout.fileno(), 0)
+    if not pipe.poll(0):
+        return False
+    # What waits to be printed would fail once more when the interpreter ends.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return True
 
 
 def _fail(error: Exception, debug: bool, code: int) -> int:

@@ -1,6 +1,9 @@
 """`gm-train data`: the commands end to end, their exit codes and messages."""
 
 import importlib.util
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +12,7 @@ import scipy.sparse as sp
 from data_shards.manifest import Manifest
 from data_shards.medians_file import Medians
 from gm_train.cli import main
+from tests.conftest import Atlas
 from tests.unit.count_files import draw_counts, write_counts
 
 
@@ -137,3 +141,14 @@ def test_add_extends_medians(tmp_path: Path) -> None:
     assert run("medians", two, "--out", tmp_path / "m.zarr", "--add") == 0
     assert run("medians", two, one, "--out", tmp_path / "n.zarr") == 0
     assert Medians.load(tmp_path / "m.zarr").hash == Medians.load(tmp_path / "n.zarr").hash
+
+
+@pytest.mark.parametrize("buffered", [True, False])
+def test_output_that_nobody_reads_is_no_error_to_tell(atlas: Atlas, buffered: bool) -> None:
+    """As of `gm-train data inspect … | head -1`, whose reader leaves before all is printed."""
+    read, write = os.pipe()
+    os.close(read)
+    command = [sys.executable, *([] if buffered else ["-u"]), "-m", "gm_train.cli", "data", "inspect", str(atlas.store)]
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (1, "")
