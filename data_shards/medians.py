@@ -7,9 +7,10 @@ that is killed is gone on from. The digest of each data set is kept: medians ove
 these, and a new data set is added without reading the old ones.
 """
 
+import hashlib
 import json
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -118,8 +119,9 @@ def make_medians(
         with work_folder(out, identity, say) as work, whole_directory(out, replace=add) as folder:
             if earlier is not None:
                 earlier.require_unchanged()
+            parts = _parts(work, identity)
             make = _make_exact if exact else _make_digests
-            medians = make(folder, work, datasets, files, earlier, options, gene_table, pool)
+            medians = make(folder, parts, datasets, files, earlier, options, gene_table, pool)
     with_median = int((medians.counts > 0).sum())
     say(f"{out}: medians of {with_median:,} genes ({medians.method}) over {len(medians.datasets)} data sets")
     return medians
@@ -133,6 +135,16 @@ def check_names(names: Sequence[str], mend: str = "rename the file") -> None:
             raise DataError(f"{name!r} cannot name a data set: {mend}")
         if names.count(name) > 1:
             raise DataError(f"two data sets are named {name!r} after their files: rename one of the files")
+
+
+def _parts(work: Path, identity: Mapping[str, Any]) -> Path:
+    """The folder of parts: a worker that an ended start has left makes none among those of another identity."""
+    parts = work / f"parts-{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]}"
+    try:
+        parts.mkdir(exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{parts}: cannot be written ({error}): make room, or choose another --out") from error
+    return parts
 
 
 def _make_digests(

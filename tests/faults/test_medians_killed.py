@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -151,14 +152,47 @@ def test_dask_with_a_worker_killed_half_way_gives_the_same_bytes(
     assert content(out) == content(tmp_path / "whole.zarr")
 
 
+def test_a_late_task_of_another_start_changes_nothing(
+    tmp_path: Path, files: list[Path], small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a worker on another node, which goes on when its start has ended and the next one is at work."""
+    tasks: list[digest_parts.DigestTask] = []
+
+    def stop(task: digest_parts.DigestTask) -> None:
+        tasks.append(task)
+        raise DataError("stopped")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(digest_tree, "make_digests", stop)
+        with pytest.raises(DataError, match="stopped"):
+            make_medians([files[0]], tmp_path / "m.zarr", say=quiet)
+
+    def after_the_late_one(task: digest_parts.DigestTask) -> None:
+        if late := tasks[:1]:
+            tasks.clear()
+            with pytest.raises(DataError, match="cannot be written"):
+                digest_parts.make_digests(late[0])
+        digest_parts.make_digests(task)
+
+    # Another gene table, say: the same file, other numbers of genes.
+    other = tasks[0].partition.numbers[::-1].copy()
+    tasks[0] = replace(tasks[0], partition=replace(tasks[0].partition, numbers=other))
+    with monkeypatch.context() as patch:
+        patch.setattr(digest_tree, "make_digests", after_the_late_one)
+        make_medians(files, tmp_path / "m.zarr", say=quiet)
+    assert not tasks
+    make_medians(files, tmp_path / "whole.zarr", say=quiet)
+    assert content(tmp_path / "m.zarr") == content(tmp_path / "whole.zarr")
+
+
 def _when_there(work: Path, n_parts: int, act: Callable[[], None]) -> None:
     """Act when some parts of the first data set are finished, and its digests are not."""
     deadline = time.monotonic() + 60
-    while len(list(work.glob("a/[0-9]-*"))) < n_parts:
+    while len(list(work.glob("*/a/[0-9]-*"))) < n_parts:
         assert time.monotonic() < deadline
         time.sleep(0.001)
     act()
-    assert not (work / "a" / "digests").exists()
+    assert not list(work.glob("*/a/digests"))
 
 
 @pytest.mark.parametrize(
@@ -179,7 +213,7 @@ def test_a_full_disk_loses_nothing(
         with pytest.raises(DataError, match=message):
             make_medians(files, out, workers=workers, say=quiet)
         assert not out.exists()
-        assert list(disk.glob(".m.zarr.work/a/*"))
+        assert list(disk.glob(".m.zarr.work/*/a/*"))
         assert not [path for path in disk.rglob("*") if len(path.name) > 32]
         resize(disk, 4_000)
         make_medians(files, out, workers=workers, say=lines.append)
