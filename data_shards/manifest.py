@@ -146,6 +146,8 @@ class Manifest:
             raise DataError(f"{store}: no such store: make it with `gm-train data shards`")
         try:
             attrs: dict[str, Any] = dict(json.loads((place / "zarr.json").read_bytes())["attributes"])
+            if "method" in attrs:
+                raise DataError(f"{store}: is a medians file: name the store that `gm-train data shards` makes with it")
             if attrs["schema"] != SCHEMA:
                 mend = "update gm-train" if attrs["schema"] > SCHEMA else "make it again with `gm-train data shards`"
                 raise DataError(f"{store}: layout version {attrs['schema']}, this program reads {SCHEMA}: {mend}")

@@ -158,8 +158,8 @@ def race(plan: LoaderPlan, cells: Cells, say: Say) -> tuple[list[Row], list[str]
     for peer in PEERS:
         if cells.h5ad is None:
             left_out.append(f"{peer.name}: reads counts, and only a store was named: add --h5ad.")
-        elif not peer.is_installed():
-            left_out.append(f"{peer.name}: not installed ({', '.join(peer.modules)} cannot be imported).")
+        elif missing := peer.missing():
+            left_out.append(f"{peer.name}: not installed ({', '.join(missing)} cannot be imported).")
         else:
             names.append(peer.name)
     rows: list[Row] = []

@@ -34,8 +34,9 @@ class Peer:
     modules: tuple[str, ...]
     batches: Callable[[Path, Path], Batches]
 
-    def is_installed(self) -> bool:
-        return all(map(_is_there, self.modules))
+    def missing(self) -> list[str]:
+        """Modules that are not installed."""
+        return [module for module in self.modules if not _is_there(module)]
 
 
 def _is_there(module: str) -> bool:

@@ -78,8 +78,10 @@ class PathwayIndex:
         used = [sorted(tokens) for tokens in known if len(tokens) > 1]
         if not used:
             raise DataError(
-                f"of {len(sets):,} gene sets, {len(fitting):,} have {size[0]} to {size[1]} genes, and none of them has "
-                "two in the store's vocabulary: check that both use symbols, or build the store with --gene-table"
+                f"of the {len(sets):,} gene sets of objective.pathways, {len(fitting):,} have {size[0]} to {size[1]} "
+                "genes, and none of them has two in the store's vocabulary: name gene sets of these genes (of Ensembl "
+                "ids, `gm-train data medians --gene-table` keeps the symbols), or set objective.pathways='' to train "
+                "without"
             )
         bits = np.zeros((vocabulary_size, -(-len(used) // 64)), dtype=np.uint64)
         for number, tokens in enumerate(used):

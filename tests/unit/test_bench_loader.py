@@ -38,7 +38,7 @@ from gm_train.cli import main
 from tests.conftest import Atlas
 from tests.unit.small_stores import write_store
 
-INSTALLED = [peer for peer in PEERS if peer.is_installed()]
+INSTALLED = [peer for peer in PEERS if not peer.missing()]
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """A token chunk whose checksum fails: its cells keep their slots, everything else is as it was."""
 
+import os
 import shutil
 import threading
 from dataclasses import replace
@@ -163,7 +164,7 @@ def test_what_fails_for_a_moment_is_read_again(
     shutil.copytree(stores[1], tmp_path / "store")
 
     def mend(seconds: float) -> None:
-        shutil.copytree(stores[0], tmp_path / "store", dirs_exist_ok=True)
+        shutil.copytree(stores[0], tmp_path / "store", dirs_exist_ok=True, copy_function=_replace)
 
     monkeypatch.setattr(place, "RETRIES", Retries(sleep=mend))
     reader = StoreReader(tmp_path / "store")
@@ -171,17 +172,23 @@ def test_what_fails_for_a_moment_is_read_again(
     assert reader.quarantine.take_new() == ()
 
 
+def _replace(source: str, target: str) -> None:
+    """At once: other chunks of the file may be being read."""
+    shutil.copyfile(source, f"{target}.new")
+    os.replace(f"{target}.new", target)
+
+
 def test_the_neighbours_of_a_lost_chunk_are_read_again_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One chunk is lost; beside it another one's bytes are wrong, until it is tried again by itself."""
     write_store(tmp_path / "store", [np.zeros(90, np.uint8)], 8)
     shard = tmp_path / "store" / "d0" / "tokens" / "c" / "0"
     flip_byte(shard, 1)
-    content = shard.read_bytes()
+    whole = shutil.copyfile(shard, tmp_path / "whole")
     known = StoreReader(tmp_path / "store", cache_bytes=0, max_damaged=1)
     known.read([0])
     assert [chunk.chunk for chunk in known.quarantine.take_new()] == [1]
     flip_byte(shard, 0)
-    monkeypatch.setattr(place, "RETRIES", Retries(sleep=lambda seconds: shard.write_bytes(content) and None))
+    monkeypatch.setattr(place, "RETRIES", Retries(sleep=lambda seconds: _replace(str(whole), str(shard))))
     damaged = known.read([0])[0].damaged
     assert known.quarantine.take_new() == ()
     assert damaged is not None

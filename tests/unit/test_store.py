@@ -354,3 +354,9 @@ def test_real_data_sets_in_one_store(real_data: Path, tmp_path: Path) -> None:
     small = build(tmp_path, files, "small.zarr", genes_file=genes, say=lines.append)
     assert small.n_genes == 5
     assert sum(entry.empty_cells for entry in small.datasets) > 0
+
+
+def test_a_medians_file_is_no_store(tmp_path: Path) -> None:
+    make_medians([write_counts(tmp_path / "a.h5ad", draw_counts(30, 20))], tmp_path / "m.zarr", say=quiet)
+    with pytest.raises(DataError, match=r"m\.zarr: is a medians file: name the store"):
+        Manifest.load(tmp_path / "m.zarr")
