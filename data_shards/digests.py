@@ -251,7 +251,7 @@ def normalised_values(partition: Partition) -> Iterator[tuple[npt.NDArray[np.int
 
 
 class _Scratch(threading.local):
-    """Memory that a thread uses again: the system clears all that it gives, which takes as long as a sort."""
+    """Memory that a thread uses again: the system clears all that it gives, which takes time."""
 
     def __init__(self) -> None:
         self._arrays: dict[str, npt.NDArray[Any]] = {}

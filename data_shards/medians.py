@@ -7,10 +7,9 @@ that is killed is gone on from. The digest of each data set is kept: medians ove
 these, and a new data set is added without reading the old ones.
 """
 
-import hashlib
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -41,7 +40,7 @@ from data_shards.medians_file import (
 from data_shards.medians_sources import EarlierMedians, MediansSource, refuse_mixed
 from data_shards.output import refuse_existing, whole_directory
 from data_shards.parallel import Workers
-from data_shards.work import refuse_again, work_folder
+from data_shards.work import parts_folder, refuse_again, work_folder
 
 #: Of how files are cut, what parts hold and how they are merged: other parts are not gone on from.
 _PARTS = 2
@@ -119,7 +118,8 @@ def make_medians(
         with work_folder(out, identity, say) as work, whole_directory(out, replace=add) as folder:
             if earlier is not None:
                 earlier.require_unchanged()
-            parts = _parts(work, identity)
+            parts = parts_folder(work)
+            parts.mkdir(exist_ok=True)
             make = _make_exact if exact else _make_digests
             medians = make(folder, parts, datasets, files, earlier, options, gene_table, pool)
     with_median = int((medians.counts > 0).sum())
@@ -135,16 +135,6 @@ def check_names(names: Sequence[str], mend: str = "rename the file") -> None:
             raise DataError(f"{name!r} cannot name a data set: {mend}")
         if names.count(name) > 1:
             raise DataError(f"two data sets are named {name!r} after their files: rename one of the files")
-
-
-def _parts(work: Path, identity: Mapping[str, Any]) -> Path:
-    """The folder of parts: a worker that an ended start has left makes none among those of another identity."""
-    parts = work / f"parts-{hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:8]}"
-    try:
-        parts.mkdir(exist_ok=True)
-    except OSError as error:
-        raise DataError(f"{parts}: cannot be written ({error}): make room, or choose another --out") from error
-    return parts
 
 
 def _make_digests(

@@ -5,7 +5,6 @@ set as it lies in a store, without its splits, and `written.json`. Each is whole
 from what an earlier one left.
 """
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -28,11 +27,11 @@ from data_shards.ranker import Ranker
 from data_shards.sources import Source
 from data_shards.store import ArrayHashes, DatasetWriter
 from data_shards.tokenizer import Tokenizer
-from data_shards.work import new_part
+from data_shards.work import IDENTITY, new_part, parts_folder, save_identity
 
 #: Cells of a part.
 PART_CELLS = 16_384
-_IDENTITY, _WRITTEN = "identity.json", "written.json"
+_WRITTEN = "written.json"
 #: Counts that are stored by gene in a copy by cell.
 _BY_CELL = "by_cell"
 
@@ -145,21 +144,13 @@ def finish_once(work: Path, name: str, identity: Mapping[str, Any], write: Calla
 def _begin(work: Path, identity: Mapping[str, Any]) -> None:
     """Clear what was left unfinished, and everything if it was made from other input or options."""
     content = json.dumps(identity, sort_keys=True, indent=1) + "\n"
-    found = work / _IDENTITY
+    found = work / IDENTITY
     if not (found.exists() and found.read_text() == content):
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
-        temporary = work / f".{_IDENTITY}"
-        temporary.write_text(content)
-        flush(temporary)
-        temporary.rename(found)
-    for folder in (_parts(work), work / _BY_CELL):
+        save_identity(work, content)
+    for folder in (parts_folder(work), work / _BY_CELL):
         folder.mkdir(exist_ok=True)
-
-
-def _parts(work: Path) -> Path:
-    """The folder of parts: a worker that an ended start has left makes none among those of another identity."""
-    return work / f"parts-{hashlib.sha256((work / _IDENTITY).read_bytes()).hexdigest()[:8]}"
 
 
 def _write(
@@ -170,7 +161,7 @@ def _write(
     with open_counts(source.path, source.options.counts, work / _BY_CELL) as counts, new_part(place) as folder:
         writer = DatasetWriter(folder, source.name, values)
         obs = ObsWriter(writer.folder / "obs.parquet")
-        ranges = list(_ranges(_parts(work), counts.source, file, counts.n_cells))
+        ranges = list(_ranges(parts_folder(work), counts.source, file, counts.n_cells))
         _require_unchanged(work, file)
         progress = tqdm(total=counts.n_cells, desc=f"tokens {source.name}", unit=" cells", disable=None)
         with progress:

@@ -5,6 +5,7 @@ is kept when a start ends with an error or is killed, and removed when the outpu
 """
 
 import fcntl
+import hashlib
 import json
 import os
 import re
@@ -22,7 +23,7 @@ import numpy.typing as npt
 from data_shards.errors import DataError
 from data_shards.output import flush
 
-_IDENTITY = "identity.json"
+IDENTITY = "identity.json"
 #: Holds host and process of the start that is at work; of a folder itself, NFS gives no lock.
 _LOCK = ".lock"
 #: What a part is named while it is made.
@@ -103,7 +104,7 @@ def _lock(descriptor: int, folder: Path) -> None:
 
 
 def _begin(folder: Path, content: str, say: Callable[[str], None]) -> None:
-    found = folder / _IDENTITY
+    found = folder / IDENTITY
     if found.exists() and found.read_text() == content:
         for unfinished in _unfinished(folder):
             shutil.rmtree(unfinished, ignore_errors=True)
@@ -114,17 +115,27 @@ def _begin(folder: Path, content: str, say: Callable[[str], None]) -> None:
         say(f"{folder}: was left by a start with other input or options; its parts are removed")
     for other in others:
         shutil.rmtree(other) if other.is_dir() else other.unlink()
-    temporary = folder / f".{_IDENTITY}"
+    save_identity(folder, content)
+
+
+def save_identity(folder: Path, content: str) -> None:
+    """Write, at once, what decides the parts of a folder."""
+    temporary = folder / f".{IDENTITY}"
     temporary.write_text(content)
     flush(temporary)
-    temporary.rename(found)
+    temporary.rename(folder / IDENTITY)
+
+
+def parts_folder(folder: Path) -> Path:
+    """Where parts go: a worker that an ended start has left makes none among those of another identity."""
+    return folder / f"parts-{hashlib.sha256((folder / IDENTITY).read_bytes()).hexdigest()[:8]}"
 
 
 def _keep(folder: Path, say: Callable[[str], None]) -> None:
     """Say what is kept for the next start; a folder without parts is removed."""
     for unfinished in _unfinished(folder):
         shutil.rmtree(unfinished, ignore_errors=True)
-    if any(set(files) - {_IDENTITY, _LOCK} for _, _, files in os.walk(folder)):
+    if any(set(files) - {IDENTITY, _LOCK} for _, _, files in os.walk(folder)):
         say(f"{folder}: keeps what is finished: the same command goes on from there")
     else:
         shutil.rmtree(folder, ignore_errors=True)
