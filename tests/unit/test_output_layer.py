@@ -92,16 +92,17 @@ def test_without_gradients_none_are_made(monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 _PEAK = """
-import resource, torch
+import torch
+from gm_train.bench.footprint import Footprint
 from gm_train.model.output import OutputLayer
 torch.manual_seed(0)
 layer = OutputLayer(512, 25426, tied=False)
 n = round(0.15 * 32 * 2048)
 states, targets = torch.randn(n, 512, requires_grad=True), torch.randint(25426, (n,))
 layer(states[:8], states, targets[:8]).backward()  # what the libraries take for themselves
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = Footprint.own()
 layer(states, states, targets).backward()
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024)
+print(Footprint.own() - before)
 """
 
 

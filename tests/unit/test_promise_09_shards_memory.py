@@ -14,16 +14,16 @@ from tests.unit.stores import quiet
 
 CELLS, DETECTED, GENES = 30_000, 150, 2_000
 
-# Peak of this process alone: ru_maxrss begins at what the parent had.
 MEASURE = """
 import sys
 from pathlib import Path
 from data_shards import ranked, store
 from data_shards.shards import make_store
+from gm_train.bench.footprint import Footprint
 ranked.PART_CELLS = 4096
 store.LAYOUT = {name: (dtype, 1 << 12, 1 << 18) for name, (dtype, _, _) in store.LAYOUT.items()}
 make_store([Path(sys.argv[1])], Path(sys.argv[2]), Path(sys.argv[3]), keep_values=True, say=lambda line: None)
-print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+print(Footprint.own())
 """
 
 
@@ -42,7 +42,7 @@ def peak_mib(folder: Path, path: Path) -> float:
     words = [sys.executable, "-c", MEASURE, str(path), str(folder / "m.zarr"), str(out)]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     assert Manifest.load(out).n_tokens > 0
-    return int(done.stdout) / 1024
+    return int(done.stdout) / (1 << 20)
 
 
 def test_promise_09_memory_does_not_grow_with_the_cells(tmp_path: Path) -> None:
