@@ -130,8 +130,7 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield temporary
         flush(temporary)
         temporary.rename(path)
-    # HDF5 says with a RuntimeError that a file cannot be closed.
-    except (OSError, RuntimeError) as error:
+    except OSError as error:
         raise DataError(f"{path}: cannot be written ({error})") from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """Writing a simulated atlas as `.h5ad`, a few thousand cells at a time."""
 
-from collections.abc import Sequence
+import io
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,11 @@ def simulate(out: Path, options: AtlasOptions, compression: str = "lzf", workers
     atlas = draw_atlas(options)
     gene_names = [f"GENE{i:05d}" for i in range(options.genes)]
     with whole_file(gmt) as gmt_file, whole_file(out) as h5ad_file:
-        with Workers(workers) as pool, h5py.File(h5ad_file, "w") as file:
-            _write_cells(file, options, gene_names, None if compression == "none" else compression, pool)
+        with _Output(h5ad_file) as output:
+            with Workers(workers) as pool, h5py.File(output, "w") as file:
+                for _ in _write_cells(file, options, gene_names, None if compression == "none" else compression, pool):
+                    output.check()
+            output.check()
         gmt_file.write_text(format_gmt(atlas, gene_names))
     return gmt
 
@@ -59,9 +63,36 @@ def _draw(options: AtlasOptions, first: int) -> tuple[I64, I64, sp.csr_matrix]:
     return draw_cells(draw_atlas(options), options, first // CHUNK_CELLS, size)
 
 
+class _Output(io.FileIO):
+    """A new file that never fails in the hands of HDF5, but keeps the first error for `check`.
+
+    Of a write that failed, HDF5 keeps datasets that cannot be closed, over which it crashes when the program ends.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self._error: OSError | None = None
+
+    def write(self, values: Any) -> int:
+        left = memoryview(values).cast("B")
+        size = len(left)
+        while len(left) and self._error is None:
+            try:
+                left = left[super().write(left) :]
+            except OSError as error:
+                self._error = error
+        return size
+
+    def check(self) -> None:
+        """Raise OSError where a write has failed."""
+        if self._error is not None:
+            raise self._error
+
+
 def _write_cells(
     file: h5py.File, options: AtlasOptions, gene_names: Sequence[str], compression: str | None, workers: Workers
-) -> None:
+) -> Iterator[None]:
+    """Write all there is to `file`, in steps of some thousand cells."""
     file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
     matrix = file.create_group("X")
     matrix.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
@@ -103,6 +134,7 @@ def _write_cells(
             for column, values in zip(columns, (types, donors, batch_of[donors]), strict=True):
                 _extend(codes[column], values)
             progress.update(len(types))
+            yield
     write_elem(file, "var", pd.DataFrame(index=pd.Index(gene_names)))
     for name in ("layers", "obsm", "obsp", "uns", "varm", "varp"):
         write_elem(file, name, {})

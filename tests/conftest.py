@@ -1,7 +1,6 @@
 """What all tests share."""
 
 import os
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,27 +18,6 @@ from data_shards.splits import SplitOptions
 # Compiling a kernel on the first example takes seconds; on CI the examples are the same each time.
 settings.register_profile("gm-train", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("gm-train")
-
-
-_STATUS = pytest.StashKey[int]()
-
-
-def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    session.config.stash[_STATUS] = int(exitstatus)
-
-
-@pytest.hookimpl(trylast=True)
-def pytest_unconfigure(config: pytest.Config) -> None:
-    """Leave without tearing the interpreter down.
-
-    Threads of many libraries outlive a thousand tests in one process; once, after all had passed, it crashed beneath
-    them, and the exit code was that of the crash. Programs under test run in processes of their own, whose exit codes
-    are looked at.
-    """
-    if _STATUS in config.stash:
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(config.stash[_STATUS])
 
 
 @pytest.fixture(scope="session")

@@ -110,18 +110,17 @@ def test_bad_options_and_existing_output_are_refused(tmp_path: Path, monkeypatch
 
 
 def test_a_disk_that_fills_up_is_told(tmp_path: Path) -> None:
-    """HDF5 meets it when it closes the file, and says so in words of its own."""
+    """In each of its stages, the last of which is when HDF5 closes the file; it does not crash over it in the end."""
     simulate(tmp_path / "a.h5ad", OPTIONS)
     size_kb = (tmp_path / "a.h5ad").stat().st_size >> 10
-    causes = set()
+    was_open = h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_FILE | h5py.h5f.OBJ_DATASET)
     with small_disk(tmp_path / "disk", size_kb) as disk:
-        for less in range(8, size_kb, size_kb // 16):
+        for less in range(8, size_kb, size_kb // 40):
             resize(disk, size_kb - less)
-            with pytest.raises(DataError, match=r"b\.\w+: cannot be written") as raised:
+            with pytest.raises(DataError, match=r"b\.\w+: cannot be written .*No space left on device"):
                 simulate(disk / "b.h5ad", OPTIONS)
-            causes.add(type(raised.value.__cause__))
             assert list(disk.iterdir()) == []
-    assert RuntimeError in causes
+            assert h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_FILE | h5py.h5f.OBJ_DATASET) == was_open
 
 
 @pytest.mark.parametrize(
