@@ -14,6 +14,7 @@ import scipy.sparse as sp
 from tqdm import tqdm
 
 from data_shards.errors import DataError
+from data_shards.inflating import SpanReader
 from data_shards.readable import readable
 from data_shards.work import new_part, write_arrays
 
@@ -82,11 +83,11 @@ def _deal(matrix: Any, n_cells: int, n_genes: int, path: Path, part: Path) -> No
     n_entries = int(indptr[-1])
     if len(indptr) != n_genes + 1 or np.any(np.diff(indptr) < 0) or matrix["indices"].shape[0] < n_entries:
         raise DataError(f"{path}: the column pointers are damaged: fetch it again")
+    all_cells, all_counts = SpanReader(matrix["indices"]), SpanReader(matrix["data"])
     for first in tqdm(range(0, n_entries, _ENTRIES), desc=f"{path.stem} by gene", disable=None):
         last = min(first + _ENTRIES, n_entries)
         with readable(path):
-            cells = np.asarray(matrix["indices"][first:last]).astype(np.int64)
-            counts = np.asarray(matrix["data"][first:last])
+            cells, counts = all_cells.read(first, last).astype(np.int64), all_counts.read(first, last)
         if cells.min() < 0 or cells.max() >= n_cells:
             raise DataError(f"{path}: a row index is outside the matrix: fetch it again")
         entries = np.empty(last - first, _ENTRY)

@@ -23,6 +23,7 @@ import zarr
 from data_shards.annotations import CellAnnotations, read_annotations
 from data_shards.by_cell import CellMajorCopy, copy_by_cell
 from data_shards.errors import DataError
+from data_shards.inflating import SpanReader
 from data_shards.kernels import BAD, FRACTION, OUTSIDE, UNSORTED, ZERO, copy_entries, dense_entries
 from data_shards.readable import readable
 
@@ -216,6 +217,11 @@ class CountFile:
         with readable(self.path):
             return np.diff(self._row_pointers(start, stop))
 
+    @cached_property
+    def _entries(self) -> tuple[SpanReader, SpanReader]:
+        """Genes and counts of a csr matrix."""
+        return SpanReader(self._matrix["indices"]), SpanReader(self._matrix["data"])
+
     def _row_pointers(self, first: int, last: int) -> npt.NDArray[np.int64]:
         indptr = np.asarray(self._matrix["indptr"][first : last + 1]).astype(np.int64)
         if len(indptr) != last - first + 1 or indptr[0] < 0 or np.any(np.diff(indptr) < 0):
@@ -266,8 +272,7 @@ class CountFile:
             assert by_cell is not None
             return by_cell.rows(first, last)
         indptr = self._row_pointers(first, last)
-        span = slice(int(indptr[0]), int(indptr[-1]))
-        indices, data = np.asarray(self._matrix["indices"][span]), np.asarray(self._matrix["data"][span])
+        indices, data = (array.read(int(indptr[0]), int(indptr[-1])) for array in self._entries)
         if not len(indices) == len(data) == indptr[-1] - indptr[0]:
             raise DataError(f"{self.path}: the counts of cells {first:,} to {last:,} are cut short: fetch it again")
         return indptr - indptr[0], indices, data

@@ -1,25 +1,55 @@
-"""Digests on disk, between those of a partition of cells and those of its data set: written once, read by genes."""
+"""Digests on disk, between those of a partition of cells and those of its data set: written once, read by genes.
 
-import shutil
-from collections.abc import Iterable, Iterator, Sequence
+A part is a folder with an array a file, or, where several tasks have merged it, a folder of such pieces, each of a
+range of genes and named by the first one.
+"""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from data_shards.digests import Digests, Partition, digest_partition, scratch
+from data_shards.digests import F32, I64, U32, Digests, Partition, digest_partition, scratch, weights_indptr
 from data_shards.errors import DataError
 from data_shards.work import new_part, write_arrays
 
 #: Centroids that a merge holds at a time.
-_CENTROIDS = 1 << 21
+_CENTROIDS = 1 << 22
+_FILES = {"means": np.dtype(np.float32), "weights": np.dtype(np.uint32)}
+
+
+class _Piece:
+    """Digests of a range of genes in a folder, read as they are asked for."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self.indptr = np.fromfile(folder / "indptr", np.int64)
+        self.counts = np.fromfile(folder / "counts", np.int64)
+        self._weights_from = weights_indptr(self.indptr, self.counts)
+
+    def read(self, first: int, last: int) -> Digests:
+        """The digests of its genes [first, last)."""
+        indptr = self.indptr[first : last + 1]
+        means: F32 = self._read("means", indptr[0], indptr[-1])
+        weights: U32 = self._read("weights", self._weights_from[first], self._weights_from[last])
+        return Digests(means, weights, indptr - indptr[0], self.counts[first:last])
+
+    def _read(self, name: str, begin: int, end: int) -> npt.NDArray[Any]:
+        dtype = _FILES[name]
+        found = np.fromfile(self._folder / name, dtype, end - begin, offset=dtype.itemsize * begin)
+        if len(found) != end - begin:
+            raise DataError(f"{self._folder / name}: is damaged: remove {self._folder.parent} and start again")
+        return found
 
 
 @dataclass(frozen=True)
 class DigestPart:
-    """Digests of all genes of a data set in a folder: an array a file, no weights of genes that keep all their values.
+    """Digests of all genes of a data set.
 
     Attributes:
         folder: the folder.
@@ -28,37 +58,47 @@ class DigestPart:
     folder: Path
 
     @cached_property
-    def indptr(self) -> npt.NDArray[np.int64]:
+    def _pieces(self) -> list[_Piece]:
+        alone = (self.folder / "indptr").exists()
+        return [_Piece(found) for found in ([self.folder] if alone else sorted(self.folder.iterdir()))]
+
+    @cached_property
+    def _bounds(self) -> list[int]:
+        """Where the genes of each piece begin, and where all end."""
+        return [0, *np.cumsum([len(piece.counts) for piece in self._pieces]).tolist()]
+
+    @cached_property
+    def indptr(self) -> I64:
         """Where each gene's centroids begin: int64 (n_genes + 1,)."""
-        return np.fromfile(self.folder / "indptr", np.int64)
+        lengths = np.concatenate([np.diff(piece.indptr) for piece in self._pieces])
+        return np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
 
     @cached_property
-    def counts(self) -> npt.NDArray[np.int64]:
+    def counts(self) -> I64:
         """Non-zero values of each gene: int64 (n_genes,)."""
-        return np.fromfile(self.folder / "counts", np.int64)
+        return np.concatenate([piece.counts for piece in self._pieces])
 
-    @cached_property
-    def _weighted(self) -> npt.NDArray[np.int64]:
-        """Centroids of each gene whose weights are written: int64 (n_genes,)."""
-        lengths = np.diff(self.indptr)
-        return np.where(lengths == self.counts, 0, lengths)
-
-    @cached_property
-    def _weights_before(self) -> npt.NDArray[np.int64]:
-        return np.concatenate([np.zeros(1, np.int64), self._weighted.cumsum()])
+    @property
+    def n_weights(self) -> int:
+        """Centroids whose weights are kept."""
+        return int(weights_indptr(self.indptr, self.counts)[-1])
 
     def read(self, first: int, last: int) -> Digests:
         """The digests of genes [first, last)."""
-        indptr = self.indptr[first : last + 1]
-        means = self._read("means", indptr[0], indptr[-1])
-        weights = np.ones(len(means))
-        written = np.repeat(self._weighted[first:last] > 0, np.diff(indptr))
-        weights[written] = self._read("weights", self._weights_before[first], self._weights_before[last])
-        return Digests(means, weights, indptr - indptr[0], self.counts[first:last])
+        spans = [
+            piece.read(max(first, begin) - begin, min(last, end) - begin)
+            for piece, (begin, end) in zip(self._pieces, pairwise(self._bounds), strict=True)
+            if first < end and last > begin
+        ]
+        if len(spans) == 1:
+            return spans[0]
+        means = np.concatenate([np.empty(0, np.float32), *(span.means for span in spans)])
+        weights = np.concatenate([np.empty(0, np.uint32), *(span.weights for span in spans)])
+        return Digests(means, weights, self.indptr[first : last + 1] - self.indptr[first], self.counts[first:last])
 
-    def chunks(self, name: str, size: int) -> Iterator[npt.NDArray[np.float64]]:
+    def chunks(self, name: str, size: int) -> Iterator[F32 | U32]:
         """All `means` or `weights`, `size` at a time."""
-        waiting = np.empty(0)
+        waiting: npt.NDArray[Any] = np.empty(0, _FILES[name])
         for first, last in gene_blocks(np.diff(self.indptr), size):
             waiting = np.concatenate([waiting, getattr(self.read(first, last), name)])
             while len(waiting) >= size:
@@ -67,23 +107,11 @@ class DigestPart:
         if len(waiting):
             yield waiting
 
-    def _read(self, name: str, begin: int, end: int) -> npt.NDArray[np.float64]:
-        found = np.fromfile(self.folder / name, np.float64, end - begin, offset=8 * begin)
-        if len(found) != end - begin:
-            raise DataError(f"{self.folder / name}: is damaged: remove {self.folder.parent} and start again")
-        return found
 
-
-def write_digests(folder: Path, blocks: Iterable[Digests]) -> None:
-    """Write the digests of one range of genes after the other to an existing folder."""
-    write_arrays(folder, {"indptr": np.zeros(1, np.int64)})
-    end = 0
-    for block in blocks:
-        lengths = np.diff(block.indptr)
-        weights = block.weights[np.repeat(lengths != block.counts, lengths)]
-        indptr = block.indptr[1:] + end
-        write_arrays(folder, {"means": block.means, "weights": weights, "indptr": indptr, "counts": block.counts})
-        end += len(block.means)
+def write_digests(folder: Path, digests: Digests) -> None:
+    """Write digests to an existing folder."""
+    names = ("means", "weights", "indptr", "counts")
+    write_arrays(folder, {name: getattr(digests, name) for name in names})
 
 
 def gene_blocks(lengths: npt.NDArray[np.int64], most: int) -> list[tuple[int, int]]:
@@ -112,37 +140,37 @@ def make_digests(task: DigestTask) -> None:
         DataError: bad counts, the file is not what it was, or the part cannot be written.
     """
     with new_part(task.out) as folder:
-        write_digests(folder, [digest_partition(task.partition)])
+        write_digests(folder, digest_partition(task.partition))
 
 
 @dataclass(frozen=True)
 class MergeTask:
-    """Parts of the same genes that are to be merged into `out` and then removed."""
+    """Genes [first, last) of parts of the same genes that are to be merged into the piece `out`."""
 
     parts: tuple[Path, ...]
+    first: int
+    last: int
     out: Path
 
 
+def merge_tasks(parts: Sequence[Path], folder: Path) -> list[MergeTask]:
+    """What merges parts into pieces in `folder`, but for pieces that are there already."""
+    lengths = np.sum([np.diff(DigestPart(part).indptr) for part in parts], axis=0)
+    tasks = [
+        MergeTask(tuple(parts), first, last, folder / f"{first:08d}")
+        for first, last in gene_blocks(lengths, _CENTROIDS)
+    ]
+    return [task for task in tasks if not task.out.exists()]
+
+
 def merge_digests(task: MergeTask) -> None:
-    """Merge parts into one, a block of genes at a time; what partitions of this thread were digested in is given back.
+    """Merge a range of genes of parts into a piece; what partitions of this thread were digested in is given back.
 
     Raises:
-        DataError: the part cannot be written.
+        DataError: the piece cannot be written.
     """
     scratch.forget()
-    try:
-        with new_part(task.out) as folder:
-            write_digests(folder, _merged([DigestPart(part) for part in task.parts]))
-    except DataError:
-        # A worker that was thought dead has merged and removed them.
-        if not task.out.exists():
-            raise
-    for part in task.parts:
-        shutil.rmtree(part, ignore_errors=True)
-
-
-def _merged(parts: Sequence[DigestPart]) -> Iterable[Digests]:
-    lengths = np.sum([np.diff(part.indptr) for part in parts], axis=0)
-    for first, last in gene_blocks(lengths, _CENTROIDS):
-        own = np.arange(last - first, dtype=np.int32)
-        yield Digests.merge([part.read(first, last) for part in parts], [own] * len(parts), last - first)
+    with new_part(task.out) as folder:
+        parts = [DigestPart(part).read(task.first, task.last) for part in task.parts]
+        n_genes = task.last - task.first
+        write_digests(folder, Digests.merge(parts, [np.arange(n_genes, dtype=np.int32)] * len(parts), n_genes))

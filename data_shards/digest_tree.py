@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from data_shards.digest_parts import DigestPart, DigestTask, MergeTask, make_digests, merge_digests
+from data_shards.digest_parts import DigestPart, DigestTask, make_digests, merge_digests, merge_tasks
 from data_shards.digests import Partition, scratch
 from data_shards.parallel import Workers
 
@@ -87,21 +87,30 @@ class _Tree:
             for number in range(above[level] * FAN_IN, complete)
         )
         result = self._folder / _RESULT
-        self._run([MergeTask(rest, result)])
+        if len(rest) == 1:
+            rest[0].rename(result)
+        else:
+            self._run([(rest, result)])
         return DigestPart(result)
 
     def _merge(self, level: int, numbers: list[int]) -> None:
-        tasks = []
+        merges = []
         for number in numbers:
             children = range(number * FAN_IN, (number + 1) * FAN_IN)
-            tasks.append(
-                MergeTask(tuple(self._path(level - 1, child) for child in children), self._path(level, number))
-            )
-        self._run(tasks)
+            merges.append((tuple(self._path(level - 1, child) for child in children), self._path(level, number)))
+        self._run(merges)
 
-    def _run(self, tasks: list[MergeTask]) -> None:
-        for task, _ in zip(tasks, self._workers.map_in_order(merge_digests, tasks), strict=True):
-            self._present.add(task.out.name)
+    def _run(self, merges: list[tuple[tuple[Path, ...], Path]]) -> None:
+        """Merge parts into others, by ranges of genes; what they were made of goes when they are whole."""
+        unfinished = {out: out.with_name(f"{out.name}.merging") for _, out in merges}
+        tasks = [task for parts, out in merges for task in merge_tasks(parts, unfinished[out])]
+        for _ in self._workers.map_in_order(merge_digests, tasks):
+            pass
+        for parts, out in merges:
+            unfinished[out].rename(out)
+            self._present.add(out.name)
+            for part in parts:
+                shutil.rmtree(part, ignore_errors=True)
 
     def _is_needed(self, level: int, number: int) -> bool:
         """Whether neither a part nor one that it went into is there; what is left of such a part is removed."""

@@ -115,9 +115,8 @@ def _count(task: _Count) -> None:
     histogram = np.zeros((*search.prefixes.shape, 1 << search.width), np.uint32)
     shift = 31 - search.known - search.width
     for partition in task.partitions:
-        for genes, values in normalised_values(partition):
-            bits = values.astype(np.float32).view(np.uint32)
-            _add(histogram, genes, bits, search.prefixes, np.uint32(shift), np.uint32(search.width))
+        genes, values = normalised_values(partition)
+        _add(histogram, genes, values.view(np.uint32), search.prefixes, np.uint32(shift), np.uint32(search.width))
     bins = np.flatnonzero(histogram)
     with new_part(task.out) as part:
         write_arrays(part, {"bins": bins.astype(np.uint32), "counts": histogram.reshape(-1)[bins]})

@@ -80,7 +80,7 @@ def normalise(indptr, counts, totals, target):  # type: ignore[no-untyped-def]
 
 
 @numba.njit(cache=True, nogil=True)
-def scaled_entries(indptr, indices, data, numbers, totals, target):  # type: ignore[no-untyped-def]
+def scaled_entries(indptr, indices, data, numbers, totals, target, genes, values):  # type: ignore[no-untyped-def]
     """Gene numbers and `count / total * target` of all entries whose gene has a number, total being its cell's.
 
     Args:
@@ -90,12 +90,12 @@ def scaled_entries(indptr, indices, data, numbers, totals, target):  # type: ign
         numbers: int32 (n_delivered,), number of each delivered gene or -1; no number stands twice.
         totals: float64 (n_cells,).
         target: what the counts of a cell are brought to.
+        genes: int32, takes the gene numbers, in the order of the entries.
+        values: float32, takes the values.
 
     Returns:
-        gene numbers int32 and values float64, in the order of the entries.
+        How many there are.
     """
-    genes = np.empty(len(indices), np.int32)
-    values = np.empty(len(indices), np.float64)
     end = 0
     for cell in range(len(totals)):
         for i in range(indptr[cell], indptr[cell + 1]):
@@ -104,7 +104,7 @@ def scaled_entries(indptr, indices, data, numbers, totals, target):  # type: ign
                 genes[end] = gene
                 values[end] = data[i] / totals[cell] * target
                 end += 1
-    return genes[:end], values[:end]
+    return end
 
 
 @numba.njit(cache=True, nogil=True)

@@ -43,7 +43,7 @@ from data_shards.parallel import Workers
 from data_shards.work import parts_folder, refuse_again, work_folder
 
 #: Of how files are cut, what parts hold and how they are merged: other parts are not gone on from.
-_PARTS = 2
+_PARTS = 3
 
 Say = Callable[[str], None]
 

@@ -20,17 +20,19 @@ from tqdm import tqdm
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from data_shards.digest_parts import DigestPart, gene_blocks
-from data_shards.digests import Digests
+from data_shards.digests import Digests, weights_indptr
 from data_shards.errors import DataError
 from data_shards.genes import GENE_TABLE_FILE, GeneTable
 from data_shards.output import set_aside
 from data_shards.parallel import Workers
 
-SCHEMA = 2
+SCHEMA = 3
 DATASETS = "datasets"
 DIGEST_ARRAYS = ("means", "weights", "indptr", "counts")
 GENES_FILE = "genes.json"
 _CHUNK = 1 << 18
+#: Chunks that are written together, by threads of zarr.
+_AT_ONCE = 16
 #: Centroids of all data sets that are merged at a time.
 _CENTROIDS = 1 << 22
 
@@ -125,18 +127,17 @@ def store_digests(folder: Path, genes: Sequence[str], part: DigestPart) -> str:
     names = (json.dumps(list(genes)) + "\n").encode()
     (folder / GENES_FILE).write_bytes(names)
     digest = hashlib.sha256(names)
-    for name in DIGEST_ARRAYS:
-        if name in ("indptr", "counts"):
-            values = getattr(part, name)
-            store_array(group, name, values)
-            digest.update(values.tobytes())
-            continue
-        array = _create(group, name, int(part.indptr[-1]), np.float64)
+    for name, size, dtype in (("means", int(part.indptr[-1]), np.float32), ("weights", part.n_weights, np.uint32)):
+        array = _create(group, name, size, dtype)
         first = 0
-        for chunk in part.chunks(name, _CHUNK):
+        for chunk in part.chunks(name, _AT_ONCE * _CHUNK):
             array[first : first + len(chunk)] = chunk
-            digest.update(chunk.tobytes())
+            digest.update(chunk.data)
             first += len(chunk)
+    for name in ("indptr", "counts"):
+        values = getattr(part, name)
+        store_array(group, name, values)
+        digest.update(values.data)
     return digest.hexdigest()
 
 
@@ -220,11 +221,11 @@ def _block_medians(block: _Block) -> tuple[npt.NDArray[np.float64], npt.NDArray[
     parts = []
     for name, low, high, _ in block.spans:
         group = _open(block.folder, name)
-        indptr = np.asarray(group["indptr"][low : high + 1])
-        span = slice(int(indptr[0]), int(indptr[-1]))
-        parts.append(
-            Digests(group["means"][span], group["weights"][span], indptr - indptr[0], group["counts"][low:high])
-        )
+        indptr, counts = _read(group, "indptr"), _read(group, "counts")
+        weights_from = weights_indptr(indptr, counts)
+        means = np.asarray(group["means"][indptr[low] : indptr[high]])
+        weights = np.asarray(group["weights"][weights_from[low] : weights_from[high]])
+        parts.append(Digests(means, weights, indptr[low : high + 1] - indptr[low], counts[low:high]))
     merged = Digests.merge(parts, [span[3] for span in block.spans], block.n_genes)
     return merged.medians(), merged.counts
 

@@ -83,6 +83,15 @@ class _Output(io.FileIO):
                 self._error = error
         return size
 
+    def readinto(self, buffer: Any) -> int:
+        """Fill all of the buffer, behind the end of the file with zeros: h5py takes it for filled."""
+        left = memoryview(buffer).cast("B")
+        size = len(left)
+        while len(left) and (found := super().readinto(left)):
+            left = left[found:]
+        left[:] = bytes(len(left))
+        return size
+
     def check(self) -> None:
         """Raise OSError where a write has failed."""
         if self._error is not None:

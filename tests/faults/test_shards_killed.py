@@ -223,11 +223,15 @@ def test_what_an_add_was_killed_over_is_cleared_by_another(preparation: Preparat
 
 
 def children(pid: int) -> Iterator[int]:
-    """The workers of a process."""
     for task in Path(f"/proc/{pid}/task").iterdir():
-        for child in (task / "children").read_text().split():
-            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                yield int(child)
+        yield from map(int, (task / "children").read_text().split())
+
+
+def workers(pid: int) -> Iterator[int]:
+    """The workers of a process: those of its fork server."""
+    for child in children(pid):
+        if b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes():
+            yield from children(child)
 
 
 def test_a_killed_worker_ends_the_start_and_the_next_one_goes_on(preparation: Preparation, tmp_path: Path) -> None:
@@ -237,7 +241,7 @@ def test_a_killed_worker_ends_the_start_and_the_next_one_goes_on(preparation: Pr
     work = tmp_path / ".s.zarr.work"
     while process.is_alive() and not any(work.glob("datasets/a/parts-*/[!.]*")):
         time.sleep(0.005)
-    victim = next(children(process.pid))
+    victim = next(workers(process.pid))
     os.kill(victim, signal.SIGKILL)
     process.join()
     assert process.exitcode == 1

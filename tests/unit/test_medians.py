@@ -348,7 +348,7 @@ def test_medians_of_another_version_are_named(tmp_path: Path, change: int, mend:
 
 @pytest.mark.parametrize("array", ["means", "weights", "indptr", "counts"])
 def test_missing_digests_are_noticed_when_adding(tmp_path: Path, array: str) -> None:
-    a = write_counts(tmp_path / "a.h5ad", draw_counts(10, 5))
+    a = write_counts(tmp_path / "a.h5ad", draw_counts(5_000, 5))
     b = write_counts(tmp_path / "b.h5ad", draw_counts(10, 5))
     out = tmp_path / "m.zarr"
     before = make_medians([a], out, say=quiet)
@@ -360,7 +360,7 @@ def test_missing_digests_are_noticed_when_adding(tmp_path: Path, array: str) -> 
 
 def test_digests_of_many_values_stay_small_and_near(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    values = rng.lognormal(size=60_000)
+    values = rng.lognormal(size=60_000).astype(np.float32)
     starts = np.array([0, 10_000, 10_000, 60_000])
     digests = Digests.from_values(starts, values.copy())
     assert np.diff(digests.indptr).max() <= MAX_CENTROIDS
@@ -372,7 +372,7 @@ def test_digests_of_many_values_stay_small_and_near(tmp_path: Path) -> None:
 
 def test_a_tree_of_merges_is_near_one_flat_merge_and_the_truth() -> None:
     """Beyond 1,000 values a digest is an estimate: merging merged ones must not let it drift."""
-    values = np.random.default_rng(3).lognormal(sigma=1.5, size=64 * 700)
+    values = np.random.default_rng(3).lognormal(sigma=1.5, size=64 * 700).astype(np.float32)
     own = [np.arange(1, dtype=np.int32)] * 64
     level = [Digests.from_values(np.array([0, 700]), part) for part in np.split(values, 64)]
     flat = Digests.merge(level, own, 1)
@@ -386,7 +386,9 @@ def test_a_tree_of_merges_is_near_one_flat_merge_and_the_truth() -> None:
 @given(st.permutations(range(6)))
 def test_merge_does_not_depend_on_the_order(order: list[int]) -> None:
     rng = np.random.default_rng(1)
-    parts = [Digests.from_values(np.array([0, 900, 1_000]), rng.lognormal(size=1_000)) for _ in range(6)]
+    parts = [
+        Digests.from_values(np.array([0, 900, 1_000]), rng.lognormal(size=1_000).astype(np.float32)) for _ in range(6)
+    ]
     own = [np.arange(2, dtype=np.int32)] * 6
     expected = Digests.merge(parts, own, 2)
     found = Digests.merge([parts[i] for i in order], own, 2)
@@ -396,11 +398,11 @@ def test_merge_does_not_depend_on_the_order(order: list[int]) -> None:
 
 @given(st.lists(st.floats(0.125, 8192, width=32), min_size=1, max_size=30))
 def test_exact_median_is_that_of_float32_values(values: list[float]) -> None:
-    array = np.array(values)
+    array = np.array(values, np.float32)
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as work:
-        patch.setattr(exact, "normalised_values", lambda partition: [(np.zeros(len(array), np.int32), array)])
+        patch.setattr(exact, "normalised_values", lambda partition: (np.zeros(len(array), np.int32), array))
         found, counts = exact.exact_medians([None], 2, Workers(1), Path(work))  # type: ignore[list-item]
-    assert found[0] == np.median(array)
+    assert found[0] == np.median(array.astype(np.float64))
     assert np.isnan(found[1])
     assert counts.tolist() == [len(values), 0]
 
