@@ -7,7 +7,7 @@ Values are float32, as the ranked ones are: rounding moves a median by 6e-8 of i
 
 import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -282,20 +282,23 @@ class _Scratch(threading.local):
 scratch = _Scratch()
 
 
-def normalised_values(partition: Partition) -> tuple[npt.NDArray[np.int32], F32]:
-    """Gene numbers and `count / total * 10,000` of all non-zero counts, in memory that the thread uses again.
+def normalised_values(partition: Partition, together: bool = False) -> Iterator[tuple[npt.NDArray[np.int32], F32]]:
+    """Gene numbers and `count / total * 10,000` of all non-zero counts, chunk by chunk.
+
+    Args:
+        partition: the cells.
+        together: chunks lie one behind the other in `scratch`; else each overwrites the one before.
 
     Raises:
-        DataError: bad counts, or the file is not what it was.
+        DataError: bad counts, or the file is not what it was; the latter after the last chunk.
     """
-    genes = scratch.take("genes", partition.n_entries, np.int32)
-    values = scratch.take("values", partition.n_entries, np.float32)
     n_cells = partition.stop - partition.start
     rows = max(1, n_cells * _ENTRIES // max(1, partition.n_entries))
-    end = 0
+    read = end = 0
     with partition.source.open() as counts:
         for _, chunk in counts.chunks(rows, partition.start, partition.stop):
-            if end + chunk.nnz > partition.n_entries:
+            read += chunk.nnz
+            if read > partition.n_entries:
                 partition.file.require_unchanged()
                 raise DataError(f"{partition.source.path}: holds more counts than its row pointers say: fetch it again")
             totals = cell_totals(chunk.indptr, chunk.data)
@@ -303,17 +306,25 @@ def normalised_values(partition: Partition) -> tuple[npt.NDArray[np.int32], F32]
             if partition.repeats:
                 entries = map_genes(*entries, numbers, partition.n_genes)
                 numbers = np.arange(partition.n_genes, dtype=np.int32)
-            end += scaled_entries(*entries, numbers, totals, TARGET_TOTAL, genes[end:], values[end:])
+            start, size = (end, partition.n_entries) if together else (0, chunk.nnz)
+            genes, values = (
+                scratch.take("genes", size, np.int32)[start:],
+                scratch.take("values", size, np.float32)[start:],
+            )
+            kept = scaled_entries(*entries, numbers, totals, TARGET_TOTAL, genes, values)
+            yield genes[:kept], values[:kept]
+            end += kept
     partition.file.require_unchanged()
-    return genes[:end], values[:end]
 
 
 def digest_partition(partition: Partition) -> Digests:
     """Digests of one range of cells, in memory that the same thread's next partition overwrites."""
-    genes, values = normalised_values(partition)
     counts = np.zeros(partition.n_genes, np.int64)
-    count_by_gene(genes, counts)
+    for some_genes, _ in normalised_values(partition, together=True):
+        count_by_gene(some_genes, counts)
     starts = np.concatenate([np.zeros(1, np.int64), counts.cumsum()])
-    grouped = scratch.take("grouped", len(values), np.float32)
+    size = int(starts[-1])
+    genes, values = scratch.take("genes", size, np.int32), scratch.take("values", size, np.float32)
+    grouped = scratch.take("grouped", size, np.float32)
     place_by_gene(genes, values, starts[:-1].copy(), grouped)
     return Digests.from_values(starts, grouped)

@@ -115,8 +115,8 @@ def _count(task: _Count) -> None:
     histogram = np.zeros((*search.prefixes.shape, 1 << search.width), np.uint32)
     shift = 31 - search.known - search.width
     for partition in task.partitions:
-        genes, values = normalised_values(partition)
-        _add(histogram, genes, values.view(np.uint32), search.prefixes, np.uint32(shift), np.uint32(search.width))
+        for genes, values in normalised_values(partition):
+            _add(histogram, genes, values.view(np.uint32), search.prefixes, np.uint32(shift), np.uint32(search.width))
     bins = np.flatnonzero(histogram)
     with new_part(task.out) as part:
         write_arrays(part, {"bins": bins.astype(np.uint32), "counts": histogram.reshape(-1)[bins]})

@@ -152,7 +152,7 @@ def run_ranking(plan: PreparePlan, say: Say) -> list[Row]:
 
 def run_medians(plan: PreparePlan, say: Say) -> Row:
     """Where the time of medians goes."""
-    h5ad = simulated_counts(_folder(plan), plan.n_cells, "lzf", plan.cores, say)
+    h5ad = simulated_counts(_folder(plan), plan.n_cells, "gzip", plan.cores, say)
     say("medians, profiled")
     found: Row = call_alone("medians", None, MediansRunner, h5ad, _folder(plan))
     return found | {"cells": plan.n_cells}

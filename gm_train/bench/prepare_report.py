@@ -64,7 +64,8 @@ def _medians(found: Row) -> str:
         f"## Medians, one worker: where the time goes\n\n{rates}.\n\n"
         + table(["function, its own time", "time", "share"], lines)
         + f"\n\nUnder a profiler ({seconds(total)} in all), which sees the main thread alone: files are read by "
-        "another, so that reading is here as far as it is waited for. A compiled loop counts as its caller's."
+        "another, so that reading is here as far as it is waited for. The library's "
+        "time has that of bringing numbers into its binary form."
     )
 
 
@@ -158,7 +159,7 @@ def arithmetic(rows: list[Row]) -> str:
             "",
             f"- medians: {_hours(medians['seconds'] * times)}; tokens: {_hours(shards['seconds'] * times)} "
             f"(on one machine like this, {workers} workers: {_hours(medians['seconds'] * CORPUS / size)} and "
-            f"{_hours(shards['seconds'] * CORPUS / size)}). Merging digests and putting parts into shards is one "
+            f"{_hours(shards['seconds'] * CORPUS / size)}). Writing digests and putting parts into shards is one "
             "process's work, which more nodes do not speed up: take these for lower bounds.",
             f"- the store: {shards['bytes'] * CORPUS / size / 1e9:,.0f} GB.",
             f"- loading: a GPU that trains on {TOKENS_PER_GPU:,} tokens/s (a target, not a measurement) takes "

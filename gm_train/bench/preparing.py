@@ -89,6 +89,10 @@ class RankRunner:
         return found
 
 
+#: And what brings numbers into its binary form.
+_LIBRARY = "fastdigest, from numbers to digests"
+
+
 class MediansRunner:
     """Medians of one file by one worker, and where their time goes.
 
@@ -128,6 +132,8 @@ def _own_seconds(profile: cProfile.Profile) -> dict[str, float]:
     for (file, _, function), (_, _, own, _, _) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
         if file == "~":
             name = _builtin(function)
+        elif function in ("library_digest", "_pack"):
+            name = _LIBRARY
         elif file.startswith(package):
             name = f"data_shards.{Path(file).stem}.{function}"
         else:
@@ -142,7 +148,7 @@ def _builtin(function: str) -> str:
     if "_thread.lock" in function:
         return "waiting for threads, which read and compress"
     if any(word in function for word in ("fastdigest", "built-in method from_bytes")):
-        return "fastdigest"
+        return _LIBRARY
     return function.strip("<>")
 
 

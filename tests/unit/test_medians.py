@@ -400,7 +400,7 @@ def test_merge_does_not_depend_on_the_order(order: list[int]) -> None:
 def test_exact_median_is_that_of_float32_values(values: list[float]) -> None:
     array = np.array(values, np.float32)
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as work:
-        patch.setattr(exact, "normalised_values", lambda partition: (np.zeros(len(array), np.int32), array))
+        patch.setattr(exact, "normalised_values", lambda partition: [(np.zeros(len(array), np.int32), array)])
         found, counts = exact.exact_medians([None], 2, Workers(1), Path(work))  # type: ignore[list-item]
     assert found[0] == np.median(array.astype(np.float64))
     assert np.isnan(found[1])
