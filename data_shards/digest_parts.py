@@ -60,7 +60,8 @@ class DigestPart:
     @cached_property
     def _pieces(self) -> list[_Piece]:
         alone = (self.folder / "indptr").exists()
-        return [_Piece(found) for found in ([self.folder] if alone else sorted(self.folder.iterdir()))]
+        # Hidden is what a task that was thought lost still writes: another has made that piece.
+        return [_Piece(found) for found in ([self.folder] if alone else sorted(self.folder.glob("[!.]*")))]
 
     @cached_property
     def _bounds(self) -> list[int]:
@@ -158,7 +159,7 @@ def merge_tasks(parts: Sequence[Path], folder: Path) -> list[MergeTask]:
     lengths = np.sum([np.diff(DigestPart(part).indptr) for part in parts], axis=0)
     tasks = [
         MergeTask(tuple(parts), first, last, folder / f"{first:08d}")
-        for first, last in gene_blocks(lengths, _CENTROIDS)
+        for first, last in gene_blocks(lengths, _CENTROIDS) or [(0, 0)]
     ]
     return [task for task in tasks if not task.out.exists()]
 

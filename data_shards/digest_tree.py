@@ -2,7 +2,7 @@
 
 Parts are named LEVEL-NUMBER: 0-00000012 is the partition 12, 1-00000000 joins the partitions 0 to 15. What an earlier
 start has made is not made again; up to sixteen partitions for each worker lie on disk at a time, before they are
-merged: up to half a gigabyte each.
+merged: up to a quarter of a gigabyte each.
 """
 
 import shutil
@@ -103,6 +103,8 @@ class _Tree:
     def _run(self, merges: list[tuple[tuple[Path, ...], Path]]) -> None:
         """Merge parts into others, by ranges of genes; what they were made of goes when they are whole."""
         unfinished = {out: out.with_name(f"{out.name}.merging") for _, out in merges}
+        for folder in unfinished.values():
+            folder.mkdir(exist_ok=True)
         tasks = [task for parts, out in merges for task in merge_tasks(parts, unfinished[out])]
         for _ in self._workers.map_in_order(merge_digests, tasks):
             pass

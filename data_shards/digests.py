@@ -2,7 +2,8 @@
 
 A merge takes the centroids of all its parts at once, sorted, so that it does not depend on their order. Up to 1,000
 values or centroids of a gene are kept as they are; only beyond that does the library (fastdigest) compress them.
-Values are float32, as the ranked ones are: rounding moves a median by 6e-8 of itself at most, a digest by 1e-4.
+Values are float32, as the ranked ones are: rounding moves a median by 6e-8 of itself at most, where a digest is some
+1e-4 off.
 """
 
 import struct
@@ -28,7 +29,7 @@ MAX_CENTROIDS = 1000
 TARGET_TOTAL = 10_000.0
 #: Genes that are compressed before what is left of them is put together.
 _AT_ONCE = 1024
-_ONE = np.empty(0, np.uint32)
+_NO_WEIGHTS = np.empty(0, np.uint32)
 #: Entries of a file that are held as they are read.
 _ENTRIES = 1 << 20
 #: What stands in front of the (mean, weight) pairs of a digest that the library reads and writes: its name, version,
@@ -136,7 +137,7 @@ def _compressed(means: F32, weights: U32 | None, starts: I64, counts: I64) -> Di
         found = []
         for gene in some:
             span = slice(starts[gene], starts[gene + 1])
-            digest = library_digest(means[span], _ONE if weights is None else weights[span])
+            digest = library_digest(means[span], _NO_WEIGHTS if weights is None else weights[span])
             found.append(merge_all([digest], max_centroids=MAX_CENTROIDS).to_bytes())
         sizes[some] = [len(content) // 16 - HEADER_PAIRS for content in found]
         pairs = np.frombuffer(b"".join(found)).reshape(-1, 2)
@@ -144,7 +145,9 @@ def _compressed(means: F32, weights: U32 | None, starts: I64, counts: I64) -> Di
         indptr[first + 1 : last + 1] = indptr[first] + sizes[first:last].cumsum()
         weighted = sizes[first:last] != counts[first:last]
         own_weights = np.empty(sizes[first:last][weighted].sum(), np.uint32)
-        _settle(means, _ONE if weights is None else weights, starts, indptr, counts, first, last, pairs, own_weights)
+        _settle(
+            means, _NO_WEIGHTS if weights is None else weights, starts, indptr, counts, first, last, pairs, own_weights
+        )
         kept_weights.append(own_weights)
         first = last
     return Digests(means[: indptr[-1]], np.concatenate(kept_weights), indptr, counts)

@@ -14,6 +14,10 @@ from isal import isal_zlib
 _NotGzip: type[Exception] = isal_zlib.IsalError  # type: ignore[assignment]  # its stub calls it an instance
 
 
+#: Bytes of a chunk.
+_MOST = 1 << 26
+
+
 class SpanReader:
     """Spans of a one-dimensional array of an AnnData file, read one after the other.
 
@@ -46,20 +50,24 @@ class SpanReader:
 
     def _chunk(self, number: int) -> npt.NDArray[Any]:
         """A whole chunk; the last one stays, since the next span begins in it."""
-        if self._last is None or self._last[0] != number:
-            size, dtype = self._array.chunks[0], self._array.dtype
-            skipped, content = self._array.id.read_direct_chunk((number * size,))
-            if not skipped:  # or it was not worth compressing
-                content = isal_zlib.decompress(content, bufsize=size * dtype.itemsize)
-            chunk = np.frombuffer(content, dtype)
-            if len(chunk) != size:
-                raise ValueError(f"a chunk of {len(chunk):,} elements where there are {size:,}")
-            self._last = number, chunk
-        return self._last[1]
+        last = self._last  # another thread may be reading
+        if last is not None and last[0] == number:
+            return last[1]
+        size, dtype = self._array.chunks[0], self._array.dtype
+        skipped, content = self._array.id.read_direct_chunk((number * size,))
+        if not skipped:  # or it was not worth compressing
+            content = isal_zlib.decompress(content, bufsize=size * dtype.itemsize)
+        chunk: npt.NDArray[Any] = np.frombuffer(content, dtype)
+        if len(chunk) != size:
+            raise ValueError(f"a chunk of {len(chunk):,} elements where there are {size:,}")
+        self._last = number, chunk
+        return chunk
 
 
 def _is_gzip(dataset: h5py.Dataset) -> bool:
-    """Whether chunks are compressed by gzip and by nothing else."""
+    """Whether chunks, of a size that may stay in memory, are compressed by gzip and by nothing else."""
     filters = dataset.id.get_create_plist()
     plain = dataset.dtype.kind in "iuf" and dataset.ndim == 1 and dataset.chunks is not None
-    return plain and filters.get_nfilters() == 1 and filters.get_filter(0)[0] == h5py.h5z.FILTER_DEFLATE
+    if not plain or dataset.chunks[0] * dataset.dtype.itemsize > _MOST:
+        return False
+    return filters.get_nfilters() == 1 and filters.get_filter(0)[0] == h5py.h5z.FILTER_DEFLATE

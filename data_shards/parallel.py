@@ -4,13 +4,14 @@ import asyncio
 import ctypes
 import logging
 import os
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from importlib import import_module
-from multiprocessing import get_context, parent_process
+from multiprocessing import forkserver, get_context, parent_process
 from typing import Any, TypeVar
 
 from data_shards.errors import DataError
@@ -19,8 +20,10 @@ Task = TypeVar("Task")
 Result = TypeVar("Result")
 _ANSWER_S = 30
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-#: Where the functions of the tasks are.
-_TASKS = ("data_shards.digest_parts", "data_shards.exact", "data_shards.parts")
+#: What tasks need, and what they need imports.
+_TASKS = ["data_shards.medians", "data_shards.parts"]
+#: Bytes of a folder for temporary files in which the fork server's socket still has a name.
+_LONGEST = 64
 
 
 class Workers:
@@ -45,10 +48,7 @@ class Workers:
         if dask is not None:
             self._client = _connect(dask)
         elif count > 1:
-            # Forks of a fresh process that imports once for all: of this one, which has threads, they could hang.
-            context = get_context("forkserver")
-            context.set_forkserver_preload(["__main__", *_TASKS])
-            self._pool = ProcessPoolExecutor(count, context, _begin_worker)
+            self._pool = ProcessPoolExecutor(count, get_context(_start_method()), _begin_worker)
 
     @property
     def at_once(self) -> int:
@@ -168,12 +168,28 @@ def _connect(address: str) -> Any:
         ) from error
 
 
+def _start_method() -> str:
+    """Workers are forks of a server that imports for all: of this process, which has threads, they could hang."""
+    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST:
+        return "spawn"
+    forkserver.set_forkserver_preload(_TASKS)
+    before = os.environ.get("PYTHONSAFEPATH")
+    os.environ["PYTHONSAFEPATH"] = "1"  # or the server would import what lies in the current folder
+    try:
+        forkserver.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONSAFEPATH"]
+        else:
+            os.environ["PYTHONSAFEPATH"] = before
+    return "forkserver"
+
+
 def _begin_worker() -> None:
     """In a worker process: keep what is freed, and end with the process that started it, even if that is killed."""
     # What glibc gives back is cleared by the system when it is asked for again: a tenth of the time of medians.
     set_malloc = getattr(ctypes.CDLL(None), "mallopt", None)
-    if set_malloc is not None:
-        set_malloc(_M_MMAP_THRESHOLD, 64 << 20)
+    if set_malloc is not None and set_malloc(_M_MMAP_THRESHOLD, 32 << 20):
         set_malloc(_M_TRIM_THRESHOLD, 256 << 20)
     parent = parent_process()
     assert parent is not None

@@ -49,10 +49,13 @@ def simulate(out: Path, options: AtlasOptions, compression: str = "lzf", workers
     gene_names = [f"GENE{i:05d}" for i in range(options.genes)]
     with whole_file(gmt) as gmt_file, whole_file(out) as h5ad_file:
         with _Output(h5ad_file) as output:
-            with Workers(workers) as pool, h5py.File(output, "w") as file:
-                for _ in _write_cells(file, options, gene_names, None if compression == "none" else compression, pool):
-                    output.check()
-            output.check()
+            try:
+                with Workers(workers) as pool, h5py.File(output, "w") as file:
+                    kind = None if compression == "none" else compression
+                    for _ in _write_cells(file, options, gene_names, kind, pool):
+                        output.check()
+            finally:
+                output.check()
         gmt_file.write_text(format_gmt(atlas, gene_names))
     return gmt
 
@@ -64,7 +67,7 @@ def _draw(options: AtlasOptions, first: int) -> tuple[I64, I64, sp.csr_matrix]:
 
 
 class _Output(io.FileIO):
-    """A new file that never fails in the hands of HDF5, but keeps the first error for `check`.
+    """A new file whose writes do not fail in the hands of HDF5, but keep the first error for `check`.
 
     Of a write that failed, HDF5 keeps datasets that cannot be closed, over which it crashes when the program ends.
     """

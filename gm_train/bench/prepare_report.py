@@ -99,7 +99,8 @@ def _files(rows: list[Row]) -> str:
     said = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in sizes.items())
     return (
         f"## From .h5ad to finished shards\n\n{table(header, lines)}\n\nFiles: {said}. Medians of the runs, with the "
-        "least and the most. Reading: data and indices, 4,096 cells at a time, twice, in one process."
+        "least and the most; each pass in a fresh process, whose imports are not timed, but whose workers' "
+        "are. Reading: data and indices, 4,096 cells at a time, twice, in one process."
     )
 
 

@@ -25,6 +25,7 @@ from gm_train.bench.atlases import TOP_K, atlas_options
 from gm_train.bench.footprint import Footprint
 from gm_train.bench.loaders import Cells, cycle_cells, own_batches, settle, take_cells
 from gm_train.bench.rankings import RANKINGS, medians_of_columns
+from gm_train.bench.worker import Worker
 
 KERNEL = "gm-train's kernel"
 READING = "h5py, reading twice"
@@ -89,7 +90,7 @@ class RankRunner:
         return found
 
 
-#: And what brings numbers into its binary form.
+#: The library, and what brings numbers into its binary form.
 _LIBRARY = "fastdigest, from numbers to digests"
 
 
@@ -126,7 +127,7 @@ class MediansRunner:
 
 
 def _own_seconds(profile: cProfile.Profile) -> dict[str, float]:
-    """Seconds of each function without those that it calls; compiled loops count as their caller's."""
+    """Seconds of each function without those that it calls."""
     package = str(Path(data_shards.__file__).parent)
     found: dict[str, float] = {}
     for (file, _, function), (_, _, own, _, _) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
@@ -186,7 +187,7 @@ class PrepareRunner:
     """
 
     def __init__(self, h5ad: Path, folder: Path, workers: int) -> None:
-        self._h5ad, self._workers = h5ad, workers
+        self._h5ad, self._workers, self._made_of = h5ad, workers, (h5ad, folder, workers)
         self._medians = folder / f"timed-{workers}-medians.zarr"
         self._store = folder / f"timed-{workers}-store.zarr"
 
@@ -194,31 +195,42 @@ class PrepareRunner:
         self.steps(1)
 
     def steps(self, n: int) -> list[Row]:
-        """Prepare n times: seconds of both passes, and peak memory of this process and of its largest worker."""
+        """Prepare n times, each pass in a process of its own, as commands are: see `medians` and `shards`."""
         taken = []
         for _ in range(n):
             self._clear()
-            with Footprint() as footprint:
-                start = time.perf_counter()
-                make_medians([self._h5ad], self._medians, workers=self._workers, say=nothing)
-                between = time.perf_counter()
-                make_store([self._h5ad], self._medians, self._store, top_k=TOP_K, workers=self._workers, say=nothing)
-                end = time.perf_counter()
-            taken.append(
-                {
-                    "seconds": end - start,
-                    "medians_s": between - start,
-                    "shards_s": end - between,
-                    "own_peak": footprint.own_peak,
-                    "child_peak": footprint.child_peak,
-                }
-            )
+            passes: list[Row] = []
+            for name in ("medians", "shards"):
+                with Worker(name, None, PrepareRunner, *self._made_of, has_children=True) as worker:
+                    passes.append(worker.call(name))
+            row: Row = {"seconds": sum(one["seconds"] for one in passes)}
+            row |= {"medians_s": passes[0]["seconds"], "shards_s": passes[1]["seconds"]}
+            for peak in ("own_peak", "child_peak"):
+                row[peak] = max((one[peak] for one in passes if one[peak] is not None), default=None)
+            taken.append(row)
         self._clear()
         return taken
+
+    def medians(self) -> Row:
+        """Seconds, with those in which workers start, and peak memory of this process and of its largest worker."""
+        return _timed(lambda: make_medians([self._h5ad], self._medians, workers=self._workers, say=nothing))
+
+    def shards(self) -> Row:
+        """The same of ranks."""
+        paths, workers = (self._medians, self._store), self._workers
+        return _timed(lambda: make_store([self._h5ad], *paths, top_k=TOP_K, workers=workers, say=nothing))
 
     def _clear(self) -> None:
         for path in (self._medians, self._store):
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _timed(make: Callable[[], object]) -> Row:
+    with Footprint() as footprint:
+        start = time.perf_counter()
+        make()
+        seconds = time.perf_counter() - start
+    return {"seconds": seconds, "own_peak": footprint.own_peak, "child_peak": footprint.child_peak}
 
 
 class ScaleRunner:

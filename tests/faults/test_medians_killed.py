@@ -29,15 +29,17 @@ def quiet(line: str) -> None:
 
 
 def small_partitions() -> None:
-    """Three levels of merging in small files."""
+    """Three levels of merging in small files, of several pieces each."""
     medians_sources.PARTITION_CELLS = 16
     digest_tree.FAN_IN = 2
+    digest_parts._CENTROIDS = 64
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(medians_sources, "PARTITION_CELLS", 16)
     monkeypatch.setattr(digest_tree, "FAN_IN", 2)
+    monkeypatch.setattr(digest_parts, "_CENTROIDS", 64)
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ from fastdigest import TDigest, merge_all
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from data_shards import digests as digests_module
 from data_shards import medians_sources
 from data_shards.counts import open_counts
-from data_shards.digest_parts import DigestPart, gene_blocks, write_digests
+from data_shards.digest_parts import DigestPart, gene_blocks, merge_digests, merge_tasks, write_digests
 from data_shards.digests import HEADER_PAIRS, MAX_CENTROIDS, Digests, digest_partition, library_digest
 from data_shards.errors import DataError
 from data_shards.fingerprint import Fingerprint
@@ -62,6 +63,35 @@ def test_a_digest_is_its_values_or_near_them(lengths: list[int], seed: int) -> N
             np.testing.assert_array_equal(digests.means[span], np.sort(values[first:last]))
         else:
             np.testing.assert_allclose(digests.medians()[gene], np.median(values[first:last]), rtol=5e-3)
+
+
+@given(st.lists(st.sampled_from([0, 3, MAX_CENTROIDS, MAX_CENTROIDS + 1, 1_300]), min_size=1, max_size=8))
+def test_how_many_genes_are_compressed_at_once_changes_nothing(lengths: list[int]) -> None:
+    whole = draw(lengths, 0)
+    for at_once in (1, 2):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(digests_module, "_AT_ONCE", at_once)
+            found = draw(lengths, 0)
+        for name in ("means", "weights", "indptr", "counts"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(whole, name))
+
+
+def test_parts_without_a_gene_are_merged(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        write_digests(tmp_path / name, draw([], 0))
+    (task,) = merge_tasks([tmp_path / "a", tmp_path / "b"], tmp_path / "merged")
+    merge_digests(task)
+    assert merge_tasks([tmp_path / "a", tmp_path / "b"], tmp_path / "merged") == []
+    merged = DigestPart(tmp_path / "merged")
+    assert (merged.indptr.tolist(), merged.counts.tolist(), merged.n_weights) == ([0], [], 0)
+
+
+def test_what_a_lost_task_leaves_is_no_piece(tmp_path: Path) -> None:
+    for name in ("00000000", ".00000000.3f"):
+        (tmp_path / name).mkdir()
+        write_digests(tmp_path / name, draw([3, 1], 0))
+    assert DigestPart(tmp_path).counts.tolist() == [3, 1]
 
 
 @settings(max_examples=25)

@@ -1,5 +1,6 @@
 """Compressed arrays of HDF5 are read as h5py reads them, and what is wrong with them is told as before."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,15 @@ def test_spans_are_those_of_h5py(arrays: h5py.File, spans: list[tuple[int, int]]
             expected = array[start : start + size]
             assert found.dtype == expected.dtype
             np.testing.assert_array_equal(found, expected)
+
+
+def test_two_threads_may_read(arrays: h5py.File) -> None:
+    reader, array = SpanReader(arrays["gzip<i8"]), arrays["gzip<i8"][:]
+    with ThreadPoolExecutor(2) as threads:
+        starts = [CHUNK * (i % 6) for i in range(2_000)]
+        found = threads.map(lambda start: reader.read(start, start + 3), starts)
+        for start, values in zip(starts, found, strict=True):
+            np.testing.assert_array_equal(values, array[start : start + 3])
 
 
 def test_gzip_alone_is_inflated_here(arrays: h5py.File, monkeypatch: pytest.MonkeyPatch) -> None:

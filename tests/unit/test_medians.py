@@ -40,9 +40,11 @@ def slow_medians(counts: np.ndarray) -> np.ndarray:
 
 @pytest.fixture
 def small_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several levels of merging in small files."""
+    """Several levels of merging in small files, of several pieces each."""
     monkeypatch.setattr(medians_sources, "PARTITION_CELLS", 16)
     monkeypatch.setattr(digest_tree, "FAN_IN", 2)
+    monkeypatch.setattr(digest_parts, "_CENTROIDS", 64)
+    monkeypatch.setattr(medians_file, "_CENTROIDS", 64)
 
 
 @pytest.mark.parametrize("exactly", [False, True])
