@@ -70,4 +70,4 @@ def _is_gzip(dataset: h5py.Dataset) -> bool:
     plain = dataset.dtype.kind in "iuf" and dataset.ndim == 1 and dataset.chunks is not None
     if not plain or dataset.chunks[0] * dataset.dtype.itemsize > _MOST:
         return False
-    return filters.get_nfilters() == 1 and filters.get_filter(0)[0] == h5py.h5z.FILTER_DEFLATE
+    return bool(filters.get_nfilters() == 1 and filters.get_filter(0)[0] == h5py.h5z.FILTER_DEFLATE)
