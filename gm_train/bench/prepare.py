@@ -29,7 +29,7 @@ from gm_train.settings import ConfigError
 
 #: Sections of a report, in order.
 PARTS = ("ranking", "medians", "files", "scale")
-PACKAGES = ("numpy", "numba", "scipy", "fastdigest", "h5py", "zarr", "tensorstore", "anndata", "gm-train")
+PACKAGES = ("numpy", "numba", "scipy", "fastdigest", "h5py", "isal", "zarr", "tensorstore", "anndata", "gm-train")
 #: As CELLxGENE delivers files, as `data simulate` writes them, and without.
 COMPRESSIONS = ("gzip", "lzf", "none")
 
