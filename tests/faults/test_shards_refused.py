@@ -11,7 +11,7 @@ import h5py
 import pytest
 import scipy.sparse as sp
 
-from data_shards import by_cell, medians, parts, ranked, sources
+from data_shards import by_cell, medians, medians_file, parts, ranked, sources
 from data_shards.errors import DataError
 from data_shards.filters import CellFilter
 from data_shards.fingerprint import Fingerprint
@@ -246,11 +246,12 @@ def test_medians_of_another_kind(tmp_path: Path, files: list[Path]) -> None:
 
 def test_stores_of_other_versions(tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     build(tmp_path, files[:1])
-    for schema, mend in ((1, "update gm-train"), (3, "make it again with `gm-train data medians`")):
-        monkeypatch.setattr("data_shards.medians_file.SCHEMA", schema)
-        with pytest.raises(DataError, match=rf"m\.zarr: layout version 2, this program reads {schema}: {mend}"):
+    for change, mend in ((-1, "update gm-train"), (1, "make it again with `gm-train data medians`")):
+        schema = medians_file.SCHEMA + change
+        said = rf"m\.zarr: layout version {medians_file.SCHEMA}, this program reads {schema}: {mend}"
+        with monkeypatch.context() as patch, pytest.raises(DataError, match=said):
+            patch.setattr(medians_file, "SCHEMA", schema)
             Medians.load(tmp_path / "m.zarr")
-    monkeypatch.setattr("data_shards.medians_file.SCHEMA", 2)
     before = contents(tmp_path / "s.zarr")
     for schema, mend in ((2, "update gm-train"), (4, "make it again with `gm-train data shards`")):
         monkeypatch.setattr("data_shards.manifest.SCHEMA", schema)
