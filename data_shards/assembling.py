@@ -154,7 +154,7 @@ def build_store(
     donor_keys: Mapping[str, str | None],
     splits: SplitOptions,
     earlier: Earlier,
-    rank: Callable[[str, Path], RankedDataset],
+    rank: Callable[[Sequence[Path]], Sequence[RankedDataset]],
     say: Say,
 ) -> Manifest:
     """Make a store, or add to one, in a work folder that a killed start leaves to the next one.
@@ -165,7 +165,7 @@ def build_store(
         donor_keys: the data sets, in order, and the column of donors of each, if any.
         splits: which cells are held out.
         earlier: what the data sets that the store has already fix.
-        rank: makes a data set, given its name and its work folder.
+        rank: makes the data sets, given the work folder of each.
         say: takes lines of the report.
 
     Raises:
@@ -176,7 +176,7 @@ def build_store(
         if plan.store is not None and Manifest.load(out).hash != plan.store.hash:
             raise DataError(f"{out}: another --add has changed it meanwhile: start again")
         go_on(work, None if plan.store is None else out, list(donor_keys), plan.names, say)
-        datasets = [rank(name, dataset_work(work, name)) for name in donor_keys]
+        datasets = rank([dataset_work(work, name) for name in donor_keys])
         entries = finish_datasets(datasets, donor_keys, splits, earlier, say)
         if plan.store is not None:
             manifest = plan.manifest(entries, plan.store.files)

@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
-from tqdm import tqdm
 
 from data_shards.errors import DataError
 from data_shards.inflating import SpanReader
+from data_shards.progress import Progress
 from data_shards.readable import readable
 from data_shards.work import new_part, write_arrays
 
@@ -71,7 +71,7 @@ def copy_by_cell(matrix: Any, n_cells: int, n_genes: int, path: Path, folder: Pa
     if not copy.exists():
         with new_part(copy) as part:
             _deal(matrix, n_cells, n_genes, path, part)
-            for bucket in tqdm(range(-(-n_cells // _CELLS)), desc=f"{path.stem} by cell", disable=None):
+            for bucket in Progress(range(-(-n_cells // _CELLS)), desc=f"{path.stem} by cell"):
                 _sort(part, bucket, min(_CELLS, n_cells - bucket * _CELLS), n_genes)
     return CellMajorCopy(copy, n_cells)
 
@@ -84,7 +84,7 @@ def _deal(matrix: Any, n_cells: int, n_genes: int, path: Path, part: Path) -> No
     if len(indptr) != n_genes + 1 or np.any(np.diff(indptr) < 0) or matrix["indices"].shape[0] < n_entries:
         raise DataError(f"{path}: the column pointers are damaged: fetch it again")
     all_cells, all_counts = SpanReader(matrix["indices"]), SpanReader(matrix["data"])
-    for first in tqdm(range(0, n_entries, _ENTRIES), desc=f"{path.stem} by gene", disable=None):
+    for first in Progress(range(0, n_entries, _ENTRIES), desc=f"{path.stem} by gene"):
         last = min(first + _ENTRIES, n_entries)
         with readable(path):
             cells, counts = all_cells.read(first, last).astype(np.int64), all_counts.read(first, last)

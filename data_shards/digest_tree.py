@@ -6,79 +6,71 @@ merged: up to a quarter of a gigabyte each.
 """
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Sequence
 from itertools import islice
 from pathlib import Path
 
-from tqdm import tqdm
-
-from data_shards.digest_parts import DigestPart, DigestTask, make_digests, merge_digests, merge_tasks
-from data_shards.digests import Partition, scratch
-from data_shards.parallel import Workers
+from data_shards.digest_parts import DigestTask, make_digests, merge_digests, merge_tasks
+from data_shards.digests import Partition
+from data_shards.parallel import Call, Steps, Workers
+from data_shards.progress import Progress
 
 FAN_IN = 16
 _RESULT = "digests"
 
 
-def digested(folder: Path) -> DigestPart | None:
-    """The digests of a data set in its folder, if they are all there."""
-    return DigestPart(folder / _RESULT) if (folder / _RESULT).exists() else None
+def digested_part(folder: Path) -> Path:
+    """Where the digests of a data set are in its folder, once they are all there."""
+    return folder / _RESULT
 
 
-def digest_dataset(partitions: Iterable[Partition], folder: Path, workers: Workers, progress: tqdm) -> DigestPart:
-    """Digest and merge the partitions of a data set.
+def digest_dataset(partitions: Sequence[Partition], folder: Path, workers: Workers, progress: Progress) -> Steps:
+    """What digests and merges the partitions of a data set, a job for `Workers.run`.
 
     Args:
         partitions: ranges of its cells, in their order.
         folder: an existing folder for its parts.
-        workers: what runs the tasks.
-        progress: counts cells.
-
-    Raises:
-        DataError: bad counts, a file that changed, or parts that cannot be written.
+        workers: what runs the job; how many these are says how many parts are made before some are merged.
+        progress: counts cells, here those of parts that are there; others when their task is done.
     """
-    tree = _Tree(folder, workers)
+    tree = _Tree(folder, progress)
     waiting = iter(partitions)
-    try:
-        while wave := list(islice(waiting, FAN_IN * workers.at_once)):
-            tree.add(wave, progress)
-    finally:
-        scratch.forget()  # a single worker is this process, which may have other work to do
-    return tree.finish()
+    while wave := list(islice(waiting, FAN_IN * workers.at_once)):
+        yield from tree.add(wave)
+    yield from tree.finish()
 
 
 class _Tree:
     """What is there of the parts, and how many of each level are complete."""
 
-    def __init__(self, folder: Path, workers: Workers) -> None:
+    def __init__(self, folder: Path, progress: Progress) -> None:
         self._folder = folder
-        self._workers = workers
+        self._progress = progress
         # Asked once: a network file system may go on for a while to say that a part is not there.
         self._present = {found.name for found in folder.iterdir()}
         self._complete = [0]
 
-    def add(self, partitions: list[Partition], progress: tqdm) -> None:
+    def add(self, partitions: list[Partition]) -> Steps:
         """Digest the next partitions, and merge what is complete."""
-        tasks = []
+        calls: list[Call] = []
         for number, partition in enumerate(partitions, self._complete[0]):
             if self._is_needed(0, number):
-                tasks.append(DigestTask(partition, self._path(0, number)))
+                calls.append((make_digests, DigestTask(partition, self._path(0, number))))
             else:
-                progress.update(partition.stop - partition.start)
-        for task, _ in zip(tasks, self._workers.map_in_order(make_digests, tasks), strict=True):
-            self._present.add(task.out.name)
-            progress.update(task.partition.stop - task.partition.start)
+                self._progress.update(partition.stop - partition.start)
+        yield calls
+        self._present.update(task.out.name for _, task in calls)
         self._complete[0] += len(partitions)
         level = 1
         while self._complete[level - 1] >= FAN_IN:
             if level == len(self._complete):
                 self._complete.append(0)
             numbers = range(self._complete[level], self._complete[level - 1] // FAN_IN)
-            self._merge(level, [number for number in numbers if self._is_needed(level, number)])
+            yield from self._merge(level, [number for number in numbers if self._is_needed(level, number)])
             self._complete[level] = numbers.stop
             level += 1
 
-    def finish(self) -> DigestPart:
+    def finish(self) -> Steps:
         """Merge what has no sixteen of its kind."""
         above = [*self._complete[1:], 0]
         rest = tuple(
@@ -86,28 +78,25 @@ class _Tree:
             for level, complete in enumerate(self._complete)
             for number in range(above[level] * FAN_IN, complete)
         )
-        result = self._folder / _RESULT
+        result = digested_part(self._folder)
         if len(rest) == 1:
             rest[0].rename(result)
         else:
-            self._run([(rest, result)])
-        return DigestPart(result)
+            yield from self._run([(rest, result)])
 
-    def _merge(self, level: int, numbers: list[int]) -> None:
+    def _merge(self, level: int, numbers: list[int]) -> Steps:
         merges = []
         for number in numbers:
             children = range(number * FAN_IN, (number + 1) * FAN_IN)
             merges.append((tuple(self._path(level - 1, child) for child in children), self._path(level, number)))
-        self._run(merges)
+        return self._run(merges)
 
-    def _run(self, merges: list[tuple[tuple[Path, ...], Path]]) -> None:
+    def _run(self, merges: list[tuple[tuple[Path, ...], Path]]) -> Steps:
         """Merge parts into others, by ranges of genes; what they were made of goes when they are whole."""
         unfinished = {out: out.with_name(f"{out.name}.merging") for _, out in merges}
         for folder in unfinished.values():
             folder.mkdir(exist_ok=True)
-        tasks = [task for parts, out in merges for task in merge_tasks(parts, unfinished[out])]
-        for _ in self._workers.map_in_order(merge_digests, tasks):
-            pass
+        yield [(merge_digests, task) for parts, out in merges for task in merge_tasks(parts, unfinished[out])]
         for parts, out in merges:
             unfinished[out].rename(out)
             self._present.add(out.name)

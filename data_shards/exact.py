@@ -13,10 +13,10 @@ from pathlib import Path
 import numba
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from data_shards.digests import Partition, normalised_values
 from data_shards.parallel import Workers
+from data_shards.progress import Progress
 from data_shards.work import new_part, write_arrays
 
 _WIDTHS = (11, 10, 10)
@@ -99,7 +99,7 @@ def _histogram(
     ]
     missing = [task for task in tasks if not task.out.exists()]
     histogram = np.zeros((*search.prefixes.shape, 1 << search.width), np.uint32)
-    with tqdm(total=len(tasks), desc=f"exact medians, pass {number} of 3", disable=None) as progress:
+    with Progress(total=len(tasks), desc=f"exact medians, pass {number} of 3") as progress:
         progress.update(len(tasks) - len(missing))
         for _ in workers.map_in_order(_count, missing):
             progress.update()

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tqdm import tqdm
 
 from data_shards.assembling import build_store
 from data_shards.errors import DataError
@@ -23,6 +22,7 @@ from data_shards.obs_file import CELL_ID, ObsWriter, obs_table
 from data_shards.output import flush, hash_path, refuse_existing
 from data_shards.parallel import Workers
 from data_shards.parts import Summary
+from data_shards.progress import Progress
 from data_shards.ranked import RankedDataset, finish_once
 from data_shards.ranked_corpus import LENGTH, TOKENS, Cells, RankedCorpus
 from data_shards.sources import read_fingerprints
@@ -107,7 +107,7 @@ def import_corpus(
         {name: donor_key},
         splits,
         earlier,
-        lambda _, work: _import(work, source, mapping, plan.tokenizer, say),
+        lambda works: [_import(work, source, mapping, plan.tokenizer, say) for work in works],
         say,
     )
 
@@ -185,7 +185,7 @@ def _write(place: Path, source: _Source, mapping: TokenMap, top_k: int) -> None:
     total, row = Summary(), 0
     with (
         new_part(place) as folder,
-        tqdm(total=corpus.n_cells, desc=f"tokens {source.name}", unit=" cells", disable=None) as progress,
+        Progress(total=corpus.n_cells, desc=f"tokens {source.name}", unit=" cells") as progress,
     ):
         writer = DatasetWriter(folder, source.name)
         obs = ObsWriter(writer.folder / "obs.parquet")

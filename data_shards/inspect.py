@@ -5,7 +5,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from data_shards.arrays import open_array
 from data_shards.genes import GeneReport
@@ -13,6 +12,7 @@ from data_shards.hashing import mix64
 from data_shards.manifest import DatasetEntry, Manifest
 from data_shards.packing import arrange
 from data_shards.place import Place, place_of
+from data_shards.progress import Progress
 from data_shards.reader import StoreReader
 from data_shards.vocabulary import FIRST_GENE
 
@@ -47,7 +47,7 @@ class Summary:
         path = place_of(store)
         manifest = Manifest.load(path)
         found = []
-        with tqdm(total=manifest.n_cells, desc="lengths of cells", unit=" cells", disable=None) as progress:
+        with Progress(total=manifest.n_cells, desc="lengths of cells", unit=" cells") as progress:
             for entry in manifest.datasets:
                 lengths = np.zeros(manifest.top_k + 1, np.int64)
                 indptr = open_array(path, entry.name, "indptr")

@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
-from tqdm import tqdm
 
 from data_shards.counts import CountOptions, open_counts
-from data_shards.digest_parts import DigestPart
-from data_shards.digest_tree import digest_dataset, digested
-from data_shards.digests import Partition
+from data_shards.digest_parts import DigestTask
+from data_shards.digest_tree import digest_dataset, digested_part
+from data_shards.digests import Partition, scratch
 from data_shards.errors import DataError
 from data_shards.exact import exact_medians
 from data_shards.fingerprint import Fingerprint, state_of
@@ -33,13 +32,15 @@ from data_shards.medians_file import (
     GENES_FILE,
     SCHEMA,
     Medians,
+    StoreTask,
     merged_medians,
     store_array,
     store_digests,
 )
 from data_shards.medians_sources import EarlierMedians, MediansSource, refuse_mixed
 from data_shards.output import refuse_existing, whole_directory
-from data_shards.parallel import Workers
+from data_shards.parallel import Steps, Workers
+from data_shards.progress import Progress
 from data_shards.work import parts_folder, refuse_again, work_folder
 
 #: Of how files are cut, what parts hold and how they are merged: other parts are not gone on from.
@@ -104,7 +105,7 @@ def make_medians(
             datasets.append(MediansSource.of(path, counts.n_cells, found.kind, found.ids))
     refuse_mixed(earlier, datasets)
     with Workers(workers, dask) as pool:
-        hashing = tqdm(pool.map_in_order(Fingerprint.of, paths), "hashing", len(paths), unit=" files", disable=None)
+        hashing = Progress(pool.map_in_order(Fingerprint.of, paths), "hashing", len(paths), unit=" files")
         files = {file.path.stem: file for file in hashing}
         for name, file in files.items():
             file.require_state(states[name])
@@ -148,13 +149,24 @@ def _make_digests(
     workers: Workers,
 ) -> Medians:
     """Medians from the digests of all data sets, those of earlier ones as they are."""
-    parts = {dataset.name: _digest(dataset, files[dataset.name], work, options, workers) for dataset in datasets}
+    n_cells = sum(dataset.n_cells for dataset in datasets)
+    with Progress(total=n_cells, desc="medians", unit=" cells") as progress:
+        jobs = (_digest(dataset, files[dataset.name], work, options, workers, progress) for dataset in datasets)
+        try:
+            for task in workers.run(jobs):
+                if isinstance(task, DigestTask):
+                    progress.update(task.partition.stop - task.partition.start)
+        finally:
+            scratch.forget()  # a single worker is this process, which may have other work to do
     genes = {dataset.name: dataset.genes for dataset in datasets}
     described = {dataset.name: _describe(dataset, files[dataset.name]) for dataset in datasets}
     root = zarr.create_group(folder)
     root.create_group(DATASETS)
-    for name, part in parts.items():
-        described[name]["digests_hash"] = store_digests(folder / DATASETS / name, genes[name], part)
+    stores = [StoreTask(digested_part(work / name), own, folder / DATASETS / name) for name, own in genes.items()]
+    for task, found in zip(stores, workers.map_in_order(store_digests, stores), strict=True):
+        described[task.out.name]["digests_hash"] = found
+    for left in (folder / DATASETS).glob(".*"):  # by a worker that died over it
+        shutil.rmtree(left, ignore_errors=True)
     if earlier is not None:
         for entry in earlier.described:
             shutil.copytree(earlier.path / DATASETS / entry["name"], folder / DATASETS / entry["name"])
@@ -170,22 +182,19 @@ def _make_digests(
 
 
 def _digest(
-    dataset: MediansSource, file: Fingerprint, work: Path, options: CountOptions, workers: Workers
-) -> DigestPart:
-    """The digests of a data set, from the parts that an earlier start has made or anew."""
+    dataset: MediansSource, file: Fingerprint, work: Path, options: CountOptions, workers: Workers, progress: Progress
+) -> Steps:
+    """What makes the digests of a data set, but for the parts that an earlier start has made."""
     place = work / dataset.name
-    if (done := digested(place)) is not None:
-        return done
-    own = len(dataset.genes)
-    with (
-        dataset.open(options, file, place) as counts,
-        tqdm(total=dataset.n_cells, desc=f"medians {dataset.name}", unit=" cells", disable=None) as progress,
-    ):
-        found = digest_dataset(dataset.partitions(counts, file, dataset.numbers, own), place, workers, progress)
-        # The copy by cell is gone before the next one is made.
-        if counts.source.by_cell is not None:
-            shutil.rmtree(counts.source.by_cell.path)
-    return found
+    if digested_part(place).exists():
+        progress.update(dataset.n_cells)
+        return
+    with dataset.open(options, file, place) as counts:
+        by_cell = counts.source.by_cell
+        partitions = list(dataset.partitions(counts, file, dataset.numbers, len(dataset.genes)))
+    yield from digest_dataset(partitions, place, workers, progress)
+    if by_cell is not None:
+        shutil.rmtree(by_cell.path)
 
 
 def _make_exact(

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import zarr
-from tqdm import tqdm
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
 from data_shards.digest_parts import DigestPart, gene_blocks
@@ -25,6 +24,8 @@ from data_shards.errors import DataError
 from data_shards.genes import GENE_TABLE_FILE, GeneTable
 from data_shards.output import set_aside
 from data_shards.parallel import Workers
+from data_shards.progress import Progress
+from data_shards.work import new_part
 
 SCHEMA = 3
 DATASETS = "datasets"
@@ -117,12 +118,29 @@ def store_array(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
     _create(group, name, len(values), values.dtype)[:] = values
 
 
-def store_digests(folder: Path, genes: Sequence[str], part: DigestPart) -> str:
-    """Write the genes and digests of a data set to a new group, a chunk at a time.
+@dataclass(frozen=True)
+class StoreTask:
+    """A part and its genes, which become the group `out`."""
+
+    part: Path
+    genes: tuple[str, ...]
+    out: Path
+
+
+def store_digests(task: StoreTask) -> str:
+    """Write the genes and digests of a data set, a chunk at a time.
 
     Returns:
         What `hash_digests` says of them.
+
+    Raises:
+        DataError: they cannot be written.
     """
+    with new_part(task.out) as folder:
+        return _store(folder, task.genes, DigestPart(task.part))
+
+
+def _store(folder: Path, genes: Sequence[str], part: DigestPart) -> str:
     group = zarr.create_group(folder)
     names = (json.dumps(list(genes)) + "\n").encode()
     (folder / GENES_FILE).write_bytes(names)
@@ -210,9 +228,7 @@ def merged_medians(
     ]
     medians, counts = np.full(n_genes, np.nan), np.zeros(n_genes, np.int64)
     found = workers.map_in_order(_block_medians, tasks)
-    for (first, last), result in zip(
-        blocks, tqdm(found, "medians of all data sets", len(blocks), disable=None), strict=True
-    ):
+    for (first, last), result in zip(blocks, Progress(found, "medians of all data sets", len(blocks)), strict=True):
         medians[first:last], counts[first:last] = result
     return medians, counts
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from data_shards.arrays import open_array
 from data_shards.errors import DataError
@@ -18,6 +17,7 @@ from data_shards.manifest import TRAIN
 from data_shards.obs_file import canonical_names, read_column
 from data_shards.place import Place, open_file
 from data_shards.pool import Plan
+from data_shards.progress import Progress
 from data_shards.reader import StoreReader
 from data_shards.stream import Lanes, block_order
 
@@ -105,7 +105,7 @@ def measure_mixing(
     first_cell = np.cumsum(n_cells) - n_cells
     first_block = np.cumsum(reader.manifest.n_blocks) - reader.manifest.n_blocks
     counts = np.zeros((n_steps, n_labels), np.int64)
-    for step in tqdm(range(n_steps), desc="measuring the mixing", unit="step", disable=None):
+    for step in Progress(range(n_steps), desc="measuring the mixing", unit=" steps"):
         rows = lanes.take(rows_per_lane)
         blocks = order.blocks(rows.places)
         which = np.searchsorted(first_block, blocks, side="right") - 1

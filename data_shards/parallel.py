@@ -4,20 +4,27 @@ import asyncio
 import ctypes
 import logging
 import os
+import signal
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import dataclass
 from importlib import import_module
-from multiprocessing import forkserver, get_context, parent_process
+from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from typing import Any, TypeVar
 
 from data_shards.errors import DataError
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
+#: A function, and what it is called with.
+Call = tuple[Callable[[Any], Any], Any]
+#: Calls of a step each, which is taken when all of the last one's are done.
+Steps = Iterator[Sequence[Call]]
 _ANSWER_S = 30
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 #: What tasks need, and what they need imports.
@@ -48,7 +55,7 @@ class Workers:
         if dask is not None:
             self._client = _connect(dask)
         elif count > 1:
-            self._pool = ProcessPoolExecutor(count, get_context(_start_method()), _begin_worker)
+            self._pool = ProcessPoolExecutor(count, get_context(start_server()), _begin_worker)
 
     @property
     def at_once(self) -> int:
@@ -68,22 +75,63 @@ class Workers:
         self._waits = not threads
         return max(1, threads)
 
-    def map_in_order(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Iterator[Result]:
+    def map_in_order(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Generator[Result, None, None]:
         """`function` of each task, in the order of the tasks, with at most two tasks a worker in flight.
 
         Raises:
             DataError: a worker was killed, the scheduler is gone, or a task raised it.
         """
+        calls = ((function, task) for task in tasks)
+        yield from self._results(lambda: next(calls, None))
+
+    def run(self, jobs: Iterable[Steps]) -> Iterator[Any]:
+        """Run jobs side by side: as many as keep all workers busy, those first that have begun.
+
+        Yields:
+            What each call was made with, when it is done.
+
+        Raises:
+            DataError: as of `map_in_order`, or a job raised it.
+        """
+        coming = iter(jobs)
+        ready: deque[tuple[_Job, Call]] = deque()
+        running: deque[tuple[_Job, Call]] = deque()
+
+        def go_on(job: _Job) -> None:
+            calls = next(filter(None, job.steps), ())
+            job.unfinished = len(calls)
+            ready.extendleft((job, call) for call in reversed(calls))
+
+        def take() -> Call | None:
+            while not ready:
+                steps = next(coming, None)
+                if steps is None:
+                    return None
+                go_on(_Job(steps))
+            running.append(ready.popleft())
+            return running[-1][1]
+
+        for _ in self._results(take):
+            job, (_, task) = running.popleft()
+            yield task
+            job.unfinished -= 1
+            if not job.unfinished:
+                go_on(job)
+
+    def _results(self, take: Callable[[], Call | None]) -> Generator[Any, None, None]:
+        """Results of the calls that `take` gives, in their order; None is nothing now, and in the end nothing runs."""
         if self._pool is None and self._client is None:
-            yield from map(function, tasks)
+            while (call := take()) is not None:
+                function, task = call
+                yield function(task)
             return
         pending: deque[Any] = deque()
         try:
-            for task in tasks:
-                pending.append(self._submit(function, task))
-                while len(pending) >= 2 * self.at_once:
-                    yield self._result(pending.popleft())
-            while pending:
+            while True:
+                while len(pending) < 2 * self.at_once and (call := take()) is not None:
+                    pending.append(self._submit(*call))
+                if not pending:
+                    return
                 yield self._result(pending.popleft())
         finally:
             for future in pending:
@@ -96,7 +144,9 @@ class Workers:
             return self._client.submit(function, task, pure=False)
         assert self._pool is not None
         try:
-            return self._pool.submit(function, task)
+            # It may start a process, which waits for what this one still has to send.
+            with _interrupts_held():
+                return self._pool.submit(function, task)
         except BrokenProcessPool as error:
             raise _killed() from error
 
@@ -136,6 +186,12 @@ class Workers:
             self._client.close()
 
 
+@dataclass(eq=False)
+class _Job:
+    steps: Steps
+    unfinished: int = 0
+
+
 def _connect(address: str) -> Any:
     try:
         # Untyped, as a whole.
@@ -168,21 +224,39 @@ def _connect(address: str) -> Any:
         ) from error
 
 
-def _start_method() -> str:
-    """Workers are forks of a server that imports for all: of this process, which has threads, they could hang."""
-    if len(os.fsencode(tempfile.gettempdir())) > _LONGEST:
-        return "spawn"
+@contextmanager
+def _interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits for the end of it, and never comes to the processes started meanwhile.
+
+    It reaches the whole group, and is for this process alone, which lets workers finish what they are at.
+    """
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+
+
+def start_server() -> str:
+    """Let what workers need be imported, beside what this process does, and say how they are started.
+
+    They are forks of a server that imports for all: of this process, which has threads, they could hang.
+    """
+    is_long = len(os.fsencode(tempfile.gettempdir())) > _LONGEST
     forkserver.set_forkserver_preload(_TASKS)
     before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"  # or the server would import what lies in the current folder
+    os.environ["PYTHONSAFEPATH"] = "1"  # or they would import what lies in the current folder
     try:
-        forkserver.ensure_running()
+        resource_tracker.ensure_running()  # workers need it, however started, and as it starts it lets interrupts in
+        if not is_long:
+            with _interrupts_held():
+                forkserver.ensure_running()
     finally:
         if before is None:
             del os.environ["PYTHONSAFEPATH"]
         else:
             os.environ["PYTHONSAFEPATH"] = before
-    return "forkserver"
+    return "spawn" if is_long else "forkserver"
 
 
 def _begin_worker() -> None:

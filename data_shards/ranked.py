@@ -1,20 +1,18 @@
-"""One data set of a store that is being made: ranges ranked in parallel, and one writer that takes them in order.
+"""Data sets of a store that is being made: ranges ranked in parallel, and one writer that takes them in order.
 
-Its work folder holds `identity.json`, the parts that are there in `parts-HASH` and, in the end, `finished`: the data
-set as it lies in a store, without its splits, and `written.json`. Each is whole or not there, so that a start goes on
-from what an earlier one left.
+The work folder of each holds `identity.json`, the parts that are there in `parts-HASH` and, in the end, `finished`:
+the data set as it lies in a store, without its splits, and `written.json`. Each is whole or not there, so that a start
+goes on from what an earlier one left.
 """
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
-
-from tqdm import tqdm
 
 from data_shards.counts import CountSource, open_counts
 from data_shards.errors import DataError
@@ -23,7 +21,7 @@ from data_shards.obs_file import ObsWriter
 from data_shards.output import flush, hash_path
 from data_shards.parallel import Workers
 from data_shards.parts import Range, RankPlan, Summary, rank_range, read_obs, read_tokens
-from data_shards.ranker import Ranker
+from data_shards.progress import Progress
 from data_shards.sources import Source
 from data_shards.store import ArrayHashes, DatasetWriter
 from data_shards.tokenizer import Tokenizer
@@ -76,41 +74,106 @@ def finished_place(work: Path) -> Path:
     return work / "finished"
 
 
-def rank_dataset(
-    work: Path, source: Source, file: Fingerprint, tokenizer: Tokenizer, values: bool, workers: Workers, say: Say
-) -> RankedDataset:
-    """Rank the cells of a file, or take what an earlier start has done of it.
+@dataclass(frozen=True, eq=False)
+class Ranking:
+    """A file that becomes a data set.
 
-    Args:
+    Attributes:
         work: its work folder, which all workers see.
         source: the file.
         file: its fingerprint.
         tokenizer: the store's.
         values: whether values are kept.
+    """
+
+    work: Path
+    source: Source
+    file: Fingerprint
+    tokenizer: Tokenizer
+    values: bool
+
+    def begin(self) -> None:
+        """Clear the work folder of what is not of this file and these options."""
+        identity = {
+            "tokenizer": self.tokenizer.hash,
+            "values": self.values,
+            "source_hash": self.file.sha256,
+            "part_cells": PART_CELLS,
+            **self.source.record(),
+        }
+        _begin(self.work, identity)
+
+    def is_finished(self) -> bool:
+        return _is_finished(self.work)
+
+    def calls(self) -> list[tuple[RankPlan, Range]]:
+        """What makes its parts, in the order of its cells, and a copy by cell where its counts are stored by gene."""
+        source = self.source
+        with _writable(self.work), open_counts(source.path, source.options.counts, self.work / _BY_CELL) as counts:
+            ranges = list(_ranges(parts_folder(self.work), counts.source, self.file, counts.n_cells))
+            _require_unchanged(self.work, self.file)
+        plan = RankPlan(self.tokenizer.ranker, source.columns.numbers, source.cells, source.obs_columns, self.values)
+        return [(plan, one) for one in ranges]
+
+
+def rank_datasets(rankings: Sequence[Ranking], workers: Workers, say: Say) -> list[RankedDataset]:
+    """Rank the cells of files, or take what an earlier start has done of them; the next file begins beside the last.
+
+    Args:
+        rankings: the files.
         workers: rank.
         say: takes lines of the report.
 
     Raises:
-        DataError: bad counts, no cell is left, the file changes, or the work folder cannot be written.
+        DataError: bad counts, no cell is left of a file, one changes, or a work folder cannot be written.
     """
-    identity = {
-        "tokenizer": tokenizer.hash,
-        "values": values,
-        "source_hash": file.sha256,
-        "part_cells": PART_CELLS,
-        **source.record(),
-    }
-    dataset = finish_once(
-        work, source.name, identity, lambda place: _write(work, place, source, file, tokenizer.ranker, values, workers)
-    )
-    summary = dataset.summary
-    say(
-        f"{source.name}: {summary.n_cells:,} cells kept, {summary.filtered:,} filtered, {summary.empty:,} without a "
-        f"token left out; {summary.n_tokens:,} tokens; of {summary.detected:,} non-zero counts "
-        f"{summary.in_vocabulary / summary.detected:.1%} are in the vocabulary and "
-        f"{summary.n_tokens / summary.detected:.1%} became tokens"
-    )
-    return dataset
+    datasets: list[RankedDataset] = []
+    with ExitStack() as stack:
+        stack.callback(_say_ranked, datasets, say)  # not into the bar
+        for one in rankings:
+            stack.callback(_tidy, one.work)
+            with _writable(one.work):
+                one.begin()
+        missing = [one for one in rankings if not one.is_finished()]
+        running: deque[Range] = deque()
+        problems: list[DataError] = []
+
+        def calls() -> Iterator[tuple[RankPlan, Range]]:
+            for one in missing:
+                try:
+                    found = one.calls()
+                except DataError as error:
+                    problems.append(error)  # to be raised when the data sets ahead are written
+                    return
+                for plan, task in found:
+                    running.append(task)
+                    yield plan, task
+
+        n_cells = sum(one.source.n_cells for one in missing)
+        progress = stack.enter_context(Progress(total=n_cells, desc="tokens", unit=" cells"))
+        # Before folders are cleared, what runs has ended.
+        summaries = stack.enter_context(closing(workers.map_in_order(_rank, calls())))
+        for one in rankings:
+            with _writable(one.work):
+                if one in missing:
+                    _write(one, running, summaries, problems, progress)
+                datasets.append(_finished(one.work, one.source.name))
+    return datasets
+
+
+def _rank(call: tuple[RankPlan, Range]) -> Summary:
+    return rank_range(*call)
+
+
+def _say_ranked(datasets: Sequence[RankedDataset], say: Say) -> None:
+    for dataset in datasets:
+        summary = dataset.summary
+        say(
+            f"{dataset.name}: {summary.n_cells:,} cells kept, {summary.filtered:,} filtered, {summary.empty:,} without "
+            f"a token left out; {summary.n_tokens:,} tokens; of {summary.detected:,} non-zero counts "
+            f"{summary.in_vocabulary / summary.detected:.1%} are in the vocabulary and "
+            f"{summary.n_tokens / summary.detected:.1%} became tokens"
+        )
 
 
 def finish_once(work: Path, name: str, identity: Mapping[str, Any], write: Callable[[Path], None]) -> RankedDataset:
@@ -125,20 +188,40 @@ def finish_once(work: Path, name: str, identity: Mapping[str, Any], write: Calla
     Raises:
         DataError: the work folder cannot be written.
     """
-    place = finished_place(work)
     try:
-        _begin(work, identity)
-        if not (place / _WRITTEN).exists():
-            write(place)
-        _drop_parts(work)
-        return RankedDataset.load(name, place)
+        with _writable(work):
+            _begin(work, identity)
+            if not _is_finished(work):
+                write(finished_place(work))
+            return _finished(work, name)
+    finally:
+        _tidy(work)
+
+
+@contextmanager
+def _writable(work: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise DataError(f"{work}: cannot be written ({error}): make room, or choose another --out") from error
-    finally:
-        if not place.exists() and not any(work.glob("parts-*/[!.]*")):
-            shutil.rmtree(work, ignore_errors=True)
-            with suppress(OSError):  # other data sets may have begun
-                work.parent.rmdir()
+
+
+def _is_finished(work: Path) -> bool:
+    return (finished_place(work) / _WRITTEN).exists()
+
+
+def _finished(work: Path, name: str) -> RankedDataset:
+    _drop_parts(work)
+    return RankedDataset.load(name, finished_place(work))
+
+
+def _tidy(work: Path) -> None:
+    """Remove a work folder that holds nothing to go on from."""
+    kept = (f"{folder}/[!.]*" for folder in ("parts-*", _BY_CELL))
+    if not finished_place(work).exists() and not any(found for pattern in kept for found in work.glob(pattern)):
+        shutil.rmtree(work, ignore_errors=True)
+        with suppress(OSError):  # other data sets may have begun
+            work.parent.rmdir()
 
 
 def _begin(work: Path, identity: Mapping[str, Any]) -> None:
@@ -154,32 +237,36 @@ def _begin(work: Path, identity: Mapping[str, Any]) -> None:
 
 
 def _write(
-    work: Path, place: Path, source: Source, file: Fingerprint, ranker: Ranker, values: bool, workers: Workers
+    one: Ranking,
+    running: deque[Range],
+    summaries: Iterator[Summary],
+    problems: Sequence[DataError],
+    progress: Progress,
 ) -> None:
-    plan = RankPlan(ranker, source.columns.numbers, source.cells, source.obs_columns, values)
-    total = Summary()
-    with open_counts(source.path, source.options.counts, work / _BY_CELL) as counts, new_part(place) as folder:
-        writer = DatasetWriter(folder, source.name, values)
+    """Write a data set, whose summaries, and ranges, come next, or raise why they do not."""
+    source, total = one.source, Summary()
+    with new_part(finished_place(one.work)) as folder:
+        writer = DatasetWriter(folder, source.name, one.values)
         obs = ObsWriter(writer.folder / "obs.parquet")
-        ranges = list(_ranges(parts_folder(work), counts.source, file, counts.n_cells))
-        _require_unchanged(work, file)
-        progress = tqdm(total=counts.n_cells, desc=f"tokens {source.name}", unit=" cells", disable=None)
-        with progress:
-            for task, summary in zip(ranges, workers.map_in_order(partial(rank_range, plan), ranges), strict=True):
-                for tokens, indptr, kept_values in read_tokens(task.folder, values):
-                    writer.append(tokens, indptr, kept_values)
-                if summary.n_cells:
-                    obs.append(read_obs(task.folder))
-                total += summary
-                progress.update(task.stop - task.start)
+        for _ in range(0, source.n_cells, PART_CELLS):
+            summary = next(summaries, None)
+            if summary is None:
+                raise problems[0]
+            task = running.popleft()
+            for tokens, indptr, kept_values in read_tokens(task.folder, one.values):
+                writer.append(tokens, indptr, kept_values)
+            if summary.n_cells:
+                obs.append(read_obs(task.folder))
+            total += summary
+            progress.update(task.stop - task.start)
         obs.close()
-        _refuse_empty(work, source, total)
+        _refuse_empty(one.work, source, total)
         report = asdict(source.columns.report)
         described = {
             **source.options.record(),
             "source_file": source.path.name,
-            "source_hash": file.sha256,
-            "source_cells": counts.n_cells,
+            "source_hash": one.file.sha256,
+            "source_cells": source.n_cells,
             "obs_hash": hash_path(writer.folder / "obs.parquet"),
             "genes": {
                 **report,

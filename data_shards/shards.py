@@ -15,7 +15,7 @@ from data_shards.fingerprint import state_of
 from data_shards.manifest import Manifest
 from data_shards.output import refuse_existing
 from data_shards.parallel import Workers
-from data_shards.ranked import RankedDataset, rank_dataset
+from data_shards.ranked import RankedDataset, Ranking, rank_datasets
 from data_shards.sources import SourceOptions, bind_source, read_fingerprints, refuse_changed
 from data_shards.splits import Earlier, SplitOptions, earlier_splits, refuse_few_donors
 from data_shards.store_plan import StoreOptions, plan_more, plan_new
@@ -94,11 +94,13 @@ def make_store(
             file.require_state(state)
         for name in refuse_changed(files, plan.of_medians) if plan.of_medians else ():
             say(f"{name}: is not among the data sets of the medians: it is ranked with the medians of others")
-        found = {source.name: (source, file) for source, file in zip(sources, files, strict=True)}
 
-        def rank(name: str, work: Path) -> RankedDataset:
-            source, file = found[name]
-            return rank_dataset(work, source, file, plan.tokenizer, plan.values, pool, say)
+        def rank(works: Sequence[Path]) -> list[RankedDataset]:
+            rankings = [
+                Ranking(work, source, file, plan.tokenizer, plan.values)
+                for work, source, file in zip(works, sources, files, strict=True)
+            ]
+            return rank_datasets(rankings, pool, say)
 
         donor_keys = {source.name: source.donor_key for source in sources}
         return build_store(out, plan, donor_keys, splits, earlier, rank, say)

@@ -12,12 +12,13 @@ import numpy.typing as npt
 import pandas as pd
 import scipy.sparse as sp
 from anndata.io import write_elem
-from tqdm import tqdm
 
-from data_shards.atlas import CHUNK_CELLS, I64, AtlasOptions, draw_atlas, draw_cells, format_gmt
+from data_shards.atlas import CHUNK_CELLS, I64, draw_atlas, draw_cells, format_gmt
+from data_shards.atlas_options import AtlasOptions
 from data_shards.errors import DataError
 from data_shards.output import whole_file
 from data_shards.parallel import Workers
+from data_shards.progress import Progress
 
 #: Filters of HDF5 that every installation has.
 COMPRESSIONS = ("lzf", "gzip", "none")
@@ -135,7 +136,7 @@ def _write_cells(
     batch_of = draw_atlas(options).batch_of
     starts = range(0, options.cells, CHUNK_CELLS)
     n_entries = 0
-    with tqdm(total=options.cells, desc="simulating", unit=" cells", disable=None) as progress:
+    with Progress(total=options.cells, desc="simulating", unit=" cells") as progress:
         drawn = workers.map_in_order(partial(_draw, options), starts)
         for first, (types, donors, counts) in zip(starts, drawn, strict=True):
             _extend(arrays["data"], counts.data)

@@ -6,13 +6,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from data_shards.counts import CountFile, CountOptions, open_counts
 from data_shards.errors import DataError
 from data_shards.filters import BoundFilter, CellFilter
 from data_shards.fingerprint import Fingerprint
 from data_shards.parallel import Workers
+from data_shards.progress import Progress
 from data_shards.splits import SplitOptions, donor_codes
 from data_shards.tokenizer import GeneColumns, Tokenizer
 
@@ -51,6 +50,7 @@ class Source:
 
     Attributes:
         path: the file.
+        n_cells: its cells.
         options: how it becomes a data set.
         columns: the vocabulary's genes in it.
         cells: which of its cells are left out.
@@ -60,6 +60,7 @@ class Source:
     """
 
     path: Path
+    n_cells: int
     options: SourceOptions
     columns: GeneColumns
     cells: BoundFilter
@@ -104,7 +105,8 @@ def bind_source(
             for start in range(0, counts.n_cells, _CELLS):
                 stop = min(start + _CELLS, counts.n_cells)
                 donors.update(donor_codes(counts.read_obs(start, stop, [donor_key])[donor_key])[1])
-    return Source(path, options, columns, cells, kept, donor_key, frozenset(donors - {""})), lines
+        n_cells = counts.n_cells
+    return Source(path, n_cells, options, columns, cells, kept, donor_key, frozenset(donors - {""})), lines
 
 
 def _kept_columns(counts: CountFile, asked: tuple[str, ...] | None) -> tuple[str, ...]:
@@ -124,7 +126,7 @@ def read_fingerprints(paths: Sequence[Path], workers: Workers) -> list[Fingerpri
         DataError: one cannot be read.
     """
     found = workers.map_in_order(Fingerprint.of, paths)
-    return list(tqdm(found, "hashing", len(paths), unit=" files", disable=None))
+    return list(Progress(found, "hashing", len(paths), unit=" files"))
 
 
 def refuse_changed(files: Sequence[Fingerprint], of_medians: Mapping[str, str]) -> list[str]:

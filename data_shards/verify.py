@@ -13,12 +13,12 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
 from data_shards.arrays import StoredArray, open_array
 from data_shards.errors import DataError
 from data_shards.manifest import TEST, TRAIN, VALIDATION, DatasetEntry, Manifest
 from data_shards.place import Place, first_line, hash_place, place_of
+from data_shards.progress import Progress
 from data_shards.store import LAYOUT, content_hash
 from data_shards.tokenizer import Tokenizer
 from data_shards.vocabulary import FIRST_GENE
@@ -45,7 +45,7 @@ def find_damage(store: str | Place) -> list[str]:
                 problems.append(f"{path}: the tokenizer is not the one that made the store")
         except DataError as error:
             problems.append(str(error))
-    with tqdm(desc=f"reading {path.name}", unit="B", unit_scale=True, disable=None) as progress:
+    with Progress(desc=f"reading {path.name}", unit="B", unit_scale=True) as progress:
         progress.total = sum(
             size * np.dtype(LAYOUT[name][0]).itemsize
             for entry in manifest.datasets

@@ -2,16 +2,15 @@
 
 import logging
 import math
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning as L
-from tqdm import tqdm
 
 from data_shards.damage import DamagedChunk
 from data_shards.errors import DataError
+from data_shards.progress import Progress
 from gm_train.batches import MicroBatch
 from gm_train.checkpoint import Checkpoint, latest_whole, prune, refuse_other_form
 from gm_train.claim import Claim
@@ -27,7 +26,6 @@ from gm_train.saving import About, save_checkpoint
 log = logging.getLogger(__name__)
 
 _BAD_WINDOW = 1000  # steps
-_LINE_EVERY_S = 15.0  # between two lines of progress where there is no terminal
 
 
 class Recorder(L.Callback):
@@ -75,8 +73,8 @@ class Recorder(L.Callback):
         rows = ranks.from_first(lambda: read_rows(directory / QUARANTINE))
         self._damaged = {(row["data_set"], row["shard"], row["chunk"]) for row in rows}
         self._save_seconds = 0.0
-        self._bar: tqdm[Any] | None = None
-        self._clock = self._last_line = time.perf_counter()
+        self._bar: Progress | None = None
+        self._clock = time.perf_counter()
         self._waited_s = 0.0
 
     # Lightning's hooks -----------------------------------------------------------------------------------------------
@@ -92,11 +90,15 @@ class Recorder(L.Callback):
             module.steps.load(self._start, module.model, module.optimizer)
         if self._ranks.is_first:
             total = module.config.trainer.max_steps
-            self._bar = tqdm(
-                total=total, initial=self.position.step, desc="training", unit="step", disable=None, dynamic_ncols=True
+            self._bar = Progress(
+                total=total,
+                initial=self.position.step,
+                desc="training",
+                unit=" steps",
+                at_once=True,
+                dynamic_ncols=True,
             )
         self._clock = time.perf_counter()
-        self._last_line = self._clock - _LINE_EVERY_S  # the first step tells at once that it goes
 
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: MicroBatch, batch_idx: int
@@ -209,9 +211,6 @@ class Recorder(L.Callback):
             text += f", last save {self._save_seconds:.2f} s"
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update()
-        if self._bar.disable and time.perf_counter() - self._last_line > _LINE_EVERY_S:
-            self._last_line = time.perf_counter()
-            print(f"step {self.position.step:,}/{self._bar.total:,}: {text}", file=sys.stderr, flush=True)
 
     def _validate(self, module: GeneMambaModule, trainer: L.Trainer) -> None:
         data: CellDataModule = trainer.datamodule  # type: ignore[attr-defined]

@@ -3,7 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
-from data_shards.atlas import AtlasOptions
+from data_shards.atlas_options import AtlasOptions
 from data_shards.medians import make_medians
 from data_shards.shards import make_store
 from data_shards.simulate import simulate

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_shards.atlas import AtlasOptions
+from data_shards.atlas_options import AtlasOptions
 from data_shards.errors import DataError
 from data_shards.filters import CellFilter
 from data_shards.manifest import TRAIN

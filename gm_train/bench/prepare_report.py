@@ -143,12 +143,25 @@ def both_passes(rows: list[Row]) -> str:
 
 
 def arithmetic(rows: list[Row]) -> str:
-    """What the largest atlas says of a corpus of 100 million cells on 32 nodes."""
-    size = max(row["cells"] for row in rows)
-    steps = {row["step"]: row for row in rows if row["cells"] == size}
+    """What the largest atlas, and how it differs from the smallest, say of 100 million cells on 32 nodes."""
+    by_size: dict[int, Row] = {}
+    for row in rows:
+        by_size.setdefault(row["cells"], {})[row["step"]] = row
+    least, size = min(by_size), max(by_size)
+    steps, fewest = by_size[size], by_size[least]
+    if least == size:
+        least, fewest = 0, {step: {"own_cpu_s": 0.0} for step in steps}
     medians, shards, loading = (steps[name] for name in ("medians", "shards", LOADING))
     workers = rows[0]["workers"]
     times = CORPUS / size * workers / (NODES * WORKERS_PER_NODE)
+
+    def of_all(step: str) -> str:
+        taken = f"{_hours(steps[step]['seconds'] * times)} of all workers"
+        if workers == 1:  # which is the process itself
+            return taken
+        alone = max(0.0, steps[step]["own_cpu_s"] - fewest[step]["own_cpu_s"]) * CORPUS / (size - least)
+        return f"{taken}, beside {_hours(alone)} of the process that they work for"
+
     tokens = shards["tokens"] / size
     needed = TOKENS_PER_GPU / tokens
     delivered = loading["cells_per_s"]
@@ -158,10 +171,11 @@ def arithmetic(rows: list[Row]) -> str:
             f"By arithmetic, {CORPUS:,} such cells on {NODES} nodes of {WORKERS_PER_NODE} workers, if each worker is "
             "as fast as here, the file system keeps up and everything scales:",
             "",
-            f"- medians: {_hours(medians['seconds'] * times)}; tokens: {_hours(shards['seconds'] * times)} "
-            f"(on one machine like this, {workers} workers: {_hours(medians['seconds'] * CORPUS / size)} and "
-            f"{_hours(shards['seconds'] * CORPUS / size)}). Writing digests and putting parts into shards is one "
-            "process's work, which more nodes do not speed up: take these for lower bounds.",
+            f"- medians: {of_all('medians')}.",
+            f"- tokens: {of_all('shards')}.",
+            "- One process's work (processor time; by what the largest atlas took beyond the smallest) is, above all, "
+            f"that of putting parts into shards, and more nodes do not change it. On one machine like this, {workers} "
+            f"workers: {_hours(medians['seconds'] * CORPUS / size)} and {_hours(shards['seconds'] * CORPUS / size)}.",
             f"- the store: {shards['bytes'] * CORPUS / size / 1e9:,.0f} GB.",
             f"- loading: a GPU that trains on {TOKENS_PER_GPU:,} tokens/s (a target, not a measurement) takes "
             f"{needed:,.0f} cells/s; one loader process delivered {delivered:,.0f}, {delivered / needed:,.0f} times as "

@@ -4,35 +4,24 @@ import datetime
 import json
 import platform
 import shlex
-import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
+from data_shards.progress import Progress
 from gm_train.bench.turns import Say
 from gm_train.provenance import git_revision, packages
-
-_LINE_EVERY_S = 15.0  # between two lines of progress where there is no terminal
 
 
 @contextmanager
 def progress() -> Iterator[Say]:
     """A line on what the benchmark is at, with the time so far; where there is no terminal, a line now and then."""
-    started = time.perf_counter()
-    with tqdm(total=0, bar_format="{desc}  [{elapsed}]", disable=None) as line:
-        last = -_LINE_EVERY_S
+    with Progress(bar_format="{desc}  [{elapsed}]", mininterval=0, miniters=1, at_once=True) as line:
 
         def say(text: str) -> None:
-            nonlocal last
-            line.set_description_str(text)
-            elapsed = time.perf_counter() - started
-            if line.disable and elapsed - last > _LINE_EVERY_S:
-                last = elapsed
-                print(f"{elapsed:.0f} s: {text}", file=sys.stderr, flush=True)
+            line.set_description_str(text, refresh=False)
+            line.update()
 
         yield say
 

@@ -6,7 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from data_shards.atlas import AtlasOptions
+from data_shards.atlas_options import AtlasOptions
 from gm_train.commands.data_options import (
     add_command,
     add_counts,
@@ -90,10 +90,10 @@ def _add_medians(commands: Any) -> None:
 
 
 def _medians(arguments: argparse.Namespace) -> int:
-    from data_shards.genes import GeneTable
-    from data_shards.medians import make_medians
-
     with engine(arguments) as chosen:
+        from data_shards.genes import GeneTable
+        from data_shards.medians import make_medians
+
         make_medians(
             arguments.files,
             arguments.out,
@@ -149,12 +149,12 @@ def _add_shards(commands: Any) -> None:
 
 
 def _shards(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    from data_shards.filters import CellFilter
-    from data_shards.shards import make_store
-
     if arguments.medians is None and not arguments.add:
         parser.error("a new store needs --medians")
     with engine(arguments) as chosen:
+        from data_shards.filters import CellFilter
+        from data_shards.shards import make_store
+
         make_store(
             arguments.files,
             arguments.medians,

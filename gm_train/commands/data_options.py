@@ -82,6 +82,10 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
 def engine(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """What `add_engine` chose, as the data code takes it, for the length of the work."""
     if arguments.slurm is None:
+        if arguments.workers > 1:
+            from data_shards.parallel import start_server
+
+            start_server()  # before this process imports the same
         yield {"workers": arguments.workers, "dask": arguments.dask}
         return
     from cluster.dask_slurm import workers_on_slurm

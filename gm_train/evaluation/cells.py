@@ -10,7 +10,6 @@ import numpy.typing as npt
 import pandas as pd
 import pyarrow.parquet
 import scipy.sparse
-from tqdm import tqdm
 
 from data_shards.arrays import open_array
 from data_shards.counts import CountFile, open_counts
@@ -21,6 +20,7 @@ from data_shards.manifest import TRAIN, VALIDATION, DatasetEntry, Manifest
 from data_shards.obs_file import SOURCE_ROW, read_column
 from data_shards.output import hash_path
 from data_shards.place import Place, open_file
+from data_shards.progress import Progress
 from data_shards.tokenizer import DRIFT_FACTOR, DRIFT_SHARE, DRIFT_VALUES, Tokenizer
 from gm_train.evaluation.probes import Labels
 from gm_train.evaluation.ragged import Ragged
@@ -95,7 +95,7 @@ def read_cells(
     where = {which: entry for which, entry in enumerate(manifest.datasets) if entry.name in counted}
     data_set, row, held_out = _choose(store, where, max_cells)
     parts = []
-    with tqdm(total=len(row), desc="reading cells", unit="cell", disable=None) as bar:
+    with Progress(total=len(row), desc="reading cells", unit=" cells") as bar:
         for which, entry in where.items():
             rows = row[data_set == which]
             source_row = _obs_column(store, entry, SOURCE_ROW).to_numpy()[rows]
@@ -173,7 +173,7 @@ def _choose(store: Place, where: dict[int, DatasetEntry], max_cells: int) -> tup
 
 
 def _read(
-    counts: CountFile, rows: I64, tokenizer: Tokenizer, min_mapped: float, bar: tqdm
+    counts: CountFile, rows: I64, tokenizer: Tokenizer, min_mapped: float, bar: Progress
 ) -> list[tuple[Ragged, Ragged, scipy.sparse.csr_matrix]]:
     """Plain tokens, dithered tokens and expression of rows of a file (ascending), by stretches of the file."""
     columns = tokenizer.bind(counts, min_mapped)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
+from data_shards.progress import Progress
 from data_shards.vocabulary import FIRST_GENE
 from gm_train.config import Config
 from gm_train.evaluation import table
@@ -62,7 +62,7 @@ class _Task:
     model: GeneMamba
     config: Config
     cells: Cells
-    bar: tqdm
+    bar: Progress
 
     @property
     def vocabulary_size(self) -> int:
@@ -97,7 +97,7 @@ def evaluate(model: GeneMamba, config: Config, cells: Cells, trained_on: str, ma
     order_control = {}
     # A mask seed scores five predictors; the model is embedded once, and a probe seed scores three kinds of features.
     steps = len(table.RANKS) * (5 * mask_seeds + (1 + 3 * PROBE_SEEDS) * probed)
-    with tqdm(total=steps, desc="evaluating", unit="score", disable=None) as bar:
+    with Progress(total=steps, desc="evaluating", unit=" scores") as bar:
         task = _Task(model, config, cells, bar)
         pca = principal_components(cells.expression, ~cells.held_out) if probed else None
         for ranks in table.RANKS:

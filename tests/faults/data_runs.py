@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,13 @@ _CONTEXT.set_forkserver_preload(["gm_train.cli", "gm_train.fit", "gm_train.zero"
 
 def _run(words: list[str], log: str, prepare: Callable[[], None] | None) -> None:
     with open(log, "a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        if prepare is not None:
-            prepare()
+        # Before it may become another user, who cannot read the packages; the server has them already, or another test
+        # was first to start it.
+        import_module("data_shards.shards")
         from gm_train.cli import main
 
+        if prepare is not None:
+            prepare()
         code = main(["data", *words])
         file.flush()
     os._exit(code)

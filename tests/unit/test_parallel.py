@@ -84,6 +84,60 @@ if __name__ == "__main__":
     assert done.stdout == "0 1 4 9 16 25 36 49\n"
 
 
+@pytest.mark.parametrize("start", ["fork server", "spawn"])
+@pytest.mark.parametrize("after_s", [0.0, 0.3, 1.0])
+def test_an_interrupt_of_the_group_is_one_of_this_process(after_s: float, start: str, tmp_path: Path) -> None:
+    """As of Ctrl-C, while the fork server imports or workers work: they say nothing of their own."""
+    program = """
+import time
+from data_shards.parallel import Workers
+with Workers(2) as pool:
+    print("begun", flush=True)
+    try:
+        list(pool.map_in_order(time.sleep, [0.1] * 200))
+    except KeyboardInterrupt:
+        print("interrupted", flush=True)
+"""
+    environment = dict(os.environ)
+    if start == "spawn":
+        # Too long a folder for a socket in it.
+        environment["TMPDIR"] = str(tmp_path / ("x" * 80))
+        os.mkdir(environment["TMPDIR"])
+    with subprocess.Popen(
+        [sys.executable, "-c", program],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env=environment,
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(after_s)
+        os.killpg(process.pid, signal.SIGINT)
+        out, errors = process.communicate(timeout=30)
+    assert out == "interrupted\n"
+    assert "Traceback" not in errors
+    assert process.returncode == 0
+
+
+def test_what_lies_in_the_current_folder_is_not_imported(tmp_path: Path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    for name in ("threading", "signal", "data_shards"):
+        (here / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\n")
+    script = tmp_path / "main.py"
+    script.write_text("""
+from data_shards.parallel import Workers
+if __name__ == "__main__":
+    with Workers(2) as pool:
+        print(*pool.map_in_order(abs, range(-3, 0)))
+""")
+    done = subprocess.run([sys.executable, script], cwd=here, capture_output=True, text=True)
+    assert done.stdout == "3 2 1\n", done.stderr
+    assert not (tmp_path / "imported").exists()
+
+
 def test_dask_workers_come_and_are_killed(monkeypatch: pytest.MonkeyPatch) -> None:
     """No worker yet is said, one that dies is made up for, a scheduler that is gone ends the work."""
     monkeypatch.setattr(parallel, "_ANSWER_S", 5)

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from data_shards import simulate as simulate_module
-from data_shards.atlas import AtlasOptions, draw_atlas, draw_cells
+from data_shards.atlas import draw_atlas, draw_cells
+from data_shards.atlas_options import AtlasOptions
 from data_shards.counts import open_counts
 from data_shards.draws import draw_genes, guide
 from data_shards.errors import DataError
@@ -180,7 +181,7 @@ def test_sorted_cells_of_a_type_stand_together(tmp_path: Path) -> None:
 _PEAK = """
 import sys
 from pathlib import Path
-from data_shards.atlas import AtlasOptions
+from data_shards.atlas_options import AtlasOptions
 from data_shards.simulate import simulate
 from gm_train.bench.footprint import Footprint
 simulate(Path(sys.argv[1]), AtlasOptions(cells=int(sys.argv[2]), genes=200, counts_per_cell=300.0))

@@ -92,7 +92,7 @@ def test_one_donor_cannot_be_held_out_as_a_whole(tmp_path: Path, monkeypatch: py
     path = write_counts(tmp_path / "a.h5ad", draw_counts(20, 10), obs={"donor_id": ["only"] * 20})
     make_medians([path], tmp_path / "m.zarr", say=quiet)
     with monkeypatch.context() as patched:
-        patched.setattr(shards, "rank_dataset", None)  # known before a cell is ranked
+        patched.setattr(shards, "rank_datasets", None)  # known before a cell is ranked
         with pytest.raises(DataError, match=r"1 known donors: .*--split-by cell"):
             build(tmp_path, [path], splits=SplitOptions(by="donor"))
     build(tmp_path, [path], splits=SplitOptions(by="donor", validation=0.0))

@@ -198,7 +198,7 @@ def test_files_that_cannot_be_used_are_found_before_the_first_is_ranked(
 ) -> None:
     make_medians(files, tmp_path / "m.zarr", say=quiet)
     foreign = write_counts(tmp_path / "foreign.h5ad", draw_counts(5, 2), ["x", "y"])
-    monkeypatch.setattr(shards, "rank_dataset", None)
+    monkeypatch.setattr(shards, "rank_datasets", None)
     with pytest.raises(DataError, match=r"foreign\.h5ad: none of its 2 genes"):
         build(tmp_path, [*files, foreign])
     with pytest.raises(DataError, match=r"two: no column 'donor_id' in obs"):

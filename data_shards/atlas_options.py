@@ -1,0 +1,48 @@
+"""What to simulate; importing it takes no time, as the command line has to."""
+
+from dataclasses import dataclass
+
+from data_shards.errors import DataError
+
+
+@dataclass(frozen=True)
+class AtlasOptions:
+    """What to simulate.
+
+    Attributes:
+        cells, genes, cell_types, programmes, donors, batches: how many.
+        genes_per_programme: size of each gene set.
+        programmes_per_type: programmes that a type uses.
+        counts_per_cell: median molecules of a cell before dropout.
+        dropout: probability that a gene with one molecule is lost; falls off exponentially with the count.
+        seed: of everything drawn.
+        sorted: cells of one type stand together, as in many files: the worst case for mixing.
+    """
+
+    cells: int = 2000
+    genes: int = 2000
+    cell_types: int = 8
+    programmes: int = 24
+    donors: int = 8
+    batches: int = 4
+    genes_per_programme: int = 30
+    programmes_per_type: int = 4
+    counts_per_cell: float = 2000.0
+    dropout: float = 0.1
+    seed: int = 0
+    sorted: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("cells", "genes", "cell_types", "programmes", "donors", "batches", "genes_per_programme"):
+            if getattr(self, name) < 1:
+                raise DataError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+        if self.genes_per_programme > self.genes:
+            raise DataError(f"--genes-per-programme {self.genes_per_programme} exceeds --genes {self.genes}")
+        if not 1 <= self.programmes_per_type <= self.programmes:
+            raise DataError(
+                f"--programmes-per-type {self.programmes_per_type}: must be 1 to --programmes {self.programmes}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise DataError(f"--dropout {self.dropout:g}: must be at least 0 and below 1")
+        if self.counts_per_cell < 1:
+            raise DataError(f"--counts-per-cell {self.counts_per_cell:g}: must be at least 1")
