@@ -46,9 +46,10 @@ def peak_mib(folder: Path, path: Path) -> float:
 
 
 def test_promise_09_memory_does_not_grow_with_the_cells(tmp_path: Path) -> None:
-    """Four times the cells, whose tokens and values alone are 78 MiB more."""
-    few, many = draw(tmp_path / "few.h5ad", CELLS), draw(tmp_path / "many.h5ad", 4 * CELLS)
+    """Twelve times the cells, whose tokens and values alone are 280 MiB more."""
+    few, many = draw(tmp_path / "few.h5ad", CELLS), draw(tmp_path / "many.h5ad", 12 * CELLS)
     make_medians([few], tmp_path / "m.zarr", say=quiet)
     # The first start compiles kernels where no cache has them.
     peaks = [peak_mib(tmp_path, path) for path in (few, many)]
-    assert peaks[1] < peaks[0] + 20, peaks
+    # What the allocator keeps of freed memory differs from run to run by tens of MiB, and then stays.
+    assert peaks[1] < peaks[0] + 140, peaks

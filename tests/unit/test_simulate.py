@@ -190,10 +190,10 @@ print(Footprint.own())
 
 
 def test_memory_does_not_grow_with_the_cells(tmp_path: Path) -> None:
-    """A list of the chunks of 80,000 cells would add 60 MB and more."""
+    """A list of the chunks of 240,000 cells would add 180 MB and more; what the allocator keeps, tens."""
     peaks = []
-    for cells in (20_000, 80_000):
+    for cells in (20_000, 240_000):
         command = [sys.executable, "-c", _PEAK, str(tmp_path / f"{cells}.h5ad"), str(cells)]
         done = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks.append(int(done.stdout))
-    assert peaks[1] - peaks[0] < 24 << 20
+    assert peaks[1] - peaks[0] < 80 << 20
