@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from data_shards.errors import DataError
+from data_shards.errors import OptionError
 
 
 @dataclass(frozen=True)
@@ -35,14 +35,14 @@ class AtlasOptions:
     def __post_init__(self) -> None:
         for name in ("cells", "genes", "cell_types", "programmes", "donors", "batches", "genes_per_programme"):
             if getattr(self, name) < 1:
-                raise DataError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
+                raise OptionError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
         if self.genes_per_programme > self.genes:
-            raise DataError(f"--genes-per-programme {self.genes_per_programme} exceeds --genes {self.genes}")
+            raise OptionError(f"--genes-per-programme {self.genes_per_programme} exceeds --genes {self.genes}")
         if not 1 <= self.programmes_per_type <= self.programmes:
-            raise DataError(
+            raise OptionError(
                 f"--programmes-per-type {self.programmes_per_type}: must be 1 to --programmes {self.programmes}"
             )
         if not 0 <= self.dropout < 1:
-            raise DataError(f"--dropout {self.dropout:g}: must be at least 0 and below 1")
+            raise OptionError(f"--dropout {self.dropout:g}: must be at least 0 and below 1")
         if self.counts_per_cell < 1:
-            raise DataError(f"--counts-per-cell {self.counts_per_cell:g}: must be at least 1")
+            raise OptionError(f"--counts-per-cell {self.counts_per_cell:g}: must be at least 1")

@@ -22,7 +22,7 @@ import zarr
 
 from data_shards.annotations import CellAnnotations, read_annotations
 from data_shards.by_cell import CellMajorCopy, copy_by_cell
-from data_shards.errors import DataError
+from data_shards.errors import DataError, OptionError
 from data_shards.inflating import SpanReader
 from data_shards.kernels import BAD, FRACTION, OUTSIDE, UNSORTED, ZERO, copy_entries, dense_entries
 from data_shards.readable import readable
@@ -51,11 +51,11 @@ class CountOptions:
 
     def __post_init__(self) -> None:
         if self.layer is not None and self.raw:
-            raise DataError("--layer and --raw name two different matrices: give one of them")
+            raise OptionError("--layer and --raw name two different matrices: give one of them")
         if self.counts_from not in (None, "log1p"):
-            raise DataError(f"--counts-from {self.counts_from!r} is not known: the one choice is 'log1p'")
+            raise OptionError(f"--counts-from {self.counts_from!r} is not known: the one choice is 'log1p'")
         if self.counts_from is not None and self.allow_non_integer:
-            raise DataError("--counts-from log1p gives whole counts: leave out --allow-non-integer")
+            raise OptionError("--counts-from log1p gives whole counts: leave out --allow-non-integer")
 
 
 @dataclass(frozen=True)
@@ -364,6 +364,8 @@ def _open_root(path: Path) -> Any:
             return zarr.open_group(path, mode="r")
         return h5py.File(path, "r")
     except Exception as error:
+        if path.is_dir():
+            raise DataError(f"{path}: is a folder, but no AnnData-Zarr: give .h5ad files, or such folders") from error
         # h5py names both a foreign and a truncated file with OSError; its text says which.
         raise DataError(
             f"{path}: not an AnnData file, or a truncated one ({error}): fetch or export it again"

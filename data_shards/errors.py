@@ -1,4 +1,4 @@
-"""The one exception for input that a person has to mend."""
+"""What is raised of input that a person has to mend."""
 
 
 class DataError(Exception):
@@ -7,3 +7,7 @@ class DataError(Exception):
     The message names the file, the value found there and what to do about it. The command line
     prints it without a traceback and leaves with exit code 1.
     """
+
+
+class OptionError(DataError):
+    """An option with a value that no input would go with; the command line leaves with exit code 2."""

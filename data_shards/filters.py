@@ -10,7 +10,7 @@ import pandas as pd
 import scipy.sparse as sp
 
 from data_shards.counts import CountFile
-from data_shards.errors import DataError
+from data_shards.errors import DataError, OptionError
 from data_shards.genes import GeneTable, ensembl_id
 from data_shards.kernels import cell_totals
 
@@ -34,6 +34,12 @@ class CellFilter:
     min_counts: float = 0.0
     max_mito: float | None = None
     where: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.min_genes < 0:
+            raise OptionError(f"--min-genes {self.min_genes}: must be at least 0")
+        if not self.min_counts >= 0:
+            raise OptionError(f"--min-counts {self.min_counts:g}: must be at least 0")
 
     def bind(self, counts: CountFile, table: GeneTable | None) -> "BoundFilter":
         """The filter for one file.

@@ -1,6 +1,6 @@
 """The genes of a vocabulary: all with a median, or those of a list, less those of another."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from data_shards.errors import DataError
@@ -33,22 +33,25 @@ def make_tokenizer(
     if not chosen:
         raise DataError("no gene has a median: the cells that the medians were made of have no counts")
     if genes_file is not None:
-        n_listed, wanted = _listed(genes_file, medians)
+        listed = _listed(genes_file, medians)
+        wanted = set().union(*listed.values())
         kept = {gene: i for gene, i in chosen.items() if gene in wanted}
-        dropped = n_listed - len(kept)
+        dropped = [name for name, ids in listed.items() if ids.isdisjoint(chosen)]
+        examples = f"{', '.join(dropped[:5])}{' …' if len(dropped) > 5 else ''}"
         say(
-            f"{genes_file.name}: {len(kept):,} of {n_listed:,} genes have a median"
-            + (f"; {dropped:,} dropped" if dropped else "")
+            f"{genes_file.name}: {len(listed) - len(dropped):,} of {len(listed):,} genes have a median"
+            + (f"; {len(dropped):,} dropped ({examples})" if dropped else "")
         )
         if not kept:
-            raise _none_known(genes_file, n_listed, medians)
+            raise _none_known(genes_file, listed, medians)
         chosen = kept
     if deny_file is not None:
-        n_listed, denied = _listed(deny_file, medians, all_of_ambiguous=True)
+        listed = _listed(deny_file, medians, all_of_ambiguous=True)
+        denied = set().union(*listed.values())
         if denied.isdisjoint(medians.genes):
-            raise _none_known(deny_file, n_listed, medians)
+            raise _none_known(deny_file, listed, medians)
         left = {gene: i for gene, i in chosen.items() if gene not in denied}
-        say(f"{deny_file.name}: {len(chosen) - len(left):,} of {n_listed:,} genes are left out of the vocabulary")
+        say(f"{deny_file.name}: {len(chosen) - len(left):,} of {len(listed):,} genes are left out of the vocabulary")
         if not left:
             raise DataError(f"{deny_file}: lists all {len(chosen):,} genes of the vocabulary: list fewer")
         chosen = left
@@ -56,26 +59,24 @@ def make_tokenizer(
     return Tokenizer(vocabulary, medians.medians[list(chosen.values())], top_k, dither, medians.gene_table)
 
 
-def _listed(path: Path, medians: Medians, all_of_ambiguous: bool = False) -> tuple[int, set[str]]:
-    """How many genes a file lists, and the ids of those that are known."""
+def _listed(path: Path, medians: Medians, all_of_ambiguous: bool = False) -> dict[str, set[str]]:
+    """The genes that a file lists, with the ids of each; none of those that are not known."""
     try:
         names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read ({error}): give a text file with one gene a line") from error
     table = medians.gene_table
-    ids = set()
+    listed: dict[str, set[str]] = {}
     for name in names:
         gene, how = map_gene(name, medians.kind, table)
-        if gene is not None:
-            ids.add(gene)
-        elif how == "ambiguous" and all_of_ambiguous and table is not None:
-            ids |= table.ids_of[name]
-    return len(names), ids
+        listed[name] = set() if gene is None else {gene}
+        if how == "ambiguous" and all_of_ambiguous and table is not None:
+            listed[name] |= table.ids_of[name]
+    return listed
 
 
-def _none_known(path: Path, n_listed: int, medians: Medians) -> DataError:
-    names = path.read_text().split()[:3]
+def _none_known(path: Path, listed: Collection[str], medians: Medians) -> DataError:
     return DataError(
-        f"{path}: none of its {n_listed:,} genes ({', '.join(names)} …) has a median: "
+        f"{path}: none of its {len(listed):,} genes ({', '.join(list(listed)[:3])} …) has a median: "
         f"the medians are of {medians.kind} ids such as {', '.join(medians.genes[:3])}"
     )

@@ -26,7 +26,7 @@ from data_shards.progress import Progress
 from data_shards.ranked import RankedDataset, finish_once
 from data_shards.ranked_corpus import LENGTH, TOKENS, Cells, RankedCorpus
 from data_shards.sources import read_fingerprints
-from data_shards.splits import Earlier, SplitOptions, donor_codes, earlier_splits, refuse_few_donors
+from data_shards.splits import Earlier, SplitOptions, donor_codes, earlier_splits, refuse_too_few
 from data_shards.store import DatasetWriter
 from data_shards.token_map import NOT_KNOWN, Mapped, TokenMap
 from data_shards.tokenizer import Tokenizer
@@ -90,9 +90,10 @@ def import_corpus(
         say(f"{name}: column {donor_key!r} is kept too: cells are split by it")
     say(f"{name}: {corpus.n_cells:,} cells in {len(corpus.files):,} files; {report}")
     earlier = Earlier() if plan.store is None else earlier_splits(out, plan.store, say)
+    donors: set[str] = set()
     if splits.by == "donor" and donor_key is not None:
-        donors = {donor for column in corpus.column(donor_key) for donor in donor_codes(column)[1]}
-        refuse_few_donors(donors - {""}, splits, earlier)
+        donors = {donor for column in corpus.column(donor_key) for donor in donor_codes(column)[1]} - {""}
+    refuse_too_few(1, donors, splits, earlier)
     source = _Source(
         name,
         corpus,

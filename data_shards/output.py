@@ -6,7 +6,7 @@ import os
 import shutil
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from data_shards.errors import DataError
@@ -133,4 +133,5 @@ def whole_file(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error})") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # of a file system that is read-only
+            temporary.unlink(missing_ok=True)

@@ -26,6 +26,8 @@ Call = tuple[Callable[[Any], Any], Any]
 #: Calls of a step each, which is taken when all of the last one's are done.
 Steps = Iterator[Sequence[Call]]
 _ANSWER_S = 30
+#: Seconds for which nothing is said while workers end.
+_PATIENCE_S = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 #: What tasks need, and what they need imports.
 _TASKS = ["data_shards.medians", "data_shards.parts"]
@@ -52,6 +54,7 @@ class Workers:
         self._client: Any = None
         self._address = dask
         self._waits = False
+        self._interrupts = _Interrupts()
         if dask is not None:
             self._client = _connect(dask)
         elif count > 1:
@@ -123,30 +126,37 @@ class Workers:
         if self._pool is None and self._client is None:
             while (call := take()) is not None:
                 function, task = call
-                yield function(task)
+                result = function(task)
+                self._interrupts.check()
+                yield result
             return
         pending: deque[Any] = deque()
         try:
             while True:
                 while len(pending) < 2 * self.at_once and (call := take()) is not None:
-                    pending.append(self._submit(*call))
+                    # It may start a process, which waits for what this one still has to send.
+                    with _interrupts_held():
+                        pending.append(self._submit(*call))
                 if not pending:
                     return
-                yield self._result(pending.popleft())
+                result = self._result(pending.popleft())
+                self._interrupts.check()
+                yield result
         finally:
             for future in pending:
                 future.cancel()
             # What runs already cannot be stopped; of a Dask cluster it may be anywhere.
-            wait([future for future in pending if isinstance(future, Future)])
+            running = [future for future in pending if isinstance(future, Future)]
+            if wait(running, _PATIENCE_S).not_done:
+                self._say("stopping: waiting for workers to end what they are at")
+                wait(running)
 
     def _submit(self, function: Callable[[Task], Result], task: Task) -> Any:
         if self._client is not None:
             return self._client.submit(function, task, pure=False)
         assert self._pool is not None
         try:
-            # It may start a process, which waits for what this one still has to send.
-            with _interrupts_held():
-                return self._pool.submit(function, task)
+            return self._pool.submit(function, task)
         except BrokenProcessPool as error:
             raise _killed() from error
 
@@ -177,13 +187,51 @@ class Workers:
         return DataError(f"{self._address}: the Dask scheduler is gone: start it again, and then the same command")
 
     def __enter__(self) -> "Workers":
+        self._interrupts.watch()
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        if self._pool is not None:
-            self._pool.shutdown(cancel_futures=True)
-        if self._client is not None:
-            self._client.close()
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        try:
+            if self._pool is not None:
+                self._pool.shutdown(cancel_futures=True)
+            if self._client is not None:
+                self._client.close()
+        finally:
+            self._interrupts.leave(error)
+
+
+class _Interrupts:
+    """Ctrl-C that ends what it was to end, also where a library swallows it or takes it for an error of its own.
+
+    Python drops what is raised in callbacks and finalizers, and compiled code may make a SystemError of it.
+    """
+
+    def __init__(self) -> None:
+        self._came = False
+        self._watches = False
+
+    def watch(self) -> None:
+        """Note interrupts from here on, where they would raise KeyboardInterrupt."""
+        if threading.current_thread() is threading.main_thread():
+            self._watches = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+            if self._watches:
+                signal.signal(signal.SIGINT, self._note)
+
+    def _note(self, number: int, frame: object) -> None:
+        self._came = True
+        raise KeyboardInterrupt
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt if there was one."""
+        if self._came:
+            raise KeyboardInterrupt
+
+    def leave(self, error: BaseException | None) -> None:
+        """Note no more; raise KeyboardInterrupt if there was one and `error`, if any, is another."""
+        if self._watches:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if not isinstance(error, KeyboardInterrupt):
+            self.check()
 
 
 @dataclass(eq=False)
@@ -230,11 +278,19 @@ def _interrupts_held() -> Iterator[None]:
 
     It reaches the whole group, and is for this process alone, which lets workers finish what they are at.
     """
+    came = []
+    # The mask alone, which new processes have from this thread, would leave it to another thread to take the signal.
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, lambda *_: came.append(True)) if is_main else None
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if is_main:
+            signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def start_server() -> str:

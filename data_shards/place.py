@@ -148,7 +148,7 @@ def place_of(store: str | Path | Url) -> Place:
 def kvstore(folder: Place) -> Any:
     """What TensorStore opens a folder by: a spec, or a URL."""
     if isinstance(folder, Path):
-        return {"driver": "file", "path": f"{folder}/"}
+        return {"driver": "file", "path": f"{folder.resolve()}/"}  # it refuses `..`
     return f"{folder}/"
 
 

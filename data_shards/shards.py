@@ -17,7 +17,7 @@ from data_shards.output import refuse_existing
 from data_shards.parallel import Workers
 from data_shards.ranked import RankedDataset, Ranking, rank_datasets
 from data_shards.sources import SourceOptions, bind_source, read_fingerprints, refuse_changed
-from data_shards.splits import Earlier, SplitOptions, earlier_splits, refuse_few_donors
+from data_shards.splits import Earlier, SplitOptions, earlier_splits, refuse_too_few
 from data_shards.store_plan import StoreOptions, plan_more, plan_new
 
 Say = Callable[[str], None]
@@ -87,7 +87,8 @@ def make_store(
         for line in lines:
             say(line)
     earlier = Earlier() if plan.store is None else earlier_splits(out, plan.store, say)
-    refuse_few_donors(frozenset().union(*(source.donors for source in sources)), splits, earlier)
+    donors = frozenset[str]().union(*(source.donors for source in sources))
+    refuse_too_few(len(sources), donors, splits, earlier)
     with Workers(workers, dask, say) as pool:
         files = read_fingerprints(paths, pool)
         for file, state in zip(files, states, strict=True):

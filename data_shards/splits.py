@@ -15,7 +15,7 @@ import pandas as pd
 import pyarrow.parquet as pq
 
 from data_shards.arrays import open_array
-from data_shards.errors import DataError
+from data_shards.errors import DataError, OptionError
 from data_shards.hashing import fold, hash_string, mix64, uniform
 from data_shards.manifest import TEST, TRAIN, VALIDATION, Manifest
 from data_shards.obs_file import SOURCE_ROW, canonical_names, read_column
@@ -45,12 +45,17 @@ class SplitOptions:
 
     def __post_init__(self) -> None:
         if self.by not in WAYS:
-            raise DataError(f"--split-by {self.by!r}: expected one of {', '.join(WAYS)}")
+            raise OptionError(f"--split-by {self.by!r}: expected one of {', '.join(WAYS)}")
         if self.validation < 0 or self.test < 0 or self.validation + self.test >= 1:
-            raise DataError(
+            raise OptionError(
                 f"--validation {self.validation:g} and --test {self.test:g} leave no cells to train on: "
                 "both are shares, and their sum is below 1"
             )
+
+    @property
+    def held_out(self) -> tuple[str, ...]:
+        """The names of the splits that some cells are held out for."""
+        return tuple(name for name, share in (("validation", self.validation), ("test", self.test)) if share > 0)
 
     def record(self) -> dict[str, Any]:
         """As JSON."""
@@ -232,25 +237,37 @@ def draw_splits(
         # What is added may have one donor, or be one data set.
         if options.by in ("donor", "dataset") and share > 0 and not held_out[where] and not earlier.cells:
             if options.by == "donor":
-                raise too_few_donors(len({donor for cells in donors for donor in cells if donor}))
-            raise DataError(
-                f"{len(datasets):,} data sets: too few to hold any out as a whole: use --split-by donor, or none to "
-                "hold nothing out"
-            )
+                raise _too_few(
+                    f"{len({donor for cells in donors for donor in cells if donor}):,} known donors", options
+                )
+            raise _too_few(f"{len(datasets):,} data sets", options)
     return drawn
 
 
-def refuse_few_donors(known: Collection[str], options: SplitOptions, earlier: Earlier) -> None:
-    """Raise DataError where whole donors are asked for, and these, known before the cells are ranked, are too few."""
-    held_out = options.validation + options.test > 0
-    if options.by == "donor" and held_out and len(known) < 2 and not earlier.donors.keys() & set(known):
-        raise too_few_donors(len(known))
+def refuse_too_few(n_datasets: int, known: Collection[str], options: SplitOptions, earlier: Earlier) -> None:
+    """Raise DataError where whole donors or data sets are asked for, and there are too few: before cells are ranked.
+
+    Args:
+        n_datasets: data sets that are made.
+        known: their donors, where whole donors are asked for.
+        options: how to split.
+        earlier: what the store has already, if they are added to one.
+    """
+    n_held_out = len(options.held_out)
+    if options.by == "dataset" and 0 < n_held_out >= n_datasets and not earlier.cells:
+        raise _too_few(f"{n_datasets:,} data sets", options)
+    # What is added to a store is not refused for having too few donors for each of the splits.
+    least = 2 if earlier.cells else n_held_out + 1
+    if options.by == "donor" and n_held_out and len(known) < least and not earlier.donors.keys() & set(known):
+        raise _too_few(f"{len(known):,} known donors", options)
 
 
-def too_few_donors(known: int) -> DataError:
-    """That whole donors were asked for where there are none to hold out."""
+def _too_few(what: str, options: SplitOptions) -> DataError:
+    """That whole ones were asked for where there are none to hold out."""
+    other = {"donor": "cell", "dataset": "donor"}[options.by]
     return DataError(
-        f"{known:,} known donors: too few to hold any out as a whole: use --split-by cell, or none to hold nothing out"
+        f"{what}: too few to train on some and hold out others for {' and '.join(options.held_out)}: give more, "
+        f"ask for fewer of --validation and --test, use --split-by {other}, or none to hold nothing out"
     )
 
 

@@ -21,7 +21,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 
 from data_shards.errors import DataError
 from data_shards.output import hash_path
-from data_shards.place import first_line
+from data_shards.place import first_line, kvstore
 
 #: Type, elements of an inner chunk and of a shard. A block begins anywhere in a chunk: with chunks of its own size,
 #: twice what it needs would be decoded.
@@ -79,7 +79,7 @@ class ArrayWriter:
             )
             spec = {
                 "driver": "zarr3",
-                "kvstore": {"driver": "file", "path": f"{self._path}/"},
+                "kvstore": kvstore(self._path),
                 # A chunk that is not there is an error to the reader: chunks of zeros are written too.
                 "store_data_equal_to_fill_value": True,
                 # Whoever makes the store whole flushes its files.

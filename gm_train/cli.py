@@ -1,6 +1,7 @@
 """The command line: `gm-train <command>`."""
 
 import argparse
+import importlib.metadata
 import logging
 import os
 import select
@@ -8,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from data_shards.errors import DataError
+from data_shards.errors import DataError, OptionError
 from gm_train.commands import bench, ckpt, data, doctor, eval, fit, launch
 from gm_train.local_ranks import OtherRankFailed, is_first
 
@@ -19,6 +20,8 @@ def build_parser() -> argparse.ArgumentParser:
         prog="gm-train",
         description="Pretrain GeneMamba on ranked genes: from counts to a trained, checked model.",
     )
+    version = f"gm-train {importlib.metadata.version('gm-train')}"
+    parser.add_argument("--version", action="version", version=version)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     data.add_parser(subparsers)
@@ -34,6 +37,14 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0 (done), 1 (failed), 2 (wrong usage) or 85 (`fit` was told to leave, and saved)."""
     arguments = build_parser().parse_args(argv)
+    try:
+        return _run(arguments)
+    except KeyboardInterrupt:
+        print("gm-train: interrupted", file=sys.stderr)
+        return 1
+
+
+def _run(arguments: argparse.Namespace) -> int:
     # Of what all ranks would say, rank 0 says it.
     level = logging.INFO if is_first() else logging.ERROR
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
@@ -49,10 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         return _fail(error, arguments.debug, 2)
     except DataError as error:
-        return _fail(error, arguments.debug, 1)
-    except KeyboardInterrupt:
-        print("gm-train: interrupted", file=sys.stderr)
-        return 1
+        return _fail(error, arguments.debug, 2 if isinstance(error, OptionError) else 1)
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _is_unread():
             return 1

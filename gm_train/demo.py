@@ -104,7 +104,8 @@ def demo(data: Path | None, fresh: bool) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     if store.exists():
         if Manifest.load(store).datasets[0].source_hash != hash_path(cells):
-            raise DataError(f"{store} holds other cells than {cells}: `make demo FRESH=1` starts over with these")
+            again = f"make demo FRESH=1 DATA={data}" if data else "make demo FRESH=1"
+            raise DataError(f"{store} holds other cells than {cells}: `{again}` starts over with these")
         print(f"the store {store} is there already")
     else:
         _make_store(cells, [] if data else ["--raw", "--counts-from", "log1p"], store, config.data.row_length, split_by)

@@ -13,6 +13,7 @@ import tensorstore as ts
 from data_shards.counts import open_counts
 from data_shards.errors import DataError
 from data_shards.manifest import Manifest
+from data_shards.place import kvstore
 from data_shards.pool import Plan, choose_pool_blocks
 from data_shards.reader import StoreReader
 from data_shards.stream import Lanes
@@ -108,7 +109,7 @@ def chunk_batches(cells: Cells) -> Iterator[Batch]:
     chunks = []
     for number, entry in enumerate(manifest.datasets):
         path = cells.store / entry.name / "tokens"
-        spec = {"driver": "zarr3", "kvstore": {"driver": "file", "path": f"{path}/"}}
+        spec = {"driver": "zarr3", "kvstore": kvstore(path)}
         array: Any = ts.open(spec, read=True, open=True).result()
         size = int(array.chunk_layout.read_chunk.shape[0])
         chunks += [(number, start, min(start + size, entry.n_tokens)) for start in range(0, entry.n_tokens, size)]

@@ -235,15 +235,18 @@ def _add_inspect(commands: Any) -> None:
 
 
 def _inspect(arguments: argparse.Namespace) -> int:
-    from data_shards.errors import DataError
+    from data_shards.errors import DataError, OptionError
     from data_shards.inspect import Summary
 
+    if arguments.plot is not None and arguments.plot.suffix.lower() != ".png":
+        raise OptionError(f"--plot {arguments.plot}: a PNG is drawn: name it {arguments.plot.with_suffix('.png').name}")
     summary = Summary.read(arguments.store)
     print("\n".join(summary.describe()))
     if arguments.plot is not None:
         from gm_train.store_picture import draw_store
 
         try:
+            arguments.plot.parent.mkdir(parents=True, exist_ok=True)
             draw_store(summary, arguments.plot)
         except OSError as error:
             raise DataError(f"{arguments.plot}: cannot be written ({error}): choose another --plot") from error

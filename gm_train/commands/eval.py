@@ -38,7 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     # Late: importing torch takes seconds, `--help` should not.
     import torch
 
-    from data_shards.errors import DataError
+    from data_shards.errors import DataError, OptionError
     from data_shards.manifest import Manifest
     from data_shards.place import place_of
     from gm_train.checkpoint import load_model, open_checkpoint
@@ -49,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     for name in ("max_cells", "mask_seeds"):
         if getattr(arguments, name) < 1:
-            raise DataError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
+            raise OptionError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
     if not arguments.checkpoint.is_dir():
         raise DataError(f"{arguments.checkpoint}: there is no such checkpoint or run directory")
     given = arguments.checkpoint.resolve()

@@ -84,7 +84,7 @@ def test_demo_on_other_cells_asks_before_it_throws_away(folder: Path, tmp_path: 
         assert demo(folder).returncode == 0
     before = steps(folder)
     refused = demo(folder, "--data", str(mine))
-    assert (refused.returncode, "FRESH=1" in refused.stderr) == (1, True)
+    assert (refused.returncode, f"`make demo FRESH=1 DATA={mine}` starts over" in refused.stderr) == (1, True)
     missing = demo(folder, "--data", str(tmp_path / "typo.h5ad"), "--fresh")
     assert missing.returncode == 1
     assert "typo.h5ad" in missing.stderr

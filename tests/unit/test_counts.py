@@ -142,7 +142,7 @@ def test_not_anndata_is_refused(tmp_path: Path) -> None:
         open_counts(tmp_path / "c.h5ad")
     folder = tmp_path / "d.zarr"
     folder.mkdir()
-    with pytest.raises(DataError, match=r"d\.zarr: not an AnnData file"):
+    with pytest.raises(DataError, match=r"d\.zarr: is a folder, but no AnnData-Zarr: give .h5ad files"):
         open_counts(folder)
 
 

@@ -1,5 +1,6 @@
 """`gm-train data`: the commands end to end, their exit codes and messages."""
 
+import importlib.metadata
 import importlib.util
 import os
 import subprocess
@@ -11,6 +12,7 @@ import scipy.sparse as sp
 
 from data_shards.manifest import Manifest
 from data_shards.medians_file import Medians
+from data_shards.reader import StoreReader
 from gm_train.cli import main
 from tests.conftest import Atlas
 from tests.unit.count_files import draw_counts, write_counts
@@ -68,7 +70,7 @@ def test_errors_leave_with_1_and_one_line(tmp_path: Path, capsys: pytest.Capture
     assert run("medians", path, "--out", tmp_path / "m.zarr", "--allow-non-integer") == 1
     assert "m.zarr: exists already" in capsys.readouterr().err
     both = ["--counts-from", "log1p", "--allow-non-integer"]
-    assert run("medians", path, "--out", tmp_path / "n.zarr", *both) == 1
+    assert run("medians", path, "--out", tmp_path / "n.zarr", *both) == 2
     assert "leave out --allow-non-integer" in capsys.readouterr().err
     assert run("simulate", "--out", tmp_path / "atlas.h5", "--cells", 10) == 1
     assert "name it atlas.h5ad" in capsys.readouterr().err
@@ -96,6 +98,59 @@ def test_wrong_usage_leaves_with_2(words: tuple[str, ...]) -> None:
     with pytest.raises(SystemExit) as stopped:
         run(*words)
     assert stopped.value.code == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("simulate", "--out", "a.h5ad", "--cells", "0"), "--cells 0: must be at least 1"),
+        (("simulate", "--out", "a.h5ad", "--compression", "zip"), "--compression 'zip': must be one of"),
+        (
+            ("shards", "a.h5ad", "--medians", "m.zarr", "--out", "s.zarr", "--validation", "1"),
+            "leave no cells to train",
+        ),
+        (
+            ("shards", "a.h5ad", "--medians", "m.zarr", "--out", "s.zarr", "--min-genes", "-4"),
+            "--min-genes -4: must be",
+        ),
+        (
+            ("shards", "a.h5ad", "--medians", "m.zarr", "--out", "s.zarr", "--min-counts", "nan"),
+            "--min-counts nan: must",
+        ),
+        (("inspect", "s.zarr", "--plot", "s.pdf"), "--plot s.pdf: a PNG is drawn: name it s.png"),
+    ],
+)
+def test_impossible_options_leave_with_2(
+    words: tuple[str, ...], message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(*words) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+    assert capsys.readouterr().out == f"gm-train {importlib.metadata.version('gm-train')}\n"
+
+
+def test_paths_lead_through_the_folder_above(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """TensorStore refuses them as they are; a link is followed before the folder above is taken."""
+    here, far = tmp_path / "here", tmp_path / "disk" / "far"
+    for folder in (here, far):
+        folder.mkdir(parents=True)
+    (here / "link").symlink_to(far)
+    write_counts(tmp_path / "a.h5ad", draw_counts(20, 10))
+    monkeypatch.chdir(here)
+    assert run("medians", "../a.h5ad", "--out", "../m.zarr") == 0
+    assert run("shards", "../a.h5ad", "--medians", "../m.zarr", "--out", "link/../s.zarr") == 0
+    assert (tmp_path / "disk/s.zarr").is_dir()
+    assert run("verify", "../disk/s.zarr") == 0
+    assert run("inspect", here / "../disk/s.zarr", "--plot", "new/s.png") == 0
+    assert (here / "new/s.png").stat().st_size > 10_000
+    assert len(StoreReader("link/../s.zarr").read(range(20))) == 20
 
 
 @pytest.mark.parametrize("command", ["simulate", "medians", "shards", "inspect", "verify"])

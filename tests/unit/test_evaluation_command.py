@@ -66,7 +66,7 @@ def test_wrong_words_are_refused_with_one_message(
 ) -> None:
     assert evaluate(trained / "nowhere", atlas) == 1
     assert evaluate(trained, atlas, "--label", "nothing") == 1
-    assert evaluate(trained, atlas, "--mask-seeds", "0") == 1
+    assert evaluate(trained, atlas, "--mask-seeds", "0") == 2
     said = capsys.readouterr().err
     assert "--label can be one of" in said
     assert "--mask-seeds 0" in said

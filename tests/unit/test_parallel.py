@@ -4,7 +4,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -91,12 +93,12 @@ def test_an_interrupt_of_the_group_is_one_of_this_process(after_s: float, start:
     program = """
 import time
 from data_shards.parallel import Workers
-with Workers(2) as pool:
-    print("begun", flush=True)
-    try:
+try:
+    with Workers(2) as pool:
+        print("begun", flush=True)
         list(pool.map_in_order(time.sleep, [0.1] * 200))
-    except KeyboardInterrupt:
-        print("interrupted", flush=True)
+except KeyboardInterrupt:
+    print("interrupted", flush=True)
 """
     environment = dict(os.environ)
     if start == "spawn":
@@ -119,6 +121,74 @@ with Workers(2) as pool:
     assert out == "interrupted\n"
     assert "Traceback" not in errors
     assert process.returncode == 0
+
+
+class Careless:
+    """Has a finalizer, in which Python drops what is raised."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def drop_an_interrupt(x: int) -> int:
+    if x == 3:
+        Careless()
+    return x
+
+
+def mistake_an_interrupt(x: int) -> int:
+    try:
+        signal.raise_signal(signal.SIGINT)
+    except KeyboardInterrupt as error:
+        raise SystemError("a result with an exception set") from error
+    return x
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.parametrize("task", [drop_an_interrupt, mistake_an_interrupt])
+def test_an_interrupt_that_a_library_swallows_or_mistakes_is_one(task: Callable[[int], int]) -> None:
+    done = []
+    with pytest.raises(KeyboardInterrupt), Workers() as workers:
+        done.extend(workers.map_in_order(task, range(100)))
+    assert len(done) < 4
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_is_swallowed_beside_workers_is_one() -> None:
+    done = []
+
+    def go_on() -> None:
+        with Workers(2) as workers:
+            for x in workers.map_in_order(square, range(100)):
+                done.append(drop_an_interrupt(int(x == 9) * 3))
+
+    with pytest.raises(KeyboardInterrupt):
+        go_on()
+    assert len(done) == 4
+
+
+def test_an_interrupt_waits_while_a_process_starts() -> None:
+    """Whichever thread the system gives it to: the mask of this one alone would not hold it."""
+    steps = []
+
+    def go_on() -> None:
+        with parallel._interrupts_held():
+            other = threading.Thread(target=send)
+            other.start()
+            other.join()
+            time.sleep(0.05)
+            steps.append("held")
+        steps.append("never")
+
+    def send() -> None:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a new thread has the mask of its parent
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        go_on()
+    assert steps == ["held"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_what_lies_in_the_current_folder_is_not_imported(tmp_path: Path) -> None:

@@ -124,6 +124,13 @@ def test_a_disk_that_fills_up_is_told(tmp_path: Path) -> None:
             assert h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_FILE | h5py.h5f.OBJ_DATASET) == was_open
 
 
+def test_a_place_that_is_read_only_is_told(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", 80) as disk:
+        resize(disk, 0)
+        with pytest.raises(DataError, match=r"b\.\w+: cannot be written .*Read-only file system"):
+            simulate(disk / "b.h5ad", OPTIONS)
+
+
 @pytest.mark.parametrize(
     ("options", "chunk", "expected"),
     [

@@ -171,8 +171,14 @@ def test_whole_data_sets_are_held_out(tmp_path: Path) -> None:
     # A data set goes where its name says, whatever files stand beside it on the command line.
     again = build(tmp_path, files[::-1], "2.zarr", splits=SplitOptions(by="dataset", validation=0.3, test=0.2))
     assert held == {entry.name: (entry.n_train, entry.n_validation, entry.n_test) for entry in again.datasets}
-    with pytest.raises(DataError, match=r"1 data sets: too few to hold any out as a whole"):
+    with pytest.raises(DataError, match=r"1 data sets: too few to train on some and hold out others for validation: "):
         build(tmp_path, files[:1], "3.zarr", splits=SplitOptions(by="dataset"))
+    lines: list[str] = []
+    with pytest.raises(DataError, match=r"2 data sets: too few .* for validation and test: give more"):
+        build(tmp_path, files[:2], "3.zarr", splits=SplitOptions(by="dataset", test=0.2), say=lines.append)
+    assert not any("cells kept" in line for line in lines)  # before any is ranked
+    two = build(tmp_path, files[:2], "3.zarr", splits=SplitOptions(by="dataset"))
+    assert sorted(entry.n_validation for entry in two.datasets) == [0, 20]
 
 
 def test_a_data_set_of_one_donor_follows_the_one_that_shares_it(tmp_path: Path) -> None:

@@ -138,7 +138,7 @@ def test_filters_and_empty_cells(tmp_path: Path) -> None:
     assert (entry.n_cells, entry.empty_cells, entry.filtered_cells, entry.source_cells) == (4, 2, 0, 6)
     assert pd.read_parquet(tmp_path / "s.zarr/a/obs.parquet")["source_row"].tolist() == [0, 3, 4, 5]
     assert np.diff(read(tmp_path / "s.zarr", "a/indptr")).tolist() == [3, 1, 2, 3]
-    assert any("3 of 4 genes have a median; 1 dropped" in line for line in lines)
+    assert any("3 of 4 genes have a median; 1 dropped (nobody)" in line for line in lines)
     assert any("2 without a token left out" in line for line in lines)
     manifest = build(tmp_path, [path], "f.zarr", cells=CellFilter(min_genes=2, min_counts=3))
     assert pd.read_parquet(tmp_path / "f.zarr/a/obs.parquet")["source_row"].tolist() == [0, 5]
