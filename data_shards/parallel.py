@@ -4,19 +4,19 @@ import asyncio
 import ctypes
 import logging
 import os
-import signal
 import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future, ProcessPoolExecutor, ThreadPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass
 from importlib import import_module
 from multiprocessing import forkserver, get_context, parent_process, resource_tracker
 from typing import Any, TypeVar
 
+from data_shards import interrupts
 from data_shards.errors import DataError
 
 Task = TypeVar("Task")
@@ -54,7 +54,7 @@ class Workers:
         self._client: Any = None
         self._address = dask
         self._waits = False
-        self._interrupts = _Interrupts()
+        self._watch = ExitStack()
         if dask is not None:
             self._client = _connect(dask)
         elif count > 1:
@@ -127,7 +127,7 @@ class Workers:
             while (call := take()) is not None:
                 function, task = call
                 result = function(task)
-                self._interrupts.check()
+                interrupts.check()
                 yield result
             return
         pending: deque[Any] = deque()
@@ -135,12 +135,12 @@ class Workers:
             while True:
                 while len(pending) < 2 * self.at_once and (call := take()) is not None:
                     # It may start a process, which waits for what this one still has to send.
-                    with _interrupts_held():
+                    with interrupts.held():
                         pending.append(self._submit(*call))
                 if not pending:
                     return
                 result = self._result(pending.popleft())
-                self._interrupts.check()
+                interrupts.check()
                 yield result
         finally:
             for future in pending:
@@ -187,51 +187,18 @@ class Workers:
         return DataError(f"{self._address}: the Dask scheduler is gone: start it again, and then the same command")
 
     def __enter__(self) -> "Workers":
-        self._interrupts.watch()
+        self._watch.enter_context(interrupts.noted())
+        self._watch.callback(self._close)
         return self
 
-    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
-        try:
-            if self._pool is not None:
-                self._pool.shutdown(cancel_futures=True)
-            if self._client is not None:
-                self._client.close()
-        finally:
-            self._interrupts.leave(error)
+    def __exit__(self, *exception: Any) -> None:
+        self._watch.__exit__(*exception)
 
-
-class _Interrupts:
-    """Ctrl-C that ends what it was to end, also where a library swallows it or takes it for an error of its own.
-
-    Python drops what is raised in callbacks and finalizers, and compiled code may make a SystemError of it.
-    """
-
-    def __init__(self) -> None:
-        self._came = False
-        self._watches = False
-
-    def watch(self) -> None:
-        """Note interrupts from here on, where they would raise KeyboardInterrupt."""
-        if threading.current_thread() is threading.main_thread():
-            self._watches = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-            if self._watches:
-                signal.signal(signal.SIGINT, self._note)
-
-    def _note(self, number: int, frame: object) -> None:
-        self._came = True
-        raise KeyboardInterrupt
-
-    def check(self) -> None:
-        """Raise KeyboardInterrupt if there was one."""
-        if self._came:
-            raise KeyboardInterrupt
-
-    def leave(self, error: BaseException | None) -> None:
-        """Note no more; raise KeyboardInterrupt if there was one and `error`, if any, is another."""
-        if self._watches:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-        if not isinstance(error, KeyboardInterrupt):
-            self.check()
+    def _close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+        if self._client is not None:
+            self._client.close()
 
 
 @dataclass(eq=False)
@@ -272,27 +239,6 @@ def _connect(address: str) -> Any:
         ) from error
 
 
-@contextmanager
-def _interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits for the end of it, and never comes to the processes started meanwhile.
-
-    It reaches the whole group, and is for this process alone, which lets workers finish what they are at.
-    """
-    came = []
-    # The mask alone, which new processes have from this thread, would leave it to another thread to take the signal.
-    is_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, lambda *_: came.append(True)) if is_main else None
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if is_main:
-            signal.signal(signal.SIGINT, before)
-        if came:
-            signal.raise_signal(signal.SIGINT)
-
-
 def start_server() -> str:
     """Let what workers need be imported, beside what this process does, and say how they are started.
 
@@ -305,7 +251,7 @@ def start_server() -> str:
     try:
         resource_tracker.ensure_running()  # workers need it, however started, and as it starts it lets interrupts in
         if not is_long:
-            with _interrupts_held():
+            with interrupts.held():
                 forkserver.ensure_running()
     finally:
         if before is None:

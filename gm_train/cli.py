@@ -8,7 +8,9 @@ import select
 import sys
 import traceback
 from collections.abc import Sequence
+from contextlib import nullcontext
 
+from data_shards import interrupts
 from data_shards.errors import DataError, OptionError
 from gm_train.commands import bench, ckpt, data, doctor, eval, fit, launch
 from gm_train.local_ranks import OtherRankFailed, is_first
@@ -54,7 +56,9 @@ def _run(arguments: argparse.Namespace) -> int:
     from gm_train.settings import ConfigError
 
     try:
-        code: int = arguments.run(arguments)
+        # Training has its own way to end.
+        with interrupts.noted() if arguments.command == "data" else nullcontext():
+            code: int = arguments.run(arguments)
         sys.stdout.flush()
         return code
     except ConfigError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from data_shards import parallel
+from data_shards import interrupts, parallel
 from data_shards.errors import DataError
 from data_shards.parallel import Workers
 from tests.unit.dask_cluster import dask_cluster
@@ -173,7 +173,7 @@ def test_an_interrupt_waits_while_a_process_starts() -> None:
     steps = []
 
     def go_on() -> None:
-        with parallel._interrupts_held():
+        with interrupts.held():
             other = threading.Thread(target=send)
             other.start()
             other.join()
