@@ -364,7 +364,7 @@ def _open_root(path: Path) -> Any:
             return zarr.open_group(path, mode="r")
         return h5py.File(path, "r")
     except Exception as error:
-        if path.is_dir():
+        if path.is_dir() and not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")):
             raise DataError(f"{path}: is a folder, but no AnnData-Zarr: give .h5ad files, or such folders") from error
         # h5py names both a foreign and a truncated file with OSError; its text says which.
         raise DataError(

@@ -93,7 +93,7 @@ def import_corpus(
     donors: set[str] = set()
     if splits.by == "donor" and donor_key is not None:
         donors = {donor for column in corpus.column(donor_key) for donor in donor_codes(column)[1]} - {""}
-    refuse_too_few(1, donors, splits, earlier)
+    refuse_too_few([donors], splits, earlier)
     source = _Source(
         name,
         corpus,

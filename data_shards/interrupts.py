@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+_is_noted = False
 _came = False
 
 
@@ -13,16 +14,17 @@ def noted() -> Iterator[None]:
     """Raise KeyboardInterrupt in the end if there was one, also where a library swallows or mistakes it.
 
     Python drops what is raised in callbacks and finalizers, and compiled code may make a SystemError of it. Of several
-    such blocks within each other the outermost one does it; none, where SIGINT has a handler already.
+    such blocks within each other the outermost one does it; none, where SIGINT has a handler already or in a thread.
     """
-    global _came
-    is_main = threading.current_thread() is threading.main_thread()
-    if not (is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler):
+    global _is_noted, _came
+    # Its own handler is there still where an interrupt came in the last lines of such a block.
+    usual = (signal.default_int_handler, _note)
+    if _is_noted or not _in_main_thread() or signal.getsignal(signal.SIGINT) not in usual:
         yield
         return
-    _came = False
-    signal.signal(signal.SIGINT, _note)
     try:
+        _is_noted, _came = True, False
+        signal.signal(signal.SIGINT, _note)
         yield
         check()
     except Exception as error:
@@ -30,8 +32,8 @@ def noted() -> Iterator[None]:
             raise KeyboardInterrupt from error
         raise
     finally:
+        _is_noted = False
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        _came = False
 
 
 def _note(number: int, frame: object) -> None:
@@ -41,27 +43,32 @@ def _note(number: int, frame: object) -> None:
 
 
 def check() -> None:
-    """Raise KeyboardInterrupt if there was one within `noted`."""
-    if _came:
+    """Raise KeyboardInterrupt, in the main thread, if there was one within `noted`."""
+    if _is_noted and _came and _in_main_thread():
         raise KeyboardInterrupt
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Ctrl-C waits for the end of it, and never comes to the processes started meanwhile.
+    """Ctrl-C waits for the end of it, in the main thread, and never comes to the processes started meanwhile.
 
     It reaches the whole group, and is for this process alone, which lets workers finish what they are at.
     """
     came = []
     # The mask alone, which new processes have from this thread, would leave it to another thread to take the signal.
-    is_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, lambda *_: came.append(True)) if is_main else None
+    # A handler that is not Python's could not be put back.
+    is_ours = _in_main_thread() and signal.getsignal(signal.SIGINT) is not None
+    before = signal.signal(signal.SIGINT, lambda *_: came.append(True)) if is_ours else None
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
-        if is_main:
+        if is_ours:
             signal.signal(signal.SIGINT, before)
         if came:
             signal.raise_signal(signal.SIGINT)

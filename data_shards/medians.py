@@ -104,7 +104,7 @@ def make_medians(
             say(f"{counts.name}: {counts.n_cells:,} cells; {found.report}")
             datasets.append(MediansSource.of(path, counts.n_cells, found.kind, found.ids))
     refuse_mixed(earlier, datasets)
-    with Workers(workers, dask) as pool:
+    with Workers(workers, dask, say) as pool:
         hashing = Progress(pool.map_in_order(Fingerprint.of, paths), "hashing", len(paths), unit=" files")
         files = {file.path.stem: file for file in hashing}
         for name, file in files.items():

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from data_shards import interrupts
 from data_shards.errors import DataError
 
 
@@ -34,6 +35,7 @@ def whole_directory(path: Path, replace: bool = False) -> Iterator[Path]:
     old = temporary.with_name(temporary.name.replace(".partial-", ".old-"))
     try:
         yield temporary
+        interrupts.check()
         # What has its name must be whole after a power cut too.
         for found in [*temporary.rglob("*"), temporary]:
             flush(found)
@@ -128,10 +130,11 @@ def whole_file(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         _clear_stale(path)
         yield temporary
+        interrupts.check()
         flush(temporary)
         temporary.rename(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error})") from error
     finally:
-        with suppress(OSError):  # of a file system that is read-only
+        with suppress(OSError):  # where nothing can be removed, nothing could be written: that is what is told
             temporary.unlink(missing_ok=True)

@@ -139,7 +139,8 @@ class Workers:
                         pending.append(self._submit(*call))
                 if not pending:
                     return
-                result = self._result(pending.popleft())
+                result = self._result(pending[0])  # there to be waited for, too, if this is interrupted
+                pending.popleft()
                 interrupts.check()
                 yield result
         finally:

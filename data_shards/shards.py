@@ -87,8 +87,7 @@ def make_store(
         for line in lines:
             say(line)
     earlier = Earlier() if plan.store is None else earlier_splits(out, plan.store, say)
-    donors = frozenset[str]().union(*(source.donors for source in sources))
-    refuse_too_few(len(sources), donors, splits, earlier)
+    refuse_too_few([source.donors for source in sources], splits, earlier)
     with Workers(workers, dask, say) as pool:
         files = read_fingerprints(paths, pool)
         for file, state in zip(files, states, strict=True):

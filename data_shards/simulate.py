@@ -15,7 +15,7 @@ from anndata.io import write_elem
 
 from data_shards.atlas import CHUNK_CELLS, I64, draw_atlas, draw_cells, format_gmt
 from data_shards.atlas_options import AtlasOptions
-from data_shards.errors import DataError, OptionError
+from data_shards.errors import OptionError
 from data_shards.output import whole_file
 from data_shards.parallel import Workers
 from data_shards.progress import Progress
@@ -44,7 +44,7 @@ def simulate(out: Path, options: AtlasOptions, compression: str = "lzf", workers
     if compression not in COMPRESSIONS:
         raise OptionError(f"--compression {compression!r}: must be one of {', '.join(COMPRESSIONS)}")
     if out.suffix != ".h5ad":
-        raise DataError(f"{out}: an atlas is an AnnData file: name it {out.with_suffix('.h5ad').name}")
+        raise OptionError(f"{out}: an atlas is an AnnData file: name it {out.with_suffix('.h5ad').name}")
     gmt = out.with_suffix(".gmt")
     atlas = draw_atlas(options)
     gene_names = [f"GENE{i:05d}" for i in range(options.genes)]

@@ -244,30 +244,43 @@ def draw_splits(
     return drawn
 
 
-def refuse_too_few(n_datasets: int, known: Collection[str], options: SplitOptions, earlier: Earlier) -> None:
-    """Raise DataError where whole donors or data sets are asked for, and there are too few: before cells are ranked.
+def refuse_too_few(donors: Sequence[Collection[str]], options: SplitOptions, earlier: Earlier) -> None:
+    """Raise DataError where whole donors or data sets are asked for, and there cannot be enough.
+
+    It is known before cells are ranked; `draw_splits` knows how many cells each has, and may refuse still.
 
     Args:
-        n_datasets: data sets that are made.
-        known: their donors, where whole donors are asked for.
+        donors: of each data set that is made, in order; empty where cells are not split by whole donors.
         options: how to split.
-        earlier: what the store has already, if they are added to one.
+        earlier: what the store has already: what is added to one need not be enough by itself.
     """
     n_held_out = len(options.held_out)
-    if options.by == "dataset" and 0 < n_held_out >= n_datasets and not earlier.cells:
-        raise _too_few(f"{n_datasets:,} data sets", options)
-    # What is added to a store is not refused for having too few donors for each of the splits.
-    least = 2 if earlier.cells else n_held_out + 1
-    if options.by == "donor" and n_held_out and len(known) < least and not earlier.donors.keys() & set(known):
+    if earlier.cells or not n_held_out:
+        return
+    if options.by == "dataset" and len(donors) <= n_held_out:
+        raise _too_few(f"{len(donors):,} data sets", options)
+    if options.by != "donor":
+        return
+    known: set[str] = set()
+    most = 0
+    for names in donors:
+        most = max(most, len(set(names) - known))
+        known.update(names)
+    if len(known) <= n_held_out:
         raise _too_few(f"{len(known):,} known donors", options)
+    if most < 2:
+        raise DataError(
+            f"{len(known):,} known donors, but no data set has two of its own, one to train on and one to hold out: "
+            "use --split-by dataset, or none to hold nothing out"
+        )
 
 
 def _too_few(what: str, options: SplitOptions) -> DataError:
     """That whole ones were asked for where there are none to hold out."""
     other = {"donor": "cell", "dataset": "donor"}[options.by]
     return DataError(
-        f"{what}: too few to train on some and hold out others for {' and '.join(options.held_out)}: give more, "
-        f"ask for fewer of --validation and --test, use --split-by {other}, or none to hold nothing out"
+        f"{what}: too few to train on some and hold out others for {' and '.join(options.held_out)}: use --split-by "
+        f"{other}, or none to hold nothing out"
     )
 
 

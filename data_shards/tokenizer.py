@@ -16,7 +16,7 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from data_shards.counts import CountFile
-from data_shards.errors import DataError, OptionError
+from data_shards.errors import DataError
 from data_shards.genes import GENE_TABLE_FILE, GeneReport, GeneTable, find_gene_ids
 from data_shards.hashing import hash_strings
 from data_shards.kernels import group_by_gene
@@ -74,7 +74,7 @@ class Tokenizer:
         if not bool(np.all(self.medians > 0) and np.all(np.isfinite(self.medians))):
             raise DataError("every gene of a vocabulary needs a median above zero")
         if not 1 <= self.top_k <= MAX_TOP_K:
-            raise OptionError(
+            raise DataError(
                 f"--top-k {self.top_k:,}: a cell has at least one token, and at most {MAX_TOP_K:,}, which is more than "
                 "a vocabulary has genes"
             )

@@ -16,14 +16,21 @@ from gm_train.commands import bench, ckpt, data, doctor, eval, fit, launch
 from gm_train.local_ranks import OtherRankFailed, is_first
 
 
+class _Version(argparse.Action):
+    """Looks it up only if it is asked for: a checkout on the path that is not installed has none."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        print("gm-train", importlib.metadata.version("gm-train"))
+        parser.exit()
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each sets `run`, a function of the parsed arguments that returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="gm-train",
         description="Pretrain GeneMamba on ranked genes: from counts to a trained, checked model.",
     )
-    version = f"gm-train {importlib.metadata.version('gm-train')}"
-    parser.add_argument("--version", action="version", version=version)
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and leave")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     data.add_parser(subparsers)

@@ -104,7 +104,7 @@ def demo(data: Path | None, fresh: bool) -> None:
             shutil.rmtree(folder, ignore_errors=True)
     if store.exists():
         if Manifest.load(store).datasets[0].source_hash != hash_path(cells):
-            again = f"make demo FRESH=1 DATA={data}" if data else "make demo FRESH=1"
+            again = f"make demo FRESH=1 DATA={shlex.quote(str(data))}" if data else "make demo FRESH=1"
             raise DataError(f"{store} holds other cells than {cells}: `{again}` starts over with these")
         print(f"the store {store} is there already")
     else:

@@ -238,8 +238,8 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from data_shards.errors import DataError, OptionError
     from data_shards.inspect import Summary
 
-    if arguments.plot is not None and arguments.plot.suffix.lower() != ".png":
-        raise OptionError(f"--plot {arguments.plot}: a PNG is drawn: name it {arguments.plot.with_suffix('.png').name}")
+    if arguments.plot is not None and arguments.plot.suffix.lower() not in ("", ".png"):
+        raise OptionError(f"--plot {arguments.plot}: a PNG is drawn: name it .png")
     summary = Summary.read(arguments.store)
     print("\n".join(summary.describe()))
     if arguments.plot is not None:

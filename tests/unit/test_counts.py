@@ -144,6 +144,9 @@ def test_not_anndata_is_refused(tmp_path: Path) -> None:
     folder.mkdir()
     with pytest.raises(DataError, match=r"d\.zarr: is a folder, but no AnnData-Zarr: give .h5ad files"):
         open_counts(folder)
+    (folder / "zarr.json").write_text('{"zarr_form')
+    with pytest.raises(DataError, match=r"d\.zarr: not an AnnData file, or a truncated one \(.+\): fetch"):
+        open_counts(folder)
 
 
 def test_truncated_h5ad_is_refused(tmp_path: Path) -> None:

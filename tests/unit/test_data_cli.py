@@ -3,8 +3,10 @@
 import importlib.metadata
 import importlib.util
 import os
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -72,7 +74,7 @@ def test_errors_leave_with_1_and_one_line(tmp_path: Path, capsys: pytest.Capture
     both = ["--counts-from", "log1p", "--allow-non-integer"]
     assert run("medians", path, "--out", tmp_path / "n.zarr", *both) == 2
     assert "leave out --allow-non-integer" in capsys.readouterr().err
-    assert run("simulate", "--out", tmp_path / "atlas.h5", "--cells", 10) == 1
+    assert run("simulate", "--out", tmp_path / "atlas.h5", "--cells", 10) == 2
     assert "name it atlas.h5ad" in capsys.readouterr().err
     assert run("inspect", tmp_path / "none.zarr") == 1
     assert run("verify", tmp_path / "m.zarr") == 1
@@ -117,7 +119,7 @@ def test_wrong_usage_leaves_with_2(words: tuple[str, ...]) -> None:
             ("shards", "a.h5ad", "--medians", "m.zarr", "--out", "s.zarr", "--min-counts", "nan"),
             "--min-counts nan: must",
         ),
-        (("inspect", "s.zarr", "--plot", "s.pdf"), "--plot s.pdf: a PNG is drawn: name it s.png"),
+        (("inspect", "s.zarr", "--plot", "s.pdf"), "--plot s.pdf: a PNG is drawn: name it .png"),
     ],
 )
 def test_impossible_options_leave_with_2(
@@ -125,6 +127,25 @@ def test_impossible_options_leave_with_2(
 ) -> None:
     assert run(*words) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("mistaken", [False, True])
+def test_an_interrupt_that_is_lost_while_a_command_runs_ends_it(
+    mistaken: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in LLVM's callbacks, before there are workers."""
+
+    def find_damage(store: str) -> list[str]:
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        if mistaken:
+            raise SystemError("a result with an exception set")
+        return []
+
+    monkeypatch.setattr("data_shards.verify.find_damage", find_damage)
+    assert run("verify", "s.zarr") == 1
+    assert capsys.readouterr().err == "gm-train: interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -168,6 +168,39 @@ def test_an_interrupt_that_is_swallowed_beside_workers_is_one() -> None:
     assert len(done) == 4
 
 
+def test_what_an_interrupt_waits_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(parallel, "_PATIENCE_S", 0.2)
+    lines: list[str] = []
+    interrupt = threading.Timer(1.0, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
+
+    def go_on() -> None:
+        with Workers(2, say=lines.append) as workers:
+            assert list(workers.map_in_order(square, [2])) == [4]  # there is a worker
+            interrupt.start()
+            list(workers.map_in_order(time.sleep, [3.0]))
+
+    with pytest.raises(KeyboardInterrupt):
+        go_on()
+    assert lines == ["stopping: waiting for workers to end what they are at"]
+
+
+def test_an_interrupt_is_not_that_of_an_earlier_block() -> None:
+    """Even where another one came in its last lines."""
+
+    def end_as_it_is_interrupted() -> None:
+        with interrupts.noted():
+            signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        end_as_it_is_interrupted()
+    signal.signal(signal.SIGINT, interrupts._note)
+    with interrupts.noted():
+        interrupts.check()
+        with interrupts.noted():
+            pass
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
 def test_an_interrupt_waits_while_a_process_starts() -> None:
     """Whichever thread the system gives it to: the mask of this one alone would not hold it."""
     steps = []

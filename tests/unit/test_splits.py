@@ -161,6 +161,21 @@ def test_split_by_cell_is_a_function_of_data_set_row_and_seed() -> None:
     assert np.any(split != split_by_cell("b", rows, SplitOptions(validation=0.1, test=0.2)))
 
 
+def test_donors_of_data_sets_that_have_one_each_are_too_few(tmp_path: Path) -> None:
+    files = [
+        write_counts(tmp_path / f"{name}.h5ad", draw_counts(20, 10, i), obs={"donor_id": [name] * 20})
+        for i, name in enumerate("abc")
+    ]
+    lines: list[str] = []
+    with pytest.raises(DataError, match=r"3 known donors, but no data set has two of its own, .*--split-by dataset"):
+        build(tmp_path, files, splits=SplitOptions(by="donor"), say=lines.append)
+    assert not any("cells kept" in line for line in lines)  # before any is ranked
+    # What is added may have one, which is trained on.
+    build(tmp_path, files[:1], splits=SplitOptions(by="none"))
+    (_, added) = build(tmp_path, files[1:2], splits=SplitOptions(by="donor"), add=True).datasets
+    assert (added.n_train, added.split_by) == (20, "donor")
+
+
 def test_whole_data_sets_are_held_out(tmp_path: Path) -> None:
     names = [f"set{i}" for i in range(6)]
     files = [write_counts(tmp_path / f"{name}.h5ad", draw_counts(20, 10, i)) for i, name in enumerate(names)]
@@ -174,7 +189,7 @@ def test_whole_data_sets_are_held_out(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"1 data sets: too few to train on some and hold out others for validation: "):
         build(tmp_path, files[:1], "3.zarr", splits=SplitOptions(by="dataset"))
     lines: list[str] = []
-    with pytest.raises(DataError, match=r"2 data sets: too few .* for validation and test: give more"):
+    with pytest.raises(DataError, match=r"2 data sets: too few .* for validation and test: use --split-by donor"):
         build(tmp_path, files[:2], "3.zarr", splits=SplitOptions(by="dataset", test=0.2), say=lines.append)
     assert not any("cells kept" in line for line in lines)  # before any is ranked
     two = build(tmp_path, files[:2], "3.zarr", splits=SplitOptions(by="dataset"))
