@@ -1,6 +1,8 @@
 """What all tests share."""
 
 import os
+import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +20,14 @@ from data_shards.splits import SplitOptions
 # Compiling a kernel on the first example takes seconds; on CI the examples are the same each time.
 settings.register_profile("gm-train", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("gm-train")
+
+
+@pytest.fixture
+def usual_ctrl_c() -> Iterator[None]:
+    """SIGINT raises KeyboardInterrupt, whatever a library has made of it as other tests imported it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(scope="session")

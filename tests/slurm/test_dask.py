@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,8 @@ from data_shards.verify import find_damage
 from tests.conftest import write_cells
 from tests.slurm.conftest import Slurm, poll
 
-pytest.importorskip("dask_jobqueue")
+if find_spec("dask_jobqueue") is None:  # importing it would take Ctrl-C from all other tests
+    pytest.skip("needs dask_jobqueue", allow_module_level=True)
 
 #: For what takes seconds on a quiet machine.
 PATIENCE = 240.0

@@ -2,6 +2,7 @@
 
 import shlex
 import subprocess
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 
@@ -12,7 +13,8 @@ from cluster.problems import find_problems, job_problems
 from gm_train.cli import main
 from gm_train.settings import ConfigError, load_cluster
 
-pytest.importorskip("dask_jobqueue")
+if find_spec("dask_jobqueue") is None:  # importing it would take Ctrl-C from all other tests
+    pytest.skip("needs dask_jobqueue", allow_module_level=True)
 
 WORDS = [
     "cluster.nodes=3", "cluster.cpus_per_task=4", "cluster.memory=8G", "cluster.time=00:02:00", "cluster.partition=cpu",

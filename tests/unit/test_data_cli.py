@@ -130,6 +130,7 @@ def test_impossible_options_leave_with_2(
 
 
 @pytest.mark.parametrize("mistaken", [False, True])
+@pytest.mark.usefixtures("usual_ctrl_c")
 def test_an_interrupt_that_is_lost_while_a_command_runs_ends_it(
     mistaken: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

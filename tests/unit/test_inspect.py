@@ -48,8 +48,8 @@ def test_picture(atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert f"{path}: its picture" in capsys.readouterr().out
     height, width, _ = imread(path).shape
     assert (width, height) == (1725, 1110)
-    assert main(["data", "inspect", str(atlas.store), "--plot", str(tmp_path / "none/store.png")]) == 1
-    assert "none/store.png: cannot be written" in capsys.readouterr().err
+    assert main(["data", "inspect", str(atlas.store), "--plot", str(path / "store.png")]) == 1
+    assert "store.png/store.png: cannot be written" in capsys.readouterr().err
 
 
 def test_picture_of_many_data_sets(atlas: Atlas, tmp_path: Path) -> None:

@@ -146,6 +146,7 @@ def mistake_an_interrupt(x: int) -> int:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 @pytest.mark.parametrize("task", [drop_an_interrupt, mistake_an_interrupt])
+@pytest.mark.usefixtures("usual_ctrl_c")
 def test_an_interrupt_that_a_library_swallows_or_mistakes_is_one(task: Callable[[int], int]) -> None:
     done = []
     with pytest.raises(KeyboardInterrupt), Workers() as workers:
@@ -155,6 +156,7 @@ def test_an_interrupt_that_a_library_swallows_or_mistakes_is_one(task: Callable[
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("usual_ctrl_c")
 def test_an_interrupt_that_is_swallowed_beside_workers_is_one() -> None:
     done = []
 
@@ -168,6 +170,7 @@ def test_an_interrupt_that_is_swallowed_beside_workers_is_one() -> None:
     assert len(done) == 4
 
 
+@pytest.mark.usefixtures("usual_ctrl_c")
 def test_what_an_interrupt_waits_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(parallel, "_PATIENCE_S", 0.2)
     lines: list[str] = []
@@ -184,6 +187,7 @@ def test_what_an_interrupt_waits_for_is_told(monkeypatch: pytest.MonkeyPatch) ->
     assert lines == ["stopping: waiting for workers to end what they are at"]
 
 
+@pytest.mark.usefixtures("usual_ctrl_c")
 def test_an_interrupt_is_not_that_of_an_earlier_block() -> None:
     """Even where another one came in its last lines."""
 
@@ -201,6 +205,7 @@ def test_an_interrupt_is_not_that_of_an_earlier_block() -> None:
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("usual_ctrl_c")
 def test_an_interrupt_waits_while_a_process_starts() -> None:
     """Whichever thread the system gives it to: the mask of this one alone would not hold it."""
     steps = []
