@@ -41,6 +41,7 @@ from data_shards.medians_sources import EarlierMedians, MediansSource, refuse_mi
 from data_shards.output import refuse_existing, whole_directory
 from data_shards.parallel import Steps, Workers
 from data_shards.progress import Progress
+from data_shards.sources import read_fingerprints
 from data_shards.work import parts_folder, refuse_again, work_folder
 
 #: Of how files are cut, what parts hold and how they are merged: other parts are not gone on from.
@@ -105,8 +106,7 @@ def make_medians(
             datasets.append(MediansSource.of(path, counts.n_cells, found.kind, found.ids))
     refuse_mixed(earlier, datasets)
     with Workers(workers, dask, say) as pool:
-        hashing = Progress(pool.map_in_order(Fingerprint.of, paths), "hashing", len(paths), unit=" files")
-        files = {file.path.stem: file for file in hashing}
+        files = {file.path.stem: file for file in read_fingerprints(paths, pool)}
         for name, file in files.items():
             file.require_state(states[name])
         identity = {

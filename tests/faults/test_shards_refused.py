@@ -11,7 +11,7 @@ import h5py
 import pytest
 import scipy.sparse as sp
 
-from data_shards import by_cell, medians, medians_file, parts, ranked, sources
+from data_shards import by_cell, medians_file, parts, ranked, sources
 from data_shards.errors import DataError
 from data_shards.filters import CellFilter
 from data_shards.fingerprint import Fingerprint
@@ -165,7 +165,7 @@ def test_a_file_that_changes_before_it_is_hashed(tmp_path: Path, monkeypatch: py
             return Fingerprint.of(path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(medians, "Fingerprint", Late)
+        patched.setattr(sources, "Fingerprint", Late)
         with pytest.raises(DataError, match=r"a\.h5ad: changed while it was read"):
             make_medians([path], tmp_path / "m.zarr", say=quiet)
     make_medians([other], tmp_path / "m.zarr", say=quiet)
