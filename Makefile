@@ -26,7 +26,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 setup: $(VENV)/.ready ## build .venv with gm-train in it
 
 demo: setup ## real cells to a trained, evaluated model [DATA=file.h5ad] [FRESH=1]; again: goes on
-	$(BIN)/python -m gm_train.demo $(if $(DATA),--data "$(DATA)") $(if $(FRESH),--fresh)
+	$(BIN)/python -m gm_train.cli.demo $(if $(DATA),--data "$(DATA)") $(if $(FRESH),--fresh)
 
 bench: setup ## quick benchmarks of model, loader and preparation, into runs/
 	$(BIN)/python -m gm_train.cli bench model --quick

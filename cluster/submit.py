@@ -10,12 +10,12 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from cluster.request import LOGS
-from cluster.slurm import LAUNCHES
+from cluster.batch_script import LAUNCHES
+from cluster.sbatch_options import LOGS
 from data_shards.errors import DataError
-from data_shards.output import whole_directory
-from gm_train.config import Config
-from gm_train.provenance import git_revision, packages
+from data_shards.files.atomic import whole_directory
+from gm_train.config.schema import Config
+from gm_train.run.provenance import git_revision, packages
 
 SCRIPT, JOB_ID = "job.sh", "job_id"
 
@@ -106,7 +106,7 @@ def refuse_job_in_queue(run_dir: Path) -> None:
             )
 
 
-def check(script: str) -> str:
+def check_launch(script: str) -> str:
     """Ask SLURM whether it could run a script, and when; nothing is submitted.
 
     Raises:
@@ -120,7 +120,7 @@ def check(script: str) -> str:
     return words.removeprefix("sbatch: ")
 
 
-def write(launch: Path, config: Config, script: str, words: list[str]) -> None:
+def write_launch(launch: Path, config: Config, script: str, words: list[str]) -> None:
     """Write what a launch consists of, as a whole, and the folder of the logs, which SLURM does not make.
 
     Raises:

@@ -11,6 +11,8 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from data_shards.compiled import compiled
+
 _GOLDEN = 0x9E3779B97F4A7C15
 _M1 = 0xBF58476D1CE4E5B9
 _M2 = 0x94D049BB133111EB
@@ -25,6 +27,15 @@ def mix64(x: U64) -> U64:
     x = (x ^ (x >> np.uint64(30))) * np.uint64(_M1)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(_M2)
     return np.asarray(x ^ (x >> np.uint64(31)), dtype=np.uint64)
+
+
+@compiled("uint64(uint64)", inline="always")
+def mix64_scalar(x):  # type: ignore[no-untyped-def]
+    """`mix64` of one uint64, for compiled code."""
+    x = x + np.uint64(_GOLDEN)
+    x = (x ^ (x >> np.uint64(30))) * np.uint64(_M1)
+    x = (x ^ (x >> np.uint64(27))) * np.uint64(_M2)
+    return x ^ (x >> np.uint64(31))
 
 
 def mix64_int(x: int) -> int:

@@ -6,7 +6,7 @@ import re
 import torch
 from torch import nn
 
-from gm_train.config import OptimConfig
+from gm_train.config.schema import OptimConfig
 
 # By name, for torch and the sharded engines drop attributes such as `_no_weight_decay`.
 _NO_DECAY = re.compile(r"(^|\.)(A_log|D|dt_bias|bias|(\w*norm\w*)\.weight)$")

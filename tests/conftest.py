@@ -13,9 +13,9 @@ import pytest
 import scipy.sparse as sp
 from hypothesis import settings
 
-from data_shards.medians import make_medians
-from data_shards.shards import make_store
-from data_shards.splits import SplitOptions
+from data_shards.medians.make_medians import make_medians
+from data_shards.prepare.make_store import make_store
+from data_shards.prepare.splits import SplitOptions
 
 # Compiling a kernel on the first example takes seconds; on CI the examples are the same each time.
 settings.register_profile("gm-train", deadline=None, derandomize="CI" in os.environ)

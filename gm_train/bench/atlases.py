@@ -3,12 +3,12 @@
 from dataclasses import replace
 from pathlib import Path
 
-from data_shards.atlas_options import AtlasOptions
-from data_shards.medians import make_medians
-from data_shards.shards import make_store
-from data_shards.simulate import simulate
-from data_shards.splits import SplitOptions
-from gm_train.bench.turns import Say
+from data_shards.medians.make_medians import make_medians
+from data_shards.prepare.make_store import make_store
+from data_shards.prepare.splits import SplitOptions
+from data_shards.simulate.atlas_options import AtlasOptions
+from data_shards.simulate.write_atlas import write_atlas
+from gm_train.bench.measure.turns import Say
 
 TOP_K = 2048
 #: About a thousand detected genes a cell, of 20,000.
@@ -34,7 +34,7 @@ def simulated_counts(folder: Path, n_cells: int, compression: str, workers: int,
     path = folder / f"{compression}.h5ad"
     if not path.exists():
         say(f"simulating {n_cells:,} cells, {compression}")
-        simulate(path, replace(atlas_options(n_cells), sorted=sort), compression, workers)
+        write_atlas(path, replace(atlas_options(n_cells), sorted=sort), compression, workers)
     return path
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sp
 
-from data_shards.tokenizer import GeneColumns, Tokenizer
-from data_shards.vocabulary import FIRST_GENE, PAD
+from data_shards.tokens.tokenizer import GeneColumns, Tokenizer
+from data_shards.tokens.vocabulary import FIRST_GENE, PAD
 
 I64 = npt.NDArray[np.int64]
 Ranking = Callable[[sp.csr_matrix, npt.NDArray[np.float64], int], list[I64]]

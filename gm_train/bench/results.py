@@ -9,13 +9,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from data_shards.progress import Progress
-from gm_train.bench.turns import Say
-from gm_train.provenance import git_revision, packages
+from data_shards.workers.progress import Progress
+from gm_train.bench.measure.turns import Say
+from gm_train.run.provenance import git_revision, packages
 
 
 @contextmanager
-def progress() -> Iterator[Say]:
+def bench_progress() -> Iterator[Say]:
     """A line on what the benchmark is at, with the time so far; where there is no terminal, a line now and then."""
     with Progress(bar_format="{desc}  [{elapsed}]", mininterval=0, miniters=1, at_once=True) as line:
 
@@ -47,7 +47,7 @@ def _cpu_name() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
-def write(out: Path, results: dict[str, Any], render: Callable[[dict[str, Any]], str]) -> list[Path]:
+def write_results(out: Path, results: dict[str, Any], render: Callable[[dict[str, Any]], str]) -> list[Path]:
     """Write `bench.json` and `bench.md`: their paths."""
     paths = [out / "bench.json", out / "bench.md"]
     paths[0].write_text(json.dumps(results, indent=1) + "\n")

@@ -11,17 +11,17 @@ import pandas as pd
 import pyarrow.parquet
 import scipy.sparse
 
-from data_shards.arrays import open_array
-from data_shards.counts import CountFile, open_counts
+from data_shards.counts.count_file import CountFile, open_counts
+from data_shards.counts.count_loops import cell_totals, map_genes, normalise
 from data_shards.errors import DataError
+from data_shards.files.atomic import hash_path
+from data_shards.files.location import Location, open_file
 from data_shards.hashing import U64, fold, hash_string, mix64
-from data_shards.kernels import cell_totals, map_genes, normalise
-from data_shards.manifest import TRAIN, VALIDATION, DatasetEntry, Manifest
-from data_shards.obs_file import SOURCE_ROW, read_column
-from data_shards.output import hash_path
-from data_shards.place import Place, open_file
-from data_shards.progress import Progress
-from data_shards.tokenizer import DRIFT_FACTOR, DRIFT_SHARE, DRIFT_VALUES, Tokenizer
+from data_shards.store.arrays import open_array
+from data_shards.store.manifest import TRAIN, VALIDATION, DatasetEntry, Manifest
+from data_shards.store.obs_parquet import SOURCE_ROW, read_column
+from data_shards.tokens.tokenizer import DRIFT_FACTOR, DRIFT_SHARE, DRIFT_VALUES, Tokenizer
+from data_shards.workers.progress import Progress
 from gm_train.evaluation.probes import Labels
 from gm_train.evaluation.ragged import Ragged
 
@@ -36,7 +36,7 @@ I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Cells:
+class EvaluationCells:
     """Training and held-out cells, in the order of the store.
 
     Attributes:
@@ -67,8 +67,8 @@ class Cells:
 
 
 def read_cells(
-    store: Place, files: Sequence[Path], tokenizer: Tokenizer, label: str | None = None, max_cells: int = 2_000
-) -> Cells:
+    store: Location, files: Sequence[Path], tokenizer: Tokenizer, label: str | None = None, max_cells: int = 2_000
+) -> EvaluationCells:
     """Read cells of a store from the count files that it was made from.
 
     Of more cells than `max_cells`, a fixed choice is taken, spread evenly by a hash: a quarter held out if there are
@@ -105,7 +105,7 @@ def read_cells(
     expression = scipy.sparse.vstack([part[2] for part in parts], format="csr")
     labels = None if label is None else _labels(store, where, label, data_set, row)
     kept = np.flatnonzero(plain.lengths > 0)
-    return Cells(
+    return EvaluationCells(
         plain.take(kept),
         dithered.take(kept),
         expression[kept],
@@ -119,13 +119,13 @@ def read_cells(
     )
 
 
-def _obs_column(store: Place, entry: DatasetEntry, column: str) -> pd.Series:
+def _obs_column(store: Location, entry: DatasetEntry, column: str) -> pd.Series:
     """A column of the cell annotations of one data set."""
     with open_file(store / entry.name / "obs.parquet") as file:
         return pd.concat(read_column(file, column), ignore_index=True)
 
 
-def _match(store: Place, manifest: Manifest, files: Sequence[Path]) -> dict[str, Path]:
+def _match(store: Location, manifest: Manifest, files: Sequence[Path]) -> dict[str, Path]:
     """The count file of each data set that has one, checked against the manifest."""
     entries = {entry.name: entry for entry in manifest.datasets}
     found = {}
@@ -141,7 +141,7 @@ def _match(store: Place, manifest: Manifest, files: Sequence[Path]) -> dict[str,
     return found
 
 
-def _choose(store: Place, where: dict[int, DatasetEntry], max_cells: int) -> tuple[I64, I64, npt.NDArray[np.bool_]]:
+def _choose(store: Location, where: dict[int, DatasetEntry], max_cells: int) -> tuple[I64, I64, npt.NDArray[np.bool_]]:
     """Data set, row and whether it is held out, of the chosen cells, in the order of the store."""
     chosen: dict[int, tuple[U64, I64, I64]] = {}
     for split in (TRAIN, VALIDATION):
@@ -209,7 +209,7 @@ def _warn_of_drift(
         )
 
 
-def _labels(store: Place, where: dict[int, DatasetEntry], label: str, data_set: I64, row: I64) -> Labels:
+def _labels(store: Location, where: dict[int, DatasetEntry], label: str, data_set: I64, row: I64) -> Labels:
     """The label of each cell as text, None where it has none or its data set has no such column."""
     labels = np.full(len(row), None, dtype=object)
     columns: set[str] = set()

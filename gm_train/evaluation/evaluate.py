@@ -7,19 +7,19 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from data_shards.progress import Progress
-from data_shards.vocabulary import FIRST_GENE
-from gm_train.config import Config
-from gm_train.evaluation import table
-from gm_train.evaluation.cells import Cells
-from gm_train.evaluation.controls import Frequency, FrequencyByRank
+from data_shards.tokens.vocabulary import FIRST_GENE
+from data_shards.workers.progress import Progress
+from gm_train.config.schema import Config
+from gm_train.evaluation import score_table
+from gm_train.evaluation.cells import EvaluationCells
 from gm_train.evaluation.embeddings import F32, embed_cells, principal_components
-from gm_train.evaluation.masked import Predictor, Score, mask_cells, model_predictor, score
+from gm_train.evaluation.frequency_controls import Frequency, FrequencyByRank
+from gm_train.evaluation.masked_genes import Predictor, Score, mask_cells, model_predictor, score_masked
 from gm_train.evaluation.order_control import OrderControl
-from gm_train.evaluation.pictures import draw_embeddings, draw_scores
 from gm_train.evaluation.probes import ProbeSplit, probe
+from gm_train.evaluation.score_pictures import draw_embeddings, draw_scores
 from gm_train.model.genemamba import GeneMamba
-from gm_train.objective.masking import cell_keys
+from gm_train.objective.cell_keys import cell_keys
 
 #: Seeds of the probes' subsamples; the random weights of a probe seed are drawn from the same number.
 PROBE_SEEDS = 3
@@ -38,16 +38,16 @@ class Evaluation:
         cells: the cells.
     """
 
-    results: table.Row
+    results: score_table.Row
     embeddings: dict[str, F32]
-    cells: Cells
+    cells: EvaluationCells
 
     def write(self, directory: Path) -> list[Path]:
         """Write `eval.json`, `eval.md` and the pictures; returns what was written."""
         directory.mkdir(parents=True, exist_ok=True)
         written = [directory / "eval.json", directory / "eval.md", directory / "eval-scores.png"]
         written[0].write_text(json.dumps(self.results, indent=1) + "\n")
-        written[1].write_text(table.render_markdown(self.results))
+        written[1].write_text(score_table.render_markdown(self.results))
         draw_scores(self.results, written[2])
         if self.embeddings and self.cells.labels is not None:
             written.append(directory / "eval-embedding.png")
@@ -61,7 +61,7 @@ class _Task:
 
     model: GeneMamba
     config: Config
-    cells: Cells
+    cells: EvaluationCells
     bar: Progress
 
     @property
@@ -76,7 +76,7 @@ class _Task:
         return model.eval().to(next(self.model.parameters()).device)
 
 
-def evaluate(model: GeneMamba, config: Config, cells: Cells, trained_on: str, mask_seeds: int) -> Evaluation:
+def evaluate(model: GeneMamba, config: Config, cells: EvaluationCells, trained_on: str, mask_seeds: int) -> Evaluation:
     """Score a model and its controls.
 
     Args:
@@ -91,16 +91,16 @@ def evaluate(model: GeneMamba, config: Config, cells: Cells, trained_on: str, ma
     """
     split = ProbeSplit.of(cells.labels, cells.held_out) if cells.labels is not None else None
     probed = split is not None and split.usable
-    masked: list[table.Row] = []
-    probes: list[table.Row] = []
+    masked: list[score_table.Row] = []
+    probes: list[score_table.Row] = []
     embeddings: dict[str, F32] = {}
     order_control = {}
     # A mask seed scores five predictors; the model is embedded once, and a probe seed scores three kinds of features.
-    steps = len(table.RANKS) * (5 * mask_seeds + (1 + 3 * PROBE_SEEDS) * probed)
+    steps = len(score_table.RANKS) * (5 * mask_seeds + (1 + 3 * PROBE_SEEDS) * probed)
     with Progress(total=steps, desc="evaluating", unit=" scores") as bar:
         task = _Task(model, config, cells, bar)
         pca = principal_components(cells.expression, ~cells.held_out) if probed else None
-        for ranks in table.RANKS:
+        for ranks in score_table.RANKS:
             rows, order_control[ranks] = _masked_rows(task, ranks, mask_seeds)
             masked += rows
             if split is None or pca is None:
@@ -110,7 +110,7 @@ def evaluate(model: GeneMamba, config: Config, cells: Cells, trained_on: str, ma
             probes += _probe_rows(task, ranks, split, features, pca)
             if ranks == trained_on:
                 embeddings = {f"GeneMamba, {ranks} ranks": features, f"PCA, {pca.shape[1]} components": pca}
-    results: table.Row = {
+    results: score_table.Row = {
         "model": {
             "arch": config.model.arch,
             "d_model": config.model.d_model,
@@ -146,7 +146,7 @@ def evaluate(model: GeneMamba, config: Config, cells: Cells, trained_on: str, ma
     return Evaluation(results, embeddings, cells)
 
 
-def _masked_rows(task: _Task, ranks: str, mask_seeds: int) -> tuple[list[table.Row], dict[str, float]]:
+def _masked_rows(task: _Task, ranks: str, mask_seeds: int) -> tuple[list[score_table.Row], dict[str, float]]:
     """Scores on one kind of ranks, a row for the model and each control; and what the order control was tuned to."""
     cells, size = task.cells, task.vocabulary_size
     train = cells.ranked(ranks).take(np.flatnonzero(~cells.held_out))
@@ -154,38 +154,38 @@ def _masked_rows(task: _Task, ranks: str, mask_seeds: int) -> tuple[list[table.R
     held_out = cells.ranked(ranks).take(numbers)
     order = OrderControl(train, size, MASK_RATE)
     fixed: dict[str, Predictor] = {
-        table.MODEL: model_predictor(task.model),
-        table.ORDER: order,
-        table.BY_RANK: FrequencyByRank(train, size),
-        table.FREQUENCY: Frequency(train, size),
+        score_table.MODEL: model_predictor(task.model),
+        score_table.ORDER: order,
+        score_table.BY_RANK: FrequencyByRank(train, size),
+        score_table.FREQUENCY: Frequency(train, size),
     }
-    scores: dict[str, list[Score]] = {name: [] for name in [*fixed, table.RANDOM]}
+    scores: dict[str, list[Score]] = {name: [] for name in [*fixed, score_table.RANDOM]}
     for seed in range(mask_seeds):
         keys = cell_keys(seed, cells.data_set[numbers], cells.row[numbers])
         masked = mask_cells(held_out, keys, size, MASK_RATE)
-        for name, predictor in {**fixed, table.RANDOM: model_predictor(task.random_model(seed))}.items():
-            scores[name].append(score(predictor, masked))
+        for name, predictor in {**fixed, score_table.RANDOM: model_predictor(task.random_model(seed))}.items():
+            scores[name].append(score_masked(predictor, masked))
             task.bar.update()
     rows = [{"ranks": ranks, "scored": name, **_figures([asdict(s) for s in runs])} for name, runs in scores.items()]
     return rows, {"strength": order.strength, "smoothing": order.smoothing}
 
 
-def _probe_rows(task: _Task, ranks: str, split: ProbeSplit, features: F32, pca: F32) -> list[table.Row]:
+def _probe_rows(task: _Task, ranks: str, split: ProbeSplit, features: F32, pca: F32) -> list[score_table.Row]:
     """Probe scores on one kind of ranks, a row for the model and each control."""
-    scores: dict[str, list[dict[str, float]]] = {table.MODEL: [], table.PCA: [], table.RANDOM: []}
+    scores: dict[str, list[dict[str, float]]] = {score_table.MODEL: [], score_table.PCA: [], score_table.RANDOM: []}
     for seed in range(PROBE_SEEDS):
         random = embed_cells(task.random_model(seed), task.cells.ranked(ranks))
-        for name, of_cells in ((table.MODEL, features), (table.PCA, pca), (table.RANDOM, random)):
+        for name, of_cells in ((score_table.MODEL, features), (score_table.PCA, pca), (score_table.RANDOM, random)):
             scores[name].append(probe(of_cells, split, seed))
             task.bar.update()
     return [{"ranks": ranks, "scored": name, **_figures(runs)} for name, runs in scores.items()]
 
 
-def _figures(runs: list[dict[str, float]]) -> table.Row:
-    return {key: table.figure([run[key] for run in runs]) for key in runs[0]}
+def _figures(runs: list[dict[str, float]]) -> score_table.Row:
+    return {key: score_table.figure([run[key] for run in runs]) for key in runs[0]}
 
 
-def _notes(results: table.Row) -> list[str]:
+def _notes(results: score_table.Row) -> list[str]:
     """What a reader must know about how the figures came about."""
     label = results["label"]
     said = [

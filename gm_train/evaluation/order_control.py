@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse
 
-from data_shards.vocabulary import MASK, PAD
-from gm_train.evaluation.controls import F32, F64, I64, Answer, answer, corpus_frequency, log_share
-from gm_train.evaluation.masked import MaskedCells, mask_cells, score
+from data_shards.tokens.vocabulary import MASK, PAD
+from gm_train.evaluation.frequency_controls import F32, F64, I64, Answer, answer, corpus_frequency, log_share
+from gm_train.evaluation.masked_genes import MaskedCells, mask_cells, score_masked
 from gm_train.evaluation.ragged import Ragged
-from gm_train.objective.masking import cell_keys
+from gm_train.objective.cell_keys import cell_keys
 
 #: The neighbours that are looked at, and how much each counts beside the nearest.
 NEIGHBOURS = {-2: 0.6, -1: 1.0, 1: 1.0, 2: 0.6}
@@ -135,6 +135,6 @@ class OrderControl:
         for smoothing in SMOOTHINGS:
             gains = table.gains(smoothing)
             for strength in STRENGTHS:
-                loss = score(partial(table.predict, gains=gains, strength=strength), masked).cross_entropy
+                loss = score_masked(partial(table.predict, gains=gains, strength=strength), masked).cross_entropy
                 trials.append((loss, smoothing, strength))
         return min(trials)[1:]

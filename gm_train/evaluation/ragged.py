@@ -8,7 +8,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from data_shards.vocabulary import PAD
+from data_shards.tokens.vocabulary import PAD
 
 
 def batch_tokens(device: torch.device) -> int:

@@ -14,7 +14,7 @@ _CAPABILITY, _TYPES, _WIDEST_HEAD = (8, 0), (torch.bfloat16, torch.float16), 256
 
 
 @dataclass(frozen=True)
-class Cells:
+class CellLayout:
     """Packed rows laid out for attention: the cells, those of one length side by side, and behind them the tails.
 
     Made once a forward pass, read by every layer. All positions of the batch have a place, so that shapes do not depend
@@ -37,7 +37,7 @@ class Cells:
     n_tokens: int
 
 
-def lay_out(segment: Tensor) -> Cells:
+def lay_out(segment: Tensor) -> CellLayout:
     """Find the cells of packed rows.
 
     Args:
@@ -61,7 +61,7 @@ def lay_out(segment: Tensor) -> Cells:
     n_cells = int((number > 0).sum())
     lengths, counts = length[:n_cells].unique_consecutive(return_counts=True)
     device = segment.device
-    return Cells(
+    return CellLayout(
         order=None if in_place else order.to(device),
         back=None if in_place else order.argsort().to(device),
         rank=rank.to(device),
@@ -94,7 +94,7 @@ def attention_kernel(device: torch.device, dtype: torch.dtype, head_dim: int) ->
 
 # The cells are others in every batch: compiled, each batch would be a program of its own.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def attend(q: Tensor, k: Tensor, v: Tensor, cells: Cells) -> Tensor:
+def attend(q: Tensor, k: Tensor, v: Tensor, cells: CellLayout) -> Tensor:
     """softmax(q k^T / sqrt(head_dim)) v within each cell (Vaswani et al. 2017, arXiv 1706.03762).
 
     Args:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gm_train.model import kernels
+from gm_train.model import scan_kernels
 from gm_train.model.segments import Segments
 
 
@@ -22,7 +22,7 @@ class DepthwiseConv(nn.Module):
     def __init__(self, channels: int, taps: int) -> None:
         super().__init__()
         # Found out here and not in every pass, where a compiled graph would break at it.
-        self.on_package = kernels.package_conv_takes(channels, taps)
+        self.on_package = scan_kernels.package_conv_takes(channels, taps)
         self.weight = nn.Parameter(torch.empty(channels, 1, taps))
         self.bias = nn.Parameter(torch.empty(channels))
         self.reset_parameters()
@@ -46,10 +46,12 @@ class DepthwiseConv(nn.Module):
             The causal result and, if bidirectional, the mirrored one, each in the shape and type of x.
         """
         if as_read and self.on_package:
-            causal = kernels.package_conv(x, self.weight.squeeze(1), self.bias, segments.forward.seq_idx)
+            causal = scan_kernels.package_conv(x, self.weight.squeeze(1), self.bias, segments.forward.seq_idx)
             if not bidirectional:
                 return (causal,)
-            return causal, kernels.package_conv(x.flip(1), self.weight.squeeze(1), self.bias, segments.reverse.seq_idx)
+            return causal, scan_kernels.package_conv(
+                x.flip(1), self.weight.squeeze(1), self.bias, segments.reverse.seq_idx
+            )
         same = [mask.to(x.dtype) for mask in segments.same]  # fewer than taps - 1 where rows are that short
         taps = self.weight.squeeze(1).T.flip(0)[: len(same) + 1].to(x.dtype)
         bias = self.bias.to(x.dtype)

@@ -5,10 +5,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from gm_train.config import ModelConfig
-from gm_train.model import bimamba, transformer
+from gm_train.config.parts import ARCHITECTURES, load_part
+from gm_train.config.schema import ModelConfig
 from gm_train.model.norm import RMSNorm
-from gm_train.model.output import OutputLayer
+from gm_train.model.output_layer import OutputLayer
 
 
 class GeneMamba(nn.Module):
@@ -28,7 +28,7 @@ class GeneMamba(nn.Module):
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary_size, config.d_model)
-        self.stack = transformer.Stack(config) if config.arch == "transformer" else bimamba.Stack(config)
+        self.stack: nn.Module = load_part(ARCHITECTURES, config.arch)(config)
         self.norm = RMSNorm(config.d_model)
         self.output = OutputLayer(config.d_model, vocabulary_size, config.tie_output)
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gm_train.config import ModelConfig
-from gm_train.model import kernels
+from gm_train.config.schema import ModelConfig
+from gm_train.model import scan_kernels
 from gm_train.model.conv import DepthwiseConv
 from gm_train.model.norm import GatedRMSNorm
 from gm_train.model.segments import Segments
@@ -45,7 +45,7 @@ class Mamba2Mixer(nn.Module):
             )
         self.n_heads = self.d_inner // config.head_dim
         self.d_state = config.d_state
-        self.package_devices = kernels.package_devices(config.kernel)
+        self.package_devices = scan_kernels.package_devices(config.kernel)
         d_conv = self.d_inner + 2 * self.d_state
         self.head_gate = config.aggregation == "head_gate" and config.arch == "bimamba"
         n_gates = self.n_heads if self.head_gate else 0
@@ -114,5 +114,5 @@ class Mamba2Mixer(nn.Module):
             return ssd(x, dt, A, B, C, self.D, segments, reverse)
         # The package reads from the left only; in reverse, x, B and C have come flipped from the convolution.
         direction, dt = (segments.reverse, dt.flip(1)) if reverse else (segments.forward, dt)
-        y: Tensor = kernels.package_ssd(x, dt, A, B, C, self.D, direction.seq_idx)
+        y: Tensor = scan_kernels.package_ssd(x, dt, A, B, C, self.D, direction.seq_idx)
         return y.flip(1) if reverse else y

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gm_train.config import ModelConfig
-from gm_train.model.attention import Cells, attend, lay_out
+from gm_train.config.schema import ModelConfig
+from gm_train.model.attention import CellLayout, attend, lay_out
 from gm_train.model.norm import RMSNorm
 
 #: Ranks in the longest wave of the positions, over 2 pi (Vaswani et al. 2017, arXiv 1706.03762).
@@ -55,7 +55,7 @@ class Attention(nn.Module):
         self.qkv_proj = Projection(config.d_model, 3 * config.d_model)
         self.out_proj = Projection(config.d_model, config.d_model, branches=2 * config.n_layers)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cells: Cells) -> Tensor:
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cells: CellLayout) -> Tensor:
         """Map (batch * length, d_model) to the same shape; the arguments are those of `Layer.forward`."""
         qkv = self.qkv_proj(x).unflatten(-1, (3, self.n_heads, -1))
         qk, v = qkv[:, :2], qkv[:, 2]
@@ -80,7 +80,7 @@ class FeedForward(nn.Module):
         return out
 
 
-class Layer(nn.Module):
+class TransformerLayer(nn.Module):
     """Attention and feed-forward, each behind a norm and with a residual connection."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -90,7 +90,7 @@ class Layer(nn.Module):
         self.feed_forward_norm = RMSNorm(config.d_model)
         self.feed_forward = FeedForward(config)
 
-    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cells: Cells) -> Tensor:
+    def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cells: CellLayout) -> Tensor:
         """One layer.
 
         Args:
@@ -106,7 +106,7 @@ class Layer(nn.Module):
         return out
 
 
-class Stack(nn.Module):
+class TransformerStack(nn.Module):
     """A pre-norm encoder without dropout and without biases.
 
     Positions have no parameters and no largest length, and begin anew with every cell. What a position means is the
@@ -127,7 +127,7 @@ class Stack(nn.Module):
                 f"model.n_heads={config.n_heads}: model.d_model={config.d_model} is not an even multiple of it"
             )
         self.head_dim = config.d_model // config.n_heads
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.n_layers))
+        self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.n_layers))
         self.aggregations = nn.ModuleList()  # of Bi-Mamba's directions
 
     def forward(self, x: Tensor, segment: Tensor) -> Tensor:

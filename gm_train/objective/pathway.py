@@ -4,18 +4,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from data_shards.compiled import compiled
 from data_shards.errors import DataError
 from data_shards.hashing import U64
-from data_shards.tokenizer import Tokenizer
-from gm_train.config import ObjectiveConfig
-from gm_train.objective.masking import token_hashes
+from data_shards.tokens.tokenizer import Tokenizer
+from gm_train.config.schema import ObjectiveConfig
+from gm_train.objective.cell_keys import token_hashes
 
 _PURPOSE_DRAW = 21
 I64 = npt.NDArray[np.int64]
@@ -116,7 +116,7 @@ def pathways_of(objective: ObjectiveConfig, tokenizer: Tokenizer) -> PathwayInde
     return PathwayIndex.build(read_gmt(Path(objective.pathways)), token_of, tokenizer.vocabulary.size, (low, high))
 
 
-@numba.njit(cache=True)
+@compiled()
 def _draw(tokens, hidden, lengths, hashes, bits, annotated, n_draw):  # type: ignore[no-untyped-def]
     n_cells = len(lengths)
     drawn = np.full((n_cells, n_draw), -1, np.int64)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Atlas, tiny_words, write_gene_sets
-from tests.faults.runs import train, train_ranks
+from tests.support.training_runs import train, train_ranks
 
 STEPS = 30
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gm_train.ranks import free_port
+from gm_train.ranks.ranks import free_port
 from tests.conftest import Atlas, tiny_words, write_cells, write_gene_sets
 
 # As `gm-train doctor`, where {rank} in a word is the rank's number; the rank 1 of WEIRD is not well.
@@ -188,9 +188,9 @@ def test_ranks_that_do_not_divide_the_lanes(atlas: Atlas, tmp_path: Path) -> Non
 
 
 def test_another_store_on_one_rank(atlas: Atlas, tmp_path: Path) -> None:
-    from data_shards.medians import make_medians
-    from data_shards.shards import make_store
-    from data_shards.splits import SplitOptions
+    from data_shards.medians.make_medians import make_medians
+    from data_shards.prepare.make_store import make_store
+    from data_shards.prepare.splits import SplitOptions
 
     cells = write_cells(tmp_path / "other.h5ad", 60, 80, seed=5)
     make_medians((cells,), tmp_path / "medians.zarr", say=lambda line: None)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Atlas, tiny_words
-from tests.faults.runs import assert_close, train, train_ranks
+from tests.support.training_runs import assert_close, train, train_ranks
 
 
 @pytest.mark.slow

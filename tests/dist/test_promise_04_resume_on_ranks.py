@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from gm_train.checkpoint import BY_NAME, list_checkpoints
-from gm_train.cli import main
+from gm_train.checkpoint.find import BY_NAME, list_checkpoints
+from gm_train.cli.main import main
 from tests.conftest import Atlas, tiny_words
-from tests.faults.runs import RankProcesses, assert_close, history, start_ranks, train, train_ranks
+from tests.support.training_runs import RankProcesses, assert_close, history, start_ranks, train, train_ranks
 
 
 def wait_for(run: Path, n_rows: int, ranks: RankProcesses) -> None:

@@ -6,11 +6,11 @@ import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemReader
 
-from gm_train.checkpoint import open_checkpoint
-from gm_train.rundir import METRICS, read_rows
+from gm_train.checkpoint.find import open_checkpoint
+from gm_train.run.records import METRICS, read_rows
 from tests.conftest import Atlas, tiny_words
 from tests.dist.conftest import STEPS
-from tests.faults.runs import assert_close, history, train, train_ranks
+from tests.support.training_runs import assert_close, history, train, train_ranks
 
 
 def test_promise_10_two_ranks_train_as_one(two_ranks: tuple[str, Path], one_process: Path) -> None:

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from gm_train.checkpoint import list_checkpoints
-from gm_train.cli import main
-from gm_train.rundir import QUARANTINE, SKIPPED, read_rows
-from gm_train.settings import config_from_file as read_config
+from gm_train.checkpoint.find import list_checkpoints
+from gm_train.cli.main import main
+from gm_train.run.records import QUARANTINE, SKIPPED, read_rows
+from gm_train.config.load import config_from_file as read_config
 from tests.conftest import Atlas, tiny_words
-from tests.dist import hooks
-from tests.faults.runs import history, start_ranks, train, train_ranks
+from tests.support import rank_hooks
+from tests.support.training_runs import history, start_ranks, train, train_ranks
 
 STRATEGIES = ["ddp", "fsdp2", "zero2", "zero3"]
 
@@ -54,7 +54,7 @@ def test_promise_08_a_bad_number_on_one_rank_skips_the_step_on_all(
         *tiny_words(atlas.store, run), *words, f"trainer.strategy={strategy}", "trainer.max_steps=12",
         "trainer.validate_every_steps=1",
     ]  # fmt: skip
-    codes = train_ranks(command, 2, log, prepare=hooks.poison_rank_1)
+    codes = train_ranks(command, 2, log, prepare=rank_hooks.poison_rank_1)
     assert codes == [0, 0], log.read_text()
     assert [(row["event"], row["step"]) for row in read_rows(run / SKIPPED)] == [
         ("skipped", 4), ("skipped", 7), ("skipped", 9),
@@ -76,7 +76,7 @@ def test_promise_08_all_ranks_roll_back_together(atlas: Atlas, words: list[str],
         *tiny_words(atlas.store, run), *words, f"trainer.strategy={strategy}", "trainer.max_steps=12",
         "trainer.max_bad_steps=2", "trainer.validate_every_steps=1",
     ]  # fmt: skip
-    codes = train_ranks(command, 2, log, prepare=hooks.poison_steps_6_to_8_of_rank_1)
+    codes = train_ranks(command, 2, log, prepare=rank_hooks.poison_steps_6_to_8_of_rank_1)
     assert codes == [0, 0], log.read_text()
     events = [(row["event"], row["step"], row.get("to_step")) for row in read_rows(run / SKIPPED)]
     assert events == [("skipped", 6, None), ("skipped", 7, None), ("skipped", 8, None), ("rollback", 8, 4)]
@@ -91,14 +91,14 @@ def test_what_all_ranks_find_is_told_once(atlas: Atlas, words: list[str], tmp_pa
     """A bad step past the budget, and no checkpoint yet to go back to."""
     log = tmp_path / "log"
     command = [*tiny_words(atlas.store, tmp_path / "run"), *words, "trainer.max_bad_steps=0", "checkpoint.every_steps=99"]
-    assert train_ranks(command, 2, log, prepare=hooks.poison_rank_1) == [1, 1]
+    assert train_ranks(command, 2, log, prepare=rank_hooks.poison_rank_1) == [1, 1]
     assert log.read_text().count("there is no checkpoint to go back to: training stops") == 1
 
 
 def test_an_error_of_one_rank_ends_all_with_one_message(atlas: Atlas, words: list[str], tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     command = [*tiny_words(atlas.store, run), *words]
-    assert train_ranks(command, 2, log, prepare=hooks.lose_the_store_on_rank_1) == [1, 1]
+    assert train_ranks(command, 2, log, prepare=rank_hooks.lose_the_store_on_rank_1) == [1, 1]
     assert log.read_text().count("gm-train: error") == 1
     assert "store.zarr.not-here: no such store" in log.read_text()
     assert not (run / "metrics.jsonl").exists()
@@ -112,7 +112,7 @@ def test_promise_05_a_full_disk_on_one_rank_leaves_the_checkpoint_before(
     run, log = tmp_path / "run", tmp_path / "log"
     command = [*tiny_words(atlas.store, run), *words, f"trainer.strategy={strategy}", "trainer.max_steps=10"]
     env = {"GM_TEST_STRATEGY": strategy}
-    assert train_ranks(command, 2, log, prepare=hooks.fill_the_disk_on_rank_1, env=env) == [1, 1]
+    assert train_ranks(command, 2, log, prepare=rank_hooks.fill_the_disk_on_rank_1, env=env) == [1, 1]
     assert "step-00000008: the checkpoint could not be written" in log.read_text()
     assert "No space left" in log.read_text()
     assert [checkpoint.step for checkpoint in list_checkpoints(run / "checkpoints")] == [4]
@@ -124,7 +124,7 @@ def test_promise_05_a_full_disk_on_one_rank_leaves_the_checkpoint_before(
 def test_ranks_that_were_given_different_runs_are_refused(atlas: Atlas, words: list[str], tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     command = [*tiny_words(atlas.store, run), *words]
-    assert train_ranks(command, 2, log, prepare=hooks.another_seed_on_rank_1) == [1, 1]
+    assert train_ranks(command, 2, log, prepare=rank_hooks.another_seed_on_rank_1) == [1, 1]
     assert log.read_text().count("run.seed: 0 on rank 0, 1 on rank 1") == 1
     assert not (run / "checkpoints").exists()
 
@@ -205,7 +205,7 @@ def test_a_strategy_without_its_package_names_the_line_that_installs_it(
     atlas: Atlas, words: list[str], tmp_path: Path
 ) -> None:
     command = [*tiny_words(atlas.store, tmp_path / "run"), *words, "trainer.strategy=zero2"]
-    codes = train_ranks(command, 2, tmp_path / "log", prepare=hooks.forget_deepspeed)
+    codes = train_ranks(command, 2, tmp_path / "log", prepare=rank_hooks.forget_deepspeed)
     assert codes == [1, 1]
     assert "pip install 'gm-train[deepspeed]'" in (tmp_path / "log").read_text()
 
@@ -277,7 +277,7 @@ def test_a_chunk_that_one_rank_finds_damaged_in_validation_counts_on_all(
         *tiny_words(atlas.store, run), *words, "trainer.strategy=ddp", "trainer.max_steps=4",
         "trainer.validate_every_steps=2", f"data.max_damaged_chunks={budget}",
     ]  # fmt: skip
-    codes = train_ranks(command, 2, log, prepare=hooks.damage_the_validation_of_rank_1)
+    codes = train_ranks(command, 2, log, prepare=rank_hooks.damage_the_validation_of_rank_1)
     assert codes == ([0, 0] if budget else [1, 1]), log.read_text()
     assert ("1 chunks of tokens are damaged" in log.read_text()) == (budget == 0)
     assert [(row["step"], row["chunk"]) for row in read_rows(run / QUARANTINE)] == [(2, 3)]

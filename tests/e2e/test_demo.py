@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gm_train.rundir import METRICS, read_rows
+from gm_train.run.records import METRICS, read_rows
 from tests.conftest import write_cells
 
 pytestmark = pytest.mark.slow
@@ -37,7 +37,7 @@ def python(folder: Path, module: str, *words: str) -> subprocess.CompletedProces
 
 
 def demo(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return python(folder, "gm_train.demo", *words)
+    return python(folder, "gm_train.cli.demo", *words)
 
 
 def steps(folder: Path) -> int:

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from data_shards.counts import open_counts
-from data_shards.manifest import Manifest
-from gm_train.cli import main
-from gm_train.rundir import METRICS, read_rows
+from data_shards.counts.count_file import open_counts
+from data_shards.store.manifest import Manifest
+from gm_train.cli.main import main
+from gm_train.run.records import METRICS, read_rows
 
 pytestmark = pytest.mark.slow
 

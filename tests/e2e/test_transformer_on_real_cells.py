@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gm_train.cli import main
-from gm_train.demo import pbmc_file
+from gm_train.cli.demo import pbmc_file
+from gm_train.cli.main import main
 
 pytestmark = pytest.mark.slow
 

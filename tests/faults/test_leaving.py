@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from gm_train.checkpoint import list_checkpoints
+from gm_train.checkpoint.find import list_checkpoints
 from tests.conftest import Atlas, tiny_words
-from tests.faults.runs import history, start, train
+from tests.support.training_runs import history, start, train
 
 
 @pytest.mark.parametrize(

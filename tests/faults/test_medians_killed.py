@@ -12,14 +12,19 @@ from pathlib import Path
 
 import pytest
 
-from data_shards import digest_parts, digest_tree, exact, medians_sources
-from data_shards.digests import Digests, Partition
 from data_shards.errors import DataError
-from data_shards.medians import make_medians
-from tests.faults.data_runs import content, die_at_rename, run_data
-from tests.faults.disks import resize, small_disk
-from tests.unit.count_files import draw_counts, write_counts
-from tests.unit.dask_cluster import dask_cluster
+from data_shards.medians import (
+    exact_medians,
+    medians_source,
+    tdigest_parts,
+    tdigest_tree,
+)
+from data_shards.medians.make_medians import make_medians
+from data_shards.medians.tdigest import Digests, Partition
+from tests.support.count_files import draw_counts, write_counts
+from tests.support.dask_cluster import dask_cluster
+from tests.support.data_runs import content, die_at_rename, run_data
+from tests.support.disks import resize, small_disk
 
 N_PARTITIONS = 11
 
@@ -30,16 +35,16 @@ def quiet(line: str) -> None:
 
 def small_partitions() -> None:
     """Three levels of merging in small files, of several pieces each."""
-    medians_sources.PARTITION_CELLS = 16
-    digest_tree.FAN_IN = 2
-    digest_parts._CENTROIDS = 400
+    medians_source.PARTITION_CELLS = 16
+    tdigest_tree.FAN_IN = 2
+    tdigest_parts._CENTROIDS = 400
 
 
 @pytest.fixture
 def small(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(medians_sources, "PARTITION_CELLS", 16)
-    monkeypatch.setattr(digest_tree, "FAN_IN", 2)
-    monkeypatch.setattr(digest_parts, "_CENTROIDS", 400)
+    monkeypatch.setattr(medians_source, "PARTITION_CELLS", 16)
+    monkeypatch.setattr(tdigest_tree, "FAN_IN", 2)
+    monkeypatch.setattr(tdigest_parts, "_CENTROIDS", 400)
 
 
 @pytest.fixture
@@ -52,14 +57,14 @@ def files(tmp_path: Path) -> list[Path]:
 def _logged(log: Path, before: bool) -> None:
     """Small partitions, each told in a file when it is digested, and death at a rename."""
     small_partitions()
-    digest = digest_parts.digest_partition
+    digest = tdigest_parts.digest_partition
 
     def telling(partition: Partition) -> Digests:
         with log.open("a") as file:
             file.write(f"{partition.source.path.stem} {partition.start}\n")
         return digest(partition)
 
-    digest_parts.digest_partition = telling
+    tdigest_parts.digest_partition = telling
     die_at_rename(4, before)
 
 
@@ -97,7 +102,7 @@ def test_exact_medians_that_are_killed_go_on(tmp_path: Path, files: list[Path]) 
 
 def _small_groups() -> None:
     small_partitions()
-    exact._TOGETHER = 3
+    exact_medians._TOGETHER = 3
 
 
 def _small_groups_and_death() -> None:
@@ -158,29 +163,29 @@ def test_a_late_task_of_another_start_changes_nothing(
     tmp_path: Path, files: list[Path], small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As of a worker on another node, which goes on when its start has ended and the next one is at work."""
-    tasks: list[digest_parts.DigestTask] = []
+    tasks: list[tdigest_parts.DigestTask] = []
 
-    def stop(task: digest_parts.DigestTask) -> None:
+    def stop(task: tdigest_parts.DigestTask) -> None:
         tasks.append(task)
         raise DataError("stopped")
 
     with monkeypatch.context() as patch:
-        patch.setattr(digest_tree, "make_digests", stop)
+        patch.setattr(tdigest_tree, "make_digests", stop)
         with pytest.raises(DataError, match="stopped"):
             make_medians([files[0]], tmp_path / "m.zarr", say=quiet)
 
-    def after_the_late_one(task: digest_parts.DigestTask) -> None:
+    def after_the_late_one(task: tdigest_parts.DigestTask) -> None:
         if late := tasks[:1]:
             tasks.clear()
             with pytest.raises(DataError, match="cannot be written"):
-                digest_parts.make_digests(late[0])
-        digest_parts.make_digests(task)
+                tdigest_parts.make_digests(late[0])
+        tdigest_parts.make_digests(task)
 
     # Another gene table, say: the same file, other numbers of genes.
     other = tasks[0].partition.numbers[::-1].copy()
     tasks[0] = replace(tasks[0], partition=replace(tasks[0].partition, numbers=other))
     with monkeypatch.context() as patch:
-        patch.setattr(digest_tree, "make_digests", after_the_late_one)
+        patch.setattr(tdigest_tree, "make_digests", after_the_late_one)
         make_medians(files, tmp_path / "m.zarr", say=quiet)
     assert not tasks
     make_medians(files, tmp_path / "whole.zarr", say=quiet)

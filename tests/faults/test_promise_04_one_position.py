@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import Atlas, tiny_words, write_gene_sets
-from tests.faults.runs import history, start, train
+from tests.support.training_runs import history, start, train
 
 STEPS = 40
 

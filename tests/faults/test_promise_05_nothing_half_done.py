@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from data_shards.medians import make_medians
-from data_shards.shards import make_store
-from gm_train.checkpoint import COMMIT, list_checkpoints
+from data_shards.medians.make_medians import make_medians
+from data_shards.prepare.make_store import make_store
+from gm_train.checkpoint.find import COMMIT, list_checkpoints
 from tests.conftest import Atlas, tiny_words
-from tests.faults.runs import history, train
+from tests.support.training_runs import history, train
 
 
 @pytest.fixture(scope="module")

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import gm_train.module as module
+import gm_train.train.module as module
 from data_shards.errors import DataError
-from gm_train.checkpoint import list_checkpoints, load_model, open_checkpoint
-from gm_train.fit import fit
-from gm_train.rundir import METRICS, SKIPPED, read_rows
-from gm_train.settings import load_config
+from gm_train.checkpoint.find import list_checkpoints, load_model, open_checkpoint
+from gm_train.config.load import load_config
+from gm_train.run.records import METRICS, SKIPPED, read_rows
+from gm_train.train.fit import fit
 from tests.conftest import Atlas, tiny_words
 
 

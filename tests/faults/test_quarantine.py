@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
-import data_shards.store
-from data_shards.medians import make_medians
-from data_shards.shards import make_store
-from data_shards.splits import SplitOptions
-from gm_train.rundir import METRICS, QUARANTINE, read_rows
+from data_shards.medians.make_medians import make_medians
+from data_shards.prepare.make_store import make_store
+from data_shards.prepare.splits import SplitOptions
+from data_shards.store import writer
+from gm_train.run.records import METRICS, QUARANTINE, read_rows
 from tests.conftest import tiny_words, write_cells
-from tests.faults.runs import assert_close, history, train, train_ranks
-from tests.unit.small_stores import flip_byte
+from tests.support.random_stores import flip_byte
+from tests.support.training_runs import assert_close, history, train, train_ranks
 
 
 @pytest.fixture(scope="module")
@@ -24,8 +24,8 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     make_medians(files, folder / "medians.zarr", say=lambda line: None)
     with pytest.MonkeyPatch.context() as patch:
         # The last two entries of each are the elements of a chunk and of a shard.
-        layout = {name: (*entry[:-2], 256, 1024) for name, entry in data_shards.store.LAYOUT.items()}
-        patch.setattr(data_shards.store, "LAYOUT", layout)
+        layout = {name: (*entry[:-2], 256, 1024) for name, entry in writer.LAYOUT.items()}
+        patch.setattr(writer, "LAYOUT", layout)
         splits = SplitOptions(by="cell", validation=0.2)
         make_store(
             files, folder / "medians.zarr", folder / "whole.zarr", top_k=48, splits=splits, say=lambda line: None

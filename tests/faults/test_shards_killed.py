@@ -12,17 +12,17 @@ from typing import Any
 
 import pytest
 
-from data_shards import ranked
-from data_shards.manifest import Manifest
-from data_shards.medians import make_medians
-from data_shards.shards import make_store
-from data_shards.splits import SplitOptions
-from data_shards.verify import find_damage
+from data_shards.inspect.verify import find_damage
+from data_shards.medians.make_medians import make_medians
+from data_shards.prepare import rank_datasets
+from data_shards.prepare.make_store import make_store
+from data_shards.prepare.splits import SplitOptions
+from data_shards.store.manifest import Manifest
 from tests.conftest import write_cells
-from tests.faults.data_runs import run_data, start_data
-from tests.faults.shard_runs import set_up
-from tests.unit.dask_cluster import dask_cluster
-from tests.unit.stores import contents, quiet
+from tests.support.counts_to_stores import contents, quiet
+from tests.support.dask_cluster import dask_cluster
+from tests.support.data_runs import run_data, start_data
+from tests.support.shard_runs import set_up
 
 
 def prepare(words: list[str | Path], log: Path, **how: Any) -> int:
@@ -102,7 +102,7 @@ def test_finished_parts_and_data_sets_are_not_redone(
     preparation: Preparation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The parts of the second file are there when the start is killed; the next one ranks nothing of the first two."""
-    monkeypatch.setattr(ranked, "PART_CELLS", 16)
+    monkeypatch.setattr(rank_datasets, "PART_CELLS", 16)
     out = tmp_path / "s.zarr"
     work = tmp_path / ".s.zarr.work" / "datasets"
     done: set[str] = set()
@@ -114,9 +114,9 @@ def test_finished_parts_and_data_sets_are_not_redone(
     assert not list(work.glob("a/parts-*"))
     stamps = {path: path.stat().st_mtime_ns for path in work.glob("b/parts-*/[!.]*/tokens")}
     read: list[str] = []
-    real = ranked.rank_range
+    real = rank_datasets.rank_range
 
-    def watched(plan: ranked.RankPlan, task: ranked.Range) -> ranked.Summary:
+    def watched(plan: rank_datasets.RankPlan, task: rank_datasets.Range) -> rank_datasets.RangeSummary:
         name = f"{task.source.path.stem}/{task.folder.name}"
         if not task.folder.exists():
             read.append(name)
@@ -125,7 +125,7 @@ def test_finished_parts_and_data_sets_are_not_redone(
             assert stamps[tokens] == tokens.stat().st_mtime_ns
         return real(plan, task)
 
-    monkeypatch.setattr(ranked, "rank_range", watched)
+    monkeypatch.setattr(rank_datasets, "rank_range", watched)
     lines: list[str] = []
     splits = Manifest.load(preparation.whole).datasets[0].splits
     make_store(

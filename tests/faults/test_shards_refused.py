@@ -11,20 +11,22 @@ import h5py
 import pytest
 import scipy.sparse as sp
 
-from data_shards import by_cell, medians_file, parts, ranked, sources
+from data_shards.counts import csc_by_cell
+from data_shards.counts.filters import CellFilter
 from data_shards.errors import DataError
-from data_shards.filters import CellFilter
-from data_shards.fingerprint import Fingerprint
-from data_shards.manifest import Manifest
-from data_shards.medians import make_medians
-from data_shards.medians_file import Medians
-from data_shards.shards import make_store
-from data_shards.verify import find_damage
-from tests.faults.data_runs import run_data
-from tests.faults.disks import resize, small_disk
-from tests.faults.shard_runs import set_up
-from tests.unit.count_files import draw_counts, write_counts
-from tests.unit.stores import build, contents, quiet, two_data_sets
+from data_shards.files.fingerprint import Fingerprint
+from data_shards.inspect.verify import find_damage
+from data_shards.medians import medians_file
+from data_shards.medians.make_medians import make_medians
+from data_shards.medians.medians_file import Medians
+from data_shards.prepare import rank_datasets, rank_range, store_source
+from data_shards.prepare.make_store import make_store
+from data_shards.store.manifest import Manifest
+from tests.support.count_files import draw_counts, write_counts
+from tests.support.counts_to_stores import build, contents, quiet, two_data_sets
+from tests.support.data_runs import run_data
+from tests.support.disks import resize, small_disk
+from tests.support.shard_runs import set_up
 
 HUMAN = [f"ENSG{i:011d}" for i in range(20)]
 MOUSE = [f"ENSMUSG{i:011d}" for i in range(20)]
@@ -64,9 +66,9 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytes
     """Its parts are thrown away: those of before and those of after must not stand in one store."""
     path = write_counts(tmp_path / f"a.{suffix}", draw_counts(60, 20), obs={"donor_id": ["x", "y"] * 30})
     make_medians([path], tmp_path / "m.zarr", say=quiet)
-    real, changed = parts._rank, False
+    real, changed = rank_range._rank, False
 
-    def changing(*arguments: object) -> parts.Summary:
+    def changing(*arguments: object) -> rank_range.RangeSummary:
         nonlocal changed
         summary = real(*arguments)  # type: ignore[arg-type]
         if not changed:
@@ -78,7 +80,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytes
                     file.write(b"\0")
         return summary
 
-    monkeypatch.setattr(parts, "_rank", changing)
+    monkeypatch.setattr(rank_range, "_rank", changing)
     with pytest.raises(DataError, match=rf"a\.{suffix}: changed while it was read: wait until"):
         build(tmp_path, [path], "x.zarr")
     assert sorted(found.name for found in tmp_path.iterdir()) == sorted([path.name, "m.zarr"])
@@ -87,7 +89,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytes
 @pytest.mark.parametrize("by_gene", [False, True])
 def test_a_file_that_changed_and_came_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_gene: bool) -> None:
     """No part, and no copy by cell, that was made of the other content is gone on from."""
-    monkeypatch.setattr(ranked, "PART_CELLS", 16)
+    monkeypatch.setattr(rank_datasets, "PART_CELLS", 16)
     counts = [draw_counts(60, 20, seed) for seed in (1, 2)]
     path, other = (
         write_counts(tmp_path / f"{name}.h5ad", matrix.tocsc() if by_gene else matrix)
@@ -109,11 +111,11 @@ def test_a_file_that_changed_and_came_back(tmp_path: Path, monkeypatch: pytest.M
 
     with monkeypatch.context() as patched:
         if by_gene:
-            patched.setattr("data_shards.counts.copy_by_cell", changing(by_cell.copy_by_cell, 1))
+            patched.setattr("data_shards.counts.count_file.copy_by_cell", changing(csc_by_cell.copy_by_cell, 1))
             # A start that is killed now would leave the copy.
-            patched.setattr(ranked, "rank_range", None)
+            patched.setattr(rank_datasets, "rank_range", None)
         else:
-            patched.setattr(parts, "_rank", changing(parts._rank, 2))
+            patched.setattr(rank_range, "_rank", changing(rank_range._rank, 2))
         with pytest.raises(DataError, match=r"a\.h5ad: changed while it was read"):
             build(tmp_path, [path], "x.zarr")
     assert calls == (1 if by_gene else 2)
@@ -139,15 +141,15 @@ def test_a_task_that_outlives_its_start(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(ranked, "rank_range", die)
+        patched.setattr(rank_datasets, "rank_range", die)
         with pytest.raises(KeyboardInterrupt):
             build(tmp_path, [path], "x.zarr", **first)
 
-    def after_it(*task: Any) -> parts.Summary:
-        parts.rank_range(*late[0])
-        return parts.rank_range(*task)
+    def after_it(*task: Any) -> rank_range.RangeSummary:
+        rank_range.rank_range(*late[0])
+        return rank_range.rank_range(*task)
 
-    monkeypatch.setattr(ranked, "rank_range", after_it)
+    monkeypatch.setattr(rank_datasets, "rank_range", after_it)
     build(tmp_path, [path], "x.zarr", **second)
     assert contents(tmp_path / "x.zarr") == contents(tmp_path / "s.zarr")
     assert not list(tmp_path.glob(".*"))
@@ -165,12 +167,12 @@ def test_a_file_that_changes_before_it_is_hashed(tmp_path: Path, monkeypatch: py
             return Fingerprint.of(path)
 
     with monkeypatch.context() as patched:
-        patched.setattr(sources, "Fingerprint", Late)
+        patched.setattr(store_source, "Fingerprint", Late)
         with pytest.raises(DataError, match=r"a\.h5ad: changed while it was read"):
             make_medians([path], tmp_path / "m.zarr", say=quiet)
     make_medians([other], tmp_path / "m.zarr", say=quiet)
     path.write_bytes(content)
-    monkeypatch.setattr(sources, "Fingerprint", Late)
+    monkeypatch.setattr(store_source, "Fingerprint", Late)
     with pytest.raises(DataError, match=r"a\.h5ad: changed while it was read"):
         build(tmp_path, [path], "x.zarr")
     assert not (tmp_path / "x.zarr").exists()
@@ -255,7 +257,7 @@ def test_stores_of_other_versions(tmp_path: Path, files: list[Path], monkeypatch
                 Medians.load(tmp_path / "m.zarr")
     before = contents(tmp_path / "s.zarr")
     for schema, mend in ((2, "update gm-train"), (4, "make it again with `gm-train data shards`")):
-        monkeypatch.setattr("data_shards.manifest.SCHEMA", schema)
+        monkeypatch.setattr("data_shards.store.writer.manifest.SCHEMA", schema)
         for use in (lambda: Manifest.load(tmp_path / "s.zarr"), lambda: build(tmp_path, files[1:], add=True)):
             with pytest.raises(DataError, match=f"layout version 3, this program reads {schema}: {mend}"):
                 use()

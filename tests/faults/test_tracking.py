@@ -5,9 +5,9 @@ from pathlib import Path
 
 from mlflow.tracking import MlflowClient
 
-from gm_train.rundir import METRICS, read_rows
+from gm_train.run.records import METRICS, read_rows
 from tests.conftest import Atlas, tiny_words
-from tests.faults.runs import train
+from tests.support.training_runs import train
 
 
 def words(atlas: Atlas, run: Path, mlflow: str, steps: int) -> list[str]:

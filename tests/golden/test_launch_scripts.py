@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster.problems import find_problems
-from cluster.slurm import render, resolved
-from gm_train.settings import load_config
+from cluster.batch_script import render_batch_script, resolved
+from cluster.launch_problems import launch_problems
+from gm_train.config.load import load_config
 
 FOLDER = Path(__file__).parent / "launch"
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -32,8 +32,8 @@ CASES = {
 def script(case: str) -> str:
     words = [str(CONFIGS / word) if word.endswith(".yaml") else word for word in CASES[case]]
     config = load_config(words)
-    assert find_problems(config) == []
-    return render(resolved(config), 1, python="/opt/gm-train/.venv/bin/python")
+    assert launch_problems(config) == []
+    return render_batch_script(resolved(config), 1, python="/opt/gm-train/.venv/bin/python")
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -11,16 +11,15 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from data_shards.genes import GeneReport
-from data_shards.hashing import fold, hash_string, mix64, mix64_int
-from data_shards.medians import make_medians
-from data_shards.order import permute
-from data_shards.ranking import mix64_scalar
-from data_shards.shards import make_store
-from data_shards.splits import SplitOptions, assign_donors, split_by_cell
-from data_shards.tokenizer import GeneColumns, Tokenizer
-from data_shards.vocabulary import Vocabulary
-from tests.unit.count_files import write_counts
+from data_shards.counts.gene_ids import GeneReport
+from data_shards.hashing import fold, hash_string, mix64, mix64_int, mix64_scalar
+from data_shards.medians.make_medians import make_medians
+from data_shards.prepare.make_store import make_store
+from data_shards.prepare.splits import SplitOptions, assign_donors, split_by_cell
+from data_shards.rows.block_order import permute
+from data_shards.tokens.tokenizer import GeneColumns, Tokenizer
+from data_shards.tokens.vocabulary import Vocabulary
+from tests.support.count_files import write_counts
 
 
 @pytest.mark.parametrize(

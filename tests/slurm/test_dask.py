@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from data_shards.manifest import Manifest
-from data_shards.output import hash_path
-from data_shards.verify import find_damage
+from data_shards.files.atomic import hash_path
+from data_shards.inspect.verify import find_damage
+from data_shards.store.manifest import Manifest
 from tests.conftest import write_cells
 from tests.slurm.conftest import Slurm, poll
 

@@ -14,15 +14,15 @@ import pytest
 import torch
 from mlflow.tracking import MlflowClient
 
-from cluster.submit import check
-from gm_train.checkpoint import load_model, open_checkpoint
-from gm_train.claim import MARKER
-from gm_train.cli import main
+from cluster.submit import check_launch
+from gm_train.checkpoint.find import load_model, open_checkpoint
+from gm_train.cli.main import main
+from gm_train.run.lock import MARKER
 from tests.conftest import Atlas, tiny_words
-from tests.faults.runs import history, train, train_ranks
 from tests.faults.test_tracking import expected, mirrored
 from tests.slurm.conftest import Slurm, poll
-from tests.slurm.jobs import LOCAL_CPU, PATIENCE, Job, launch
+from tests.support.slurm_jobs import LOCAL_CPU, PATIENCE, Job, launch
+from tests.support.training_runs import history, train, train_ranks
 
 CLUSTERS = Path(LOCAL_CPU).parent
 #: A job must live until it is told to leave: this many steps take some seconds.
@@ -287,7 +287,7 @@ def test_slurm_takes_the_scripts(
     words, n_cpus = ADJUSTED[name]
     tiny = [*tiny_words(atlas.store, tmp_path / "run"), "data.lanes=8"]
     assert main(["launch", "--dry-run", *tiny, str(CLUSTERS / name), *words]) == 0
-    assert f"using {n_cpus} processors on nodes n" in check(capsys.readouterr().out)
+    assert f"using {n_cpus} processors on nodes n" in check_launch(capsys.readouterr().out)
 
 
 def test_more_nodes_than_there_are_is_refused_with_advice(

@@ -1,0 +1,208 @@
+"""One batch script that starts a run on many nodes, survives preemption and says what happened: Config -> text.
+
+    request (#SBATCH) ─> settings ─> setup ─> variables ─> rendezvous ─> ranks (srun) ─> what the exit code means
+
+The script is written to be read: everything that this file decides is explained in it.
+"""
+
+import shlex
+from pathlib import Path
+
+from cluster.launch_problems import ranks_per_node
+from cluster.sbatch_options import LOGS, log_pattern, sbatch_lines
+from gm_train.config.load import with_absolute_paths
+from gm_train.config.schema import Config
+from gm_train.run.lock import MARKER
+
+#: Folder of a run directory: for each launch its script and settings.
+LAUNCHES = "launch"
+
+
+def resolved(config: Config) -> Config:
+    """The configuration as the ranks read it: absolute paths, and the numbers of nodes and ranks filled in."""
+    config = with_absolute_paths(config)
+    config.trainer.num_nodes, config.trainer.devices = config.cluster.nodes, ranks_per_node(config)
+    return config
+
+
+def render_batch_script(config: Config, number: int, python: str) -> str:
+    """The batch script of a launch.
+
+    Args:
+        config: a configuration without problems, as `resolved` returns it.
+        number: of the launch within its run directory.
+        python: interpreter of the ranks, unless `cluster.python` names one.
+    """
+    parts = [
+        _title(config, number),
+        sbatch_lines(config),
+        _opening(config, number),
+        *_setup(config),
+        _variables(config),
+    ]
+    return "\n".join([*parts, _RENDEZVOUS, _ranks(config, python), _ending(config)])
+
+
+def _title(config: Config, number: int) -> str:
+    nodes, per_node = config.cluster.nodes, ranks_per_node(config)
+    ranks = _count(per_node, "rank") + (" each" if nodes > 1 else "")
+    return f"""\
+#!/bin/bash
+# GeneMamba pretraining on {_count(nodes, "node")} with {ranks}, one SLURM task for each rank.
+# Rendered by `gm-train launch`; config.yaml beside it is what the ranks read. The same once more:
+#   sbatch {shlex.quote(f"{launch_dir(config, number)}/job.sh")}
+"""
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+def launch_dir(config: Config, number: int) -> Path:
+    """Where a launch keeps its script, its configuration and its environment."""
+    return Path(config.run.dir) / LAUNCHES / f"{number:03d}"
+
+
+def _opening(config: Config, number: int) -> str:
+    return f"""\
+set -u # a variable that is not set is an error
+run_dir={shlex.quote(config.run.dir)}
+config={shlex.quote(f"{launch_dir(config, number)}/config.yaml")}
+max_requeues={config.cluster.max_requeues}
+
+{_FIRST_LINES}"""
+
+
+_FIRST_LINES = """\
+say() { echo "[$(date '+%F %T')] $*"; }
+
+: "${SLURM_JOB_ID:?this is a batch script: give it to sbatch}"
+restart=${SLURM_RESTART_COUNT:-0} # how often the job was put back into the queue, by this script or by SLURM
+say "job $SLURM_JOB_ID, start $((restart + 1)), on $SLURM_JOB_NODELIST"
+if ((restart > max_requeues)); then
+    say "this is more than $max_requeues restarts (cluster.max_requeues): see why it keeps ending, then launch again"
+    exit 1
+fi
+"""
+
+
+def _setup(config: Config) -> list[str]:
+    if not config.cluster.setup:
+        return []
+    lines = "\n".join(config.cluster.setup)
+    return [
+        f"""\
+# The site's environment (cluster.setup). A line that fails ends the job; a variable that is not set does not.
+trap 'say "cluster.setup failed at: $BASH_COMMAND"' ERR
+set -e +u
+{lines}
+set +e -u
+trap - ERR
+"""
+    ]
+
+
+def _variables(config: Config) -> str:
+    workers = config.data.workers
+    threads, why = "$SLURM_CPUS_PER_TASK", "not the node's"
+    if workers:
+        threads = f"$((SLURM_CPUS_PER_TASK > {workers} ? SLURM_CPUS_PER_TASK - {workers} : 1))"
+        why += f", less one for each of its {_count(workers, 'loader worker')}"
+    exports = [f"export {assignment(entry)}" for entry in config.cluster.env]
+    lines = [
+        "# Variables of every rank; srun hands this script's environment on.",
+        "export PYTHONUNBUFFERED=1 # what a killed rank printed last is in its log",
+        f"# PyTorch's threads: the cores of one rank, {why}.",
+        f"export OMP_NUM_THREADS={threads}",
+        "# Left over from the shell that launched, these would be believed before SLURM's own numbers.",
+        "unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE",
+        *(["# cluster.env: what this site's network and libraries need."] if exports else []),
+        *exports,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def assignment(entry: str) -> str:
+    """NAME=value for a shell, whatever the value holds."""
+    name, _, value = entry.partition("=")
+    quoted = shlex.quote(value)
+    # NAME==value is right for bash, and looks wrong to readers and to shellcheck.
+    return f"{name}='{quoted}'" if quoted.startswith("=") else f"{name}={quoted}"
+
+
+_RENDEZVOUS = """\
+# Where the ranks meet: the first node, by the address that SLURM reaches it at, or by its name.
+first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
+MASTER_ADDR=$(scontrol show node -o "$first" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')
+export MASTER_ADDR=${MASTER_ADDR:-$first}
+# 20000 to 29999, below the ports that Linux gives to clients. Jobs that share a node nearly always differ, and so do
+# the starts of one job: a process that outlived the last start does not answer to this one.
+export MASTER_PORT=$((20000 + SLURM_JOB_ID % 1000 * 10 + restart % 10))
+say "rendezvous at $MASTER_ADDR:$MASTER_PORT"
+"""
+
+
+def _ranks(config: Config, python: str) -> str:
+    cluster, per_node = config.cluster, ranks_per_node(config)
+    prefix = f"    {cluster.prefix} # cluster.prefix\n" if cluster.prefix else ""
+    gpus = (
+        "# A task sees all GPUs of its node, as NCCL needs it for NVLink, and takes the one of its SLURM_LOCALID.\n"
+        if cluster.gpus_per_node
+        else ""
+    )
+    return f"""\
+command=(
+{prefix}    {shlex.quote(cluster.python or python)} -m gm_train.cli fit "$config"
+)
+
+{gpus}# A task ignores USR1, which would end a process that is still starting, until Python has its own handler.
+task='trap "" USR1; echo "== job $SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}} on $SLURMD_NODENAME"; exec "$@"'
+
+# --cpus-per-task: srun does not take it over from sbatch since SLURM 22.05.
+# --kill-on-bad-exit: when one rank fails, the others would only wait for it.
+# --wait=0: ranks that finish first do not hurry rank 0, which may still be writing.
+# --export=ALL: the variables above reach the ranks also where the job was submitted with --export=NONE.
+# --output: one log for each rank (%t), rank 0's the one to read; later starts of the job write below it.
+srun --ntasks={cluster.nodes * per_node} --ntasks-per-node={per_node} --cpus-per-task="$SLURM_CPUS_PER_TASK" \\
+    --kill-on-bad-exit=1 --wait=0 --export=ALL \\
+    --output={shlex.quote(f"{log_pattern(config)}/%j-%t.out")} --open-mode=append \\
+    bash -c "$task" rank "${{command[@]}}"
+code=$?
+"""
+
+
+def _ending(config: Config) -> str:
+    return _VERDICT + (_REQUEUE if config.cluster.requeue else _NO_REQUEUE)
+
+
+_VERDICT = f"""\
+# What happened. Ranks that were told to leave and have saved exit with 85, but srun reports another code when some end
+# before others, and 85 alone when one has crashed: what counts is the marker with the name of this start of this job,
+# which rank 0 writes when all ranks have agreed to leave and their checkpoint is whole.
+# After scancel nothing below runs: it ends this shell as well, which catches no signals. Nor after a node is lost: srun
+# waits for its ranks until SLURM misses the node (SlurmdTimeout, often minutes), ends this shell and requeues the job.
+if ((code == 0)); then
+    say "finished"
+    exit 0
+fi
+if [[ $(cat "$run_dir/{MARKER}" 2>/dev/null) != "$SLURM_JOB_ID.$restart" ]]; then
+    say "failed with exit code $code, not requeued: the reason is at the end of $run_dir/{LOGS}/$SLURM_JOB_ID-*.out"
+    exit "$((code == 85 ? 1 : code))"
+fi
+"""
+
+_REQUEUE = """\
+if ((restart >= max_requeues)); then
+    say "saved, and left; not requeued after $max_requeues restarts (cluster.max_requeues): launch again to go on"
+    exit 85
+fi
+say "told to leave (exit code $code), and saved: back into the queue, restart $((restart + 1)) of at most $max_requeues"
+# SLURM ends this script once it has put the job back.
+scontrol requeue "$SLURM_JOB_ID" || say "SLURM refused to requeue the job: launch again to go on"
+exit 85
+"""
+
+_NO_REQUEUE = """\
+say "told to leave (exit code $code), and saved; cluster.requeue=false: launch again to go on"
+exit 85
+"""

@@ -1,0 +1,275 @@
+"""Reading a whole store again to find every damaged file and chunk.
+
+Each array is read once, a few shards ahead of what is looked at, and hashed; what stands in it is checked as well: a
+hash alone does not say what is wrong.
+"""
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from data_shards.errors import DataError
+from data_shards.files.location import Location, first_line, hash_location, location_of
+from data_shards.store.arrays import StoredArray, open_array
+from data_shards.store.manifest import TEST, TRAIN, VALIDATION, DatasetEntry, Manifest
+from data_shards.store.writer import LAYOUT, content_hash
+from data_shards.tokens.tokenizer import Tokenizer
+from data_shards.tokens.vocabulary import FIRST_GENE
+from data_shards.workers.progress import Progress
+
+#: Shards that are read while one is looked at; the largest, of values, are 64 MiB.
+_AHEAD = 3
+
+
+def find_damage(store: str | Location) -> list[str]:
+    """One line for every file or chunk of a store that is not what was written; none if all is well.
+
+    Raises:
+        DataError: there is no store, its manifest cannot be read, or its server cannot be reached.
+    """
+    path = location_of(store)
+    manifest = Manifest.load(path)
+    problems = []
+    for name, expected in manifest.files.items():
+        problems += _check_file(path / name, expected)
+    if not problems:
+        try:
+            tokenizer = Tokenizer.load(path)
+            if tokenizer.hash != manifest.tokenizer_hash:
+                problems.append(f"{path}: the tokenizer is not the one that made the store")
+        except DataError as error:
+            problems.append(str(error))
+    with Progress(desc=f"reading {path.name}", unit="B", unit_scale=True) as progress:
+        progress.total = sum(
+            size * np.dtype(LAYOUT[name][0]).itemsize
+            for entry in manifest.datasets
+            for name, size in _sizes(entry, manifest).items()
+        )
+        for entry in manifest.datasets:
+            problems += _check_file(path / entry.name / "obs.parquet", entry.obs_hash)
+            problems += _check_dataset(path, entry, manifest, progress)
+    return problems
+
+
+def _check_file(path: Location, expected: str) -> list[str]:
+    if not path.is_file():
+        return [f"{path}: is missing"]
+    return [] if hash_location(path) == expected else [f"{path}: its SHA-256 is not that of the manifest"]
+
+
+def _sizes(entry: DatasetEntry, manifest: Manifest) -> dict[str, int]:
+    """Elements of each array, in the order in which they are read."""
+    values = {"values": entry.n_tokens} if manifest.values else {}
+    return {"indptr": entry.n_cells + 1, "split": entry.n_cells, "tokens": entry.n_tokens, **values}
+
+
+def _check_dataset(store: Location, entry: DatasetEntry, manifest: Manifest, progress: Any) -> list[str]:
+    problems: list[str] = []
+    hashes: dict[str, str] = {}
+    checks: dict[str, Callable[[], _Check]] = {
+        "indptr": lambda: _Indptr(entry, manifest.top_k),
+        "split": lambda: _Split(entry),
+        "tokens": lambda: _Tokens(manifest.n_genes),
+        "values": lambda: _Values(open_array(store, entry.name, "indptr") if hashes.get("indptr") else None),
+    }
+    for name, size in _sizes(entry, manifest).items():
+        found, digest = _check_array(store, entry.name, name, size, checks[name], progress)
+        problems += found
+        hashes[name] = "" if found else digest
+    if not problems and entry.content_hash != content_hash(
+        hashes["tokens"], hashes["indptr"], hashes["split"], hashes.get("values")
+    ):
+        problems.append(f"{store / entry.name}: the content is not what was written: its SHA-256 differs")
+    return problems
+
+
+def _check_array(
+    store: Location, dataset: str, name: str, size: int, make_check: "Callable[[], _Check]", progress: Any
+) -> tuple[list[str], str]:
+    """Problems of an array, and its SHA-256 (hex)."""
+    folder = store / dataset / name
+    try:
+        array = open_array(store, dataset, name)
+    except DataError as error:
+        return [str(error)], ""
+    if array.size != size:
+        return [f"{folder}: has {array.size:,} elements, the manifest says {size:,}"], ""
+    problems: list[str] = []
+    digest, check = hashlib.sha256(), make_check()
+    for start, values in _read_shards(array, problems):
+        digest.update(np.ascontiguousarray(values).data)
+        if wrong := check.look(start, values):
+            problems.append(f"{folder}: {wrong}")
+        progress.update(values.nbytes)
+    # Of what could not be read, the whole says nothing.
+    if not problems and (wrong := check.end()):
+        problems.append(f"{folder}: {wrong}")
+    return problems, digest.hexdigest()
+
+
+class _Check(Protocol):
+    """What must hold in an array."""
+
+    def look(self, start: int, values: npt.NDArray[Any]) -> str | None:
+        """What is wrong with elements [start, start + len(values)), if anything."""
+
+    def end(self) -> str | None:
+        """What is wrong with the whole, if anything."""
+
+
+class _Indptr:
+    """From 0 to the number of tokens; each cell has some, and not more than the most. Gaps are passed over."""
+
+    def __init__(self, entry: DatasetEntry, top_k: int) -> None:
+        self._n_tokens, self._top_k = entry.n_tokens, top_k
+        self._stop, self._last = 0, 0
+
+    def look(self, start: int, values: npt.NDArray[Any]) -> str | None:
+        # Before the first one, and after one that could not be read, there is nothing to compare with.
+        follows = start > 0 and start == self._stop
+        before = self._last
+        self._stop, self._last = start + len(values), int(values[-1])
+        if start == 0 and values[0] != 0:
+            return f"begins at {values[0]:,}, not at 0"
+        lengths = np.diff(values, prepend=before)[0 if follows else 1 :]
+        if not len(lengths) or (lengths.min() > 0 and lengths.max() <= self._top_k):
+            return None
+        cell = int(np.argmax((lengths <= 0) | (lengths > self._top_k)))
+        return f"cell {cell + start - follows:,} has {lengths[cell]:,} tokens: expected 1 to {self._top_k:,}"
+
+    def end(self) -> str | None:
+        return None if self._last == self._n_tokens else f"ends at {self._last:,}, not at the {self._n_tokens:,} tokens"
+
+
+class _Split:
+    """As many cells in each split as the manifest says."""
+
+    def __init__(self, entry: DatasetEntry) -> None:
+        self._expected = {TRAIN: entry.n_train, VALIDATION: entry.n_validation, TEST: entry.n_test}
+        self._held = np.zeros(256, np.int64)
+
+    def look(self, start: int, values: npt.NDArray[Any]) -> str | None:
+        self._held += np.bincount(values, minlength=256)
+        return None
+
+    def end(self) -> str | None:
+        counted = {split: int(self._held[split]) for split in self._expected}
+        return None if counted == self._expected else "its splits are not those of the manifest"
+
+
+class _Tokens:
+    """Genes of the vocabulary alone."""
+
+    def __init__(self, n_genes: int) -> None:
+        self._n_genes = n_genes
+
+    def look(self, start: int, values: npt.NDArray[Any]) -> str | None:
+        if values.min() >= FIRST_GENE and values.max() < self._n_genes + FIRST_GENE:
+            return None
+        return f"a token from {start:,} on is outside the vocabulary"
+
+    def end(self) -> str | None:
+        return None
+
+
+class _Values:
+    """Above zero, and not rising within a cell. Without an indptr that can be trusted, cells are not told apart."""
+
+    def __init__(self, indptr: StoredArray | None) -> None:
+        self._starts = None if indptr is None else _Starts(indptr)
+        self._stop, self._last = 0, np.float32(np.inf)
+
+    def look(self, start: int, values: npt.NDArray[Any]) -> str | None:
+        good = (values > 0) & (values < np.inf)
+        if not good.all():
+            place = int(np.argmin(good))
+            return f"element {start + place:,} is {values[place]:g}: expected a number above zero"
+        before = self._last if start == self._stop else np.float32(np.inf)
+        self._stop, self._last = start + len(values), values[-1]
+        if self._starts is None:
+            return None
+        rises = np.diff(values, prepend=before) > 0
+        rises[self._starts.within(start, self._stop) - start] = False
+        return f"element {start + int(np.argmax(rises)):,} is above the one before in its cell" if rises.any() else None
+
+    def end(self) -> str | None:
+        return None
+
+
+class _Starts:
+    """Where cells begin, asked for in ascending order."""
+
+    def __init__(self, indptr: StoredArray) -> None:
+        self._indptr = indptr
+        self._next = 0
+        self._held = np.zeros(0, np.int64)
+
+    def within(self, start: int, stop: int) -> npt.NDArray[np.int64]:
+        """The first elements of the cells that begin in [start, stop)."""
+        while self._next < self._indptr.size and (not len(self._held) or self._held[-1] < stop):
+            last = min(self._next + self._indptr.shard, self._indptr.size)
+            self._held = np.concatenate([self._held, self._indptr.read(self._next, last)])
+            self._next = last
+        low, high = np.searchsorted(self._held, [start, stop])
+        found, self._held = self._held[low:high], self._held[high:]
+        return found
+
+
+@dataclass(frozen=True)
+class _Shard:
+    """A file of an array that is being read: elements [start, stop)."""
+
+    array: StoredArray
+    start: int
+    stop: int
+    wait: Callable[[], npt.NDArray[Any]]
+
+    @property
+    def file(self) -> Location:
+        return self.array.path / "c" / str(self.start // self.array.shard)
+
+    def damage(self, error: DataError) -> list[str]:
+        """Each chunk that cannot be read, after the whole could not."""
+        chunk = self.array.chunk
+        firsts = range(self.start, self.stop, chunk)
+        waits = [self.array.begin(first, min(first + chunk, self.stop), retry=False) for first in firsts]
+        damaged = []
+        for number, wait in enumerate(waits):
+            try:
+                wait()
+            except DataError as of_chunk:
+                damaged.append(f"{self.file}: chunk {number} is damaged ({_reason(of_chunk)})")
+        return damaged if len(damaged) < len(firsts) else [f"{self.file}: cannot be read at all ({_reason(error)})"]
+
+
+def _read_shards(array: StoredArray, problems: list[str]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
+    """The shards that can be read, with their first elements; some are read ahead of time."""
+    starts = iter(range(0, array.size, array.shard))
+    waiting: deque[_Shard] = deque()
+    while True:
+        for start in islice(starts, _AHEAD + 1 - len(waiting)):
+            stop = min(start + array.shard, array.size)
+            waiting.append(_Shard(array, start, stop, array.begin(start, stop)))
+        if not waiting:
+            return
+        shard = waiting.popleft()
+        if not shard.file.is_file():
+            problems.append(f"{shard.file}: is missing (elements {shard.start:,} to {shard.stop:,})")
+            continue
+        try:
+            values = shard.wait()
+        except DataError as error:
+            problems += shard.damage(error)
+        else:
+            yield shard.start, values
+
+
+def _reason(error: DataError) -> str:
+    """What TensorStore said, without the advice to call this program."""
+    return first_line(error.__cause__ or error)

@@ -1,0 +1,182 @@
+"""Ranges of cells, read, filtered and ranked into parts: directories that one writer then takes in order.
+
+A part holds `tokens` (uint16), `lengths` (int64, tokens of each cell) and, if they are kept, `values` (float32) as
+plain files, `obs.arrow` with the annotations of its cells, and `summary.json`.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from data_shards.counts.count_file import CountFile, CountSource
+from data_shards.counts.filters import BoundFilter
+from data_shards.errors import DataError
+from data_shards.files.fingerprint import Fingerprint
+from data_shards.files.work_folder import new_part
+from data_shards.store.obs_parquet import obs_table
+from data_shards.tokens.rank import Ranker
+from data_shards.tokens.vocabulary import FIRST_GENE
+
+#: Cells that are read at a time.
+_CHUNK = 2048
+#: Tokens that are read at a time.
+_TOKENS = 1 << 22
+_SUMMARY = "summary.json"
+
+
+@dataclass(frozen=True, eq=False)
+class RankPlan:
+    """What is the same for all ranges of a data set.
+
+    Attributes:
+        ranker: the tokenizer's.
+        numbers: int32 (n_delivered,), number of each delivered gene in the vocabulary or -1.
+        cells: which cells are left out.
+        obs_columns: columns of obs that are kept.
+        values: whether the value behind each token is kept.
+    """
+
+    ranker: Ranker
+    numbers: npt.NDArray[np.int32]
+    cells: BoundFilter
+    obs_columns: tuple[str, ...]
+    values: bool
+
+
+@dataclass(frozen=True)
+class Range:
+    """Cells [start, stop) of a file, which must stay as it is, and the part that they become."""
+
+    source: CountSource
+    file: Fingerprint
+    start: int
+    stop: int
+    folder: Path
+
+
+@dataclass(frozen=True)
+class RangeSummary:
+    """Counts of a part, or of several.
+
+    Attributes:
+        n_cells, n_tokens: cells kept, and their tokens.
+        filtered: cells that the filters left out.
+        empty: further cells without a token.
+        detected: non-zero counts of the cells that were not filtered.
+        in_vocabulary: how many of these are of genes of the vocabulary.
+    """
+
+    n_cells: int = 0
+    n_tokens: int = 0
+    filtered: int = 0
+    empty: int = 0
+    detected: int = 0
+    in_vocabulary: int = 0
+
+    def __add__(self, other: "RangeSummary") -> "RangeSummary":
+        return RangeSummary(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
+
+
+def rank_range(plan: RankPlan, task: Range) -> RangeSummary:
+    """Make the part of a range, unless it is there.
+
+    Raises:
+        DataError: bad counts, the file is not what it was, or the part cannot be written.
+    """
+    if not (task.folder / _SUMMARY).exists():
+        with task.source.open() as counts, new_part(task.folder) as folder:
+            summary = _rank(plan, counts, task.start, task.stop, folder)
+            task.file.require_unchanged()
+            (folder / _SUMMARY).write_text(json.dumps(asdict(summary)))
+    return RangeSummary(**json.loads((task.folder / _SUMMARY).read_text()))
+
+
+def _rank(plan: RankPlan, counts: CountFile, start: int, stop: int, folder: Path) -> RangeSummary:
+    summary = RangeSummary()
+    rows: list[npt.NDArray[np.int64]] = []
+    obs = counts.read_obs(start, stop, list(dict.fromkeys((*plan.obs_columns, *plan.cells.options.where))))
+    with ExitStack() as files:
+        tokens, lengths = (files.enter_context((folder / name).open("wb")) for name in ("tokens", "lengths"))
+        values = files.enter_context((folder / "values").open("wb")) if plan.values else None
+        for first, chunk in counts.chunks(_CHUNK, start, stop):
+            kept = plan.cells.keep(chunk, obs.iloc[first - start : first - start + chunk.shape[0]])
+            n_filtered = int((~kept).sum())
+            if n_filtered:
+                chunk = chunk[kept]
+            ranked = plan.ranker.rank(chunk, plan.numbers, plan.values)
+            length = np.diff(ranked.indptr)
+            has_tokens = length > 0
+            rows.append(np.flatnonzero(kept)[has_tokens] + first)
+            tokens.write((ranked.genes + np.uint16(FIRST_GENE)).astype("<u2", copy=False).data)
+            lengths.write(length[has_tokens].astype("<i8", copy=False).data)
+            if values is not None:
+                values.write(ranked.values.astype("<f4", copy=False).data)
+            summary += RangeSummary(
+                n_cells=len(rows[-1]),
+                n_tokens=len(ranked.genes),
+                filtered=n_filtered,
+                empty=int((~has_tokens).sum()),
+                detected=chunk.nnz,
+                in_vocabulary=ranked.known,
+            )
+    found = np.concatenate(rows)
+    table = obs_table(obs.iloc[found - start][list(plan.obs_columns)], found)
+    with pa.OSFile(str(folder / "obs.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table)
+    return summary
+
+
+def read_range_tokens(
+    folder: Path, values: bool
+) -> Iterator[tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64], npt.NDArray[np.float32] | None]]:
+    """The cells of a part, a few million tokens at a time: tokens, indptr and, where they are kept, values.
+
+    Raises:
+        DataError: the part cannot be read.
+    """
+    lengths = _read(folder / "lengths", "<i8")
+    bounds = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
+    first = 0
+    while first < len(lengths):
+        last = max(first + 1, int(np.searchsorted(bounds, bounds[first] + _TOKENS, side="right")) - 1)
+        span = int(bounds[first]), int(bounds[last] - bounds[first])
+        yield (
+            _read(folder / "tokens", "<u2", *span),
+            bounds[first : last + 1] - bounds[first],
+            _read(folder / "values", "<f4", *span) if values else None,
+        )
+        first = last
+
+
+def read_range_obs(folder: Path) -> pa.Table:
+    """The annotations of a part.
+
+    Raises:
+        DataError: the part cannot be read.
+    """
+    try:
+        with pa.OSFile(str(folder / "obs.arrow"), "rb") as source, pa.ipc.open_file(source) as reader:
+            return reader.read_all()
+    except (OSError, pa.ArrowException) as error:
+        raise _unreadable(folder, error) from error
+
+
+def _read(path: Path, dtype: str, first: int = 0, size: int = -1) -> npt.NDArray[Any]:
+    try:
+        found = np.fromfile(path, dtype, size, offset=first * np.dtype(dtype).itemsize)
+    except OSError as error:
+        raise _unreadable(path.parent, error) from error
+    if size not in (-1, len(found)):
+        raise _unreadable(path.parent, ValueError(f"{len(found):,} of {size:,} elements of {path.name}"))
+    return found
+
+
+def _unreadable(folder: Path, error: Exception) -> DataError:
+    return DataError(f"{folder}: cannot be read ({error}): remove {folder} and start the same command again")

@@ -1,0 +1,162 @@
+"""What the cells of a store are ranked with: chosen for a new store, frozen for one that is added to."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from data_shards.errors import DataError
+from data_shards.files.atomic import hash_path
+from data_shards.files.names import check_names
+from data_shards.files.work_folder import refuse_again
+from data_shards.medians.medians_file import Medians, source_hashes
+from data_shards.store.manifest import SCHEMA, DatasetEntry, Manifest
+from data_shards.store.writer import choose_block_cells
+from data_shards.tokens.choose_genes import make_tokenizer
+from data_shards.tokens.tokenizer import Tokenizer
+
+Say = Callable[[str], None]
+TOP_K = 2048
+
+
+@dataclass(frozen=True)
+class StoreOptions:
+    """What is alike for all data sets of a store.
+
+    Attributes:
+        top_k: most tokens of a cell; none takes 2,048, or that of the store that is added to.
+        dither: rank dithered counts.
+        genes_file: genes of the vocabulary, one a line; none takes all with a median.
+        deny_file: genes that are left out of it, one a line.
+        keep_values: keep `count / total * 10,000 / median` of each token beside it; with `dither`, of dithered counts.
+    """
+
+    top_k: int | None = None
+    dither: bool = False
+    genes_file: Path | None = None
+    deny_file: Path | None = None
+    keep_values: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """The gene lists, as the manifest names them.
+
+        Raises:
+            DataError: one cannot be read.
+        """
+        files = {"genes_file": self.genes_file, "deny_file": self.deny_file}
+        found: dict[str, Any] = {}
+        for key, path in files.items():
+            if path is not None and not path.is_file():
+                raise DataError(f"{path}: no such file: give a text file with one gene a line")
+            found |= {key: path.name if path else None, f"{key}_hash": hash_path(path) if path else None}
+        return found
+
+
+@dataclass(frozen=True, eq=False)
+class StorePlan:
+    """What cells are ranked with.
+
+    Attributes:
+        tokenizer: the store's.
+        medians_file_hash: hash of the medians file that it comes from.
+        values: whether values are kept.
+        options: gene lists, as the manifest names them.
+        of_medians: SHA-256 of the file that each data set of the medians was; empty where the medians are not at hand.
+        store: the manifest of the store that is added to.
+    """
+
+    tokenizer: Tokenizer
+    medians_file_hash: str
+    values: bool
+    options: dict[str, Any]
+    of_medians: Mapping[str, str] = field(default_factory=dict)
+    store: Manifest | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The data sets that the store has already."""
+        return () if self.store is None else tuple(entry.name for entry in self.store.datasets)
+
+    def check_names(self, out: Path, names: Sequence[str], mend: str = "rename the file") -> None:
+        """Raise DataError if data sets of these names cannot be in the store, or not beside those that it has."""
+        check_names(list(names), mend)
+        for name in names:
+            if name in self.names:
+                refuse_again(out, name, mend)
+
+    def manifest(self, entries: Sequence[DatasetEntry], files: dict[str, str]) -> Manifest:
+        """That of a store with the data sets that it has, and these; `files` are the hashes of those in its root."""
+        datasets = (*(self.store.datasets if self.store is not None else ()), *entries)
+        n_tokens = sum(entry.n_tokens for entry in datasets)
+        tokenizer = self.tokenizer
+        return Manifest(
+            schema=SCHEMA,
+            vocabulary_hash=tokenizer.vocabulary.hash,
+            medians_hash=tokenizer.medians_hash,
+            tokenizer_hash=tokenizer.hash,
+            medians_file_hash=self.medians_file_hash,
+            kind=tokenizer.vocabulary.kind,
+            n_genes=len(tokenizer.vocabulary.genes),
+            top_k=tokenizer.top_k,
+            dither=tokenizer.dither,
+            values=self.values,
+            block_cells=choose_block_cells([entry.n_cells for entry in datasets], n_tokens),
+            options=self.options,
+            datasets=datasets,
+            files=files,
+        )
+
+
+def plan_new(medians_path: Path | None, options: StoreOptions, say: Say) -> StorePlan:
+    """For a new store.
+
+    Raises:
+        DataError: the medians or a gene list cannot be used.
+    """
+    if medians_path is None:
+        raise DataError("a new store needs --medians: make them with `gm-train data medians`")
+    medians = Medians.load(medians_path)
+    record = options.record()
+    top_k = TOP_K if options.top_k is None else options.top_k
+    tokenizer = make_tokenizer(medians, top_k, options.dither, options.genes_file, options.deny_file, say)
+    return StorePlan(tokenizer, medians.hash, options.keep_values, record, source_hashes(medians_path))
+
+
+def plan_more(store: Path, medians_path: Path | None, options: StoreOptions) -> StorePlan:
+    """For data sets that are added to a store.
+
+    Raises:
+        DataError: the store cannot be read, or was made otherwise than asked for.
+    """
+    manifest = Manifest.load(store)
+    tokenizer = Tokenizer.load(store)
+    if tokenizer.hash != manifest.tokenizer_hash:
+        raise DataError(f"{store}: the tokenizer is not the one that made the store: bring its files back")
+    asked: list[tuple[str, Any, Any]] = []
+    if options.top_k is not None:
+        asked.append(("--top-k", options.top_k, manifest.top_k))
+    if options.dither:
+        asked.append(("--dither", True, manifest.dither))
+    if options.keep_values:
+        asked.append(("--keep-values", True, manifest.values))
+    record = options.record()
+    for flag, key in (("--genes", "genes_file_hash"), ("--deny-genes", "deny_file_hash")):
+        if record[key] is not None:
+            asked.append((flag, record[key], manifest.options.get(key)))
+    for flag, wanted, have in asked:
+        if wanted != have:
+            raise DataError(
+                f"{store}: was made with another {flag} (its own: {have or 'none'}): leave it out, or make another "
+                "store"
+            )
+    of_medians: Mapping[str, str] = {}
+    if medians_path is not None:
+        if Medians.load(medians_path).hash != manifest.medians_file_hash:
+            raise DataError(
+                f"{medians_path}: not the medians that {store} was made with: leave out --medians, since what is added "
+                "is ranked with the store's own, or make a new store"
+            )
+        of_medians = source_hashes(medians_path)
+    return StorePlan(
+        tokenizer, manifest.medians_file_hash, manifest.values, dict(manifest.options), of_medians, manifest
+    )

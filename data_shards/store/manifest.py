@@ -1,0 +1,185 @@
+"""The manifest of a token store: what it says of itself, in the attributes of its root."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from data_shards.counts.count_options import CountOptions
+from data_shards.errors import DataError
+from data_shards.files.atomic import flush
+from data_shards.files.location import Location, location_of
+
+SCHEMA = 3
+#: Values of `split`.
+TRAIN, VALIDATION, TEST = 0, 1, 2
+
+
+@dataclass(frozen=True)
+class DatasetEntry:
+    """One data set of a store.
+
+    Attributes:
+        name: its group, named after the stem of the file.
+        n_cells, n_tokens: cells kept, and their tokens.
+        n_train, n_validation, n_test: cells of each split.
+        content_hash: SHA-256 of tokens, indptr and split, and of values if there are.
+        split_by: "donor", "dataset", "cell" or "none".
+        donor_key: column of obs with the donors, if they were split by donor.
+        source_file: name of the file, without its folder.
+        source_hash: SHA-256 of the file.
+        source_cells: cells in the file.
+        filtered_cells: cells that the filters left out.
+        empty_cells: further cells without a token.
+        counts: how the counts were read (`CountOptions`).
+        min_mapped: share of the file's genes that had to have Ensembl ids.
+        filters: which cells were left out (`CellFilter`).
+        obs_columns: columns of obs that were asked for, none for all.
+        splits: how held-out cells were asked for (`SplitOptions`).
+        obs_hash: SHA-256 of `obs.parquet`.
+        genes: how its gene ids were found (`GeneReport`), and `in_vocabulary`, how many genes of the vocabulary it has.
+        imported: of cells that came ranked, the files that they and their tokens came from, and what was dropped; none
+            for cells that were ranked here. There are no counts then to read, filter or map.
+    """
+
+    name: str
+    n_cells: int
+    n_tokens: int
+    n_train: int
+    n_validation: int
+    n_test: int
+    content_hash: str
+    split_by: str
+    donor_key: str | None
+    source_file: str
+    source_hash: str
+    source_cells: int
+    filtered_cells: int
+    empty_cells: int
+    counts: dict[str, Any]
+    min_mapped: float
+    filters: dict[str, Any]
+    obs_columns: list[str] | None
+    splits: dict[str, Any]
+    obs_hash: str
+    genes: dict[str, Any]
+    imported: dict[str, Any] | None = None
+
+    @property
+    def count_options(self) -> CountOptions:
+        """How to read the same counts again."""
+        return CountOptions(**self.counts)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a store says of itself.
+
+    Attributes:
+        schema: version of the layout.
+        vocabulary_hash, medians_hash, tokenizer_hash: hashes of the tokenizer that made it.
+        medians_file_hash: hash of the genes, medians and counts of the medians file that the store was made with
+            (`Medians.hash`); not of its digests.
+        kind: kind of the gene ids.
+        n_genes: genes of the vocabulary.
+        top_k: most tokens of a cell.
+        dither: whether counts were dithered before ranking.
+        values: whether each data set has `values` beside `tokens`.
+        block_cells: cells of a block, the unit of shuffling.
+        options: the files with the genes of the vocabulary and with those left out of it, and their SHA-256, if there
+            were any, and whatever else the store was made with.
+        datasets: the data sets, in order.
+        files: SHA-256 of each file in the root.
+    """
+
+    schema: int
+    vocabulary_hash: str
+    medians_hash: str
+    tokenizer_hash: str
+    medians_file_hash: str
+    kind: str
+    n_genes: int
+    top_k: int
+    dither: bool
+    values: bool
+    block_cells: int
+    options: dict[str, Any]
+    datasets: tuple[DatasetEntry, ...]
+    files: dict[str, str] = field(default_factory=dict)
+
+    @cached_property
+    def hash(self) -> str:
+        """SHA-256 (hex) of what decides the content: the same for the same cells on every machine."""
+        content = [
+            self.schema,
+            self.tokenizer_hash,
+            self.block_cells,
+            [[entry.name, entry.n_cells, entry.n_tokens, entry.content_hash] for entry in self.datasets],
+        ]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+    @property
+    def n_cells(self) -> int:
+        return sum(entry.n_cells for entry in self.datasets)
+
+    @property
+    def n_tokens(self) -> int:
+        return sum(entry.n_tokens for entry in self.datasets)
+
+    @property
+    def n_blocks(self) -> list[int]:
+        """Blocks of each data set."""
+        return [-(-entry.n_cells // self.block_cells) for entry in self.datasets]
+
+    @classmethod
+    def load(cls, store: str | Location) -> "Manifest":
+        """Read the manifest of a store, at a local path or a URL.
+
+        Raises:
+            DataError: there is no store, it is of another version, or its manifest is damaged; or its server cannot be
+                reached.
+        """
+        place = location_of(store)
+        if isinstance(place, Path) and not place.exists():
+            raise DataError(f"{store}: no such store: make it with `gm-train data shards`")
+        try:
+            attrs: dict[str, Any] = dict(json.loads((place / "zarr.json").read_bytes())["attributes"])
+            if "method" in attrs:
+                raise DataError(f"{store}: is a medians file: name the store that `gm-train data shards` makes with it")
+            if attrs["schema"] != SCHEMA:
+                mend = "update gm-train" if attrs["schema"] > SCHEMA else "make it again with `gm-train data shards`"
+                raise DataError(f"{store}: layout version {attrs['schema']}, this program reads {SCHEMA}: {mend}")
+            check, expected = attrs.pop("check"), attrs.pop("hash")
+            whole = check == _check({**attrs, "hash": expected})
+            attrs["datasets"] = tuple(DatasetEntry(**entry) for entry in attrs["datasets"])
+            manifest = cls(**attrs)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"{store}: not a token store, or damaged ({error}): make it with `gm-train data shards`"
+            ) from error
+        if not whole or manifest.hash != expected:
+            raise DataError(f"{store}: the manifest is damaged: make the store again with `gm-train data shards`")
+        return manifest
+
+    def save(self, store: Path) -> None:
+        """Make this the manifest of a store, in one moment: a reader sees the one before or this one.
+
+        Raises:
+            OSError: it cannot be written; the one before stays.
+        """
+        content = {**asdict(self), "hash": self.hash}
+        attributes = {**content, "check": _check(content)}
+        metadata, temporary = store / "zarr.json", store / ".zarr.json.new"
+        temporary.write_text(
+            json.dumps({"attributes": attributes, "zarr_format": 3, "node_type": "group"}, indent=2) + "\n"
+        )
+        flush(temporary)
+        temporary.rename(metadata)
+        flush(store)
+
+
+def _check(content: dict[str, Any]) -> str:
+    """SHA-256 (hex) of a whole manifest: unlike its `hash`, which names the content, it finds any damage."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

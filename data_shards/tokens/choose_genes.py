@@ -1,0 +1,82 @@
+"""The genes of a vocabulary: all with a median, or those of a list, less those of another."""
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+
+from data_shards.counts.gene_ids import map_gene
+from data_shards.errors import DataError
+from data_shards.medians.medians_file import Medians
+from data_shards.tokens.tokenizer import Tokenizer
+from data_shards.tokens.vocabulary import Vocabulary
+
+
+def make_tokenizer(
+    medians: Medians,
+    top_k: int,
+    dither: bool,
+    genes_file: Path | None = None,
+    deny_file: Path | None = None,
+    say: Callable[[str], None] = print,
+) -> Tokenizer:
+    """The tokenizer of all genes with a median, or of those that one file lists and another does not.
+
+    Args:
+        medians: their genes can be chosen.
+        top_k, dither: of the tokenizer.
+        genes_file, deny_file: ids or symbols, one a line.
+        say: takes lines of the report.
+
+    Raises:
+        DataError: a file cannot be read, or no gene is left.
+    """
+    chosen = {gene: i for i, gene in enumerate(medians.genes) if medians.counts[i] > 0}
+    if not chosen:
+        raise DataError("no gene has a median: the cells that the medians were made of have no counts")
+    if genes_file is not None:
+        listed = _listed(genes_file, medians)
+        wanted = set().union(*listed.values())
+        kept = {gene: i for gene, i in chosen.items() if gene in wanted}
+        dropped = [name for name, ids in listed.items() if ids.isdisjoint(chosen)]
+        examples = f"{', '.join(dropped[:5])}{' …' if len(dropped) > 5 else ''}"
+        say(
+            f"{genes_file.name}: {len(listed) - len(dropped):,} of {len(listed):,} genes have a median"
+            + (f"; {len(dropped):,} dropped ({examples})" if dropped else "")
+        )
+        if not kept:
+            raise _none_known(genes_file, listed, medians)
+        chosen = kept
+    if deny_file is not None:
+        listed = _listed(deny_file, medians, all_of_ambiguous=True)
+        denied = set().union(*listed.values())
+        if denied.isdisjoint(medians.genes):
+            raise _none_known(deny_file, listed, medians)
+        left = {gene: i for gene, i in chosen.items() if gene not in denied}
+        say(f"{deny_file.name}: {len(chosen) - len(left):,} of {len(listed):,} genes are left out of the vocabulary")
+        if not left:
+            raise DataError(f"{deny_file}: lists all {len(chosen):,} genes of the vocabulary: list fewer")
+        chosen = left
+    vocabulary = Vocabulary(medians.kind, tuple(chosen))
+    return Tokenizer(vocabulary, medians.medians[list(chosen.values())], top_k, dither, medians.gene_table)
+
+
+def _listed(path: Path, medians: Medians, all_of_ambiguous: bool = False) -> dict[str, set[str]]:
+    """The genes that a file lists, with the ids of each; none of those that are not known."""
+    try:
+        names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read ({error}): give a text file with one gene a line") from error
+    table = medians.gene_table
+    listed: dict[str, set[str]] = {}
+    for name in names:
+        gene, how = map_gene(name, medians.kind, table)
+        listed[name] = set() if gene is None else {gene}
+        if how == "ambiguous" and all_of_ambiguous and table is not None:
+            listed[name] |= table.ids_of[name]
+    return listed
+
+
+def _none_known(path: Path, listed: Collection[str], medians: Medians) -> DataError:
+    return DataError(
+        f"{path}: none of its {len(listed):,} genes ({', '.join(list(listed)[:3])} …) has a median: "
+        f"the medians are of {medians.kind} ids such as {', '.join(medians.genes[:3])}"
+    )

@@ -1,0 +1,171 @@
+"""Who runs: the models that are compared, the rungs between the published layer and ours, and options on and off."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from data_shards.errors import DataError
+from gm_train.bench.model.flops import Work, training_flops
+from gm_train.bench.model.published import Published
+from gm_train.config.schema import Config, ModelConfig
+from gm_train.model.compile import prepare_blocks
+from gm_train.model.genemamba import GeneMamba
+from gm_train.model.scan_kernels import CHUNK, choose_kernel
+
+GENEMAMBA, PUBLISHED, TRANSFORMER, MIXER = "genemamba", "published", "transformer", "mamba2_transformers"
+NAMES = (GENEMAMBA, PUBLISHED, TRANSFORMER, MIXER)
+#: Largest difference in parameters between the transformer and GeneMamba.
+MATCH = 0.01
+_D_FF_STEPS = (8, 1)  # feed-forward widths are a multiple of 8, which matrix kernels like, if that fits
+
+
+@dataclass(frozen=True)
+class AsPublished:
+    """Which of the published ways a contender keeps.
+
+    Attributes:
+        padded: one cell a row, pads treated as tokens.
+        all_positions: a next-token loss at every position instead of the masked ones.
+        whole_logits: the logits of all predicted positions at once, not a few rows at a time.
+        shared_projection: the input projection computed once, not on both copies.
+    """
+
+    padded: bool = True
+    all_positions: bool = True
+    whole_logits: bool = True
+    shared_projection: bool = False
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One model in the race.
+
+    Attributes:
+        name: as it is reported.
+        config: model, objective, optimizer and trainer settings.
+        published: how it differs from our own way, None if it does not.
+    """
+
+    name: str
+    config: Config
+    published: AsPublished | None = None
+
+    @property
+    def padded(self) -> bool:
+        return self.published is not None and self.published.padded
+
+    @property
+    def all_positions(self) -> bool:
+        return self.published is not None and self.published.all_positions
+
+    @property
+    def whole_logits(self) -> bool:
+        return self.published is not None and self.published.whole_logits
+
+    def build(self, vocabulary_size: int, device: torch.device) -> GeneMamba:
+        """The model with random weights, as `fit` would prepare it."""
+        torch.manual_seed(self.config.run.seed)
+        if self.published is None:
+            model = GeneMamba(self.config.model, vocabulary_size)
+        else:
+            model = Published(self.config.model, vocabulary_size, self.published.shared_projection)
+        model.to(device)
+        prepare_blocks(model, self.config.trainer)
+        return model
+
+    def flops_per_token(self, vocabulary_size: int, context: float, targets: float, device: torch.device) -> float:
+        """Of a training step, per real token; see `gm_train.bench.model.flops`.
+
+        Args:
+            vocabulary_size: number of tokens.
+            context: tokens of a token's cell, averaged over tokens.
+            targets: predicted positions per real token; all of them (1 at most, pads left out) where it trains so.
+            device: where it runs.
+        """
+        twice = self.published is not None and not self.published.shared_projection
+        work = Work(context, min(1.0, targets), 2 if twice else 1)
+        return training_flops(as_computed(self.config.model, device), vocabulary_size, work)
+
+
+def as_computed(model: ModelConfig, device: torch.device) -> ModelConfig:
+    """With the chunk of the scan that runs on a device: mamba_ssm has its own."""
+    if model.arch == "transformer" or choose_kernel(model.kernel, device)[0] == "torch":
+        return model
+    return replace(model, chunk=CHUNK)
+
+
+def n_parameters(model: ModelConfig, vocabulary_size: int) -> int:
+    """Parameters of a model, without the memory for them."""
+    with torch.device("meta"):
+        built: nn.Module = GeneMamba(model, vocabulary_size)
+    return sum(parameter.numel() for parameter in built.parameters())
+
+
+def matched_transformer(model: ModelConfig, vocabulary_size: int) -> ModelConfig:
+    """A transformer of the same width, half the layers and, within 1 %, as many parameters.
+
+    `model.d_ff` stays if it fits; otherwise the nearest multiple of 8, or number, that does is found.
+
+    Raises:
+        DataError: no feed-forward width gives the parameters.
+    """
+    wanted = n_parameters(model, vocabulary_size)
+
+    def count(d_ff: int) -> int:
+        return n_parameters(replace(model, arch="transformer", n_layers=layers, d_ff=d_ff), vocabulary_size)
+
+    layers = max(1, model.n_layers // 2)
+    narrowest, slope = count(1), count(2) - count(1)
+    exact = 1 + (wanted - narrowest) / slope
+    widths = (model.d_ff, *(step * max(1, round(exact / step)) for step in _D_FF_STEPS))
+    d_ff = next((width for width in widths if abs(count(width) / wanted - 1) <= MATCH), None)
+    if d_ff is None:
+        raise DataError(
+            f"transformer: {layers} layers of width {model.d_model} have {narrowest:,} parameters with a feed-forward "
+            f"width of 1, genemamba has {wanted:,}: no width brings them within {MATCH:.0%}: choose other sizes, or "
+            "leave it out of --contenders"
+        )
+    return replace(model, arch="transformer", n_layers=layers, d_ff=d_ff)
+
+
+def as_published(config: Config) -> Config:
+    """The same sizes in the published variant: both directions joined by one gate, no norm, without L_pathway."""
+    model = replace(
+        config.model, arch="bimamba", aggregation="gate", gate_per_layer=False, norm="none", tie_output=False
+    )
+    return replace(config, model=model, objective=replace(config.objective, pathways=""))
+
+
+def with_trainer(config: Config, **changes: object) -> Config:
+    return replace(config, trainer=replace(config.trainer, **changes))  # type: ignore[arg-type]
+
+
+def contenders(config: Config, names: tuple[str, ...], vocabulary_size: int) -> list[Contender]:
+    """The models of the race, in the order of `names`; the sanity row of a single layer is not among them."""
+    make: dict[str, Callable[[], Contender]] = {
+        GENEMAMBA: lambda: Contender(GENEMAMBA, config),
+        PUBLISHED: lambda: Contender(PUBLISHED, with_trainer(as_published(config), compile=False), AsPublished()),
+        TRANSFORMER: lambda: Contender(
+            TRANSFORMER, replace(config, model=matched_transformer(config.model, vocabulary_size))
+        ),
+    }
+    return [make[name]() for name in names if name in make]
+
+
+def ladder(config: Config, compiled: bool, device: torch.device) -> list[Contender]:
+    """From the published way to ours, one change at a time, each on top of those before it."""
+    kernel, _ = choose_kernel(config.model.kernel, device)
+    base = with_trainer(as_published(config), compile=False)
+    rungs = [
+        Contender("published", base, AsPublished()),
+        Contender("+ no pads", base, AsPublished(padded=False)),
+        Contender("+ loss on masked positions", base, AsPublished(False, False)),
+        Contender("+ loss a few rows at a time", base, AsPublished(False, False, False)),
+        Contender("+ one shared projection", base, AsPublished(False, False, False, True)),
+        Contender("+ kernel without flips" if kernel == "torch" else "+ flips within the kernel's call alone", base),
+    ]
+    if compiled:
+        rungs.append(Contender("+ compile", with_trainer(base, compile=True)))
+    return rungs

@@ -1,0 +1,143 @@
+"""What a benchmark is asked to do."""
+
+import os
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+
+from data_shards.errors import DataError
+from gm_train.bench.measure.turns import FEWEST_STEPS
+from gm_train.bench.model import contenders, layer_runner
+from gm_train.bench.model.workload import DEEPEST
+from gm_train.config.check import ConfigError
+from gm_train.config.schema import Config
+
+#: Sections of a report, in order.
+PARTS = ("race", "ladder", "kernels", "options", "loss-memory", "profile")
+DEFAULT_PARTS = ("race", "ladder", "kernels")
+#: Cells as long as they are.
+NATURAL = "natural"
+#: Tokens of a row, at least; shorter cells are packed.
+ROW = 2048
+#: Sizes that a CPU trains, and trains in two minutes; those of a configuration file stand instead of them.
+CPU_SIZES = ("model.d_model=256", "model.n_layers=4", "model.n_heads=4")
+QUICK_SIZES = ("model.d_model=128", "model.n_layers=2", "model.n_heads=2")
+#: How the published sizes, which are the defaults, are trained on a GPU.
+GPU_SIZES = ("trainer.precision=bf16", "trainer.compile=true")
+_GPU_TOKENS = 32_768  # 16 rows of 2,048; the published way keeps whole logits, and pads
+_GPU_STEPS = 20
+
+
+@dataclass(frozen=True)
+class ModelPlan:
+    """The whole benchmark.
+
+    Attributes:
+        config: model, objective, optimizer and precision of `genemamba`.
+        parts: sections, of `PARTS`.
+        names: contenders of the race, of `contenders.NAMES`.
+        lengths: cell lengths of the race; None stands for natural ones.
+        tokens_per_step: tokens of the rows of a step; a longer row is a step of its own.
+        steps, warmup: timed and untimed steps of each contender at each length.
+        threads: of PyTorch.
+        device: cpu or cuda.
+        store: token store of yours, or None for simulated cells.
+        out: folder of the results.
+        compiled: whether the ladder and the options include torch.compile.
+        asked: the command line, for the report.
+    """
+
+    config: Config
+    parts: tuple[str, ...] = DEFAULT_PARTS
+    names: tuple[str, ...] = contenders.NAMES
+    lengths: tuple[int | None, ...] = (512, 1024, 2048, 4096, 8192)
+    tokens_per_step: int = 8192
+    steps: int = 12
+    warmup: int = 2
+    threads: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
+    device: str = "cpu"
+    store: Path | None = None
+    out: Path = Path("runs/bench-model")
+    compiled: bool = True
+    asked: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Raises ConfigError, with every problem, for what cannot be run or would not be worth reporting."""
+        problems = []
+        if self.steps < FEWEST_STEPS:
+            problems.append(f"--steps {self.steps}: nothing is reported from fewer than {FEWEST_STEPS} timed steps")
+        if self.warmup < 1:
+            problems.append(f"--warmup {self.warmup}: the first steps of a process are slow: at least 1")
+        if self.tokens_per_step < 1 or self.threads < 1:
+            problems.append("--tokens-per-step and --threads must be at least 1")
+        for kind, given, known in (("--parts", self.parts, PARTS), ("--contenders", self.names, contenders.NAMES)):
+            problems += [f"{kind} {name}: expected some of {', '.join(known)}" for name in given if name not in known]
+        for length in self.lengths:
+            if length is not None and length < 1:
+                problems.append(f"--lengths {length}: must be at least 1")
+            elif length is not None and length > DEEPEST and self.store is None:
+                problems.append(f"--lengths {length}: simulated cells have at most {DEEPEST:,} tokens")
+        if not self.lengths:
+            problems.append("--lengths: none given")
+        if self.config.model.arch == "transformer":
+            problems.append("model.arch=transformer: it is a contender of its own; set the sizes of genemamba")
+        if problems:
+            raise ConfigError(problems)
+
+    def left_out(self) -> list[str]:
+        """What the figures do not contain, as sentences."""
+        found = [
+            "Not timed: reading and packing cells (batches are made beforehand and taken in turn), validation, "
+            "checkpoints, logging, and anything between processes (one process a model, no gradient all-reduce, no "
+            "sharding).",
+            "Model FLOPs count matrix products and the convolution of real tokens, forward and twice that backward; "
+            "pads, norms, activations and what is computed a second time to save memory are not counted.",
+            f"Cells of natural length are cut to {ROW:,} genes; `published` gives each a row of that length.",
+            "Kernels alone leave out residual sums, the final norm and the masks of cells; they are not compiled. "
+            "Their rooflines are those of Bi-Mamba, the transformer has none here.",
+            "MFU counts what a contender computes: the second input projection of `published`, too. That the published "
+            "code pads to the length of the row is an assumption.",
+        ]
+        if not self.compiled:
+            found.append("torch.compile: left out, since compiling takes minutes.")
+        found += [f"{part}: not run; add it with --parts." for part in PARTS if part not in self.parts]
+        found += [f"{name}: not run; add it with --contenders." for name in contenders.NAMES if name not in self.names]
+        if contenders.MIXER in self.names and not layer_runner.is_installed():
+            found.append(f"{contenders.MIXER}: transformers is not installed; pip install 'gm-train[bench]'.")
+        if self.device == "cpu":
+            if self.compiled:
+                found.append(
+                    "Peak memory on a CPU is the process's: where blocks are compiled, it has the compiler in it."
+                )
+            found.append("GPU: not yet run; `gm-train bench model --gpu-report` produces its report on one.")
+        return found
+
+
+def gpu_report(plan: ModelPlan) -> ModelPlan:
+    """Everything, on a GPU.
+
+    Raises:
+        DataError: PyTorch sees none.
+    """
+    if not torch.cuda.is_available():
+        raise DataError(
+            "--gpu-report needs an NVIDIA GPU that PyTorch can use for bfloat16 (torch.cuda.is_available() is False "
+            "here), and the kernels for it: pip install --no-build-isolation 'gm-train[cuda,bench]'. It takes "
+            f"{_GPU_TOKENS:,} tokens a step: where a contender runs out of memory, the report says so, and a lower "
+            "--tokens-per-step helps"
+        )
+    return replace(plan, parts=PARTS, tokens_per_step=_GPU_TOKENS, steps=_GPU_STEPS, warmup=5, device="cuda")
+
+
+def quick(plan: ModelPlan) -> ModelPlan:
+    """A plan of about two minutes on two cores."""
+    return replace(
+        plan,
+        names=tuple(name for name in contenders.NAMES if name != contenders.MIXER),
+        lengths=(512, 2048),
+        tokens_per_step=ROW,
+        steps=FEWEST_STEPS,
+        warmup=1,
+        compiled=False,
+    )

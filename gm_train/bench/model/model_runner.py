@@ -1,0 +1,106 @@
+"""A model that takes training steps: what the process of a contender holds."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from torch.nn import functional as F
+
+from data_shards.errors import DataError
+from data_shards.tokens.vocabulary import Vocabulary
+from gm_train.bench.measure.clock import Clock
+from gm_train.bench.measure.peak_memory import PeakMemory
+from gm_train.bench.model.contenders import Contender
+from gm_train.bench.model.workload import Shape, Workload, make_batches
+from gm_train.objective.loss import computing_in, loss_sums
+from gm_train.optim import build_optimizer
+
+
+class ModelRunner:
+    """A model, its optimizer and its batches: what a worker holds.
+
+    Args:
+        contender: the model.
+        workloads: the batches, all made beforehand.
+        device: where it runs.
+    """
+
+    def __init__(self, contender: Contender, workloads: Sequence[Workload], device: str) -> None:
+        self.contender, self.device = contender, torch.device(device)
+        config = contender.config
+        self._work = [
+            make_batches(workload, config.objective, contender.padded, contender.all_positions)
+            for workload in workloads
+        ]
+        self.vocabulary_size = Vocabulary.load(workloads[0].store / "vocabulary.json").size
+        self._memory = PeakMemory(self.device)
+        self.model = contender.build(self.vocabulary_size, self.device)
+        self.optimizer = build_optimizer(self.model, config.optim)
+        self._clock = Clock(self.device)
+        self.losses: list[float] = []
+
+    def use(self, workload: int, warmup: int) -> tuple[Shape, float]:
+        """Change to a workload and take untimed steps.
+
+        Returns:
+            What a step of it has, and the FLOPs that it needs per real token.
+        """
+        batches, shape = self._work[workload]
+        self._batches = [move_data_to_device(batch, self.device) for batch in batches]
+        self._at = 0
+        for _ in range(warmup):
+            self.step()
+        self._at = 0
+        self._memory.reset()
+        targets = shape.targets / shape.tokens
+        return shape, self.contender.flops_per_token(self.vocabulary_size, shape.context, targets, self.device)
+
+    def step(self) -> float:
+        """One training step: loss, gradient, clipping, update. Seconds."""
+        config = self.contender.config
+        batch = self._batches[self._at % len(self._batches)]
+        self._at += 1
+        self._clock.start()
+        with computing_in(config.trainer.precision, self.device):
+            if self.contender.whole_logits:
+                states = self.model(batch.input_ids, batch.segment).flatten(0, 1)
+                logits = self.model.logits(states[batch.target_at]).float()
+                loss = F.cross_entropy(logits, batch.targets)
+            else:
+                lang, pathway = loss_sums(self.model, batch, config.objective.temperature)
+                loss = lang / max(1, batch.info.n_targets)
+                loss = loss + config.objective.gamma * pathway / max(1, batch.info.n_pairs)
+        torch.autograd.backward(loss)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), config.optim.clip)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        seconds = self._clock.stop()
+        value = loss.item()
+        if not math.isfinite(value):
+            raise DataError(f"the loss is {value} after {self._at} steps: a lower optim.lr may help")
+        self.losses.append(value)
+        return seconds
+
+    def steps(self, n: int) -> list[float]:
+        """Take steps: seconds of each.
+
+        On a GPU, which the contenders share, memory that is not in use between turns is given back; a turn there begins
+        with an untimed step, which asks for it again.
+        """
+        if self.device.type != "cuda":
+            return [self.step() for _ in range(n)]
+        self.step()
+        self._at -= 1  # the timed steps take the batches in turn
+        seconds = [self.step() for _ in range(n)]
+        torch.cuda.empty_cache()
+        return seconds
+
+    def facts(self) -> dict[str, Any]:
+        """Peak memory since the last change of workload (bytes, above what was there before the model), last loss."""
+        return {
+            "peak_memory": self._memory.added(),
+            "loss": self.losses[-1],
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+        }

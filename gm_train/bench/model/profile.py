@@ -1,0 +1,144 @@
+"""Where the time of a step goes, by torch.profiler: operations are assigned to the part of the model that ran them.
+
+Forward, an operation belongs to the innermost named range around it. Backward, autograd gives each operation the
+sequence number of the forward operation whose gradient it computes, and it belongs where that one did.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+from torch._C._autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from gm_train.bench.model.contenders import Contender
+from gm_train.bench.model.model_runner import ModelRunner
+from gm_train.bench.model.workload import Workload
+from gm_train.model.mixer import Mamba2Mixer
+from gm_train.model.norm import GatedRMSNorm
+
+_MARK = "part: "
+#: What no range names: residual sums, norms, the embedding, masks of cells.
+REST = "other"
+_OPTIMIZER = "optimizer"
+_STEPS = 3  # profiled; the profiler keeps every operation of them
+
+
+def profile_step(runner: ModelRunner, steps: int) -> dict[str, float]:
+    """Seconds of a step by part, on the device; the model must not be compiled.
+
+    Args:
+        runner: warmed up on its workload.
+        steps: profiled steps, averaged.
+    """
+    on_gpu = runner.device.type == "cuda"
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
+    with _ranges(runner.model), profile(activities=activities) as profiler:
+        runner.steps(steps)
+    seconds: dict[str, float] = defaultdict(float)
+    events = [event for event in profiler.events() if event.device_type == DeviceType.CPU]
+    part_of_number = _parts_of_forward(events)
+    for event in events:
+        own = event.self_device_time_total if on_gpu else event.self_cpu_time_total
+        if own:
+            seconds[_part(event, part_of_number)] += own / 1e6 / steps
+    return dict(sorted(seconds.items(), key=lambda item: -item[1]))
+
+
+class ProfileRunner:
+    """A contender and its batches, profiled in a worker of its own.
+
+    Args:
+        contender: not compiled.
+        workload: its batches.
+        device: where.
+        warmup: steps before the profiled ones.
+    """
+
+    def __init__(self, contender: Contender, workload: Workload, device: str, warmup: int) -> None:
+        self._runner = ModelRunner(contender, [workload], device)
+        self._runner.use(0, warmup)
+
+    def run(self) -> dict[str, float]:
+        """Seconds of a step by part."""
+        return profile_step(self._runner, _STEPS)
+
+
+def _named(event: Any) -> str | None:
+    name: str = event.name
+    if name.startswith(_MARK):
+        return name.removeprefix(_MARK)
+    return _OPTIMIZER if name.startswith("Optimizer.step") else None
+
+
+def _ancestors(event: Any) -> Iterator[Any]:
+    while event is not None:
+        yield event
+        event = event.cpu_parent
+
+
+def _parts_of_forward(events: list[Any]) -> dict[int, str]:
+    """Part by sequence number; of operations that share a number, the last one made the node of autograd."""
+    parts: dict[int, str] = {}
+    for event in sorted(events, key=lambda event: event.time_range.start):
+        if event.sequence_nr >= 0 and not event.name.startswith("autograd::"):
+            part = next((name for above in _ancestors(event) if (name := _named(above))), None)
+            if part is not None:
+                parts[event.sequence_nr] = part
+    return parts
+
+
+def _part(event: Any, part_of_number: dict[int, str]) -> str:
+    for above in _ancestors(event):
+        if name := _named(above):
+            return name
+        if above.name.startswith("autograd::engine::evaluate_function"):
+            return part_of_number.get(above.sequence_nr, REST)
+    return REST
+
+
+@contextmanager
+def _ranges(model: nn.Module) -> Iterator[None]:
+    """Name the parts of a model while the block runs."""
+    handles = []
+    open_ranges: list[Any] = []
+
+    def enter(part: str) -> Callable[..., None]:
+        def hook(*_: object) -> None:
+            open_ranges.append(record_function(_MARK + part))
+            open_ranges[-1].__enter__()
+
+        return hook
+
+    def leave(*_: object) -> None:
+        open_ranges.pop().__exit__(None, None, None)
+
+    for name, module in model.named_modules():
+        part = _part_of_module(name, module)
+        if part is not None:
+            handles += [module.register_forward_pre_hook(enter(part)), module.register_forward_hook(leave)]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _part_of_module(name: str, module: nn.Module) -> str | None:
+    last = name.rsplit(".", 1)[-1]
+    if isinstance(module, Mamba2Mixer):
+        return "scan"  # what is left of it: the scan, step sizes, the gate's SiLU
+    if isinstance(module, GatedRMSNorm):
+        return "norm and gate"
+    if isinstance(module, nn.Linear):
+        # The gate's Linear counts as a matrix product, what follows it as the aggregation.
+        return "matmul"
+    if last == "conv1d":
+        return "convolution"
+    if name.startswith("stack.aggregations.") and name.count(".") == 2:
+        return "aggregation"
+    if last == "attention":
+        return "attention"
+    return "loss" if name == "output" else None

@@ -1,0 +1,228 @@
+"""Each kernel of a training step alone, at the model's shapes, against its roofline.
+
+Bytes are those of an ideal kernel: each input and output is moved once forward; backward, the incoming gradients and
+the saved inputs are read once and the gradients of the inputs written once. What is faster than the roofline says has
+kept something in a cache.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
+from torch import Tensor
+from torch.nn import functional as F
+
+from data_shards.errors import DataError
+from data_shards.tokens.vocabulary import Vocabulary
+from gm_train.bench.measure.clock import Clock
+from gm_train.bench.model.contenders import Contender, as_computed
+from gm_train.bench.model.flops import TRAINING, Work, forward_parts
+from gm_train.bench.model.workload import Workload, make_batches
+from gm_train.config.schema import ModelConfig
+from gm_train.model.mixer import Mamba2Mixer
+from gm_train.model.segments import make_segments
+from gm_train.objective.loss import computing_in
+from gm_train.objective.pathway import pathway_loss_sum
+from gm_train.optim import build_optimizer
+
+_OF_GRADIENTS = ("clipping", "optimizer")
+_WIDE = 4  # bytes of a parameter, its gradient and its moments, and of a decay
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a kernel needs at least, forward and backward, in one step; `count` is how often a step runs it."""
+
+    name: str
+    count: int
+    flops: float
+    n_bytes: float
+
+
+def costs(
+    model: ModelConfig, vocabulary_size: int, slots: int, n_targets: int, n_parameters: int, narrow: int
+) -> list[Cost]:
+    """The kernels of a step of Bi-Mamba, each for one layer or for the whole model.
+
+    Args:
+        model: sizes; `arch` is bimamba or mamba.
+        vocabulary_size: number of tokens.
+        slots: places for tokens in the rows.
+        n_targets: predicted positions.
+        n_parameters: of the whole model.
+        narrow: bytes of an activation, 2 under bf16.
+    """
+    per_token = forward_parts(model, vocabulary_size, Work(0.0, n_targets / slots))
+    flops = {part: TRAINING * slots * value for part, value in per_token.items()}
+    of_layer = {part: value / model.n_layers for part, value in flops.items()}
+    d, inner = model.d_model, model.expand * model.d_model
+    heads, channels = inner // model.head_dim, inner + 2 * model.d_state
+    directions = 2 if model.arch == "bimamba" else 1
+    joined = directions == 2 and model.aggregation == "head_gate"
+    outputs = 1 if joined else directions
+    columns = inner + channels + heads * (2 if joined else 1)
+
+    def linear(width: int, out: int, times: int = 1, read: int = narrow) -> float:
+        return times * slots * (read * 3 * width + narrow * 2 * out) + 3 * _WIDE * width * out
+
+    found = [
+        Cost(
+            "projections",
+            model.n_layers,
+            of_layer["projections"],
+            linear(d, columns, read=_WIDE) + linear(inner, d, outputs),
+        ),
+        Cost("convolution", model.n_layers, of_layer["convolution"], narrow * slots * channels * (3 + 2 * directions)),
+        Cost(
+            "scan",
+            model.n_layers,
+            of_layer["scan"],
+            directions * slots * (narrow * (3 * channels + 2 * inner) + 3 * _WIDE * heads),
+        ),
+        Cost("gate and norm", model.n_layers, 0.0, 8.0 * narrow * slots * inner * outputs),
+    ]
+    if directions == 2 and not joined:
+        weights = 3 * _WIDE * 2 * d * d if of_layer["aggregation"] else 0
+        moved = (5.0 * _WIDE + 6.0 * narrow) * slots * d + weights  # the residual stream is wide
+        found.append(Cost("aggregation", model.n_layers, of_layer["aggregation"], moved))
+    return [
+        *found,
+        Cost("embedding", 1, 0.0, float(_WIDE * (3 * slots * d + vocabulary_size * d))),
+        Cost(
+            "output layer and loss",
+            1,
+            flops["output"],
+            3.0 * _WIDE * d * vocabulary_size + 3.0 * narrow * n_targets * d,
+        ),
+        Cost("clipping", 1, 0.0, 3.0 * _WIDE * n_parameters),
+        Cost("optimizer", 1, 0.0, 7.0 * _WIDE * n_parameters),
+    ]
+
+
+class KernelRunner:
+    """Times the kernels of a contender in a worker of its own; not compiled.
+
+    Args:
+        contender: a Bi-Mamba or a Mamba.
+        workload: the shapes.
+        device: where.
+        repeats: timed runs of each kernel.
+    """
+
+    def __init__(self, contender: Contender, workload: Workload, device: str, repeats: int) -> None:
+        config = contender.config
+        if config.model.arch == "transformer":
+            raise DataError("kernels are timed for model.arch=bimamba or mamba")
+        self._config, self._device, self._repeats = config, torch.device(device), repeats
+        batches, _ = make_batches(workload, config.objective, False, False)
+        self._batch = move_data_to_device(batches[0], self._device)
+        self._vocabulary_size = Vocabulary.load(workload.store / "vocabulary.json").size
+        self._model = contender.build(self._vocabulary_size, self._device)
+        self._clock = Clock(self._device)
+        self._leaves: list[Tensor] = []
+
+    def run(self) -> list[dict[str, Any]]:
+        """Per kernel: name, count in a step, FLOPs and bytes of one run, and the seconds of each run."""
+        slots, n_targets = self._batch.input_ids.numel(), len(self._batch.targets)
+        parameters = sum(parameter.numel() for parameter in self._model.parameters())
+        narrow = 2 if self._config.trainer.precision == "bf16" else 4
+        works = self._works(torch.bfloat16 if narrow == 2 else torch.float32)
+        model = as_computed(self._config.model, self._device)
+        needed = costs(model, self._vocabulary_size, slots, n_targets, parameters, narrow)
+        if "pathway loss" in works:
+            cells, genes = self._batch.drawn.shape
+            products, vectors = 2.0 * cells * genes**2 * model.d_model, _WIDE * cells * genes * model.d_model
+            needed.append(Cost("pathway loss", 1, TRAINING * products, 5.0 * vectors))
+        return [
+            {
+                "name": cost.name,
+                "count": cost.count,
+                "flops": cost.flops,
+                "bytes": cost.n_bytes,
+                "seconds": self._time(works[cost.name], cost.name in _OF_GRADIENTS),
+            }
+            for cost in needed
+        ]
+
+    def _time(self, work: Callable[[], None], of_gradients: bool) -> list[float]:
+        seconds = []
+        for _ in range(self._repeats + 2):  # two to warm up
+            # Most gradients of a step are written, not added to.
+            for leaf in self._leaves:
+                leaf.grad = torch.full_like(leaf, 1e-3) if of_gradients else None
+            self._clock.start()
+            work()
+            seconds.append(self._clock.stop())
+        return seconds[2:]
+
+    def _works(self, dtype: torch.dtype) -> dict[str, Callable[[], None]]:
+        """What each kernel does, on random inputs of the type that it meets."""
+        model, config, batch = self._model, self._config, self._batch
+        layer, bidirectional = model.stack.layers[0], config.model.arch == "bimamba"
+        mixer = layer.mixer
+        assert isinstance(mixer, Mamba2Mixer)
+        segments = make_segments(batch.segment, config.model.chunk, config.model.d_conv)
+        rows = batch.input_ids.shape
+        outputs = 1 if mixer.head_gate or not bidirectional else 2
+
+        def inputs(*widths: int, of: torch.dtype = dtype) -> list[Tensor]:
+            made = [torch.randn(*rows, width, device=self._device, dtype=of).requires_grad_() for width in widths]
+            self._leaves += made
+            return made
+
+        channels = mixer.d_inner + 2 * mixer.d_state
+        (x,) = inputs(config.model.d_model, of=torch.float32)
+        f, b = inputs(*[config.model.d_model] * 2)
+        xBC, *ys = inputs(channels, *[mixer.d_inner] * (outputs + 1))
+        z = ys.pop()
+        dt = torch.rand(*rows, mixer.n_heads, device=self._device).requires_grad_()
+        mixed = inputs(*[channels] * (2 if bidirectional else 1))
+        as_read = mixer._on_package(xBC)
+        states = torch.randn(len(batch.targets), config.model.d_model, device=self._device).requires_grad_()
+        aggregation = model.stack.aggregations[0] if len(model.stack.aggregations) else None
+
+        def scan() -> Sequence[Tensor]:
+            A = -mixer.A_log.exp()
+            return [mixer._scan(m, dt, A, segments, reverse=i == 1) for i, m in enumerate(mixed)]
+
+        forwards: dict[str, Callable[[], Sequence[Tensor]]] = {
+            "projections": lambda: [mixer.in_proj(x), *(mixer.out_proj(y) for y in ys)],
+            "convolution": lambda: mixer.conv1d(xBC, segments, bidirectional, as_read=as_read),
+            "scan": scan,
+            "gate and norm": lambda: [mixer.norm(y, gate) for gate in [F.silu(z)] for y in ys],
+            "aggregation": lambda: [] if aggregation is None else [aggregation(x, f, b)],
+            "embedding": lambda: [model.embedding(batch.input_ids)],
+            "output layer and loss": lambda: [model.language_loss(states, batch.targets)],
+        }
+        if batch.drawn.shape[1]:
+            (whole,) = inputs(config.model.d_model, of=torch.float32)
+            temperature = config.objective.temperature
+            forwards["pathway loss"] = lambda: [
+                pathway_loss_sum(whole.flatten(0, 1), batch.drawn, batch.positive, temperature)
+            ]
+        works = {name: self._both_ways(forward) for name, forward in forwards.items()}
+        parameters = list(model.parameters())
+        optimizer = build_optimizer(model, config.optim)
+        self._leaves += [*parameters, dt, states]
+
+        def clip() -> None:
+            torch.nn.utils.clip_grad_norm_(parameters, config.optim.clip)
+
+        def update() -> None:
+            optimizer.step()
+
+        return works | {"clipping": clip, "optimizer": update}
+
+    def _both_ways(self, forward: Callable[[], Sequence[Tensor]]) -> Callable[[], None]:
+        gradients: list[Tensor] = []
+
+        def run() -> None:
+            with computing_in(self._config.trainer.precision, self._device):
+                outputs = forward()
+            if not gradients:
+                gradients.extend(torch.randn_like(output) for output in outputs)
+            torch.autograd.backward(outputs, gradients)
+
+        return run

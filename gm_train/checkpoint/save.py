@@ -1,0 +1,213 @@
+"""Writing a checkpoint: by all ranks together, whole or not at all."""
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import OmegaConf
+from torch.distributed.checkpoint.api import CheckpointException
+
+from data_shards.errors import DataError
+from data_shards.files.atomic import flush, hash_path
+from data_shards.tokens.tokenizer import Tokenizer
+from gm_train.checkpoint.find import COMMIT, PARTIAL, REPLACED, SCHEMA, Checkpoint, list_checkpoints
+from gm_train.config.schema import Config
+from gm_train.loading.position import Position
+from gm_train.ranks.ranks import Ranks, is_lost_connection
+from gm_train.run.lock import RunLock
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class About:
+    """What a checkpoint says besides its state and position.
+
+    Attributes:
+        config: the run's, as resolved.
+        identity: what a run that resumes it must agree with.
+        tokenizer: vocabulary and medians.
+        store_hash: the manifest's hash.
+    """
+
+    config: Config
+    identity: dict[str, Any]
+    tokenizer: Tokenizer
+    store_hash: str
+
+    def save(self, folder: Path, position: Position) -> None:
+        position.save(folder / "position.json", self.config.run.seed, self.store_hash)
+        (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(self.config)))
+        (folder / "identity.json").write_text(json.dumps(self.identity, indent=1, sort_keys=True) + "\n")
+        (folder / "tokenizer").mkdir()
+        self.tokenizer.save(folder / "tokenizer")
+
+
+def save_checkpoint(
+    directory: Path,
+    write_state: Callable[[Path], None],
+    form: str,
+    position: Position,
+    about: About,
+    val_loss: float | None,
+    ranks: Ranks,
+    claim: RunLock | None,
+    replace: bool = False,
+) -> Checkpoint:
+    """Write and commit `step-<step>` into `directory`, under another name until it is whole; by all ranks together.
+
+    Args:
+        directory: the run's checkpoints.
+        write_state: writes this rank's part of the state into a folder.
+        form: what `write_state` writes.
+        position: of the whole run.
+        about: what else the checkpoint says.
+        val_loss: the validation loss of these weights, if there is one.
+        ranks: this process among the others.
+        claim: rank 0's right to write the run directory.
+        replace: whether it takes the place of a checkpoint of the same step.
+
+    Raises:
+        DataError: the disk is full or cannot be written, or another start has taken over. Earlier checkpoints stay as
+            they are, and what was written of this one is removed.
+    """
+    path = directory / f"step-{position.step:08d}"
+    replaced = directory / f".{path.name}{REPLACED}"
+
+    def begin() -> Path:
+        # A name of its own: a start that was left behind may be writing the same step.
+        partial = directory / f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}"
+        if claim is not None:
+            claim.check()
+        partial.mkdir(parents=True)
+        try:
+            about.save(partial, position)
+        except OSError:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+        return partial
+
+    partial = ranks.from_first(lambda: _or_say(path, begin))
+
+    def written() -> list[str]:
+        return sorted(str(file.relative_to(partial)) for file in partial.rglob("*") if file.is_file())
+
+    def hashed(names: list[str]) -> dict[str, dict[str, Any]]:
+        for name in names:
+            flush(partial / name)
+        return {name: {"size": (partial / name).stat().st_size, "sha256": hash_path(partial / name)} for name in names}
+
+    def commit(files: dict[str, dict[str, Any]]) -> Checkpoint:
+        checkpoint = Checkpoint(path, position.step, val_loss, form, ranks.world_size, files)
+        _commit(partial, checkpoint)
+        if claim is not None:
+            claim.check()
+        if replace:
+            path.rename(replaced)
+        try:
+            partial.rename(path)
+        except OSError:
+            if replace:
+                replaced.rename(path)
+            raise
+        flush(directory)
+        if replace:
+            shutil.rmtree(replaced, ignore_errors=True)
+        return checkpoint
+
+    try:
+        _write(path, lambda: write_state(partial / "state"), ranks)
+        names = ranks.from_first(lambda: _or_say(path, written))
+        # Each rank reads its share of the files, whoever wrote them.
+        own = names[ranks.global_rank :: ranks.world_size]
+        shares = ranks.gather(ranks.together(lambda: _or_say(path, lambda: hashed(own))))
+        files = {name: entry for share in shares for name, entry in share.items()}
+        return ranks.from_first(lambda: _or_say(path, lambda: commit(dict(sorted(files.items())))))
+    except DataError as error:
+        if ranks.is_first:
+            shutil.rmtree(partial, ignore_errors=True)
+            _refuse_replaced(claim, error)
+        raise
+
+
+def _refuse_replaced(claim: RunLock | None, error: DataError) -> None:
+    """Raise DataError if another start has taken over: it clears away what it finds half-written, and so what was
+    being written here failed with an error that looks like the disk's."""
+    if claim is not None:
+        try:
+            claim.check()
+        except DataError as replaced:
+            raise replaced from error
+
+
+def _write(path: Path, write_state: Callable[[], None], ranks: Ranks) -> None:
+    """Write the state, all ranks together.
+
+    Raises:
+        DataError: it could not be written. The other ranks may be waiting for this one inside of `write_state`: it must
+            end, and with it the connection to them.
+    """
+    try:
+        write_state()
+    except CheckpointException as error:
+        # torch has told every rank.
+        raise ranks.in_one_voice(_unwritten(path, error)) from error
+    except OSError as error:
+        raise _unwritten(path, error) from error
+    except RuntimeError as error:
+        # What torch.save makes of a full disk.
+        if is_lost_connection(error):
+            raise
+        raise _unwritten(path, error) from error
+    # Waits for all, so that what they have written can be listed.
+    ranks.gather(None)
+
+
+def _or_say(path: Path, function: Callable[[], T]) -> T:
+    """What `function` returns.
+
+    Raises:
+        DataError: it could not write; the message says what is left of the run and what to do.
+    """
+    try:
+        return function()
+    except OSError as error:
+        raise _unwritten(path, error) from error
+
+
+def _unwritten(path: Path, error: OSError | RuntimeError | CheckpointException) -> DataError:
+    earlier = list_checkpoints(path.parent)
+    kept = f"the newest one kept is {earlier[-1].path.name}" if earlier else "there is none before it"
+    return DataError(
+        f"{path}: the checkpoint could not be written ({_cause(error)}); {kept}. Free disk space or mend the "
+        "permissions, then start the same command again"
+    )
+
+
+def _cause(error: OSError | RuntimeError | CheckpointException) -> str:
+    """What went wrong in a line; torch wraps the error of each rank."""
+    inner: BaseException = error
+    if isinstance(error, CheckpointException) and error.failures:
+        inner = next(iter(error.failures.values()))[0]
+    return (str(inner).strip() or type(inner).__name__).splitlines()[0]
+
+
+def _commit(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write COMMIT, once everything that it lists is on the disk."""
+    for inner in {folder / name for name in checkpoint.files}:
+        flush(inner.parent)
+    content = {
+        "schema": SCHEMA,
+        "step": checkpoint.step,
+        "val_loss": checkpoint.val_loss,
+        "form": checkpoint.form,
+        "n_ranks": checkpoint.n_ranks,
+        "files": checkpoint.files,
+    }
+    (folder / COMMIT).write_text(json.dumps(content, indent=1) + "\n")
+    flush(folder / COMMIT)
+    flush(folder)

@@ -1,0 +1,102 @@
+"""`gm-train ckpt list | verify | reshard`."""
+
+import argparse
+import sys
+from pathlib import Path
+
+_EPILOG = """\
+example:
+  gm-train ckpt list runs/demo
+  gm-train ckpt verify runs/demo
+  gm-train ckpt reshard runs/demo          its newest checkpoint
+  gm-train ckpt reshard runs/demo/checkpoints/step-00001000
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "ckpt",
+        help="look at, check or convert checkpoints",
+        description="Look at, check or convert the checkpoints of a run.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
+    listing = actions.add_parser("list", help="the checkpoints of a run, oldest first")
+    listing.add_argument("path", type=Path, metavar="RUN")
+    listing.set_defaults(run=run_list)
+    checking = actions.add_parser("verify", help="read every file and compare it with what was committed")
+    checking.add_argument("path", type=Path, metavar="RUN|CHECKPOINT")
+    checking.set_defaults(run=run_verify)
+    converting = actions.add_parser(
+        "reshard",
+        help="bring a checkpoint of ZeRO's under parameter names, for any strategy and number of ranks",
+        description="Replace a checkpoint of ZeRO's by one under parameter names, from which every strategy goes on, "
+        "on any number of ranks. It stays the same checkpoint of the same run.",
+    )
+    converting.add_argument("path", type=Path, metavar="RUN|CHECKPOINT")
+    converting.set_defaults(run=run_reshard)
+
+
+def run_list(arguments: argparse.Namespace) -> int:
+    from gm_train.checkpoint.find import Checkpoint
+
+    for path in _directories(arguments.path):
+        checkpoint = Checkpoint.read(path)
+        val = "-" if checkpoint.val_loss is None else f"{checkpoint.val_loss:.4f}"
+        ranks = f"{checkpoint.n_ranks} rank{'s' if checkpoint.n_ranks > 1 else ''}"
+        size = f"{checkpoint.n_bytes / 1e6:,.1f} MB"
+        print(f"{path.name}  val_loss {val:>8}  {size:>12}  {checkpoint.form}, written by {ranks}")
+    return 0
+
+
+def run_verify(arguments: argparse.Namespace) -> int:
+    from data_shards.errors import DataError
+    from gm_train.checkpoint.find import Checkpoint
+
+    n_damaged = 0
+    for path in _directories(arguments.path):
+        try:
+            damage = Checkpoint.read(path).damage()
+        except DataError as error:
+            damage = str(error)
+        n_damaged += damage is not None
+        print(f"{path}: {damage or 'whole'}", flush=True)
+    if n_damaged:
+        print(f"gm-train: error: {n_damaged} not whole: `fit` passes over them, do not rely on them", file=sys.stderr)
+    return 1 if n_damaged else 0
+
+
+def run_reshard(arguments: argparse.Namespace) -> int:
+    from data_shards.errors import DataError
+    from gm_train.checkpoint.find import open_checkpoint, put_back
+    from gm_train.run.lock import locked
+    from gm_train.strategies.choose import refuse_without_deepspeed
+
+    path: Path = arguments.path
+    directory = path.parent.parent if path.parent.name == "checkpoints" else path
+    if not (directory / "checkpoints").is_dir():
+        raise DataError(f"{path}: neither a run directory with checkpoints nor a checkpoint RUN/checkpoints/step-…")
+    refuse_without_deepspeed("this conversion")
+    from gm_train.strategies.reshard_zero import reshard
+
+    with locked(directory) as claim:
+        put_back(directory / "checkpoints")
+        checkpoint = open_checkpoint(path)
+        done = reshard(checkpoint, claim)
+    what = "is by name already" if done is checkpoint else f"{checkpoint.form} of {checkpoint.n_ranks} ranks -> by name"
+    print(f"{done.path}: {what}; any strategy goes on from it, on any number of ranks")
+    return 0
+
+
+def _directories(path: Path) -> list[Path]:
+    """The checkpoint itself, or those of a run by step."""
+    from data_shards.errors import DataError
+    from gm_train.checkpoint.find import COMMIT, checkpoint_directories
+
+    if (path / COMMIT).is_file():
+        return [path]
+    found = checkpoint_directories(path / "checkpoints")
+    if not found:
+        raise DataError(f"{path}: neither a checkpoint nor a run directory that holds one")
+    return found

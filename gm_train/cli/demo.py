@@ -1,0 +1,143 @@
+"""`make demo`: the main job, end to end, through the commands that a user would type."""
+
+import argparse
+import importlib.util
+import shlex
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from data_shards.counts.count_file import CountFile, open_counts
+from data_shards.counts.count_options import CountOptions
+from data_shards.errors import DataError
+from data_shards.files.atomic import hash_path
+from data_shards.prepare.splits import usual_donor_column
+from data_shards.store.manifest import Manifest
+from data_shards.tokens.tokenizer import Tokenizer
+from gm_train.checkpoint.find import list_checkpoints
+from gm_train.cli.main import main
+from gm_train.config.check import ConfigError
+from gm_train.config.load import load_config
+from gm_train.config.schema import Config
+from gm_train.objective.pathway import read_gmt
+
+CONFIG = "configs/demo.yaml"
+LABELS = ("cell_type", "celltype", "Celltype", "CellType", "bulk_labels", "louvain", "leiden")
+
+
+def pbmc_file() -> Path:
+    """The file of 700 labelled blood cells inside scanpy's package (10x Genomics' PBMC 68k, reduced).
+
+    Raises:
+        DataError: scanpy is not installed.
+    """
+    found = importlib.util.find_spec("scanpy")
+    if found is None or not found.submodule_search_locations:
+        raise DataError("the demo's cells come with scanpy: pip install 'gm-train[demo]'")
+    return Path(found.submodule_search_locations[0]) / "datasets" / "10x_pbmc68k_reduced.h5ad"
+
+
+def _command(*words: str | Path) -> None:
+    texts = [str(word) for word in words]
+    print(f"\n$ gm-train {shlex.join(texts)}", flush=True)
+    code = main(texts)
+    if code:
+        sys.exit(code)
+
+
+def _budget(directory: Path, steps: int) -> int:
+    """The next whole multiple of the demo's steps: an interrupted demo is finished, a finished one goes on."""
+    checkpoints = list_checkpoints(directory / "checkpoints")
+    done = checkpoints[-1].step if checkpoints else 0
+    return (done // steps + 1) * steps
+
+
+def _label_column(store: Path) -> str | None:
+    """The column of obs that names cell types, if it has one of the usual names."""
+    name = Manifest.load(store).datasets[0].name
+    columns = pq.read_schema(store / name / "obs.parquet").names
+    return next((column for column in LABELS if column in columns), None)
+
+
+def _split_by(file: CountFile) -> str:
+    """Whole donors where obs names two or more in a usual column; else single cells, as for the blood cells."""
+    key = usual_donor_column(file.annotations.columns)
+    return "donor" if key is not None and file.read_obs(columns=[key])[key].nunique() > 1 else "cell"
+
+
+def _make_store(cells: Path, reading: list[str], store: Path, top_k: int, split_by: str) -> None:
+    store.parent.mkdir(parents=True, exist_ok=True)
+    medians = store.parent / "medians.zarr"
+    # Left by a demo that was interrupted between the two commands, perhaps with other cells.
+    shutil.rmtree(medians, ignore_errors=True)
+    _command("data", "medians", cells, *reading, "--out", medians)
+    _command(
+        "data", "shards", cells, *reading, "--medians", medians, "--out", store,
+        "--top-k", str(top_k), "--split-by", split_by, "--validation", "0.2",
+    )  # fmt: skip
+
+
+def _sets_fit(config: Config, store: Path) -> bool:
+    """Whether the demo's gene sets name genes of the store."""
+    known = Tokenizer.load(store).vocabulary.token_of
+    return any(len(set(genes) & set(known)) > 1 for genes in read_gmt(Path(config.objective.pathways)).values())
+
+
+def demo(data: Path | None, fresh: bool) -> None:
+    """Counts to medians, shards, a trained model and its evaluation; again, it goes on from its last checkpoint.
+
+    Raises:
+        DataError: the cells cannot be read, or the store of an earlier demo holds others.
+    """
+    started = time.monotonic()
+    config = load_config([CONFIG])
+    store, run = Path(config.data.store), Path(config.run.dir)
+    cells = data or pbmc_file()
+    # The blood cells carry log-normalised values, from which their counts come back; a file of yours has counts.
+    options = CountOptions() if data else CountOptions(raw=True, counts_from="log1p")
+    with open_counts(cells, options) as file:
+        print(f"cells: {file.path}, {file.n_cells:,} cells of {file.n_genes:,} genes")
+        split_by = _split_by(file)
+    if fresh:
+        for folder in (store, run):
+            shutil.rmtree(folder, ignore_errors=True)
+    if store.exists():
+        if Manifest.load(store).datasets[0].source_hash != hash_path(cells):
+            again = f"make demo FRESH=1 DATA={shlex.quote(str(data))}" if data else "make demo FRESH=1"
+            raise DataError(f"{store} holds other cells than {cells}: `{again}` starts over with these")
+        print(f"the store {store} is there already")
+    else:
+        _make_store(cells, [] if data else ["--raw", "--counts-from", "log1p"], store, config.data.row_length, split_by)
+    words = [CONFIG, f"trainer.max_steps={_budget(run, config.trainer.max_steps)}"]
+    if data and not _sets_fit(config, store):
+        print(f"\n{config.objective.pathways} has symbols, and none of these genes: training goes without L_pathway")
+        words.append("objective.pathways=")
+    _command("fit", *words)
+    label = _label_column(store)
+    _command("eval", run, cells, *(["--label", label] if label else []))
+    print(f"\nThis took {time.monotonic() - started:.0f} s. What lies where:")
+    for path, what in (
+        (store, "the cells as ranked tokens: gm-train data inspect"),
+        (run / "checkpoints", "weights, optimizer, position and tokenizer, committed"),
+        (run / "metrics.jsonl", "every step"),
+        (run / "report.html", "curves, the table above and the embedding: open it in a browser"),
+        (run.parent / "mlflow.db", f"mlflow ui --backend-store-uri sqlite:///{run.parent / 'mlflow.db'}"),
+    ):
+        print(f"  {path!s:32} {what}")
+    print("`. .venv/bin/activate` puts gm-train and mlflow on the path of this shell.")
+    print(f"`make demo` again trains {config.trainer.max_steps:,} more steps, at the final learning rate;")
+    print(f"`gm-train fit {CONFIG} run.dir=runs/mine run.seed=1` trains another model.")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
+    parser.add_argument("--data", type=Path, help="an .h5ad file with counts; default: blood cells from scanpy")
+    parser.add_argument("--fresh", action="store_true", help="start over")
+    arguments = parser.parse_args()
+    try:
+        demo(arguments.data, arguments.fresh)
+    except (DataError, ConfigError) as error:
+        sys.exit(f"demo: error: {error}")

@@ -1,0 +1,79 @@
+"""`gm-train eval`."""
+
+import argparse
+import json
+import logging
+from pathlib import Path
+
+_EPILOG = """\
+examples:
+  gm-train eval runs/demo pbmc.h5ad --label bulk_labels
+  gm-train eval runs/atlas/checkpoints/step-00010000 donors/*.h5ad --label cell_type --max-cells 5000
+
+The count files are those that the store was made from: held-out cells are ranked anew, plain and dithered.
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "eval",
+        help="score a checkpoint beside its controls",
+        description="Masked-gene scores and probes of a checkpoint on held-out cells, every control beside them.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run for its newest one")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="count files of the store's data sets")
+    parser.add_argument("--store", help="token store, a folder or a URL (default: the run's data.store)")
+    parser.add_argument("--label", metavar="KEY", help="column of obs for the probes (default: no probes)")
+    parser.add_argument(
+        "--max-cells", type=int, default=2_000, metavar="N", help="most cells that are read (%(default)s)"
+    )
+    parser.add_argument("--mask-seeds", type=int, default=3, metavar="N", help="times genes are hidden (%(default)s)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for eval.json, eval.md, pictures (default: RUN/eval)")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    # Late: importing torch takes seconds, `--help` should not.
+    import torch
+
+    from data_shards.errors import DataError, OptionError
+    from data_shards.files.location import location_of
+    from data_shards.store.manifest import Manifest
+    from gm_train.checkpoint.find import load_model, open_checkpoint
+    from gm_train.evaluation.cells import read_cells
+    from gm_train.evaluation.evaluate import evaluate
+    from gm_train.evaluation.score_table import render_text
+    from gm_train.train.run_report import EVAL_DIR, write_report
+
+    for name in ("max_cells", "mask_seeds"):
+        if getattr(arguments, name) < 1:
+            raise OptionError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
+    if not arguments.checkpoint.is_dir():
+        raise DataError(f"{arguments.checkpoint}: there is no such checkpoint or run directory")
+    given = arguments.checkpoint.resolve()
+    run_dir = given if (given / "checkpoints").is_dir() else given.parent.parent
+    if arguments.out is None and not (run_dir / "metrics.jsonl").is_file():
+        raise DataError(f"{given}: lies in no run directory: say where the results go with --out")
+    checkpoint = open_checkpoint(arguments.checkpoint)
+    print(f"checkpoint {checkpoint.path}, step {checkpoint.step:,}")
+    model, tokenizer, config = load_model(checkpoint)
+    store = location_of(arguments.store or config.data.store)
+    if Manifest.load(store).hash != json.loads((checkpoint.path / "identity.json").read_text())["store"]:
+        message = f"{store}: not the store that this model was trained on: it may have seen cells held out there"
+        if arguments.store is None:
+            raise DataError(f"{message}; give the model's store, or this one with --store if that is meant")
+        logging.getLogger(__name__).warning(message)
+    cells = read_cells(store, arguments.files, tokenizer, arguments.label, arguments.max_cells)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    trained_on = "dithered" if tokenizer.dither else "plain"
+    print(f"{len(cells.row):,} cells; scoring the model and its controls on plain and dithered ranks", flush=True)
+    evaluation = evaluate(model.to(device), config, cells, trained_on, arguments.mask_seeds)
+    print(render_text(evaluation.results))
+    print("drawing", flush=True)
+    written = evaluation.write(arguments.out or run_dir / EVAL_DIR)
+    if arguments.out is None:
+        written.append(write_report(run_dir))
+    print("written: " + ", ".join(map(str, written)))
+    return 0

@@ -1,0 +1,69 @@
+"""`gm-train launch`."""
+
+import argparse
+import logging
+import shlex
+import sys
+from pathlib import Path
+
+_EPILOG = """\
+examples:
+  gm-train launch configs/genemamba-66m.yaml configs/cluster/h100-infiniband.yaml data.micro_rows=3 --dry-run
+  gm-train launch configs/demo.yaml configs/cluster/local-cpu.yaml data.micro_rows=2 run.dir=/shared/runs/demo
+
+--dry-run prints the script and writes nothing. Without it the script is checked with `sbatch --test-only`, written with
+its settings to RUN_DIR/launch/001 (002, ...), and submitted. The job saves and comes back by itself before its time
+limit, after a preemption and after a lost node, until the run is finished. Settings: ClusterConfig in
+gm_train/config/schema.py; what happens when: docs/slurm.md.
+"""
+
+
+def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = subparsers.add_parser(
+        "launch",
+        help="train on many nodes under SLURM",
+        description="Render a batch script, show it, check it and submit it.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("config", nargs="+", metavar="CONFIG.yaml|key=value")
+    parser.add_argument("--dry-run", action="store_true", help="only print the script")
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    from cluster import submit
+    from cluster.batch_script import launch_dir, render_batch_script, resolved
+    from cluster.launch_problems import launch_problems
+    from cluster.sbatch_options import LOGS
+    from gm_train.config.check import ConfigError
+    from gm_train.config.load import load_config
+
+    config = load_config(arguments.config)
+    problems = launch_problems(config)
+    if problems:
+        raise ConfigError(problems)
+    config = resolved(config)
+    run_dir = Path(config.run.dir)
+    number = submit.next_number(run_dir)
+    script = render_batch_script(config, number, sys.executable)
+    if not arguments.dry_run:
+        submit.refuse_second_job(run_dir)
+    print(script, end="" if arguments.dry_run else "\n", flush=True)
+    # Behind the script, which is long.
+    for warning in submit.warnings(config):
+        logging.getLogger(__name__).warning(warning)
+    if arguments.dry_run:
+        return 0
+    print(submit.check_launch(script), flush=True)
+    launch = launch_dir(config, number)
+    submit.write_launch(launch, config, script, arguments.config)
+    job = submit.submit(launch)
+    logs = run_dir / LOGS
+    print(
+        f"submitted job {job}: {launch / submit.SCRIPT}\n"
+        f"  in the queue  squeue --jobs={job}\n"
+        f"  training      tail -F {shlex.quote(f'{logs}/{job}-0.out')}\n"
+        f"  its starts    tail -F {shlex.quote(f'{logs}/{job}-batch.out')}"
+    )
+    return 0

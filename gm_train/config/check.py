@@ -1,0 +1,156 @@
+"""Find every value and combination of settings that cannot work."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from gm_train.config.parts import AGGREGATIONS, ARCHITECTURES, MIXERS, OBJECTIVES, STRATEGIES
+from gm_train.config.schema import Config
+
+
+class ConfigError(Exception):
+    """A configuration that cannot be used; the message lists every problem. Exit code 2.
+
+    Attributes:
+        everywhere: whether every rank of a run finds the same, so that one of them need say it.
+    """
+
+    def __init__(self, problems: list[str], everywhere: bool = False) -> None:
+        self.everywhere = everywhere
+        super().__init__("\n".join(["the configuration cannot be used:", *(f"  - {problem}" for problem in problems)]))
+
+
+#: Settings whose value is a mapping itself.
+_MAPPINGS = ("data.weights",)
+
+
+def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(node, dict) and prefix not in _MAPPINGS:
+        for key, value in node.items():
+            yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, node
+
+
+_CHOICES = {
+    "model.arch": tuple(ARCHITECTURES),
+    "model.mixer": tuple(MIXERS),
+    "model.aggregation": tuple(AGGREGATIONS),
+    "model.norm": ("none", "pre"),
+    "model.kernel": ("auto", "torch", "mamba_ssm"),
+    "objective.language": tuple(OBJECTIVES),
+    "trainer.strategy": ("auto", *(name for name in STRATEGIES if name != "single")),
+    "trainer.precision": ("fp32", "bf16"),
+}
+_POSITIVE = (
+    "data.lanes", "data.rows_per_lane", "data.micro_rows", "data.row_length", "data.group_cells", "data.cache_mb",
+    "model.d_model", "model.n_layers", "model.d_state", "model.d_conv", "model.expand",
+    "model.head_dim", "model.chunk", "model.n_heads", "model.d_ff", "objective.temperature", "optim.lr", "optim.eps",
+    "optim.clip",
+    "trainer.max_steps", "trainer.validation_cells", "checkpoint.every_steps", "checkpoint.keep_last",
+)  # fmt: skip
+_NOT_NEGATIVE = (
+    "data.workers", "data.max_damaged_chunks", "objective.gamma", "optim.weight_decay", "optim.warmup_steps",
+    "trainer.validate_every_steps", "trainer.max_bad_steps", "trainer.max_rollbacks", "run.seed",
+)  # fmt: skip
+_SHARES = ("objective.random_rate", "optim.min_lr_ratio")
+
+
+def config_problems(config: Config) -> list[str]:
+    """Every value and combination that cannot work, as sentences."""
+    values = dict(leaves(OmegaConf.to_container(OmegaConf.structured(config))))
+    problems = [
+        f"{key}={values[key]}: expected {' | '.join(choices)}"
+        for key, choices in _CHOICES.items()
+        if values[key] not in choices
+    ]
+    problems += [f"{key}={value}: must be finite" for key, value in values.items() if not _finite(value)]
+    problems += [f"{key}={values[key]}: must be greater than 0" for key in _POSITIVE if not values[key] > 0]
+    problems += [f"{key}={values[key]}: must not be negative" for key in _NOT_NEGATIVE if not values[key] >= 0]
+    problems += [f"{key}={values[key]}: must lie in 0 … 1" for key in _SHARES if not 0 <= values[key] <= 1]
+    if not config.run.dir:
+        problems.append("run.dir is empty: name a directory for the run")
+    if not config.data.store:
+        problems.append("data.store is empty: name a store made by `gm-train data shards`")
+    mlflow = config.tracking.mlflow
+    if mlflow not in ("auto", "none") and "://" not in mlflow:
+        problems.append(f"tracking.mlflow={mlflow}: expected auto | none | a tracking URI with ://")
+    return problems + _combinations(config)
+
+
+def _finite(value: Any) -> bool:
+    return not isinstance(value, float) or math.isfinite(value)
+
+
+def _combinations(config: Config) -> list[str]:
+    model, objective, data, optim, trainer = config.model, config.objective, config.data, config.optim, config.trainer
+    problems = []
+    if model.arch == "transformer":
+        if model.n_heads > 0 and (model.d_model % model.n_heads or model.d_model // model.n_heads % 2):
+            problems.append(
+                f"model.n_heads={model.n_heads}: model.d_model / model.n_heads must be a whole, even number, not "
+                f"{model.d_model / model.n_heads:g}"
+            )
+    elif model.head_dim > 0 and model.expand * model.d_model % model.head_dim:
+        problems.append(
+            f"model.head_dim={model.head_dim}: does not divide model.expand * model.d_model = "
+            f"{model.expand * model.d_model}"
+        )
+    if model.gate_per_layer and model.aggregation == "head_gate":
+        problems.append("model.gate_per_layer with model.aggregation=head_gate: its gates are each layer's own already")
+    if objective.language == "next_token" and model.arch != "mamba" and not objective.paper_compat:
+        problems.append(
+            f"objective.language=next_token with model.arch={model.arch}: every position has already seen the token "
+            "that it is to predict; use model.arch=mamba or objective.language=masked (objective.paper_compat=true "
+            "trains it all the same, as published)"
+        )
+    if objective.language == "masked" and not 0 < objective.mask_rate < 1:
+        problems.append(f"objective.mask_rate={objective.mask_rate}: must lie between 0 and 1")
+    if len(objective.pathway_size) != 2 or not 2 <= objective.pathway_size[0] <= objective.pathway_size[1]:
+        problems.append(f"objective.pathway_size={objective.pathway_size}: expected [smallest, largest], at least 2")
+    if objective.pathway_genes < 2:
+        problems.append(f"objective.pathway_genes={objective.pathway_genes}: a pair needs at least 2")
+    if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
+        problems.append(f"optim.betas={optim.betas}: expected two numbers in 0 … 1 (1 excluded)")
+    # Where it is left out, a resumed run has the schedule of its first start.
+    if optim.schedule_steps is not None and optim.schedule_steps < max(1, optim.warmup_steps):
+        problems.append(
+            f"optim.warmup_steps={optim.warmup_steps}: is longer than the schedule of {optim.schedule_steps} steps "
+            "(optim.schedule_steps, or trainer.max_steps): the peak learning rate would never be reached"
+        )
+    for name, weight in data.weights.items():
+        if weight < 0:
+            problems.append(f"data.weights={{{name}: {weight}}}: must not be negative; 0 leaves the data set out")
+    for key, count in (
+        ("data.pool_blocks", data.pool_blocks),
+        ("trainer.devices", trainer.devices),
+        ("trainer.num_nodes", trainer.num_nodes),
+    ):
+        if count is not None and count < 1:
+            problems.append(f"{key}={count}: must be greater than 0")
+    if data.lanes > 0 and data.rows_per_lane > 0 and data.micro_rows > 0:
+        problems += rank_problems(config, max(1, trainer.devices or 1) * max(1, trainer.num_nodes or 1))
+    return problems
+
+
+def rank_problems(config: Config, world_size: int) -> list[str]:
+    """Why a step cannot be divided over `world_size` ranks, as sentences that name what fits."""
+    data = config.data
+    if data.lanes % world_size:
+        return [
+            f"{world_size} ranks: do not divide data.lanes={data.lanes}, which the ranks share out; these numbers of "
+            f"ranks do: {_divisors(data.lanes)}"
+        ]
+    rows = data.lanes * data.rows_per_lane // world_size
+    if rows % data.micro_rows:
+        return [
+            f"data.micro_rows={data.micro_rows}: does not divide the {rows} rows that each of {world_size} ranks takes "
+            f"in a step (data.lanes * data.rows_per_lane / ranks); these do: {_divisors(rows)}"
+        ]
+    return []
+
+
+def _divisors(number: int) -> str:
+    return ", ".join(str(divisor) for divisor in range(1, number + 1) if number % divisor == 0)

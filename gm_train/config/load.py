@@ -1,0 +1,161 @@
+"""YAML files and key=value words into a checked configuration, with every problem listed at once."""
+
+import copy
+import difflib
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from data_shards.errors import DataError
+from gm_train.config.check import ConfigError, config_problems, leaves
+from gm_train.config.schema import Config
+
+DEFAULTS: dict[str, Any] = dict(leaves(OmegaConf.to_container(OmegaConf.structured(Config))))
+
+
+def _from_yaml(path: Path) -> list[tuple[str, Any]]:
+    """Keys and values of a file; a section without entries has none.
+
+    Raises:
+        ValueError: the file cannot be read as sections of settings.
+    """
+    try:
+        content = yaml.safe_load(path.read_text())
+    except OSError as error:
+        raise ValueError(f"cannot be read ({error.strerror})") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"is not YAML ({' '.join(str(error).split())})") from error
+    if content is not None and not isinstance(content, dict):
+        raise ValueError(f"expected sections such as `model:`, found {type(content).__name__}")
+    sections = {key.split(".")[0] for key in DEFAULTS}
+    return [(key, value) for key, value in leaves(content or {}) if not (key in sections and value is None)]
+
+
+def _from_word(word: str) -> list[tuple[str, Any]]:
+    """Key and value of `key=value`; text stays as it stands, other values are read as YAML.
+
+    Raises:
+        ValueError: the word is neither, or its value is not YAML.
+    """
+    key, equals, text = word.partition("=")
+    if not equals or not key:
+        raise ValueError("neither a .yaml file nor key=value")
+    if isinstance(DEFAULTS.get(key), str):
+        return [(key, text)]
+    try:
+        return [(key, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"])]  # type: ignore[call-overload,index]
+    except (yaml.YAMLError, OmegaConfBaseException) as error:
+        raise ValueError(f"the value is not YAML ({' '.join(str(error).split())})") from error
+
+
+def _merge(sources: list[tuple[str, list[tuple[str, Any]]]]) -> tuple[Config, list[str]]:
+    """Set keys over the defaults, leaf by leaf, since OmegaConf stops at the first problem of a file."""
+    merged: DictConfig = OmegaConf.structured(Config)
+    problems = []
+    for source, pairs in sources:
+        for key, value in pairs:
+            if isinstance(DEFAULTS.get(key), str) and not isinstance(value, str):
+                # YAML reads off as false and 2024_01 as a number.
+                problems.append(f"{source}: {key}: {value!r} is not text: put it in quotes")
+                continue
+            try:
+                OmegaConf.update(merged, key, value, merge=False)
+                OmegaConf.select(merged, key)
+            except (OmegaConfBaseException, AttributeError, KeyError) as error:
+                problems.append(f"{source}: {_explain(key, value, error)}")
+                if key in DEFAULTS:
+                    OmegaConf.update(merged, key, DEFAULTS[key], merge=False)
+    config = OmegaConf.to_object(merged)
+    assert isinstance(config, Config)
+    return config, problems
+
+
+def _explain(key: str, value: Any, error: Exception) -> str:
+    if key in DEFAULTS:
+        return f"{key}={value!r}: {str(error).splitlines()[0]}"
+    last = key.rsplit(".", 1)[-1]
+    near = [name for name in DEFAULTS if name.rsplit(".", 1)[-1] == last or name.startswith(f"{key}.")]
+    near = near or difflib.get_close_matches(key, DEFAULTS)
+    return f"unknown key {key}" + (
+        f" (is it {', '.join(near[:3])}?)" if near else "; gm_train/config/schema.py has them all"
+    )
+
+
+def flat(config: Config) -> dict[str, Any]:
+    """The settings by their full names, such as `optim.lr`."""
+    return {f"{section}.{key}": value for section, keys in asdict(config).items() for key, value in keys.items()}
+
+
+def with_absolute_paths(config: Config) -> Config:
+    """A copy whose paths are right wherever it is read; URLs and what is empty stay."""
+    config = copy.deepcopy(config)
+    for section, key in ((config.run, "dir"), (config.data, "store"), (config.objective, "pathways")):
+        path = getattr(section, key)
+        if path and "://" not in path:
+            # Symbolic links stay: a shared folder may have the same name on every node and different ones behind it.
+            setattr(section, key, os.path.abspath(path))
+    return config
+
+
+def load_config(words: list[str]) -> Config:
+    """Merge files and `key=value` words over the defaults, left to right, and check the result.
+
+    Raises:
+        ConfigError: files that cannot be read, unknown keys, wrong types or impossible combinations, all of them.
+    """
+    config, unread, unfit = _load(words)
+    found = config_problems(config)
+    # What is missing may stand in the file that could not be read.
+    problems = unread + unfit + [problem for problem in found if not (unread and " is empty" in problem)]
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def load_cluster(words: list[str]) -> Config:
+    """Settings of jobs that train nothing: merged as by `load_config`, and of words only `cluster.KEY=value` are taken.
+
+    Raises:
+        ConfigError: files that cannot be read, unknown keys or wrong types, all of them.
+    """
+    config, unread, unfit = _load(words)
+    others = [word for word in words if "=" in word and not word.startswith("cluster.")]
+    problems = (
+        unread + unfit + [f"{word}: only settings of the cluster (cluster.KEY=value) count here" for word in others]
+    )
+    if problems:
+        raise ConfigError(problems)
+    return config
+
+
+def _load(words: list[str]) -> tuple[Config, list[str], list[str]]:
+    """The merged settings, what could not be read, and what does not fit."""
+    sources, unread = [], []
+    for word in words:
+        is_file = "=" not in word and word.endswith((".yaml", ".yml"))
+        try:
+            sources.append((word, _from_yaml(Path(word)) if is_file else _from_word(word)))
+        except ValueError as error:
+            unread.append(f"{word}: {error}")
+    config, unfit = _merge(sources)
+    return config, unread, unfit
+
+
+def config_from_file(path: Path) -> Config:
+    """A resolved configuration as a run or a checkpoint keeps it.
+
+    Raises:
+        DataError: the file is not one.
+    """
+    try:
+        config, problems = _merge([(str(path), _from_yaml(path))])
+    except ValueError as error:
+        raise DataError(f"{path}: {error}: a run's or checkpoint's configuration is expected there") from error
+    if problems:
+        raise DataError(f"{path}: not a configuration of this version: {'; '.join(problems)}")
+    return config

@@ -1,0 +1,55 @@
+"""The parts of a run that a setting names: each name, and where its class or function is.
+
+To add one, write it and list it here: the name is then accepted in configurations, and shown in error messages.
+They are imported when they are used, so that a configuration is checked before torch is imported, and so that what
+needs an optional package is imported by those alone who ask for it.
+"""
+
+import importlib
+from typing import Any
+
+#: `model.arch`: the stack of layers, `(config: ModelConfig) -> nn.Module`.
+ARCHITECTURES = {
+    "bimamba": "gm_train.model.layers:MambaStack",
+    "mamba": "gm_train.model.layers:MambaStack",
+    "transformer": "gm_train.model.transformer:TransformerStack",
+}
+#: `model.mixer`: what mixes the tokens of a cell within a layer, `(config: ModelConfig) -> nn.Module`.
+MIXERS = {"mamba2": "gm_train.model.mixer:Mamba2Mixer"}
+#: `model.aggregation`: how the two directions of a layer are joined, `(d_model: int) -> nn.Module`.
+AGGREGATIONS = {
+    "gate": "gm_train.model.aggregation:Gate",
+    "mean": "gm_train.model.aggregation:Mean",
+    "sum": "gm_train.model.aggregation:Sum",
+    "concat": "gm_train.model.aggregation:Concat",
+    "head_gate": "gm_train.model.aggregation:HeadGate",
+}
+#: `objective.language`: what a cell shows and what is predicted, `(tokens, lengths, keys, recipe) -> Prediction`.
+OBJECTIVES = {
+    "masked": "gm_train.objective.masking:predict_masked_genes",
+    "next_token": "gm_train.objective.next_token:predict_next_tokens",
+}
+#: `trainer.strategy`: how a step is spread over ranks, a Lightning strategy with `Steps`, `(ranks, clip)`.
+STRATEGIES = {
+    "single": "gm_train.strategies.single:SingleProcess",
+    "ddp": "gm_train.strategies.ddp:Ddp",
+    "fsdp2": "gm_train.strategies.fsdp2:Fsdp2",
+    "zero2": "gm_train.strategies.zero:Zero2",
+    "zero3": "gm_train.strategies.zero:Zero3",
+}
+
+
+def load_part(table: dict[str, str], name: str) -> Any:
+    """Import the class or function of a name.
+
+    Args:
+        table: one of the tables above.
+        name: one of its names.
+
+    Raises:
+        ValueError: the table does not list the name.
+    """
+    if name not in table:
+        raise ValueError(f"{name!r} is not one of {', '.join(table)}")
+    module, _, attribute = table[name].partition(":")
+    return getattr(importlib.import_module(module), attribute)

@@ -1,0 +1,114 @@
+"""Pictures of an evaluation: scores beside their controls, and cell embeddings in two dimensions."""
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.figure import Figure
+from sklearn.manifold import TSNE
+
+from gm_train.evaluation import score_table
+from gm_train.evaluation.probes import Labels
+
+#: Cells drawn, at most: t-SNE of more takes minutes and shows no more.
+MAX_DRAWN = 1_500
+#: Labels with a colour of their own; the rarest others share one.
+MAX_COLOURED = 19
+DPI = 150
+
+_COLOURS = {
+    score_table.MODEL: "#c44e52",
+    score_table.PCA: "#4c72b0",
+    score_table.ORDER: "#4c72b0",
+    score_table.BY_RANK: "#7f9bc8",
+    score_table.FREQUENCY: "#a9bbd9",
+    score_table.RANDOM: "#bbbbbb",
+}
+
+
+def draw_scores(results: score_table.Row, path: Path) -> None:
+    """Bars of the masked cross-entropy and, with labels, of the linear probe, on both kinds of ranks (PNG)."""
+    panels = [("masked", "cross_entropy", "Hidden genes", "cross-entropy, nats (lower is better)")]
+    if results["probes"]:
+        key = results["label"]["key"]
+        panels.append(("probes", "linear_accuracy", f"Linear probe of {key}", "accuracy, % (higher is better)"))
+    figure = Figure(figsize=(5.2 * len(panels), 3.6), layout="constrained")
+    for axis, (kind, column, title, unit) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        rows = results[kind]
+        names = list(dict.fromkeys(row["scored"] for row in rows))
+        width = 0.8 / len(names)
+        for i, name in enumerate(names):
+            figures = [
+                next(r for r in rows if r["ranks"] == ranks and r["scored"] == name)[column]
+                for ranks in score_table.RANKS
+            ]
+            at = np.arange(len(score_table.RANKS)) + (i - (len(names) - 1) / 2) * width
+            bars = axis.bar(
+                at,
+                [f["mean"] for f in figures],
+                width * 0.92,
+                yerr=[f["sd"] or 0.0 for f in figures],
+                color=_COLOURS[name],
+                label=name,
+                error_kw={"elinewidth": 1},
+            )
+            decimals = 2 if kind == "masked" else 0
+            axis.bar_label(bars, [f"{f['mean']:.{decimals}f}" for f in figures], fontsize=7, padding=2)
+        trained = results["model"]["trained_on"]
+        axis.set_xticks(
+            range(len(score_table.RANKS)),
+            [f"{r} ranks" + (" (as trained)" if r == trained else "") for r in score_table.RANKS],
+        )
+        axis.set_ylabel(unit)
+        axis.set_title(title, fontsize=11)
+        axis.margins(y=0.12)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, fontsize=7.5, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    figure.savefig(path, dpi=DPI)
+
+
+def draw_embeddings(embeddings: dict[str, npt.NDArray[np.float32]], labels: Labels, label: str, path: Path) -> None:
+    """t-SNE maps of several features of the same cells, side by side, coloured by label (PNG).
+
+    Args:
+        embeddings: title to features, float32 (n_cells, n_features).
+        labels: object (n_cells,), None where a cell has no label.
+        label: what the labels are.
+        path: the picture.
+    """
+    drawn = np.sort(np.random.default_rng(0).permutation(len(labels))[:MAX_DRAWN])
+    shown = np.array(["(none)" if name is None else str(name) for name in labels[drawn]])
+    names, counts = np.unique(shown, return_counts=True)
+    names = names[np.argsort(-counts, kind="stable")]
+    colours = [*mpl.color_sequences["tab20"][:MAX_COLOURED], "#dddddd"]
+    if len(names) > MAX_COLOURED + 1:
+        others = f"{len(names) - MAX_COLOURED} others"
+        shown = np.where(np.isin(shown, names[:MAX_COLOURED]), shown, others)
+        names = np.append(names[:MAX_COLOURED], others)
+    figure = Figure(figsize=(4.4 * len(embeddings) + 2.4, 4.4), layout="constrained")
+    axes = np.atleast_1d(figure.subplots(1, len(embeddings)))
+    for axis, (title, features) in zip(axes, embeddings.items(), strict=True):
+        points = _two_dimensions(features[drawn])
+        for name, colour in zip(names, colours, strict=False):
+            here = shown == name
+            axis.scatter(points[here, 0], points[here, 1], s=10, color=colour, linewidths=0, label=_short(str(name)))
+        axis.set_title(title, fontsize=11)
+        axis.set_xlabel("t-SNE 1")
+        axis.set_ylabel("t-SNE 2")
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_box_aspect(1)
+    handles, texts = axes[-1].get_legend_handles_labels()
+    figure.legend(handles, texts, loc="outside right center", frameon=False, fontsize=7.5, markerscale=1.8, title=label)
+    figure.savefig(path, dpi=DPI)
+
+
+def _two_dimensions(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """t-SNE: float32 (n_cells, 2)."""
+    perplexity = min(30.0, (len(features) - 1) / 3)
+    return np.asarray(TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features), dtype=np.float32)
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= 32 else f"{name[:16]} … {name[-13:]}"

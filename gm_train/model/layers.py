@@ -1,0 +1,54 @@
+"""Layers of the bidirectional and the unidirectional stack."""
+
+from torch import Tensor, nn
+
+from gm_train.config.parts import AGGREGATIONS, MIXERS, load_part
+from gm_train.config.schema import ModelConfig
+from gm_train.model.norm import RMSNorm
+from gm_train.model.segments import Segments, make_segments
+
+
+class MambaLayer(nn.Module):
+    """A Mamba-2 mixer with its residual connection, in both directions or in the forward one alone."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.bidirectional = config.arch == "bimamba"
+        self.norm = RMSNorm(config.d_model) if config.norm == "pre" else nn.Identity()
+        self.mixer: nn.Module = load_part(MIXERS, config.mixer)(config)
+
+    def forward(self, x: Tensor, segments: Segments, aggregation: nn.Module | None) -> Tensor:
+        """Map (batch, length, d_model) to the same shape; without an aggregation the mixer has one output."""
+        outputs = self.mixer(self.norm(x), segments, self.bidirectional)
+        joined: Tensor = x + outputs[0] if aggregation is None else aggregation(x, *outputs)
+        return joined
+
+
+class MambaStack(nn.Module):
+    """The model's layers, with one aggregation for all of them, as published, or one for each.
+
+    The shared aggregation belongs to the stack and not to its layers, so that each parameter has one owner.
+
+    Raises:
+        ValueError: an unknown arch, norm or aggregation.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        if config.arch not in ("bimamba", "mamba"):
+            raise ValueError(f"model.arch={config.arch!r} is not one of bimamba, mamba, transformer")
+        if config.norm not in ("none", "pre"):
+            raise ValueError(f"model.norm={config.norm!r} is not one of none, pre")
+        self.chunk, self.taps = config.chunk, config.d_conv
+        self.layers = nn.ModuleList(MambaLayer(config) for _ in range(config.n_layers))
+        n_aggregations = 0 if config.arch == "mamba" else config.n_layers if config.gate_per_layer else 1
+        aggregation = load_part(AGGREGATIONS, config.aggregation)
+        self.aggregations = nn.ModuleList(aggregation(config.d_model) for _ in range(n_aggregations))
+
+    def forward(self, x: Tensor, segment: Tensor) -> Tensor:
+        """Map (batch, length, d_model) to the same shape; `segment` as in `GeneMamba.forward`."""
+        segments = make_segments(segment, self.chunk, self.taps, x.dtype)
+        n = len(self.aggregations)
+        for i, layer in enumerate(self.layers):
+            x = layer(x, segments, self.aggregations[i % n] if n else None)
+        return x

@@ -1,0 +1,189 @@
+"""Which kernel computes the scan, and the kernels of the package mamba_ssm.
+
+`torch` is `ssd.py` and `conv.py`. `mamba_ssm` is the package's scan, written in Triton, and causal_conv1d's convolution
+where that package is installed. Of mamba_ssm no compiled code is needed: it may be installed without.
+"""
+
+import functools
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from data_shards.errors import DataError
+from gm_train.config.schema import Config
+from gm_train.model.attention import attention_kernel
+
+log = logging.getLogger(__name__)
+
+_INSTALL = "pip install --no-build-isolation 'gm-train[cuda]'"
+
+#: Positions in a chunk of the package's scan, as its own Mamba-2 has it. `model.chunk` is chosen for the CPU: on a GPU
+#: longer chunks write fewer states to memory, and the products that they add are cheap.
+CHUNK = 256
+
+
+def choose_kernel(requested: str, device: torch.device) -> tuple[str, str]:
+    """The kernel that computes the scan on a device, and why.
+
+    Args:
+        requested: `model.kernel`.
+        device: where the model lies when it is trained.
+
+    Raises:
+        DataError: `mamba_ssm` is asked for by name and cannot run here.
+    """
+    if requested == "torch":
+        return "torch", "model.kernel=torch"
+    if requested == "auto" and device.type != "cuda":
+        return "torch", "auto: mamba_ssm is for GPUs"
+    if device.type != "cuda" and not _interpreted():
+        raise DataError(
+            f"model.kernel={requested}: its kernels run on a GPU, and this is a {device.type} device: set "
+            "model.kernel=auto or start on GPUs"
+        )
+    problem = package_problem()
+    if problem is not None and requested == "auto":
+        return "torch", f"auto: mamba_ssm {problem}: {_INSTALL}"
+    if problem is not None:
+        raise DataError(f"model.kernel={requested}: the package {problem}: {_INSTALL}, or set model.kernel=torch")
+    conv = package_convolution()
+    convolution = "causal_conv1d, for sizes that it has" if conv else f"torch, since causal_conv1d {_conv_problem()}"
+    why = "auto: on a GPU, and installed" if requested == "auto" else f"model.kernel={requested}"
+    return "mamba_ssm", f"{why}; convolution by {convolution}"
+
+
+def package_devices(requested: str) -> tuple[str, ...]:
+    """The types of device on which a model computes with mamba_ssm; elsewhere it computes with `torch`.
+
+    A checkpoint can so be read where the kernel that trained it cannot run.
+    """
+    types: tuple[str, ...] = ("cuda",) if requested != "torch" and torch.cuda.is_available() else ()
+    if requested == "mamba_ssm" and _interpreted():
+        types += ("cpu",)
+    return types if types and package_problem() is None else ()
+
+
+def _interpreted() -> bool:
+    """Whether Triton's interpreter runs kernels on the CPU, as tests have it."""
+    return os.environ.get("TRITON_INTERPRET") == "1"
+
+
+@functools.cache
+def package_problem() -> str | None:
+    """Why the scan of mamba_ssm cannot be imported, None if it can."""
+    if importlib.util.find_spec("mamba_ssm") is None:
+        return "is not installed"
+    # A package that was compiled for another PyTorch fails in more ways than by ImportError.
+    try:
+        _package_scan()
+    except Exception as error:
+        return f"cannot be imported ({error})"
+    return None
+
+
+@functools.cache
+def _package_scan() -> Callable[..., Tensor]:
+    # By default Triton narrows float32 operands to TF32 on GPUs, which PyTorch does not: fp32 would not mean the same.
+    os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
+    try:
+        importlib.import_module("mamba_ssm")
+    except Exception as error:
+        log.debug("mamba_ssm as a whole cannot be imported (%s); its scan alone is", error)
+        # Its __init__ imports Mamba-1, whose scan is compiled; a bare package leads to the modules beside it.
+        spec = importlib.util.find_spec("mamba_ssm")
+        assert spec is not None
+        sys.modules["mamba_ssm"] = importlib.util.module_from_spec(spec)
+    try:
+        module = importlib.import_module("mamba_ssm.ops.triton.ssd_combined")
+    except Exception:
+        del sys.modules["mamba_ssm"]
+        raise
+    scan: Callable[..., Tensor] = module.mamba_chunk_scan_combined
+    return scan
+
+
+@functools.cache
+def package_convolution() -> Callable[..., Tensor] | None:
+    """causal_conv1d's function; None if `_conv_problem` says why not."""
+    if _conv_problem() is not None:
+        return None
+    function: Callable[..., Tensor] = importlib.import_module("causal_conv1d").causal_conv1d_fn
+    return function
+
+
+@functools.cache
+def _conv_problem() -> str | None:
+    """Why causal_conv1d, which is compiled code, cannot be imported, None if it can."""
+    if importlib.util.find_spec("causal_conv1d") is None:
+        return "is not installed"
+    try:
+        importlib.import_module("causal_conv1d")
+    except Exception as error:
+        return f"cannot be imported ({error})"
+    return None
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def package_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, seq_idx: Tensor) -> Tensor:
+    """Scan packed rows with mamba_ssm's kernels, in their order alone; nothing passes from one cell to another.
+
+    A compiled graph breaks here: the kernels are compiled by Triton.
+
+    Args:
+        x: (batch, length, heads, head_dim), float32 or bfloat16.
+        dt: float32 (batch, length, heads), positive step sizes. The decay is computed in float32.
+        A: float32 (heads,), negative.
+        B: (batch, length, d_state), in the type of `x`.
+        C: (batch, length, d_state), in the type of `x`.
+        D: float32 (heads,), weight of the skip.
+        seq_idx: int32 (batch, length), a number for each cell and for the unused tail.
+
+    Returns:
+        y, (batch, length, heads, head_dim), in the type of `x`.
+    """
+    return _package_scan()(x, dt, A, B[:, :, None], C[:, :, None], CHUNK, D=D, seq_idx=seq_idx)
+
+
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def package_conv(x: Tensor, weight: Tensor, bias: Tensor, seq_idx: Tensor) -> Tensor:
+    """Convolve packed rows with causal_conv1d, in their order alone, and apply SiLU.
+
+    Args:
+        x: (batch, length, channels).
+        weight: (channels, taps), the last tap for the token itself.
+        bias: (channels,), in the type of `weight`.
+        seq_idx: int32 (batch, length), as for the scan.
+
+    Returns:
+        (batch, length, channels), in the type of `x`.
+    """
+    convolve = package_convolution()
+    assert convolve is not None
+    # It reads eight channels at once, and x is a slice of the input projection's output.
+    if any(stride % 8 for stride in (*x.stride()[:2], x.storage_offset())):
+        x = x.contiguous()
+    return convolve(x.transpose(1, 2), weight, bias, seq_idx=seq_idx, activation="silu").transpose(1, 2)
+
+
+def package_conv_takes(channels: int, taps: int) -> bool:
+    """Whether causal_conv1d is there and has a kernel for these sizes."""
+    return 2 <= taps <= 4 and channels % 8 == 0 and package_convolution() is not None
+
+
+def kernel_of(config: Config, device: torch.device) -> tuple[str, str]:
+    """What computes the scan, or the transformer's attention, on a device, and why.
+
+    Raises:
+        DataError: `model.kernel` asks for what cannot run there.
+    """
+    model = config.model
+    if model.arch == "transformer":
+        dtype = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
+        return attention_kernel(device, dtype, model.d_model // model.n_heads)
+    return choose_kernel(model.kernel, device)

@@ -1,0 +1,211 @@
+"""Packed rows into the tensors that a forward pass takes: hidden tokens, targets and pathway pairs are drawn here."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from data_shards.hashing import mix64
+from data_shards.rows.pool import Rows
+from data_shards.store.quarantine import DamagedChunk
+from gm_train.config.parts import OBJECTIVES, load_part
+from gm_train.objective.cell_keys import cell_keys
+from gm_train.objective.pathway import draw_pairs
+from gm_train.objective.recipe import Prediction, Recipe
+from gm_train.ranks.ranks import Ranks
+
+I64 = npt.NDArray[np.int64]
+
+
+@dataclass
+class Examples:
+    """Rows with everything that was drawn for them, still as arrays.
+
+    Attributes:
+        input_ids: int64 (rows, length), what the model sees; 0 on the unused tail and in damaged cells.
+        segment: int64 (rows, length), 1 … n for the cells of a row, 0 on the unused tail.
+        target_at: int64 (n_targets,), flat position (row * length + column) of the state that predicts; ascending.
+        targets: int64 (n_targets,), the token to predict there.
+        drawn: int64 (n_cells, n_draw), flat positions of the genes of L_pathway, -1 where there is none.
+        positive: bool (n_cells, n_draw, n_draw), which of them share a gene set.
+        row_of_cell: int64 (n_cells,), ascending; damaged cells are none.
+        n_tokens: real tokens.
+        sample_hash: order-free hash of which cells these are, modulo 2^64.
+    """
+
+    input_ids: I64
+    segment: I64
+    target_at: I64
+    targets: I64
+    drawn: I64
+    positive: npt.NDArray[np.bool_]
+    row_of_cell: I64
+    n_tokens: int
+    sample_hash: int
+
+
+@dataclass
+class StepInfo:
+    """What is known of a whole step on this rank before it is computed.
+
+    Attributes:
+        n_targets, n_pairs: what the sums of the two losses are divided by, once summed over ranks.
+        n_cells, n_tokens: cells and real tokens of the step.
+        n_slots: places for tokens, the unused tails included.
+        sample_hash: order-free hash of which cells these are, modulo 2^64.
+        lanes: position of each of this rank's lanes after the step.
+        damaged: chunks of tokens that were found damaged in this step, and not before by the same process.
+    """
+
+    n_targets: int
+    n_pairs: int
+    n_cells: int
+    n_tokens: int
+    n_slots: int
+    sample_hash: int
+    lanes: dict[int, tuple[int, int]]
+    damaged: tuple[DamagedChunk, ...] = ()
+
+    def over(self, ranks: Ranks) -> "StepInfo":
+        """The counts and damaged chunks of all ranks, with this rank's lanes."""
+        # As a signed number, whose sums wrap around as those of the unsigned one do.
+        signed = (self.sample_hash + 2**63) % 2**64 - 2**63
+        n_targets, n_pairs, n_cells, n_tokens, n_slots, sample_hash, n_damaged = ranks.sums(
+            [self.n_targets, self.n_pairs, self.n_cells, self.n_tokens, self.n_slots, signed, len(self.damaged)]
+        )
+        damaged = tuple(chunk for found in ranks.gather(self.damaged) for chunk in found) if n_damaged else ()
+        return StepInfo(n_targets, n_pairs, n_cells, n_tokens, n_slots, sample_hash % 2**64, self.lanes, damaged)
+
+
+@dataclass
+class MicroBatch:
+    """One forward pass: tensors as in `Examples`, the step that it belongs to, and whether it is its first and last."""
+
+    input_ids: Tensor
+    segment: Tensor
+    target_at: Tensor
+    targets: Tensor
+    drawn: Tensor
+    positive: Tensor
+    info: StepInfo
+    first: bool
+    last: bool
+
+
+def make_examples(rows: Rows, recipe: Recipe) -> Examples:
+    """Draw masks and pairs for rows and lay them out; a pure function of the rows and the recipe.
+
+    A damaged cell keeps its slots, which show `<pad>` under a segment of their own, and is nothing else: no target, no
+    pair, no trained cell or token.
+    """
+    length, objective = recipe.row_length, recipe.objective
+    input_ids, segment = rows.lay_out(length)
+    lengths, places, cells = rows.lengths, rows.places, rows.cells
+    tokens = rows.tokens.astype(np.int64)
+    row_of_cell = np.repeat(np.arange(len(rows)), rows.cells_of_row)
+    ends = np.cumsum(lengths)
+    begin_of_row = np.concatenate([[0], ends[np.cumsum(rows.cells_of_row) - 1]])[:-1]
+    first = row_of_cell * length + ends - lengths - begin_of_row[row_of_cell]
+    if rows.damaged.any():
+        whole = ~rows.damaged
+        tokens = tokens[np.repeat(whole, lengths)]
+        lengths, places, cells, row_of_cell, first = (
+            of_cells[whole] for of_cells in (lengths, places, cells, row_of_cell, first)
+        )
+    flat = np.repeat(first - np.cumsum(lengths) + lengths, lengths)
+    flat += np.arange(len(tokens))
+
+    keys = cell_keys(recipe.seed, places, cells)
+    prediction: Prediction = load_part(OBJECTIVES, objective.language)(tokens, lengths, keys, recipe)
+    target_at = flat[prediction.states]
+    input_ids.reshape(-1)[flat[prediction.hidden]] = prediction.visible[prediction.hidden]
+
+    if recipe.pathways is None:
+        drawn = np.empty((len(lengths), 0), dtype=np.int64)
+        positive = np.empty((len(lengths), 0, 0), dtype=bool)
+    else:
+        drawn, positive = draw_pairs(tokens, prediction.hidden, lengths, keys, recipe.pathways, objective.pathway_genes)
+        drawn = np.where(drawn >= 0, flat[drawn], -1)
+
+    sample_hash = int(mix64(keys).sum(dtype=np.uint64)) if len(keys) else 0
+    return Examples(
+        input_ids,
+        segment,
+        target_at,
+        tokens[prediction.targets],
+        drawn,
+        positive,
+        row_of_cell,
+        len(tokens),
+        sample_hash,
+    )
+
+
+def join(parts: list[Examples]) -> Examples:
+    """Examples one after another, rows in the order of the parts."""
+    if len(parts) == 1:
+        return parts[0]
+    n_rows = [len(part.input_ids) for part in parts]
+    shifts = np.cumsum([0, *n_rows[:-1]])
+    length = parts[0].input_ids.shape[1]
+    pairs = list(zip(parts, shifts, strict=True))
+    return Examples(
+        np.concatenate([part.input_ids for part in parts]),
+        np.concatenate([part.segment for part in parts]),
+        np.concatenate([part.target_at + shift * length for part, shift in pairs]),
+        np.concatenate([part.targets for part in parts]),
+        np.concatenate([np.where(part.drawn >= 0, part.drawn + shift * length, -1) for part, shift in pairs]),
+        np.concatenate([part.positive for part in parts]),
+        np.concatenate([part.row_of_cell + shift for part, shift in pairs]),
+        sum(part.n_tokens for part in parts),
+        sum(part.sample_hash for part in parts) % (1 << 64),
+    )
+
+
+def split(
+    examples: Examples,
+    micro_rows: int,
+    lanes: dict[int, tuple[int, int]],
+    damaged: tuple[DamagedChunk, ...] = (),
+) -> list[MicroBatch]:
+    """Cut the examples of a step into forward passes of `micro_rows` rows (the last may be smaller).
+
+    Args:
+        examples: all rows of this rank in the step.
+        micro_rows: rows of a forward pass.
+        lanes: position of each of this rank's lanes after the step.
+        damaged: chunks of tokens that were found damaged.
+    """
+    n_rows, length = examples.input_ids.shape
+    info = StepInfo(
+        n_targets=len(examples.targets),
+        n_pairs=int(examples.positive.sum()),
+        n_cells=len(examples.row_of_cell),
+        n_tokens=examples.n_tokens,
+        n_slots=n_rows * length,
+        sample_hash=examples.sample_hash,
+        lanes=lanes,
+        damaged=damaged,
+    )
+    batches = []
+    for first in range(0, n_rows, micro_rows):
+        last = first + micro_rows
+        target = slice(*np.searchsorted(examples.target_at, [first * length, last * length]))
+        cell = slice(*np.searchsorted(examples.row_of_cell, [first, last]))
+        drawn = examples.drawn[cell]
+        batches.append(
+            MicroBatch(
+                input_ids=torch.from_numpy(examples.input_ids[first:last]),
+                segment=torch.from_numpy(examples.segment[first:last]),
+                target_at=torch.from_numpy(examples.target_at[target] - first * length),
+                targets=torch.from_numpy(examples.targets[target]),
+                drawn=torch.from_numpy(np.where(drawn >= 0, drawn - first * length, -1)),
+                positive=torch.from_numpy(examples.positive[cell]),
+                info=info,
+                first=first == 0,
+                last=last >= n_rows,
+            )
+        )
+    return batches

@@ -1,0 +1,30 @@
+"""The loss of a micro-batch, as sums that a step divides by its counts."""
+
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor
+
+from gm_train.model.genemamba import GeneMamba
+from gm_train.objective.batches import MicroBatch
+from gm_train.objective.pathway import pathway_loss_sum
+
+
+def computing_in(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """The type that matrix products are computed in; parameters and decay stay float32.
+
+    Args:
+        precision: `trainer.precision`.
+        device: where the computation runs.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+
+
+def loss_sums(model: GeneMamba, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
+    """Sums of L_lang over the targets and of L_pathway over the pairs of a micro-batch (scalars)."""
+    states = model(batch.input_ids, batch.segment).flatten(0, 1)
+    # The output layer sees the predicted positions alone.
+    lang = model.language_loss(states[batch.target_at], batch.targets)
+    if batch.drawn.shape[1] == 0:
+        return lang, lang.new_zeros(())
+    return lang, pathway_loss_sum(states, batch.drawn, batch.positive, temperature)

@@ -1,0 +1,191 @@
+"""MLflow as a mirror of `metrics.jsonl`.
+
+A thread of its own reads the rows that training has written and delivers them. Training never waits for it and never
+sees its errors: what could not be delivered stays in `metrics.jsonl` and is delivered by the next start of the run.
+"""
+
+import json
+import logging
+import os
+import threading
+from pathlib import Path
+from typing import Any
+
+from gm_train.config.load import flat
+from gm_train.config.schema import Config
+from gm_train.run.records import METRICS, parse_rows
+
+log = logging.getLogger(__name__)
+
+_NOT_METRICS = ("step", "time", "sample_hash")
+_BATCH = 900  # MLflow takes at most 1,000 values in one request
+
+
+def tracking_uri(config: Config) -> str | None:
+    """Where the run is mirrored, or None for `tracking.mlflow=none`."""
+    if config.tracking.mlflow == "none":
+        return None
+    if config.tracking.mlflow == "auto":
+        return f"sqlite:///{Path(config.run.dir).resolve().parent / 'mlflow.db'}"
+    return config.tracking.mlflow
+
+
+class MlflowMirror(threading.Thread):
+    """Delivers a run directory's metrics to MLflow, in the background.
+
+    The MLflow run's id and the last delivered step are kept in `tracking.json`, so that a resumed run goes on in the
+    same MLflow run.
+
+    Args:
+        config: the run's configuration; `tracking_uri(config)` must not be None.
+        first_step: the step that training goes on from; steps behind it are delivered again, since they may be
+            computed anew with other numbers.
+    """
+
+    def __init__(self, config: Config, first_step: int, interval_s: float = 2.0) -> None:
+        super().__init__(name="mlflow-mirror", daemon=True)
+        self._config = config
+        self._uri = tracking_uri(config)
+        self._directory = Path(config.run.dir)
+        self._state_path = self._directory / "tracking.json"
+        self._interval_s = interval_s
+        self._ending = threading.Event()
+        self._status = "FINISHED"
+        self._client: Any = None
+        self._offset = 0  # bytes of metrics.jsonl that have been read
+        self._waiting: list[dict[str, Any]] = []  # rows read but not delivered
+        self._state = self._load_state()
+        self._state["delivered_step"] = min(self._state["delivered_step"], first_step)
+        self._warned = False
+        self._undelivered = True
+
+    def run(self) -> None:
+        while True:
+            ending = self._ending.wait(self._interval_s)
+            try:
+                self._deliver(ending)
+                self._undelivered = False
+            except Exception as error:
+                self._undelivered = True
+                if not self._warned:
+                    self._warned = True
+                    log.warning("MLflow cannot be reached (%s); metrics stay in %s", _short(error), METRICS)
+            if ending:
+                return
+
+    def finish(self, status: str, patience_s: float = 30.0) -> None:
+        """Deliver what is left, but do not wait for longer than `patience_s`.
+
+        Args:
+            status: MLflow's word for how the run ended: FINISHED, FAILED or KILLED.
+            patience_s: seconds.
+        """
+        self._status = status
+        self._ending.set()
+        self.join(patience_s)
+        if self.is_alive() or self._undelivered:
+            log.warning("MLflow did not take all metrics; the next `gm-train fit` of this run delivers them")
+
+    def _load_state(self) -> dict[str, Any]:
+        """What `tracking.json` says of this server; nothing if it speaks of another one or cannot be read."""
+        fresh = self._fresh_state()
+        try:
+            state = json.loads(self._state_path.read_text())
+            return fresh | state if state["uri"] == self._uri else fresh
+        except (OSError, ValueError, KeyError, TypeError):
+            return fresh
+
+    def _fresh_state(self) -> dict[str, Any]:
+        return {"uri": self._uri, "run_id": None, "described": False, "delivered_step": 0}
+
+    def _save_state(self) -> None:
+        temporary = self._state_path.with_name(".tracking.json.tmp")
+        temporary.write_text(json.dumps(self._state) + "\n")
+        temporary.rename(self._state_path)
+
+    def _read_new_rows(self) -> None:
+        path = self._directory / METRICS
+        if not path.is_file():
+            return
+        with path.open("rb") as file:
+            file.seek(self._offset)
+            new = file.read()
+        whole = new[: new.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        rows = parse_rows(whole.decode(), path)
+        self._waiting += [row for row in rows if row["step"] > self._state["delivered_step"]]
+
+    def _deliver(self, ending: bool) -> None:
+        if self._client is None:
+            self._connect()
+        self._read_new_rows()
+        # The last step may still get its validation row: leave it for the next round.
+        last = self._waiting[-1]["step"] if self._waiting and not ending else float("inf")
+        rows = [row for row in self._waiting if row["step"] < last]
+        from mlflow.entities import Metric
+
+        values = [
+            Metric(key, float(value), int(row["time"] * 1000), row["step"])
+            for row in rows
+            for key, value in row.items()
+            if key not in _NOT_METRICS and value is not None
+        ]
+        for start in range(0, len(values), _BATCH):
+            self._client.log_batch(self._state["run_id"], metrics=values[start : start + _BATCH])
+        if rows:
+            self._waiting = self._waiting[len(rows) :]
+            self._state["delivered_step"] = rows[-1]["step"]
+            self._save_state()
+        if ending:
+            for name in ("config.yaml", "environment.json", "report.html"):
+                if (self._directory / name).is_file():
+                    self._client.log_artifact(self._state["run_id"], str(self._directory / name))
+            self._client.set_terminated(self._state["run_id"], self._status)
+
+    def _connect(self) -> None:
+        # MLflow retries for minutes by default; this thread comes back by itself.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        from mlflow.entities import Param, RunTag
+        from mlflow.exceptions import MlflowException
+        from mlflow.tracking import MlflowClient
+
+        # Behind the import, which sets levels of its own: creating the tables is not news.
+        for name in ("alembic", "mlflow"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+        client = MlflowClient(self._uri)
+        if self._state["run_id"] is not None:
+            try:
+                client.get_run(self._state["run_id"])
+            except MlflowException as error:
+                if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                    raise
+                # Somebody deleted it: everything is told again, to a new one.
+                self._state = self._fresh_state()
+                self._offset, self._waiting = 0, []
+        if self._state["run_id"] is None:
+            run = client.create_run(self._experiment_id(client), run_name=self._directory.name)
+            self._state["run_id"] = str(run.info.run_id)
+            self._save_state()
+        run_id = self._state["run_id"]
+        if not self._state["described"]:
+            params = [Param(key, str(value)[:500]) for key, value in flat(self._config).items()]
+            client.log_batch(run_id, params=params, tags=[RunTag("run.dir", str(self._directory.resolve()))])
+            self._state["described"] = True
+            self._save_state()
+        client.update_run(run_id, status="RUNNING")
+        self._client = client
+
+    def _experiment_id(self, client: Any) -> str:
+        experiment = client.get_experiment_by_name(self._config.tracking.experiment)
+        if experiment is not None:
+            return str(experiment.experiment_id)
+        # Beside the database; a server has a place of its own.
+        artifacts = self._directory.resolve().parent / "mlartifacts"
+        location = artifacts.as_uri() if str(self._uri).startswith("sqlite:") else None
+        return str(client.create_experiment(self._config.tracking.experiment, artifact_location=location))
+
+
+def _short(error: Exception) -> str:
+    text = str(error).strip()
+    return text.splitlines()[0][:200] if text else type(error).__name__

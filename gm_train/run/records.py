@@ -1,0 +1,202 @@
+"""The run directory: its records, and what makes it this run and no other."""
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import platform
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+
+from data_shards.errors import DataError
+from data_shards.files.atomic import flush
+from gm_train.config.load import flat, with_absolute_paths
+from gm_train.config.schema import Config
+from gm_train.ranks.ranks import Ranks
+from gm_train.run.provenance import git_revision, packages
+
+log = logging.getLogger(__name__)
+
+METRICS, SKIPPED, QUARANTINE = "metrics.jsonl", "skipped.jsonl", "quarantine.jsonl"
+
+# What a resumed run may change: where and how fast it computes, how long, and how it is recorded.
+_MAY_CHANGE = {
+    "run.dir",
+    "data.store",  # the store's hash is compared instead
+    "data.workers",
+    "data.cache_mb",
+    "data.max_damaged_chunks",
+    "data.micro_rows",
+    "model.kernel",
+    "optim.fused",
+    "objective.pathways",  # the file's hash is compared instead
+    "optim.schedule_steps",  # compared on its own: left out means the run's own
+}
+
+
+def _identity_keys(config: Config) -> dict[str, Any]:
+    """The settings that are part of a run's identity, flat."""
+    sections = ("run", "data", "model", "objective", "optim")
+    keys = {
+        key: value for key, value in flat(config).items() if key.split(".")[0] in sections and key not in _MAY_CHANGE
+    }
+    return keys | {"trainer.precision": config.trainer.precision}
+
+
+def identity_of(config: Config, store_hash: str, vocabulary_hash: str, medians_hash: str) -> dict[str, Any]:
+    """What a run cannot change without becoming another one: flat keys and values.
+
+    Raises:
+        DataError: the file of gene sets cannot be read.
+    """
+    identity: dict[str, Any] = {"store": store_hash, "vocabulary": vocabulary_hash, "medians": medians_hash}
+    identity |= _identity_keys(config)
+    identity["optim.schedule_steps"] = config.optim.schedule_steps
+    pathways = config.objective.pathways
+    try:
+        identity["pathways"] = hashlib.sha256(Path(pathways).read_bytes()).hexdigest() if pathways else ""
+    except OSError as error:
+        raise DataError(f"objective.pathways={pathways}: cannot be read ({error.strerror})") from error
+    return identity
+
+
+def refuse_other_identity(path: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Compare a checkpoint's identity with the run's. A setting that the checkpoint does not know had its default.
+
+    Raises:
+        DataError: they differ; the message is the diff.
+    """
+    saved = _identity_keys(Config()) | saved
+    different = [key for key in sorted(saved | current) if saved.get(key) != current.get(key)]
+    if different:
+        lines = [f"  {key}: {saved.get(key)!r} in the checkpoint, {current.get(key)!r} now" for key in different]
+        raise DataError(
+            f"{path}: belongs to another run than this configuration:\n"
+            + "\n".join(lines)
+            + "\nset these back to go on with it, or train into another run.dir"
+        )
+
+
+def write_config(directory: Path, config: Config) -> None:
+    """Write `config.yaml` as resolved, with paths that are right wherever it is read."""
+    config = with_absolute_paths(config)
+    _replace(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
+
+
+def write_environment(directory: Path, start_step: int, ranks: Ranks, strategy: str) -> None:
+    """Append this start to `environment.json`: git revision, package versions, hardware, ranks, and where it began."""
+    path = directory / "environment.json"
+    starts = []
+    if path.is_file():
+        try:
+            starts = list(json.loads(path.read_text())["starts"])
+        except (ValueError, KeyError, TypeError) as error:
+            log.warning("%s: is damaged (%s); a new one is begun", path, error)
+    starts.append(
+        {
+            "time": datetime.now(UTC).isoformat(timespec="seconds"),
+            "step": start_step,
+            "git": git_revision(),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "processor": _processor(),
+            "cpus": len(os.sched_getaffinity(0)),
+            "threads": torch.get_num_threads(),
+            "ranks": ranks.world_size,
+            "nodes": ranks.n_nodes,
+            "strategy": strategy,
+            "job": os.environ.get("SLURM_JOB_ID"),
+            "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
+            "packages": packages(),
+        }
+    )
+    _replace(path, json.dumps({"starts": starts}, indent=1) + "\n")
+
+
+def _processor() -> str:
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def append_row(path: Path, row: dict[str, Any]) -> None:
+    """Append one JSON line, handed to the operating system before returning.
+
+    Raises:
+        DataError: the disk is full or cannot be written.
+    """
+    try:
+        with path.open("a") as file:
+            file.write(json.dumps(row) + "\n")
+    except OSError as error:
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror}): free space, then start the same again"
+        ) from error
+
+
+def sync_rows(path: Path) -> None:
+    """Bring the rows to the disk, so that no checkpoint outlives the rows that led to it."""
+    if path.is_file():
+        flush(path)
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows of a JSON-lines file; a last line that a killed process left torn is not one.
+
+    Raises:
+        DataError: another line is damaged.
+    """
+    return parse_rows(path.read_text(), path) if path.is_file() else []
+
+
+def parse_rows(text: str, path: Path) -> list[dict[str, Any]]:
+    """As `read_rows`, of text that was read from `path`."""
+    lines = text.splitlines()
+    rows = []
+    for number, line in enumerate(lines, 1):
+        try:
+            rows.append(json.loads(line))
+        except ValueError as error:
+            if number < len(lines):
+                raise DataError(f"{path}: its line {number} is damaged: mend or delete that line") from error
+    return rows
+
+
+def forget_after(path: Path, step: int) -> int:
+    """Drop the rows behind `step`: they tell of weights that were not kept. Returns how many."""
+    rows = read_rows(path)
+    kept = [row for row in rows if row["step"] <= step]
+    _write_rows(path, kept)
+    return len(rows) - len(kept)
+
+
+def mend_rows(path: Path) -> None:
+    """Drop a last line that a killed process left torn, onto which the next row would be written."""
+    _write_rows(path, read_rows(path))
+
+
+def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    if path.is_file():
+        _replace(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write a file as a whole or not at all.
+
+    Raises:
+        DataError: the disk is full or cannot be written.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        temporary.write_text(text)
+        flush(temporary)
+        temporary.rename(path)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be written ({error.strerror}): free space and start it again") from error

@@ -1,0 +1,302 @@
+"""Train a model from a configuration: set up or resume the run, train, report."""
+
+import contextlib
+import json
+import logging
+import os
+import signal
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.strategies import Strategy
+
+from data_shards.errors import DataError
+from data_shards.hashing import fold
+from data_shards.rows.pool import choose_pool_blocks
+from data_shards.rows.store_reader import StoreReader
+from data_shards.tokens.tokenizer import Tokenizer
+from gm_train.checkpoint.find import Checkpoint, list_checkpoints, recover, refuse_other_form
+from gm_train.checkpoint.save import About
+from gm_train.config.check import ConfigError, config_problems, rank_problems
+from gm_train.config.load import config_from_file, flat
+from gm_train.config.schema import Config
+from gm_train.loading.datamodule import CellDataModule
+from gm_train.loading.position import Position
+from gm_train.model.scan_kernels import kernel_of
+from gm_train.objective.pathway import PathwayIndex, pathways_of
+from gm_train.objective.recipe import Recipe
+from gm_train.ranks.launch_local import PREEMPTIONS
+from gm_train.ranks.ranks import Ranks, find_ranks, joined
+from gm_train.ranks.signals import Leaving
+from gm_train.run.lock import MARKER, RunLock, locked, mark_preempted
+from gm_train.run.mlflow_mirror import MlflowMirror, tracking_uri
+from gm_train.run.records import (
+    METRICS,
+    QUARANTINE,
+    SKIPPED,
+    forget_after,
+    identity_of,
+    mend_rows,
+    refuse_other_identity,
+    write_config,
+    write_environment,
+)
+from gm_train.strategies.choose import choose, device_memory, strategy_class
+from gm_train.strategies.joined import Joined
+from gm_train.train.announce import announce
+from gm_train.train.module import GeneMambaModule
+from gm_train.train.recorder import Recorder
+from gm_train.train.run_report import write_report
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a training ended.
+
+    Attributes:
+        checkpoint: the newest one, None if none was written.
+        left_by: the signal that ended it early, if one did; the run then goes on where it is started again.
+    """
+
+    checkpoint: Checkpoint | None
+    left_by: signal.Signals | None
+
+
+def fit(config: Config, leaving: Leaving | None = None) -> Outcome:
+    """Train until `trainer.max_steps`, from the run directory's newest whole checkpoint if it has one.
+
+    Every rank of a run calls this; they meet in here.
+
+    Args:
+        config: checked, as `load_config` returns it.
+        leaving: catches the signals that ask the run to save and leave; none: signals do what they did before.
+
+    Raises:
+        DataError: the store or the checkpoint does not fit the configuration, `model.kernel` cannot run here, the run
+            directory is in use, or the ranks did not find each other.
+        ConfigError: a number of ranks that the configuration cannot use, or a fresh run whose schedule is shorter than
+            its warm-up.
+    """
+    ranks = find_ranks(config.trainer)
+    if problems := rank_problems(config, ranks.world_size):
+        raise ConfigError(problems, everywhere=True)
+    directory = Path(config.run.dir)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(joined(ranks, alone=_needs_group(config)))
+        ranks.together(lambda: kernel_of(config, ranks.device()))
+        reader, tokenizer, pathways = ranks.together(lambda: _open(config))
+        claim = ranks.on_first(lambda: stack.enter_context(locked(directory)))
+        return _fit(config, directory, reader, tokenizer, pathways, leaving or Leaving(), ranks, claim)
+
+
+def _fit(
+    config: Config,
+    directory: Path,
+    reader: StoreReader,
+    tokenizer: Tokenizer,
+    pathways: PathwayIndex | None,
+    leaving: Leaving,
+    ranks: Ranks,
+    claim: RunLock | None,
+) -> Outcome:
+    checkpoint = ranks.from_first(lambda: recover(directory / "checkpoints"))
+    _resolve_schedule(config, checkpoint)
+    identity = identity_of(config, reader.manifest.hash, tokenizer.vocabulary.hash, tokenizer.medians_hash)
+    _refuse_differing_ranks(config, identity, ranks)
+    if checkpoint is not None:
+        saved = json.loads((checkpoint.path / "identity.json").read_text())
+        ranks.from_first(lambda: refuse_other_identity(checkpoint.path, saved, identity))
+    position = Position.load(checkpoint.path / "position.json") if checkpoint else Position.start(config.data.lanes)
+
+    # Everything random in the weights comes from here; data, masks and pairs have counter hashes of their own.
+    torch.manual_seed(fold(config.run.seed) >> 1)
+    module = GeneMambaModule(config, tokenizer.vocabulary.size, ranks, position.step)
+    recipe = Recipe(
+        config.objective,
+        config.run.seed,
+        tokenizer.vocabulary.size,
+        config.data.row_length,
+        pathways,
+    )
+    trainer = config.trainer
+    data = CellDataModule(config.data, recipe, position, trainer.max_steps, trainer.validation_cells, ranks)
+    strategy, why = _choose_strategy(config, module, ranks)
+    if checkpoint is not None:
+        ranks.from_first(lambda: refuse_other_form(checkpoint, strategy_class(strategy).form, ranks.world_size))
+    unfinished = position.step < trainer.max_steps
+    mirror: MlflowMirror | None = None
+    if ranks.is_first:
+        announce(config, reader, module, data, checkpoint, f"{strategy} ({why})", ranks)
+        mirror = MlflowMirror(config, position.step) if tracking_uri(config) else None
+    ranks.from_first(lambda: _begin(config, directory, position, ranks, strategy) if unfinished else None)
+    if not unfinished and ranks.is_first:
+        print(f"nothing to do at step {position.step:,}: raise trainer.max_steps to go on")
+    if mirror:
+        mirror.start()
+    about = About(config, identity, tokenizer, reader.manifest.hash)
+    recorder = Recorder(directory, position, about, checkpoint, leaving, ranks, claim)
+    status = "FAILED"
+    try:
+        if unfinished and leaving.agree(ranks) is None:
+            lightning = _trainer(config, strategy_class(strategy)(ranks, config.optim.clip), ranks, recorder)
+            lightning.fit(module, datamodule=data)
+        if leaving.agreed in PREEMPTIONS and "SLURM_JOB_ID" in os.environ:
+            # At once: little time may be left.
+            ranks.from_first(lambda: mark_preempted(directory, claim))
+        status = "FINISHED" if leaving.agreed is None else "KILLED"
+        if ranks.is_first:
+            _report(directory)
+    finally:
+        # The MLflow run is another start's by now, if that has taken over.
+        if mirror and (claim is None or claim.holds()):
+            mirror.finish(status, patience_s=30.0 if leaving.agreed is None else 5.0)
+    newest = ranks.from_first(lambda: next(reversed(list_checkpoints(directory / "checkpoints")), None))
+    if ranks.is_first:
+        how = "finished" if leaving.agreed is None else f"left by {leaving.agreed.name}"
+        where = f"checkpoint {newest.path}" if newest else "no checkpoint, since no step changed a weight"
+        steps = f"step {position.step:,}" + (f" of {trainer.max_steps:,}" if position.step <= trainer.max_steps else "")
+        print(f"{how} at {steps}: {position.cells:,} cells trained; {where}", flush=True)
+    return Outcome(newest, leaving.agreed)
+
+
+def _needs_group(config: Config) -> bool:
+    """Whether the strategy needs a process group even on one rank; `auto` shards nothing there."""
+    return config.trainer.strategy != "auto" and strategy_class(config.trainer.strategy).needs_group
+
+
+def _open(config: Config) -> tuple[StoreReader, Tokenizer, PathwayIndex | None]:
+    """What every rank reads before it trains."""
+    reader = StoreReader(config.data.store, config.data.cache_mb << 20, config.data.max_damaged_chunks)
+    tokenizer = Tokenizer.load(reader.path)
+    _check_store(config, reader, tokenizer)
+    # The run's own from here on: its configuration and its identity hold the number.
+    config.data.pool_blocks = config.data.pool_blocks or choose_pool_blocks(reader.manifest)
+    return reader, tokenizer, pathways_of(config.objective, tokenizer)
+
+
+def _refuse_differing_ranks(config: Config, identity: dict[str, Any], ranks: Ranks) -> None:
+    """Raise DataError if ranks would train different runs, or one run for different lengths.
+
+    Nodes may have other paths to equal contents, which the identity holds the hashes of.
+    """
+    own = {
+        key: value
+        for key, value in (flat(config) | identity).items()
+        if key not in ("data.store", "objective.pathways")
+    }
+    everyone = ranks.gather(own)
+
+    def compare() -> None:
+        for rank, other in enumerate(everyone):
+            differing = [key for key in own if other[key] != own[key]]
+            if differing:
+                lines = [f"  {key}: {own[key]!r} on rank 0, {other[key]!r} on rank {rank}" for key in differing]
+                raise DataError(
+                    "the ranks were not given the same run:\n"
+                    + "\n".join(lines)
+                    + "\nlet every node see the same files, and start all ranks with the same words"
+                )
+
+    ranks.from_first(compare)
+
+
+def _begin(config: Config, directory: Path, position: Position, ranks: Ranks, strategy: str) -> None:
+    """Bring the records to where training goes on, and note this start."""
+    for name in (METRICS, SKIPPED):
+        if dropped := forget_after(directory / name, position.step):
+            log.info("%s: dropped %d rows behind step %d, where training goes on", name, dropped, position.step)
+    # What was found damaged stays so.
+    mend_rows(directory / QUARANTINE)
+    (directory / MARKER).unlink(missing_ok=True)
+    write_config(directory, config)
+    write_environment(directory, position.step, ranks, strategy)
+
+
+def _choose_strategy(config: Config, module: GeneMambaModule, ranks: Ranks) -> tuple[str, str]:
+    """The strategy's name and why it is used.
+
+    Raises:
+        DataError: it needs a package that is not installed, or GPUs that this process does not see.
+    """
+    n_parameters = sum(parameter.numel() for parameter in module.parameters())
+    strategy, why = choose(config.trainer.strategy, n_parameters, ranks, device_memory(ranks))
+    n_gpus = torch.cuda.device_count()
+    if n_gpus and n_gpus < ranks.local_size:
+        raise DataError(
+            f"{ranks.local_size} ranks on this node see {n_gpus} GPUs: give every task all GPUs of the node (no "
+            "--gpus-per-task, no --gpu-bind), each takes its own"
+        )
+    strategy_class(strategy)
+    return strategy, why
+
+
+def _report(directory: Path) -> None:
+    """Draw what was recorded; a training that went well does not fail for its pictures."""
+    try:
+        write_report(directory)
+    except Exception as error:
+        log.warning("report.html could not be written: %s", error)
+
+
+def _trainer(config: Config, strategy: Strategy, ranks: Ranks, recorder: Recorder) -> L.Trainer:
+    # Steps, validation, checkpoints and progress are the recorder's: Lightning counts them from the start of the
+    # process, a resumable run from its own start.
+    for noise in (
+        "does not have many workers", "command is available on your system", "isinstance.treespec, LeafSpec",
+        "This DataLoader will create",
+    ):  # fmt: skip
+        warnings.filterwarnings("ignore", f".*{noise}.*")
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    trainer = L.Trainer(
+        accelerator="cuda" if ranks.device().type == "cuda" else "cpu",
+        strategy=strategy,
+        devices=ranks.local_size,
+        num_nodes=ranks.n_nodes,
+        max_epochs=1,
+        # The ranks have met already. Under SLURM Lightning would save and requeue from a signal handler, and load
+        # such files from other runs.
+        plugins=[Joined(ranks)],
+        default_root_dir=config.run.dir,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        callbacks=[recorder],
+    )
+    # The recorder decides when to leave. Lightning's own handler talks to the other ranks from within a signal, which
+    # hangs, and its loop asks them at every micro-batch. These names are those of the pinned version.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return trainer
+
+
+def _check_store(config: Config, reader: StoreReader, tokenizer: Tokenizer) -> None:
+    manifest = reader.manifest
+    if tokenizer.hash != manifest.tokenizer_hash:
+        raise DataError(
+            f"{reader.path}: its vocabulary and medians are not those that it was made with: build the store again"
+        )
+    if manifest.top_k > config.data.row_length:
+        raise DataError(
+            f"{reader.path}: cells have up to {manifest.top_k:,} tokens (--top-k), rows have data.row_length="
+            f"{config.data.row_length:,}: a cell must fit a row; raise data.row_length or build with a smaller --top-k"
+        )
+
+
+def _resolve_schedule(config: Config, checkpoint: Checkpoint | None) -> None:
+    """The schedule's length is the run's own: fixed at its first start, whatever the budget of later ones."""
+    if config.optim.schedule_steps is None:
+        if checkpoint is None:
+            config.optim.schedule_steps = config.trainer.max_steps
+            if problems := config_problems(config):
+                raise ConfigError(problems, everywhere=True)
+        else:
+            config.optim.schedule_steps = config_from_file(checkpoint.path / "config.yaml").optim.schedule_steps

@@ -1,0 +1,307 @@
+"""What happens between two optimizer steps: record, validate, save, recover from bad numbers, leave when asked."""
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+
+from data_shards.errors import DataError
+from data_shards.store.quarantine import DamagedChunk
+from data_shards.workers.progress import Progress
+from gm_train.checkpoint.find import Checkpoint, latest_whole, prune, refuse_other_form
+from gm_train.checkpoint.save import About, save_checkpoint
+from gm_train.config.schema import DataConfig
+from gm_train.loading.datamodule import CellDataModule
+from gm_train.loading.position import Position
+from gm_train.objective.batches import MicroBatch
+from gm_train.ranks.ranks import Ranks
+from gm_train.ranks.signals import Leaving
+from gm_train.run.lock import RunLock
+from gm_train.run.records import METRICS, QUARANTINE, SKIPPED, append_row, read_rows, sync_rows
+from gm_train.train.module import GeneMambaModule, StepResult
+from gm_train.train.validation import validation_losses
+
+log = logging.getLogger(__name__)
+
+_BAD_WINDOW = 1000  # steps
+
+
+class Recorder(L.Callback):
+    """Keeps the run directory in step with the training.
+
+    After each optimizer step, in this order: the position advances, the step is recorded, held-out cells are
+    validated, a checkpoint is committed. A step whose loss or gradient is not finite changes no weight; too many of
+    them in a window bring back the weights of the last checkpoint before them, while the position stays behind the bad
+    steps. A signal to leave, to whichever rank, ends the training at the next step boundary, with a checkpoint.
+
+    All ranks decide alike, from numbers that they have exchanged; rank 0 alone writes the records.
+
+    Args:
+        directory: the run directory.
+        position: where the run stands; advanced here and nowhere else.
+        about: what the run's checkpoints say besides their state.
+        checkpoint: what the run goes on from, if it does.
+        leaving: knows whether a signal has come.
+        ranks: this process among the others.
+        claim: rank 0's right to write the run directory.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        position: Position,
+        about: About,
+        checkpoint: Checkpoint | None,
+        leaving: Leaving,
+        ranks: Ranks,
+        claim: RunLock | None,
+    ) -> None:
+        self.directory = directory
+        self.position = position
+        self._about, self._leaving, self._ranks, self._claim = about, leaving, ranks, claim
+        self._start = checkpoint
+        self._saved_step = position.step
+        self._has_stepped = checkpoint is not None
+        self._validated: tuple[int, float] | None = None
+        events = ranks.from_first(lambda: read_rows(directory / SKIPPED))
+        rollbacks = [event["step"] for event in events if event["event"] == "rollback"]
+        self._rollbacks = len(rollbacks)
+        self._bad_steps = [event["step"] for event in events if event["step"] > max(rollbacks, default=0)]
+        # What was found damaged stays so, whichever step a run goes on from.
+        rows = ranks.from_first(lambda: read_rows(directory / QUARANTINE))
+        self._damaged = {(row["data_set"], row["shard"], row["chunk"]) for row in rows}
+        self._save_seconds = 0.0
+        self._bar: Progress | None = None
+        self._clock = time.perf_counter()
+        self._waited_s = 0.0
+
+    # Lightning's hooks -----------------------------------------------------------------------------------------------
+
+    def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        assert isinstance(module, GeneMambaModule)
+        # Before the loader meets the same chunks again.
+        self._quarantine((), module.config.data)
+
+    def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, GeneMambaModule)
+        if self._start is not None:
+            module.steps.load(self._start, module.model, module.optimizer)
+        if self._ranks.is_first:
+            total = module.config.trainer.max_steps
+            self._bar = Progress(
+                total=total,
+                initial=self.position.step,
+                desc="training",
+                unit=" steps",
+                at_once=True,
+                dynamic_ncols=True,
+            )
+        self._clock = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: MicroBatch, batch_idx: int
+    ) -> None:
+        if not batch.last:
+            return
+        assert isinstance(module, GeneMambaModule)
+        result = module.last_result
+        seconds = time.perf_counter() - self._clock
+        data: CellDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        loader_s, self._waited_s = data.waited_s - self._waited_s, data.waited_s
+        self._advance(result)
+        if self._ranks.is_first:
+            self._record(result, seconds, loader_s)
+        self._quarantine(result.info.damaged, data.data)
+        every = module.config.trainer.validate_every_steps
+        if result.finite:
+            self._has_stepped = True
+        else:
+            # Before the validation, which is to score the weights that stay.
+            self._count_bad(module)
+        if every and self.position.step % every == 0:
+            self._validate(module, trainer)
+        if result.finite and self.position.step % module.config.checkpoint.every_steps == 0:
+            self._save(module)
+        # Behind the last step there is nothing to leave: a run that is finished is not to be started again.
+        if self.position.step < module.config.trainer.max_steps and self._leaving.agree(self._ranks) is not None:
+            trainer.should_stop = True
+        self._clock = time.perf_counter()
+
+    def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, GeneMambaModule)
+        self._save(module)
+
+    def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+    def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
+        # Lightning leaves teardown out then, and the message would be printed into the bar.
+        if self._bar is not None:
+            self._bar.close()
+
+    # Steps ------------------------------------------------------------------------------------------------------------
+
+    def _advance(self, result: StepResult) -> None:
+        self.position.step += 1
+        self.position.cells += result.info.n_cells
+        self.position.lanes.update(result.info.lanes)
+
+    def _record(self, result: StepResult, seconds: float, loader_s: float) -> None:
+        info = result.info
+        row: dict[str, Any] = {
+            "step": self.position.step,
+            "position": self.position.cells,
+            "loss": result.loss,
+            "l_lang": result.l_lang,
+            "l_pathway": result.l_pathway,
+            "grad_norm": result.grad_norm,
+            "lr": result.lr,
+            "tokens_per_s": info.n_tokens / seconds,
+            "step_s": seconds,
+            "loader_s": loader_s,
+            "tokens": info.n_tokens,
+            "fill": info.n_tokens / info.n_slots,
+            "sample_hash": f"{info.sample_hash:016x}",
+            "time": time.time(),
+        }
+        if not result.finite:
+            told = ("step", "position", "loss", "grad_norm", "sample_hash", "time")
+            self._append(SKIPPED, {"event": "skipped", **{key: _json(row[key]) for key in told}})
+        self._append(METRICS, {key: _json(value) for key, value in row.items()})
+        self._show(result, row["tokens_per_s"])
+
+    def _quarantine(self, chunks: tuple[DamagedChunk, ...], data: DataConfig) -> None:
+        """Record damaged chunks of tokens.
+
+        Raises:
+            DataError: there are more than may be.
+        """
+        for chunk in sorted(set(chunks)):
+            if (key := (chunk.data_set, chunk.shard, chunk.chunk)) in self._damaged:
+                continue
+            self._damaged.add(key)
+            if self._ranks.is_first:
+                log.warning("%s: %s is damaged: its cells are passed over without a loss", data.store, chunk)
+                self._append(QUARANTINE, {"step": self.position.step, **chunk._asdict(), "time": time.time()})
+        if len(self._damaged) > data.max_damaged_chunks:
+            raise self._ranks.in_one_voice(
+                DataError(
+                    f"{data.store}: {len(self._damaged)} chunks of tokens are damaged, more than "
+                    f"data.max_damaged_chunks={data.max_damaged_chunks}; {self.directory / QUARANTINE} names them: "
+                    "bring back a whole copy of the store and delete that file, or allow more"
+                )
+            )
+
+    def _append(self, name: str, row: dict[str, Any]) -> None:
+        if self._claim is not None:
+            self._claim.check()
+        append_row(self.directory / name, row)
+
+    def _show(self, result: StepResult, tokens_per_s: float) -> None:
+        assert self._bar is not None
+        val = "-" if self._validated is None else f"{self._validated[1]:.3f}"
+        text = (
+            f"loss {result.loss:.3f}, L_lang {result.l_lang:.3f}, L_pathway {result.l_pathway:.3f}, "
+            f"{tokens_per_s:,.0f} tokens/s, grad {result.grad_norm:.2f}, val {val}"
+        )
+        if self._save_seconds:
+            text += f", last save {self._save_seconds:.2f} s"
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update()
+
+    def _validate(self, module: GeneMambaModule, trainer: L.Trainer) -> None:
+        data: CellDataModule = trainer.datamodule  # type: ignore[attr-defined]
+        batches = self._ranks.together(data.validation_batches)
+        if not batches:
+            return
+        # Every rank reads the same ones, and may be the only one for which a chunk cannot be read.
+        found = self._ranks.gather(batches[0].info.damaged)
+        self._quarantine(tuple(chunk for chunks in found for chunk in chunks), module.config.data)
+        losses = validation_losses(module.model, batches, module.config, self._ranks)
+        self._validated = self.position.step, losses["val_loss"]
+        row = {"step": self.position.step, "position": self.position.cells, **losses, "time": time.time()}
+        if self._ranks.is_first:
+            self._append(METRICS, {key: _json(value) for key, value in row.items()})
+
+    def _save(self, module: GeneMambaModule) -> None:
+        # Saving gives an optimizer that has not stepped yet a state of its own, which would change later steps.
+        if self.position.step == self._saved_step or not self._has_stepped:
+            return
+        begun = time.perf_counter()
+        if self._ranks.is_first:
+            for name in (METRICS, SKIPPED, QUARANTINE):
+                sync_rows(self.directory / name)
+        # Each rank advances its own lanes.
+        for lanes in self._ranks.gather({lane: self.position.lanes[lane] for lane in module.last_result.info.lanes}):
+            self.position.lanes.update(lanes)
+        steps, model, optimizer = module.steps, module.model, module.optimizer
+        if not all(self._ranks.gather(steps.is_finite(model))):
+            raise self._ranks.in_one_voice(
+                DataError(
+                    f"{self.directory}: at step {self.position.step:,} the weights are not finite, so they are not "
+                    "saved; the checkpoint before is whole: go on from it with a lower optim.lr in another run.dir"
+                )
+            )
+        step, val_loss = self._validated or (None, math.nan)
+        scored = step == self.position.step and math.isfinite(val_loss)
+        folder = self.directory / "checkpoints"
+        save_checkpoint(
+            folder,
+            lambda state: steps.save(state, model, optimizer),
+            steps.form,
+            self.position,
+            self._about,
+            val_loss if scored else None,
+            self._ranks,
+            self._claim,
+        )
+        self._saved_step = self.position.step
+        self._save_seconds = time.perf_counter() - begun
+        if self._ranks.is_first:
+            prune(folder, module.config.checkpoint.keep_last, before=min(self._recent_bad(), default=None))
+
+    # Bad numbers ------------------------------------------------------------------------------------------------------
+
+    def _recent_bad(self) -> list[int]:
+        return [step for step in self._bad_steps if step > self.position.step - _BAD_WINDOW]
+
+    def _count_bad(self, module: GeneMambaModule) -> None:
+        trainer = module.config.trainer
+        step = self.position.step
+        self._bad_steps = [*self._recent_bad(), step]
+        if self._ranks.is_first:
+            log.warning("step %d: loss or gradient is not finite; the step changes no weight", step)
+        if len(self._bad_steps) <= trainer.max_bad_steps:
+            return
+        count = f"{len(self._bad_steps)} of the last {_BAD_WINDOW:,} steps were not finite"
+        first_bad = self._bad_steps[0]
+        checkpoint = self._ranks.from_first(lambda: latest_whole(self.directory / "checkpoints", before=first_bad))
+        if checkpoint is None or self._rollbacks >= trainer.max_rollbacks:
+            why = "there is no checkpoint to go back to" if checkpoint is None else f"after {self._rollbacks} rollbacks"
+            raise self._ranks.in_one_voice(
+                DataError(
+                    f"{self.directory}: {count}, {why}: training stops. {SKIPPED} names the steps; try a lower "
+                    "optim.lr or a longer optim.warmup_steps in another run.dir"
+                )
+            )
+        # The run may have had other ranks then.
+        self._ranks.from_first(lambda: refuse_other_form(checkpoint, module.steps.form, self._ranks.world_size))
+        self._rollbacks += 1
+        self._bad_steps = []
+        module.steps.load(checkpoint, module.model, module.optimizer)
+        if self._ranks.is_first:
+            log.warning("%s: the weights of step %d come back; the data goes on from here", count, checkpoint.step)
+            row = {"event": "rollback", "step": step, "to_step": checkpoint.step, "time": time.time()}
+            self._append(SKIPPED, row)
+        # These are other weights than those that were validated, and a resume must not meet the bad steps again.
+        self._validated = None
+        self._save(module)
+
+
+def _json(value: Any) -> Any:
+    """JSON has no NaN and no infinity."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

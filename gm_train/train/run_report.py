@@ -1,0 +1,153 @@
+"""`report.html`: what a run was, how it went and what came out, in one file without links."""
+
+import base64
+import html
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from data_shards.errors import DataError
+from gm_train.config.load import config_from_file
+from gm_train.config.schema import Config
+from gm_train.evaluation import score_table
+from gm_train.run.curves import column, draw_curves
+from gm_train.run.records import METRICS, SKIPPED, read_rows
+
+EVAL_DIR = "eval"
+
+_STYLE = """\
+body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2em auto; padding: 0 1em; }
+h1 { font-size: 1.6em; margin-bottom: 0; } h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid #ddd; }
+p.sub { color: #666; margin-top: .2em; overflow-wrap: anywhere; }
+img { max-width: 100%; }
+table { border-collapse: collapse; margin: .6em 0 1.4em; font-variant-numeric: tabular-nums; }
+caption { text-align: left; font-weight: 600; padding: .3em 0; white-space: nowrap; }
+th, td { padding: .2em .9em .2em 0; text-align: right; border-bottom: 1px solid #eee; }
+th:first-child, td:first-child { text-align: left; }
+tr.model td { background: #fdf1ee; } td.best { font-weight: 700; }
+ul.said li { margin: .3em 0; } .notes { color: #555; font-size: .9em; }
+pre { background: #f6f6f6; padding: 1em; overflow-x: auto; font-size: .85em; }
+"""
+
+
+def write_report(run_dir: Path) -> Path:
+    """Write `report.html` and `curves.png` into a run directory, from what lies there.
+
+    Args:
+        run_dir: holds `config.yaml` and `metrics.jsonl`; the evaluation is taken from its `eval/` if there is one.
+
+    Returns:
+        The page.
+
+    Raises:
+        DataError: the directory holds no run, or no step was recorded.
+    """
+    rows = read_rows(run_dir / METRICS)
+    steps = [row for row in rows if "loss" in row]
+    if not steps:
+        raise DataError(f"{run_dir}: no step in {METRICS} to report: train with `gm-train fit` first")
+    config = config_from_file(run_dir / "config.yaml")
+    skipped = read_rows(run_dir / SKIPPED)
+    curves = run_dir / "curves.png"
+    draw_curves(rows, skipped, curves)
+    name = html.escape(run_dir.resolve().name)
+    parts = [
+        "<!doctype html><html lang=en><head><meta charset=utf-8>",
+        "<meta name=viewport content='width=device-width, initial-scale=1'>",
+        f"<title>{name}: gm-train report</title><style>{_STYLE}</style></head><body>",
+        f"<h1>{name}</h1>",
+        f"<p class=sub>gm-train run, {steps[-1]['step']:,} steps, {steps[-1]['position']:,} cells trained</p>",
+        "<h2>Configuration</h2>",
+        _summary(config, run_dir),
+        "<h2>Training</h2>",
+        _training(rows, steps, skipped),
+        _picture(curves, "training curves"),
+        "<h2>Evaluation</h2>",
+        *_evaluation(run_dir / EVAL_DIR),
+        "<h2>Configuration in full</h2>",
+        f"<details><summary>config.yaml</summary><pre>{_escaped_file(run_dir / 'config.yaml')}</pre></details>",
+        "</body></html>",
+    ]
+    page = run_dir / "report.html"
+    page.write_text("\n".join(parts) + "\n")
+    return page
+
+
+def _table(caption: str, headings: list[str], lines: Iterable[list[str]]) -> str:
+    """An HTML table; a star behind a figure makes it bold."""
+    parts = ["<table>"]
+    if caption:
+        parts.append(f"<caption>{html.escape(caption)}</caption>")
+    if headings:
+        parts.append("<tr>" + "".join(f"<th>{html.escape(text)}</th>" for text in headings) + "</tr>")
+    for line in lines:
+        columns = "".join(
+            f"<td{' class=best' if text.endswith('*') else ''}>{html.escape(text.rstrip('* '))}</td>" for text in line
+        )
+        parts.append(f"<tr{' class=model' if line[0] == score_table.MODEL else ''}>{columns}</tr>")
+    return "".join([*parts, "</table>"])
+
+
+def _summary(config: Config, run_dir: Path) -> str:
+    """What differs from the defaults, and the machine."""
+    defaults, lines = asdict(Config()), []
+    for section, settings in asdict(config).items():
+        lines += [
+            [f"{section}.{key}", str(value), str(defaults[section][key])]
+            for key, value in settings.items()
+            if value != defaults[section][key]
+        ]
+    parts = [_table("Settings that differ from the defaults", ["setting", "value", "default"], lines)]
+    environment = run_dir / "environment.json"
+    if environment.is_file():
+        start = json.loads(environment.read_text())["starts"][-1]
+        hardware = ", ".join([str(start["processor"]), f"{start['cpus']} CPUs", *start["gpus"]])
+        revision = (start["git"] or "unknown")[:12]
+        said = f"Last start {start['time']} at step {start['step']:,}; {hardware}; revision {revision}"
+        parts.append(f"<p class=notes>{html.escape(said)}</p>")
+    return "".join(parts)
+
+
+def _training(rows: list[dict[str, Any]], steps: list[dict[str, Any]], skipped: list[dict[str, Any]]) -> str:
+    """The figures behind the curves."""
+    losses = column(steps, "loss")[1]
+    lines = [["last training loss", f"{losses[-1]:.3f} nats" if len(losses) else "no step was finite"]]
+    at, losses = column(rows, "val_loss")
+    if len(at):
+        best = losses.argmin()
+        lines.append(["last validation loss", f"{losses[-1]:.3f} nats"])
+        lines.append(["best validation loss", f"{losses[best]:.3f} nats at step {int(at[best]):,}"])
+    speeds = column(steps, "tokens_per_s")[1]
+    lines.append(["median throughput", f"{sorted(speeds)[len(speeds) // 2]:,.0f} real tokens/s"])
+    timed = [row for row in steps if "loader_s" in row]
+    if timed:
+        share = sum(row["loader_s"] for row in timed) / sum(row["step_s"] for row in timed)
+        lines.append(["waiting for the loader", f"{share:.1%} of the time of a step"])
+    bad = sum(row["event"] == "skipped" for row in skipped)
+    rollbacks = sum(row["event"] == "rollback" for row in skipped)
+    lines.append(["skipped steps", f"{bad} (rollbacks: {rollbacks})"])
+    return _table("", [], lines)
+
+
+def _evaluation(directory: Path) -> list[str]:
+    """Tables, what they say, and pictures; or how to get them."""
+    path = directory / "eval.json"
+    if not path.is_file():
+        return ["<p>Not evaluated yet: run <code>gm-train eval</code> on a checkpoint of this run.</p>"]
+    results = json.loads(path.read_text())
+    parts = ["<ul class=said>", *(f"<li>{html.escape(said)}</li>" for said in score_table.verdicts(results)), "</ul>"]
+    parts += [_table(*block) for block in score_table.blocks(results)]
+    parts += [f"<p class=notes>{html.escape(note)}</p>" for note in results["notes"]]
+    pictures = sorted(directory.glob("eval-*.png"), reverse=True)
+    return parts + [_picture(picture, picture.stem.replace("-", " ")) for picture in pictures]
+
+
+def _picture(path: Path, alt: str) -> str:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return f'<img alt="{html.escape(alt)}" src="data:image/png;base64,{data}">'
+
+
+def _escaped_file(path: Path) -> str:
+    return html.escape(path.read_text())

@@ -1,0 +1,56 @@
+"""Small stores for tests."""
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import zarr
+
+from data_shards.medians.make_medians import make_medians
+from data_shards.prepare.make_store import make_store
+from data_shards.store import writer
+from data_shards.store.manifest import Manifest
+from tests.support.count_files import draw_counts, write_counts
+
+#: A layout of which small data sets have several shards.
+SMALL = {
+    name: (dtype, chunk, shard)
+    for (name, (dtype, _, _)), chunk, shard in zip(
+        writer.LAYOUT.items(), (64, 8, 64, 8), (256, 32, 256, 16), strict=True
+    )
+}
+
+
+def quiet(line: str) -> None:
+    pass
+
+
+def build(folder: Path, files: list[Path], name: str = "s.zarr", **options: object) -> Manifest:
+    """A store of files with the medians `m.zarr` beside it, which are made of them if they are not there."""
+    if not (folder / "m.zarr").exists():
+        make_medians(files, folder / "m.zarr", say=quiet)
+    return make_store(files, folder / "m.zarr", folder / name, **{"say": quiet, **options})  # type: ignore[arg-type]
+
+
+def read(path: Path, array: str) -> np.ndarray:
+    return np.asarray(zarr.open_group(path, mode="r")[array][:])  # type: ignore[index]
+
+
+def two_data_sets(folder: Path) -> list[Path]:
+    """Two data sets that share a donor."""
+    one = {"donor_id": [f"d{i % 7}" for i in range(60)], "cell_type": pd.Categorical(["b", "a"] * 30)}
+    two = {"donor": ["d0", "e1", "e2", "e3"] * 5, "tissue": ["gut"] * 20}
+    return [
+        write_counts(folder / "one.h5ad", draw_counts(60, 20, 1), obs=one),
+        write_counts(folder / "two.h5ad", draw_counts(20, 20, 2), obs=two),
+    ]
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file in a directory, by its path there."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }

@@ -1,0 +1,196 @@
+"""How far each kernel is from the recurrence: `python -m tests.support.parity` prints the table for the documentation.
+
+The recurrence is `oracle.py`'s, a loop over tokens in float64, cell by cell; the reverse direction is the same loop
+over flipped cells. An error is the largest deviation over the largest magnitude of what is expected, for the output and
+for the gradient of a random weighting of it by each input or parameter.
+"""
+
+import functools
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gm_train.config.schema import ModelConfig
+from gm_train.model import scan_kernels
+from gm_train.model.segments import Segments, make_segments
+from gm_train.model.ssd import ssd
+from tests.support import oracle
+from tests.support.small_models import pack, random_cells, random_model, relative_error
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+VARIANTS = (("bimamba", "gate"), ("bimamba", "head_gate"), ("mamba", "gate"))
+
+
+@dataclass(frozen=True)
+class Size:
+    """Sizes of a scan."""
+
+    rows: tuple[tuple[int, ...], ...]
+    tail: int
+    chunk: int
+    heads: int
+    head_dim: int
+    d_state: int
+
+
+#: Cells whose odd lengths meet and miss the bounds of chunks, and an unused tail.
+SMALL = Size(((9, 1, 20, 2), (16, 17)), tail=5, chunk=16, heads=2, head_dim=16, d_state=8)
+#: A row of 2,049 tokens, at the default sizes of a layer.
+FULL = Size(((700, 1, 650, 63, 500),), tail=135, chunk=64, heads=16, head_dim=64, d_state=64)
+
+
+@functools.cache
+def expected(size: Size, reverse: bool) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, dict[str, Tensor]]:
+    """Inputs of a scan, which fit bfloat16 where it gets them so, with what the recurrence makes of them in float64.
+
+    Returns:
+        The inputs, the segments of the rows, the weights of the output, the output and the gradients by the inputs.
+    """
+    torch.manual_seed(0)
+    _, segment = pack([random_cells(list(row), 0) for row in size.rows], size.tail)
+    shape = segment.shape
+    # As they are after initialisation and SiLU.
+    inputs = {
+        "x": F.silu(torch.randn(*shape, size.heads, size.head_dim)).bfloat16().float(),
+        "dt": torch.empty(*shape, size.heads).uniform_(math.log(1e-3), math.log(1e-1)).exp(),
+        "A": -torch.empty(size.heads).uniform_(1, 16),
+        "B": F.silu(torch.randn(*shape, size.d_state)).bfloat16().float(),
+        "C": F.silu(torch.randn(*shape, size.d_state)).bfloat16().float(),
+        "D": torch.randn(size.heads),
+    }
+    # With a mean, so that no gradient that is a sum over all tokens is close to zero by accident.
+    weights = 1 + torch.randn(*shape, size.heads, size.head_dim, dtype=torch.float64)
+    weights[segment == 0] = 0
+    exact = {name: value.double().requires_grad_() for name, value in inputs.items()}
+    y = torch.zeros_like(weights)
+    for r in range(segment.shape[0]):
+        for number in range(1, int(segment[r].max()) + 1):
+            at = (segment[r] == number).nonzero()[:, 0]
+            at = at.flip(0) if reverse else at
+            # Four heads at a time, since autograd keeps the state of every step.
+            for head in range(0, size.heads, 4):
+                h = slice(head, head + 4)
+                x, dt, B, C = exact["x"][r, at, h], exact["dt"][r, at, h], exact["B"][r, at], exact["C"][r, at]
+                out = oracle.scan(x, dt, exact["A"][h], B, C, exact["D"][h])
+                (out * weights[r, at, h]).sum().backward()
+                y[r, at, h] = out.detach()
+    gradients = {name: value.grad for name, value in exact.items() if value.grad is not None}
+    return inputs, segment, weights, y, gradients
+
+
+def scan_errors(kernel: str, size: Size, reverse: bool, dtype: str) -> dict[str, float]:
+    """Relative errors of y and of the gradient by each input; bf16 is what autocast narrows, x, B and C."""
+    inputs, segment, weights, wanted_y, wanted = expected(size, reverse)
+    leaves = {
+        name: value.to(DTYPES[dtype] if name in "xBC" else torch.float32).requires_grad_()
+        for name, value in inputs.items()
+    }
+    segments = make_segments(segment, size.chunk, 4)
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
+        y = (ssd if kernel == "torch" else _package_ssd)(**leaves, segments=segments, reverse=reverse)
+    gradients = torch.autograd.grad((y.double() * weights).sum(), list(leaves.values()))
+    used = (segment > 0)[:, :, None, None]
+    errors = {"y": relative_error(y * used, wanted_y)}
+    return errors | {f"d{n}": relative_error(g, wanted[n]) for n, g in zip(leaves, gradients, strict=True)}
+
+
+def _package_ssd(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, segments: Segments, reverse: bool
+) -> Tensor:
+    if not reverse:
+        return scan_kernels.package_ssd(x, dt, A, B, C, D, segments.forward.seq_idx)
+    x, dt, B, C = (value.flip(1) for value in (x, dt, B, C))
+    return scan_kernels.package_ssd(x, dt, A, B, C, D, segments.reverse.seq_idx).flip(1)
+
+
+def model_errors(kernel: str, arch: str, aggregation: str, dtype: str) -> dict[str, float]:
+    """Relative errors of two layers over a packed row; bf16 is autocast over float32 parameters.
+
+    Returns:
+        Of the states (`y`), of the gradient by the embedding (`input`), of all gradients as one vector in the Euclidean
+        norm (`all`), and the largest of a single parameter (`worst`), which says little in bf16: a gradient may be a
+        small difference of large sums.
+    """
+    config = ModelConfig(
+        arch=arch, aggregation=aggregation, norm="pre", d_model=16, n_layers=2, d_state=8, head_dim=16, chunk=16,
+        kernel=kernel,
+    )  # fmt: skip
+    model = random_model(config, seed=0, dtype=torch.float32)
+    cells = random_cells([9, 1, 20, 3], 0)
+    input_ids, segment = pack([cells], tail=4)
+    weights = torch.randn(33, config.d_model, dtype=torch.float64)
+    parameters = {name: value for name, value in model.named_parameters() if not name.startswith("output.")}
+    with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
+        states = model(input_ids, segment)[segment > 0]
+    gradients = torch.autograd.grad((states.double() * weights).sum(), list(parameters.values()))
+
+    exact = {name: value.detach().double().requires_grad_() for name, value in parameters.items()}
+    wanted_states = torch.cat([oracle.states(cell, exact, config) for cell in cells])
+    wanted = torch.autograd.grad((wanted_states * weights).sum(), list(exact.values()))
+    single = {n: relative_error(g, w) for n, g, w in zip(exact, gradients, wanted, strict=True)}
+    whole, wanted_whole = (torch.cat([g.flatten().double() for g in each]) for each in (gradients, wanted))
+    return {
+        "y": relative_error(states, wanted_states),
+        "input": single["embedding.weight"],
+        "all": ((whole - wanted_whole).norm() / wanted_whole.norm()).item(),
+        "worst": max(single.values()),
+    }
+
+
+def cases(kernel: str) -> dict[str, Callable[[], dict[str, float]]]:
+    """What is compared, by name: of `mamba_ssm`, which is interpreted, the small cases."""
+    found: dict[str, Callable[[], dict[str, float]]] = {}
+    for size, what in ((SMALL, "2 x 37"), (FULL, "1 x 2,049"))[: None if kernel == "torch" else 1]:
+        for reverse, dtype in itertools.product((False, True), DTYPES):
+            name = f"scan of {what} tokens, {'reverse' if reverse else 'forward'}, {dtype}"
+            found[name] = functools.partial(scan_errors, kernel, size, reverse, dtype)
+    for (arch, aggregation), dtype in itertools.product(VARIANTS, DTYPES):
+        found[f"model, {arch} {aggregation}, {dtype}"] = functools.partial(
+            model_errors, kernel, arch, aggregation, dtype
+        )
+    return found
+
+
+def measure(kernel: str) -> dict[str, dict[str, float]]:
+    """The errors of every case, by its name."""
+    return {name: errors() for name, errors in cases(kernel).items()}
+
+
+def measure_interpreted() -> dict[str, dict[str, float]]:
+    """`measure("mamba_ssm")` under Triton's interpreter, which takes a process of its own.
+
+    Raises:
+        RuntimeError: that process failed; its error output is the message.
+    """
+    command = [sys.executable, "-m", "tests.support.triton_on_cpu"]
+    # With one size of tile for each kernel: to choose between several, they would be timed on a GPU.
+    environment = os.environ | {"TRITON_INTERPRET": "1", "MAMBA_DETERMINISTIC": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    if done.returncode:
+        raise RuntimeError(done.stderr)
+    errors: dict[str, dict[str, float]] = json.loads(done.stdout)
+    return errors
+
+
+def markdown(measured: dict[str, dict[str, dict[str, float]]]) -> str:
+    """Two tables of what `measure` returned, by kernel."""
+    lines = []
+    for kind in ("scan", "model"):
+        rows = [(k, n, e) for k, errors in measured.items() for n, e in errors.items() if n.startswith(kind)]
+        names = list(rows[0][2])
+        lines += ["", f"| kernel | what | {' | '.join(names)} |", "|" + "---|" * (2 + len(names))]
+        lines += [f"| {k} | {n} | {' | '.join(f'{e[name]:.1e}' for name in names)} |" for k, n, e in rows]
+    return "\n".join(lines[1:])
+
+
+if __name__ == "__main__":
+    print(markdown({"torch": measure("torch"), "mamba_ssm": measure_interpreted()}))

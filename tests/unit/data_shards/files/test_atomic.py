@@ -1,0 +1,92 @@
+"""Outputs are whole or not there, whatever fails and whenever a process is killed."""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from data_shards.errors import DataError
+from data_shards.files.atomic import set_aside, whole_directory, whole_file
+
+
+def make(path: Path, text: str, replace: bool = False) -> None:
+    with whole_directory(path, replace=replace) as folder:
+        (folder / "deep").mkdir()
+        (folder / "deep" / "a").write_text(text)
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def dead_pid() -> int:
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_directory_is_replaced(tmp_path: Path) -> None:
+    make(tmp_path / "out", "one")
+    with pytest.raises(DataError, match="exists already"):
+        make(tmp_path / "out", "two")
+    make(tmp_path / "out", "two", replace=True)
+    assert (tmp_path / "out" / "deep" / "a").read_text() == "two"
+    assert names(tmp_path) == ["out"]
+
+
+def test_what_was_there_comes_back_when_the_new_one_cannot_take_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make(tmp_path / "out", "one")
+    rename = Path.rename
+
+    def fails(path: Path, target: Path) -> Path:
+        if ".partial-" in path.name:
+            raise OSError(5, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fails)
+    with pytest.raises(DataError, match="Input/output error"):
+        make(tmp_path / "out", "two", replace=True)
+    assert (tmp_path / "out" / "deep" / "a").read_text() == "one"
+    assert names(tmp_path) == ["out"]
+
+
+def test_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
+    make(tmp_path / "out", "one")
+    program = f"""
+import os, signal
+from pathlib import Path
+from data_shards.output import whole_directory
+rename = Path.rename
+def dies(path, target):
+    if ".partial-" in path.name:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(path, target)
+Path.rename = dies
+with whole_directory(Path({str(tmp_path / "out")!r}), replace=True) as folder:
+    (folder / "a").write_text("two")
+"""
+    assert subprocess.run([sys.executable, "-c", program]).returncode == -9
+    assert not (tmp_path / "out").exists()
+    old = set_aside(tmp_path / "out")
+    assert old is not None
+    assert (old / "deep" / "a").read_text() == "one"
+    old.rename(tmp_path / "out")
+    make(tmp_path / "out", "three", replace=True)
+    assert names(tmp_path) == ["out"]  # what the killed process had written is cleared too
+
+
+def test_leftovers_of_the_dead_are_cleared_and_those_of_the_living_stay(tmp_path: Path) -> None:
+    host, dead = socket.gethostname(), dead_pid()
+    stale = [f".out.partial-{host}-{dead}", f".file.partial-{host}-{dead}"]
+    others = [f".out.partial-{host}-{os.getppid()}", f".out.partial-elsewhere-{dead}", f".out2.partial-{host}-{dead}"]
+    for name in [*stale, *others]:
+        (tmp_path / name).mkdir() if "out" in name else (tmp_path / name).write_text("half")
+    make(tmp_path / "out", "one")
+    with whole_file(tmp_path / "file") as file:
+        file.write_text("whole")
+    assert names(tmp_path) == sorted([*others, "out", "file"])

@@ -1,0 +1,90 @@
+"""The formula for floating-point operations, against PyTorch's counter on the real modules."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from gm_train.bench.model.flops import TRAINING, Work, forward_parts, training_flops
+from gm_train.config.schema import ModelConfig
+from gm_train.model.genemamba import GeneMamba
+
+LENGTH, ROWS, VOCABULARY = 128, 2, 301
+SIZES = ModelConfig(d_model=64, n_layers=2, d_state=16, head_dim=32, chunk=32, n_heads=4, d_ff=96)
+VARIANTS = {
+    "gate": {},
+    "head_gate": {"aggregation": "head_gate"},
+    "mean": {"aggregation": "mean"},
+    "mamba": {"arch": "mamba"},
+    "transformer": {"arch": "transformer"},
+}
+
+
+def _attention(q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> int:
+    batch, heads, length, width = q
+    return 4 * batch * heads * length * k[2] * width
+
+
+def _attention_backward(grad: Any, q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> int:
+    # What the model needs; the kernel computes the scores a second time, which the formula leaves out.
+    return 2 * _attention(q, k, v)
+
+
+# The counter does not know the CPU's kernel.
+KERNELS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
+}
+
+
+def count(config: ModelConfig) -> int:
+    """FLOPs of forward and backward over rows of one cell, every position predicted."""
+    torch.manual_seed(0)
+    model = GeneMamba(config, VOCABULARY)
+    ids = torch.randint(2, VOCABULARY, (ROWS, LENGTH))
+    with FlopCounterMode(display=False, custom_mapping=KERNELS) as counter:
+        logits = model.logits(model(ids, torch.ones_like(ids))).flatten(0, 1)
+        F.cross_entropy(logits, ids.flatten()).backward()
+    return int(counter.get_total_flops())
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_formula_agrees_with_the_counter(name: str) -> None:
+    config = replace(SIZES, **VARIANTS[name])
+    work = Work(context=LENGTH, targets=1.0)
+    expected = ROWS * LENGTH * training_flops(config, VOCABULARY, work)
+    # The counter sees no convolution, which is shifted products; and the running sums of the decay, which the formula
+    # leaves out, as products.
+    convolution = ROWS * LENGTH * TRAINING * forward_parts(config, VOCABULARY, work).get("convolution", 0.0)
+    assert count(config) == pytest.approx(expected - convolution, rel=0.02)
+
+
+def test_a_transformers_products_are_counted_exactly() -> None:
+    config = replace(SIZES, arch="transformer")
+    assert count(config) == ROWS * LENGTH * training_flops(config, VOCABULARY, Work(LENGTH, 1.0))
+
+
+def test_a_layer_at_the_published_size_has_the_published_figures() -> None:
+    config = ModelConfig(chunk=256)
+    shared, twice = (
+        sum(forward_parts(config, 25_426, Work(2048, 0.0, projections)).values()) / config.n_layers
+        for projections in (1, 2)
+    )
+    assert shared / 1e6 == pytest.approx(7.07, rel=0.005)
+    assert twice / 1e6 == pytest.approx(9.32, rel=0.005)
+
+
+def test_the_published_size_as_a_transformer_has_the_known_figures() -> None:
+    config = ModelConfig(arch="transformer", n_layers=12, d_ff=2048)
+    for length, known in ((2048, 151.9), (4096, 202.2)):
+        flops = sum(forward_parts(config, 25_426, Work(length, 1.0)).values())
+        assert flops / 1e6 == pytest.approx(known, rel=0.005)
+
+
+def test_only_predicted_positions_pay_for_the_output_layer() -> None:
+    few, all_of_them = (forward_parts(SIZES, VOCABULARY, Work(LENGTH, share)) for share in (0.15, 1.0))
+    assert few["output"] == pytest.approx(0.15 * all_of_them["output"])
+    assert few["scan"] == all_of_them["scan"]

@@ -1,0 +1,32 @@
+"""Every command line that the README shows is one that the parser takes."""
+
+import re
+import shlex
+from pathlib import Path
+
+from gm_train.cli.main import build_parser
+
+README = Path(__file__).parents[4] / "README.md"
+
+
+def command_lines(text: str) -> list[str]:
+    """The `gm-train ...` lines of fenced and indented code blocks, without prompt and comment."""
+    lines, fenced = [], False
+    for line in text.replace("\\\n", " ").splitlines():
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        elif (fenced or line.startswith("    ")) and re.match(r"\s*(\$ )?(\S*/)?gm-train ", line):
+            lines.append(line.strip().removeprefix("$ "))
+    return lines
+
+
+def test_command_lines_of_the_readme_are_parsed() -> None:
+    lines = command_lines(README.read_text())
+    assert len(lines) >= 5
+    refused = []
+    for line in lines:
+        try:
+            build_parser().parse_args(shlex.split(line, comments=True)[1:])
+        except SystemExit:
+            refused.append(line)
+    assert not refused

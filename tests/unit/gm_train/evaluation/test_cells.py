@@ -1,0 +1,125 @@
+"""Cells read again from their counts: the same tokens as in the store, and files that cannot be used."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pytest
+import zarr
+
+from data_shards.counts.filters import CellFilter
+from data_shards.errors import DataError
+from data_shards.medians.make_medians import make_medians
+from data_shards.prepare.make_store import make_store
+from data_shards.prepare.splits import SplitOptions
+from data_shards.store.manifest import VALIDATION
+from data_shards.tokens.tokenizer import Tokenizer
+from gm_train.evaluation import cells as cells_module
+from gm_train.evaluation.cells import read_cells
+from tests.conftest import Atlas, write_cells
+
+
+def stored(store: Path, name: str) -> tuple[np.ndarray, ...]:
+    return tuple(zarr.open_array(store / name / array, mode="r")[:] for array in ("tokens", "indptr", "split"))
+
+
+def test_plain_tokens_splits_and_labels_are_those_of_the_store(atlas: Atlas, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cells_module, "_ROWS", 37)
+    monkeypatch.setattr(cells_module, "_SPLITS", 29)
+    tokenizer = Tokenizer.load(atlas.store)
+    cells = read_cells(atlas.store, atlas.files, tokenizer, "cell_type")
+    assert cells.plain.n_cells == 191
+    at = 0
+    for which, path in enumerate(atlas.files):
+        source = ad.read_h5ad(path)
+        tokens, indptr, split = stored(atlas.store, path.stem)
+        for row in range(len(split)):
+            assert cells.plain.cell(at).tolist() == tokens[indptr[row] : indptr[row + 1]].tolist()
+            assert (cells.data_set[at], cells.row[at]) == (which, row)
+            assert cells.held_out[at] == (split[row] == VALIDATION)
+            at += 1
+        here = cells.data_set == which
+        assert cells.labels is not None
+        assert cells.labels[here].tolist() == source.obs["cell_type"].tolist()
+        counts = source.X.toarray()
+        known = source.var_names.isin(tokenizer.vocabulary.genes)
+        expected = np.log1p(counts / counts.sum(1, keepdims=True) * 1e4)[:, known]
+        np.testing.assert_allclose(cells.expression[here].toarray(), expected, rtol=1e-5)
+
+
+def test_dithered_tokens_are_those_of_a_dithered_tokenizer_and_the_same_genes(atlas: Atlas) -> None:
+    tokenizer = Tokenizer.load(atlas.store)
+    cells = read_cells(atlas.store, atlas.files, replace(tokenizer, dither=True))
+    plain = read_cells(atlas.store, atlas.files, tokenizer)
+    assert np.array_equal(cells.plain.tokens, plain.plain.tokens)
+    assert not np.array_equal(cells.plain.tokens, cells.dithered.tokens)
+    assert np.array_equal(cells.plain.lengths, cells.dithered.lengths)
+    assert cells.labels is None
+
+
+def test_of_many_cells_a_fixed_part_is_read_a_quarter_of_it_held_out(atlas: Atlas) -> None:
+    tokenizer = Tokenizer.load(atlas.store)
+    everything = read_cells(atlas.store, atlas.files, tokenizer)
+    some, again = (read_cells(atlas.store, atlas.files, tokenizer, max_cells=40) for _ in range(2))
+    assert (len(some.row), int(some.held_out.sum())) == (40, 10)
+    assert np.array_equal(some.row, again.row)
+    numbers = {
+        pair: i for i, pair in enumerate(zip(everything.data_set.tolist(), everything.row.tolist(), strict=True))
+    }
+    for i, pair in enumerate(zip(some.data_set.tolist(), some.row.tolist(), strict=True)):
+        assert some.plain.cell(i).tolist() == everything.plain.cell(numbers[pair]).tolist()
+
+
+def test_rows_are_found_behind_a_filter_and_missing_labels_are_none(tmp_path: Path) -> None:
+    path = write_cells(tmp_path / "cells.h5ad", 60, 40, seed=3)
+    source = ad.read_h5ad(path)
+    source.obs["cell_type"] = source.obs["cell_type"].astype(object)
+    source.obs.iloc[5:25, source.obs.columns.get_loc("cell_type")] = None
+    source.write_h5ad(path)
+    detected = (source.X.toarray() > 0).sum(1)
+    threshold = int(np.median(detected))
+    make_medians([path], tmp_path / "medians.zarr", say=lambda line: None)
+    make_store(
+        [path],
+        tmp_path / "medians.zarr",
+        tmp_path / "store.zarr",
+        cells=CellFilter(min_genes=threshold),
+        splits=SplitOptions(by="cell", validation=0.3),
+        say=lambda line: None,
+    )
+    cells = read_cells(tmp_path / "store.zarr", [path], Tokenizer.load(tmp_path / "store.zarr"), "cell_type")
+    kept = np.flatnonzero(detected >= threshold)
+    assert cells.plain.lengths.tolist() == detected[kept].tolist()
+    assert cells.labels is not None
+    assert [label is None for label in cells.labels] == [5 <= row < 25 for row in kept]
+
+
+def test_data_sets_whose_files_are_not_given_are_named(atlas: Atlas) -> None:
+    cells = read_cells(atlas.store, atlas.files[1:], Tokenizer.load(atlas.store))
+    assert cells.missing == ("first",)
+    assert set(cells.data_set) == {1}
+
+
+def test_files_and_tokenizers_that_do_not_belong_are_refused(atlas: Atlas, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(atlas.store)
+    with pytest.raises(DataError, match=r"not of .* whose data sets are first, second"):
+        read_cells(atlas.store, [tmp_path / "third.h5ad"], tokenizer)
+    changed = write_cells(tmp_path / "first.h5ad", 150, 80, seed=9)
+    with pytest.raises(DataError, match="its hash differs"):
+        read_cells(atlas.store, [changed], tokenizer)
+    with pytest.raises(DataError, match="no such file"):
+        read_cells(atlas.store, [tmp_path / "second.h5ad"], tokenizer)
+    with pytest.raises(DataError, match="other medians than the model"):
+        read_cells(atlas.store, atlas.files, replace(tokenizer, medians=tokenizer.medians * 2))
+    with pytest.raises(DataError, match="no column 'nothing' in obs: --label can be one of cell_id, cell_type"):
+        read_cells(atlas.store, atlas.files, tokenizer, "nothing")
+
+
+def test_a_store_without_held_out_cells_cannot_be_evaluated(tmp_path: Path) -> None:
+    path = write_cells(tmp_path / "cells.h5ad", 20, 30, seed=4)
+    make_medians([path], tmp_path / "medians.zarr", say=lambda line: None)
+    store = tmp_path / "store.zarr"
+    make_store([path], tmp_path / "medians.zarr", store, splits=SplitOptions(by="none"), say=lambda line: None)
+    with pytest.raises(DataError, match="20 training and 0 validation cells"):
+        read_cells(store, [path], Tokenizer.load(store))

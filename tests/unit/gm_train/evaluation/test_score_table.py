@@ -1,0 +1,92 @@
+"""Tables: figures over seeds, who wins, and text, Markdown and HTML that show all of it."""
+
+from typing import Any
+
+import pytest
+
+from gm_train.evaluation import score_table
+
+
+def make_results() -> dict[str, Any]:
+    """Results in which the order control wins on plain ranks and PCA wins the probes."""
+    names = ("model", "order control", "frequency by rank", "frequency", "random weights")
+    entropy = {"plain": (3.5, 2.9, 5.2, 5.8, 6.8), "dithered": (5.5, 5.81, 5.8, 5.82, 6.8)}
+    accuracy = {"model": 62.0, "PCA": 82.0, "random weights": 50.0}
+    return {
+        "model": {"trained_on": "plain"},
+        "cells": {"train": 558, "held_out": 142, "genes": 765},
+        "label": {"key": "cell_type", "held_out": 140},
+        "mask_seeds": 2,
+        "probe_seeds": 3,
+        "masked": [
+            {
+                "ranks": ranks,
+                "scored": name,
+                "cross_entropy": score_table.figure([value, value + 0.02]),
+                "top1": score_table.figure([60 / value]),
+                "top10": score_table.figure([200 / value, 201 / value]),
+            }
+            for ranks, values in entropy.items()
+            for name, value in zip(names, values, strict=True)
+        ],
+        "probes": [
+            {
+                "ranks": ranks,
+                "scored": name,
+                **{key: score_table.figure([value - 1, value, value + 1]) for key, *_ in score_table.PROBE_COLUMNS},
+            }
+            for ranks in score_table.RANKS
+            for name, value in accuracy.items()
+        ],
+        "notes": ["A note."],
+    }
+
+
+def test_a_figure_is_mean_and_sample_deviation() -> None:
+    assert score_table.figure([1.0, 2.0, 3.0]) == {"mean": 2.0, "sd": 1.0}
+    assert score_table.figure([4.0]) == {"mean": 4.0, "sd": None}
+
+
+def test_the_words_say_which_control_wins_where() -> None:
+    plain, dithered, *probes = score_table.verdicts(make_results())
+    assert "beats frequency by rank (5.21), frequency (5.81), random weights (6.81); loses to order control" in plain
+    assert "nothing that neighbours do not tell" in plain
+    assert "beats order control" in dithered
+    assert "Neighbours tell next to nothing here" in dithered
+    assert "trained on plain ranks" in dithered
+    assert all("beats random weights (50.0); loses to PCA (82.0)" in said for said in probes)
+
+
+def test_differences_within_the_noise_are_called_level() -> None:
+    results = make_results()
+    for row in results["probes"]:
+        if row["scored"] == "PCA":
+            row["linear_accuracy"] = score_table.figure([61.0, 63.5])
+    assert "is level with PCA" in score_table.verdicts(results)[2]
+
+
+def test_a_model_beyond_the_order_control_is_credited() -> None:
+    results = make_results()
+    for row in results["masked"]:
+        if row["scored"] == "model":
+            row["cross_entropy"] = score_table.figure([2.0, 2.01])
+    assert "knows more of cells than what neighbours tell" in score_table.verdicts(results)[0]
+
+
+def test_text_and_markdown_show_every_row_note_and_verdict() -> None:
+    results = make_results()
+    for render in (score_table.render_text, score_table.render_markdown):
+        text = render(results)
+        for name in (*score_table.MASKED_CONTROLS, *score_table.PROBE_CONTROLS, "model"):
+            assert text.count(f"{name} ") >= 2
+        assert "2.91 ± 0.01*" in text  # the best of its column
+        assert "A note." in text
+        assert all(said in text for said in score_table.verdicts(results))
+        assert text.count("as the model was trained") == 2
+
+
+def test_without_probes_there_are_no_probe_tables() -> None:
+    results = make_results() | {"probes": [], "label": None}
+    assert len(score_table.blocks(results)) == 2
+    with pytest.raises(ValueError, match="masked scores on plain ranks stand without"):
+        score_table.check_controls(results | {"masked": []})

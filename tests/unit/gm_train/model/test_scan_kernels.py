@@ -1,0 +1,194 @@
+"""Which kernel is chosen and why, and that mamba_ssm's path reads packed rows in both directions.
+
+What its kernels compute is tested in test_kernels_parity.py. Here plain stand-ins take their place, which check what
+the packages ask of their arguments, so that the way to them and back is tested in float64, quickly.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+from torch.nn import functional as F
+
+from data_shards.errors import DataError
+from gm_train.checkpoint.find import Checkpoint, load_model
+from gm_train.config.load import load_config
+from gm_train.model import scan_kernels
+from gm_train.model.genemamba import GeneMamba
+from gm_train.model.mixer import Mamba2Mixer
+from gm_train.model.scan_kernels import choose_kernel, package_devices
+from gm_train.model.segments import make_segments
+from gm_train.model.ssd import ssd
+from gm_train.train.fit import fit
+from tests.conftest import Atlas, tiny_words
+from tests.support.parity import VARIANTS
+from tests.support.small_models import pack, packed_lengths, random_cells, random_model, seeds, small_config
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+
+
+@pytest.fixture
+def _without_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan_kernels, "package_problem", lambda: "is not installed")
+
+
+@pytest.fixture
+def _with_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan_kernels, "package_problem", lambda: None)
+
+
+def test_auto_takes_torch_on_the_cpu() -> None:
+    assert choose_kernel("auto", CPU) == ("torch", "auto: mamba_ssm is for GPUs")
+
+
+@pytest.mark.usefixtures("_with_package")
+def test_auto_takes_the_package_on_a_gpu() -> None:
+    kernel, why = choose_kernel("auto", GPU)
+    assert kernel == "mamba_ssm"
+    assert "GPU" in why
+
+
+@pytest.mark.usefixtures("_without_package")
+def test_auto_says_what_would_bring_the_package() -> None:
+    kernel, why = choose_kernel("auto", GPU)
+    assert kernel == "torch"
+    assert "is not installed: pip install" in why
+
+
+@pytest.mark.usefixtures("_with_package")
+@pytest.mark.parametrize("device", [CPU, GPU])
+def test_torch_is_torch_everywhere(device: torch.device) -> None:
+    assert choose_kernel("torch", device)[0] == "torch"
+
+
+@pytest.mark.usefixtures("_without_package")
+def test_the_package_by_name_is_refused_where_it_is_not_installed() -> None:
+    with pytest.raises(DataError, match=r"model\.kernel=mamba_ssm.*gm-train\[cuda\]"):
+        choose_kernel("mamba_ssm", GPU)
+
+
+def test_the_package_by_name_is_refused_without_a_gpu() -> None:
+    with pytest.raises(DataError, match=r"model\.kernel=mamba_ssm.*model\.kernel=auto"):
+        choose_kernel("mamba_ssm", CPU)
+
+
+@pytest.mark.usefixtures("_with_package")
+def test_the_package_computes_on_gpus_and_where_it_is_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert [package_devices(kernel) for kernel in ("torch", "auto", "mamba_ssm")] == [(), ("cuda",), ("cuda",)]
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert package_devices("mamba_ssm") == ("cuda", "cpu")
+    assert package_devices("auto") == ("cuda",)
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("mamba_ssm") is None or importlib.util.find_spec("selective_scan_cuda") is not None,
+    reason="mamba_ssm is not installed, or with its compiled code",
+)
+def test_the_package_needs_none_of_its_compiled_code() -> None:
+    assert scan_kernels.package_problem() is None
+
+
+def test_a_run_that_cannot_have_its_kernel_is_refused_and_changes_nothing(atlas: Atlas, tmp_path: Path) -> None:
+    words = [*tiny_words(atlas.store, tmp_path / "run"), "model.kernel=mamba_ssm"]
+    with pytest.raises(DataError, match=r"model\.kernel=mamba_ssm"):
+        fit(load_config(words))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_run_says_its_kernel_and_why(atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fit(load_config([*tiny_words(atlas.store, tmp_path / "run"), "trainer.max_steps=1"]))
+    assert "kernel torch (auto: mamba_ssm is for GPUs)" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_another_kernel_is_read(atlas: Atlas, tmp_path: Path) -> None:
+    checkpoint = fit(load_config([*tiny_words(atlas.store, tmp_path / "run"), "trainer.max_steps=1"])).checkpoint
+    assert checkpoint is not None
+    expected, _, _ = load_model(checkpoint)
+    config = checkpoint.path / "config.yaml"
+    config.write_text(config.read_text().replace("kernel: auto", "kernel: mamba_ssm"))
+    model, _, there = load_model(Checkpoint.read(checkpoint.path))
+    assert there.model.kernel == "mamba_ssm"
+    input_ids, segment = pack([random_cells([7, 5], 0)], tail=2)
+    assert torch.equal(model(input_ids, segment), expected(input_ids, segment))
+
+
+def scan_stand_in(
+    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int, D: Tensor, seq_idx: Tensor
+) -> Tensor:
+    assert seq_idx.dtype == torch.int32
+    assert chunk == scan_kernels.CHUNK
+    assert B.shape[2] == C.shape[2] == 1
+    return ssd(x, dt, A, B[:, :, 0], C[:, :, 0], D, make_segments(seq_idx, 3, 4, torch.float64))
+
+
+def conv_stand_in(x: Tensor, weight: Tensor, bias: Tensor, seq_idx: Tensor, activation: str) -> Tensor:
+    """SiLU(bias + sum of the taps over the tokens of the same cell), x (batch, channels, length)."""
+    assert x.stride(1) == 1
+    assert x.stride(0) % 8 == x.stride(2) % 8 == x.storage_offset() % 8 == 0
+    assert seq_idx.dtype == torch.int32
+    assert seq_idx.is_contiguous()
+    assert activation == "silu"
+    taps = weight.shape[1]
+    windows = F.pad(x, (taps - 1, 0)).unfold(2, taps, 1)
+    same = F.pad(seq_idx, (taps - 1, 0), value=-1).unfold(1, taps, 1) == seq_idx[..., None]
+    return F.silu((windows * same[:, None] * weight[:, None]).sum(-1) + bias[:, None])
+
+
+@pytest.fixture(params=["their convolution", "our convolution"])
+def stand_ins(request: pytest.FixtureRequest) -> Any:
+    """Stand-ins for both packages, or for mamba_ssm alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan_kernels, "_package_scan", lambda: scan_stand_in)
+        convolution = conv_stand_in if request.param == "their convolution" else None
+        patch.setattr(scan_kernels, "package_convolution", lambda: convolution)
+        yield
+
+
+def on_package(model: GeneMamba) -> GeneMamba:
+    """Let the model compute on the CPU as it would on a GPU with the packages."""
+    for module in model.modules():
+        if isinstance(module, Mamba2Mixer):
+            module.package_devices = ("cpu",)
+    return model
+
+
+def outputs_and_gradients(run: Callable[..., Tensor], model: GeneMamba, lengths: list[list[int]]) -> list[Tensor]:
+    input_ids, segment = pack([random_cells(row, r) for r, row in enumerate(lengths)], tail=3)
+    states = run(input_ids, segment)[segment > 0]
+    weights = torch.randn(states.shape, dtype=states.dtype, generator=torch.Generator().manual_seed(0))
+    return [states, *torch.autograd.grad((states * weights).sum(), [*model.stack.parameters(), model.embedding.weight])]
+
+
+@pytest.mark.usefixtures("stand_ins")
+@pytest.mark.parametrize("head_dim", [4, 8])  # 16 and 8 heads; 8: the slice of the projection is used in place
+@pytest.mark.parametrize(("arch", "aggregation"), VARIANTS)
+@given(lengths=packed_lengths, taps=st.sampled_from([1, 2, 4]), seed=seeds)
+def test_the_way_to_the_packages_and_back(
+    arch: str, aggregation: str, head_dim: int, lengths: list[list[int]], taps: int, seed: int
+) -> None:
+    config = small_config(
+        arch=arch, aggregation=aggregation, d_model=32, d_state=8, head_dim=head_dim, d_conv=taps, n_layers=1
+    )
+    model = random_model(config, seed)
+    expected = outputs_and_gradients(model, model, lengths)
+    for value, wanted in zip(outputs_and_gradients(on_package(model), model, lengths), expected, strict=True):
+        # Of cells with one token the decay has no gradient but rounding.
+        torch.testing.assert_close(value, wanted, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.usefixtures("stand_ins")
+def test_a_compiled_model_reaches_the_packages() -> None:
+    """The graph breaks there, and the numbers stay."""
+    config = small_config(d_model=32, d_state=8, head_dim=8)
+    model = on_package(random_model(config, seed=0))
+    expected = outputs_and_gradients(model, model, [[7, 5]])
+    compiled = torch.compile(model, backend="aot_eager")
+    for value, wanted in zip(outputs_and_gradients(compiled, model, [[7, 5]]), expected, strict=True):
+        torch.testing.assert_close(value, wanted, rtol=1e-9, atol=1e-11)

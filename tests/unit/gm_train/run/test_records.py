@@ -1,0 +1,62 @@
+"""The run directory: one writer, records that survive a kill."""
+
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from data_shards.errors import DataError
+from gm_train.run.lock import locked
+from gm_train.run.records import append_row, forget_after, mend_rows, read_rows
+
+
+def _try_to_lock(directory: Path, answer) -> None:  # type: ignore[no-untyped-def]
+    try:
+        with locked(directory):
+            answer.put("held")
+    except DataError as error:
+        answer.put(str(error))
+
+
+def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    answer = context.Queue()
+    for holder, expected in ((True, "another process"), (False, "held")):
+        process = context.Process(target=_try_to_lock, args=(tmp_path, answer))
+        if holder:
+            with locked(tmp_path):
+                process.start()
+                assert expected in answer.get(timeout=60)
+        else:
+            process.start()
+            assert answer.get(timeout=60) == expected
+        process.join()
+
+
+def test_a_directory_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"run\.dir"), locked(tmp_path / "file" / "run"):
+        pass
+
+
+def test_a_torn_line_is_not_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for step in range(1, 6):
+        append_row(path, {"step": step})
+    with path.open("a") as file:
+        file.write('{"step": 6, "lo')
+    assert [row["step"] for row in read_rows(path)] == [1, 2, 3, 4, 5]
+    assert forget_after(path, 3) == 2
+    append_row(path, {"step": 4})
+    assert [row["step"] for row in read_rows(path)] == [1, 2, 3, 4]
+
+
+def test_a_torn_line_is_mended_before_rows_are_written_behind_it(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    mend_rows(path)
+    assert not path.exists()
+    path.write_text('{"step": 1}\n{"step": 9, "lo')
+    mend_rows(path)
+    for step in (2, 3):
+        append_row(path, {"step": step})
+    assert [row["step"] for row in read_rows(path)] == [1, 2, 3]
