@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from data_shards.errors import DataError
+from data_shards.workers import proc
 
 NODES = ("n1", "n2")
 PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # an ordinary user's lacks these
@@ -92,7 +93,7 @@ class LocalSlurm:
             pid = int((self.folder / f"{name}.pid").read_text())
         except (OSError, ValueError):
             return None
-        return pid if tuple(_words(pid, "cmdline")) == self.commands()[name] else None
+        return pid if tuple(proc.words(pid, "cmdline")) == self.commands()[name] else None
 
     def up(self, timeout: float = 60) -> bool:
         """Start what does not run, and wait until both nodes take jobs. False if all was up already."""
@@ -141,8 +142,7 @@ class LocalSlurm:
     def processes(self, *words: str) -> set[int]:
         """The processes with this cluster and all these words (NAME=value) in their environment."""
         marks = {f"SLURM_CONF={self.conf}", *words}
-        pids = (int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit())
-        return {pid for pid in pids if marks <= set(_words(pid, "environ"))}
+        return {pid for pid in proc.processes() if marks <= set(proc.words(pid, "environ"))}
 
     def kill_jobs(self, node: str) -> int:
         """SIGKILL all that runs on a node besides its slurmd, and wait for its end. Returns the number of processes."""
@@ -206,14 +206,6 @@ def _wait(met: Callable[[], bool], timeout: float) -> bool:
     while not (done := met()) and time.monotonic() < end:
         time.sleep(0.1)
     return done
-
-
-def _words(pid: int, file: str) -> list[str]:
-    # Empty for a process that has ended, and for a zombie: in a container nobody may wait for it.
-    try:
-        return (Path("/proc") / str(pid) / file).read_text(errors="replace").split("\0")[:-1]
-    except OSError:
-        return []
 
 
 def _program(name: str) -> str:

@@ -56,6 +56,21 @@ def whole_directory(path: Path, replace: bool = False) -> Iterator[Path]:
             shutil.rmtree(old, ignore_errors=True)
 
 
+def replace_file(path: Path, text: str) -> None:
+    """Write a text file whole or not at all: a reader sees the old one or the new one, also after a power cut.
+
+    One process at a time may write a file of this name.
+
+    Raises:
+        OSError: it cannot be written; an old one stays as it was.
+    """
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(text)
+    flush(temporary)
+    temporary.rename(path)
+    flush(path.parent)
+
+
 def _temporary(path: Path) -> Path:
     """The name beside `path` that this process writes to."""
     return path.with_name(f".{path.name}.partial-{socket.gethostname()}-{os.getpid()}")

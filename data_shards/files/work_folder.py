@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from data_shards.errors import DataError
-from data_shards.files.atomic import flush
+from data_shards.files.atomic import flush, replace_file
 
 IDENTITY = "identity.json"
 #: Holds host and process of the start that is at work; of a folder itself, NFS gives no lock.
@@ -120,10 +120,7 @@ def _begin(folder: Path, content: str, say: Callable[[str], None]) -> None:
 
 def save_identity(folder: Path, content: str) -> None:
     """Write, at once, what decides the parts of a folder."""
-    temporary = folder / f".{IDENTITY}"
-    temporary.write_text(content)
-    flush(temporary)
-    temporary.rename(folder / IDENTITY)
+    replace_file(folder / IDENTITY, content)
 
 
 def parts_folder(folder: Path) -> Path:

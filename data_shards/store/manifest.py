@@ -9,7 +9,7 @@ from typing import Any
 
 from data_shards.counts.count_options import CountOptions
 from data_shards.errors import DataError
-from data_shards.files.atomic import flush
+from data_shards.files.atomic import replace_file
 from data_shards.files.location import Location, location_of
 
 SCHEMA = 3
@@ -171,13 +171,8 @@ class Manifest:
         """
         content = {**asdict(self), "hash": self.hash}
         attributes = {**content, "check": _check(content)}
-        metadata, temporary = store / "zarr.json", store / ".zarr.json.new"
-        temporary.write_text(
-            json.dumps({"attributes": attributes, "zarr_format": 3, "node_type": "group"}, indent=2) + "\n"
-        )
-        flush(temporary)
-        temporary.rename(metadata)
-        flush(store)
+        metadata = {"attributes": attributes, "zarr_format": 3, "node_type": "group"}
+        replace_file(store / "zarr.json", json.dumps(metadata, indent=2) + "\n")
 
 
 def _check(content: dict[str, Any]) -> str:

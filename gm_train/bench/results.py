@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data_shards.workers.proc import processor_name
 from data_shards.workers.progress import Progress
 from gm_train.bench.measure.turns import Say
 from gm_train.run.provenance import git_revision, packages
@@ -35,16 +36,8 @@ def made_with(asked: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
         "git": git_revision(),
         "python": platform.python_version(),
         "packages": {name: installed[name] for name in names if name in installed},
-        "cpu": _cpu_name(),
+        "cpu": processor_name(),
     }
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor()
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 def write_results(out: Path, results: dict[str, Any], render: Callable[[dict[str, Any]], str]) -> list[Path]:

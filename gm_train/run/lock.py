@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.errors import DataError
+from data_shards.files.atomic import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -161,6 +162,6 @@ def mark_preempted(directory: Path, claim: RunLock | None) -> None:
         claim.check()
     start = Start.this()
     try:
-        (directory / MARKER).write_text(f"{start.job}.{start.restart}\n")
+        replace_file(directory / MARKER, f"{start.job}.{start.restart}\n")
     except OSError as error:
         raise DataError(f"{directory / MARKER}: cannot be written ({error.strerror}); the checkpoint is") from error

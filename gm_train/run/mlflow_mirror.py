@@ -11,6 +11,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
+from data_shards.files.atomic import replace_file
 from gm_train.config.load import flat
 from gm_train.config.schema import Config
 from gm_train.run.records import METRICS, parse_rows
@@ -99,9 +100,7 @@ class MlflowMirror(threading.Thread):
         return {"uri": self._uri, "run_id": None, "described": False, "delivered_step": 0}
 
     def _save_state(self) -> None:
-        temporary = self._state_path.with_name(".tracking.json.tmp")
-        temporary.write_text(json.dumps(self._state) + "\n")
-        temporary.rename(self._state_path)
+        replace_file(self._state_path, json.dumps(self._state) + "\n")
 
     def _read_new_rows(self) -> None:
         path = self._directory / METRICS

@@ -1,6 +1,5 @@
 """The run directory: its records, and what makes it this run and no other."""
 
-import contextlib
 import hashlib
 import json
 import logging
@@ -14,7 +13,8 @@ import torch
 from omegaconf import OmegaConf
 
 from data_shards.errors import DataError
-from data_shards.files.atomic import flush
+from data_shards.files.atomic import flush, replace_file
+from data_shards.workers.proc import processor_name
 from gm_train.config.load import flat, with_absolute_paths
 from gm_train.config.schema import Config
 from gm_train.ranks.ranks import Ranks
@@ -104,7 +104,7 @@ def write_environment(directory: Path, start_step: int, ranks: Ranks, strategy: 
             "git": git_revision(),
             "python": platform.python_version(),
             "platform": platform.platform(),
-            "processor": _processor(),
+            "processor": processor_name(),
             "cpus": len(os.sched_getaffinity(0)),
             "threads": torch.get_num_threads(),
             "ranks": ranks.world_size,
@@ -116,14 +116,6 @@ def write_environment(directory: Path, start_step: int, ranks: Ranks, strategy: 
         }
     )
     _replace(path, json.dumps({"starts": starts}, indent=1) + "\n")
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor()
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
@@ -193,10 +185,7 @@ def _replace(path: Path, text: str) -> None:
     Raises:
         DataError: the disk is full or cannot be written.
     """
-    temporary = path.with_name(f".{path.name}.tmp")
     try:
-        temporary.write_text(text)
-        flush(temporary)
-        temporary.rename(path)
+        replace_file(path, text)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error.strerror}): free space and start it again") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.errors import DataError
+from data_shards.files.atomic import replace_file
 from gm_train.config.load import config_from_file
 from gm_train.config.schema import Config
 from gm_train.evaluation import score_table
@@ -71,7 +72,7 @@ def write_report(run_dir: Path) -> Path:
         "</body></html>",
     ]
     page = run_dir / "report.html"
-    page.write_text("\n".join(parts) + "\n")
+    replace_file(page, "\n".join(parts) + "\n")
     return page
 
 

@@ -1,6 +1,5 @@
 """A real training job: launched as a user does it, halted between two steps, signalled rank by rank."""
 
-import contextlib
 import json
 import os
 import signal
@@ -8,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data_shards.workers import proc
 from gm_train.checkpoint.find import list_checkpoints
 from gm_train.cli.main import main
 from tests.slurm.conftest import FINAL, Slurm, poll
@@ -55,13 +55,11 @@ class Job:
         """The processes of the ranks of one start, once they run Python, by rank."""
         found: dict[int, tuple[int, int]] = {}
         for pid in self.slurm.processes(self.number):
-            with contextlib.suppress(OSError):  # it has ended
-                words = Path(f"/proc/{pid}/environ").read_text(errors="replace").split("\0")
-                variables = dict(word.partition("=")[::2] for word in words)
-                command = Path(f"/proc/{pid}/cmdline").read_text().split("\0")
-                trains = command[1:4] == ["-m", "gm_train.cli", "fit"]
-                if trains and int(variables.get("SLURM_RESTART_COUNT", 0)) == restart:
-                    found[pid] = int(variables["SLURM_PROCID"]), int(_status(pid)["PPid"])
+            variables = dict(word.partition("=")[::2] for word in proc.words(pid, "environ"))
+            trains = proc.words(pid, "cmdline")[1:4] == ["-m", "gm_train.cli", "fit"]
+            parent = proc.status(pid).get("PPid")
+            if trains and parent and int(variables.get("SLURM_RESTART_COUNT", 0)) == restart:
+                found[pid] = int(variables["SLURM_PROCID"]), int(parent)
         # The loader workers of a rank are copies of it.
         return {rank: pid for pid, (rank, parent) in found.items() if parent not in found}
 
@@ -114,13 +112,8 @@ class Job:
 
 
 def _state(pid: int) -> str:
-    return _status(pid)["State"][0]
+    return proc.status(pid)["State"][0]
 
 
 def _has_usr1(pid: int) -> bool:
-    return bool(int(_status(pid)["ShdPnd"], 16) >> (signal.SIGUSR1 - 1) & 1)
-
-
-def _status(pid: int) -> dict[str, str]:
-    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return bool(int(proc.status(pid)["ShdPnd"], 16) >> (signal.SIGUSR1 - 1) & 1)

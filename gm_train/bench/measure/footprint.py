@@ -2,8 +2,9 @@
 
 import os
 import threading
-from pathlib import Path
 from types import TracebackType
+
+from data_shards.workers import proc
 
 _EVERY_S = 0.05
 
@@ -37,37 +38,10 @@ class Footprint:
 
     def _watch(self) -> None:
         while self.child_peak is not None and not self._done.wait(_EVERY_S):
-            for child in _children(os.getpid()):
-                self.child_peak = max(self.child_peak, _peak(child) or 0)
+            for child in proc.descendants(os.getpid()):
+                self.child_peak = max(self.child_peak, proc.memory("VmHWM", child) or 0)
 
     @staticmethod
     def own() -> int | None:
         """Most resident bytes of this process so far."""
-        return _peak(os.getpid())
-
-
-def _peak(pid: int) -> int | None:
-    try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
-    except OSError:  # ended, or another system
-        return None
-    line = next((line for line in lines if line.startswith("VmHWM:")), None)
-    return None if line is None else int(line.split()[1]) << 10
-
-
-def _children(pid: int) -> list[int]:
-    """Processes that this one has started, and theirs."""
-    parents = {}
-    for folder in Path("/proc").iterdir():
-        if folder.name.isdecimal():
-            try:
-                # The name of the program stands in brackets and may hold anything.
-                parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            except OSError:
-                continue
-    found: list[int] = []
-    new = [pid]
-    while new:
-        new = [child for child, parent in parents.items() if parent in new]
-        found += new
-    return found
+        return proc.memory("VmHWM")

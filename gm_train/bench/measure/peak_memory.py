@@ -2,11 +2,10 @@
 
 import ctypes
 import gc
-from pathlib import Path
 
 import torch
 
-_STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
+from data_shards.workers import proc
 
 
 def settle() -> None:
@@ -17,13 +16,6 @@ def settle() -> None:
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
     if trim is not None:
         trim(0)
-
-
-def _status(key: str) -> int | None:
-    if not _STATUS.exists():
-        return None
-    line = next((line for line in _STATUS.read_text().splitlines() if line.startswith(key)), None)
-    return None if line is None else int(line.split()[1]) << 10
 
 
 class PeakMemory:
@@ -39,20 +31,20 @@ class PeakMemory:
         self._base = self._now()
 
     def _now(self) -> int | None:
-        return torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else _status("VmRSS:")
+        return torch.cuda.memory_allocated(self._device) if self._device.type == "cuda" else proc.memory("VmRSS")
 
     def reset(self) -> None:
         """Forget the peak so far."""
         settle()
         if self._device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self._device)
-        elif _CLEAR.exists():
-            _CLEAR.write_text("5")  # sets VmHWM to VmRSS; see proc(5)
+        else:
+            proc.forget_peak()
 
     def added(self) -> int | None:
         """Bytes; None where the system does not tell."""
         if self._device.type == "cuda":
             peak: int | None = torch.cuda.max_memory_allocated(self._device)
         else:
-            peak = _status("VmHWM:")
+            peak = proc.memory("VmHWM")
         return None if peak is None or self._base is None else peak - self._base
