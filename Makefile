@@ -39,13 +39,17 @@ slurm: setup ## start a SLURM of two nodes on this machine, in .slurm
 slurm-down: setup ## end it
 	$(BIN)/python -m cluster.local_slurm down
 
+# Two processes of pytest, a file of tests at a time; tests/conftest.py says in which order.
+PYTEST = $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+
 test: setup ## the fast tests
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 test-all: setup ## all tests
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
-lint: setup ## ruff and mypy
+lint: setup ## ruff, mypy and the directions of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports

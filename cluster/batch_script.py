@@ -1,8 +1,8 @@
-"""One batch script that starts a run on many nodes, survives preemption and says what happened: Config -> text.
+"""Render the batch script of a launch: it starts a run on many nodes, survives preemption and reports the outcome.
 
-    request (#SBATCH) ─> settings ─> setup ─> variables ─> rendezvous ─> ranks (srun) ─> what the exit code means
+    request (#SBATCH) ─> settings ─> setup ─> variables ─> rendezvous ─> ranks (srun) ─> meaning of the exit code
 
-The script is written to be read: everything that this file decides is explained in it.
+People read the script: its own comments explain the decisions that this file makes.
 """
 
 import shlex
@@ -14,23 +14,23 @@ from gm_train.config.load import with_absolute_paths
 from gm_train.config.schema import Config
 from gm_train.run.lock import MARKER
 
-#: Folder of a run directory: for each launch its script and settings.
+#: Subfolder of a run directory that holds the script and the settings of each launch.
 LAUNCHES = "launch"
 
 
 def resolved(config: Config) -> Config:
-    """The configuration as the ranks read it: absolute paths, and the numbers of nodes and ranks filled in."""
+    """Return the configuration as the ranks read it: paths are absolute, numbers of nodes and ranks filled in."""
     config = with_absolute_paths(config)
     config.trainer.num_nodes, config.trainer.devices = config.cluster.nodes, ranks_per_node(config)
     return config
 
 
 def render_batch_script(config: Config, number: int, python: str) -> str:
-    """The batch script of a launch.
+    """Render the batch script of a launch.
 
     Args:
         config: a configuration without problems, as `resolved` returns it.
-        number: of the launch within its run directory.
+        number: number of the launch within its run directory, from 1.
         python: interpreter of the ranks, unless `cluster.python` names one.
     """
     parts = [
@@ -49,7 +49,7 @@ def _title(config: Config, number: int) -> str:
     return f"""\
 #!/bin/bash
 # GeneMamba pretraining on {_count(nodes, "node")} with {ranks}, one SLURM task for each rank.
-# Rendered by `gm-train launch`; config.yaml beside it is what the ranks read. The same once more:
+# Rendered by `gm-train launch`. The ranks read config.yaml in the same folder. To submit this script again:
 #   sbatch {shlex.quote(f"{launch_dir(config, number)}/job.sh")}
 """
 
@@ -59,7 +59,7 @@ def _count(number: int, what: str) -> str:
 
 
 def launch_dir(config: Config, number: int) -> Path:
-    """Where a launch keeps its script, its configuration and its environment."""
+    """Return the folder of a launch, which holds its script, its configuration and its environment."""
     return Path(config.run.dir) / LAUNCHES / f"{number:03d}"
 
 
@@ -80,7 +80,7 @@ say() { echo "[$(date '+%F %T')] $*"; }
 restart=${SLURM_RESTART_COUNT:-0} # how often the job was put back into the queue, by this script or by SLURM
 say "job $SLURM_JOB_ID, start $((restart + 1)), on $SLURM_JOB_NODELIST"
 if ((restart > max_requeues)); then
-    say "this is more than $max_requeues restarts (cluster.max_requeues): see why it keeps ending, then launch again"
+    say "more than $max_requeues restarts (cluster.max_requeues): find out why the job keeps ending, then launch again"
     exit 1
 fi
 """
@@ -92,7 +92,7 @@ def _setup(config: Config) -> list[str]:
     lines = "\n".join(config.cluster.setup)
     return [
         f"""\
-# The site's environment (cluster.setup). A line that fails ends the job; a variable that is not set does not.
+# The site's environment (cluster.setup). A line that fails ends the job; an unset variable does not.
 trap 'say "cluster.setup failed at: $BASH_COMMAND"' ERR
 set -e +u
 {lines}
@@ -110,11 +110,11 @@ def _variables(config: Config) -> str:
         why += f", less one for each of its {_count(workers, 'loader worker')}"
     exports = [f"export {assignment(entry)}" for entry in config.cluster.env]
     lines = [
-        "# Variables of every rank; srun hands this script's environment on.",
-        "export PYTHONUNBUFFERED=1 # what a killed rank printed last is in its log",
+        "# Environment variables of every rank: srun passes this script's environment on.",
+        "export PYTHONUNBUFFERED=1 # so that the log holds the last lines of a killed rank",
         f"# PyTorch's threads: the cores of one rank, {why}.",
         f"export OMP_NUM_THREADS={threads}",
-        "# Left over from the shell that launched, these would be believed before SLURM's own numbers.",
+        "# If the launching shell has set these, they would take precedence over SLURM's own numbers.",
         "unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE",
         *(["# cluster.env: what this site's network and libraries need."] if exports else []),
         *exports,
@@ -123,20 +123,20 @@ def _variables(config: Config) -> str:
 
 
 def assignment(entry: str) -> str:
-    """NAME=value for a shell, whatever the value holds."""
+    """Turn a NAME=value entry into a shell assignment with the value quoted."""
     name, _, value = entry.partition("=")
     quoted = shlex.quote(value)
-    # NAME==value is right for bash, and looks wrong to readers and to shellcheck.
+    # Bash accepts NAME==value, but it looks wrong to readers and to shellcheck.
     return f"{name}='{quoted}'" if quoted.startswith("=") else f"{name}={quoted}"
 
 
 _RENDEZVOUS = """\
-# Where the ranks meet: the first node, by the address that SLURM reaches it at, or by its name.
+# The ranks meet on the first node, at the address that SLURM uses for it, or else at its name.
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_ADDR=$(scontrol show node -o "$first" | sed -n 's/.*NodeAddr=\\([^ ]*\\).*/\\1/p')
 export MASTER_ADDR=${MASTER_ADDR:-$first}
-# 20000 to 29999, below the ports that Linux gives to clients. Jobs that share a node nearly always differ, and so do
-# the starts of one job: a process that outlived the last start does not answer to this one.
+# Ports 20000 to 29999 are below the range that Linux gives to clients. Two jobs on one node nearly always get
+# different ports. So do two starts of one job: a process left over from the last start cannot answer this one.
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 1000 * 10 + restart % 10))
 say "rendezvous at $MASTER_ADDR:$MASTER_PORT"
 """
@@ -146,7 +146,7 @@ def _ranks(config: Config, python: str) -> str:
     cluster, per_node = config.cluster, ranks_per_node(config)
     prefix = f"    {cluster.prefix} # cluster.prefix\n" if cluster.prefix else ""
     gpus = (
-        "# A task sees all GPUs of its node, as NCCL needs it for NVLink, and takes the one of its SLURM_LOCALID.\n"
+        "# A task sees all GPUs of its node, because NCCL needs that for NVLink, and uses GPU number SLURM_LOCALID.\n"
         if cluster.gpus_per_node
         else ""
     )
@@ -155,14 +155,14 @@ command=(
 {prefix}    {shlex.quote(cluster.python or python)} -m gm_train.cli fit "$config"
 )
 
-{gpus}# A task ignores USR1, which would end a process that is still starting, until Python has its own handler.
+{gpus}# USR1 would end a process that is still starting: a task ignores it until Python has installed its own handler.
 task='trap "" USR1; echo "== job $SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}} on $SLURMD_NODENAME"; exec "$@"'
 
 # --cpus-per-task: srun does not take it over from sbatch since SLURM 22.05.
-# --kill-on-bad-exit: when one rank fails, the others would only wait for it.
-# --wait=0: ranks that finish first do not hurry rank 0, which may still be writing.
-# --export=ALL: the variables above reach the ranks also where the job was submitted with --export=NONE.
-# --output: one log for each rank (%t), rank 0's the one to read; later starts of the job write below it.
+# --kill-on-bad-exit: when one rank fails, end the others, which would only wait for it.
+# --wait=0: when other ranks finish first, do not kill rank 0, which may still be writing.
+# --export=ALL: the variables above reach the ranks even if the job was submitted with --export=NONE.
+# --output: one log for each rank (%t); read rank 0's first. Later starts of the job append to the same logs.
 srun --ntasks={cluster.nodes * per_node} --ntasks-per-node={per_node} --cpus-per-task="$SLURM_CPUS_PER_TASK" \\
     --kill-on-bad-exit=1 --wait=0 --export=ALL \\
     --output={shlex.quote(f"{log_pattern(config)}/%j-%t.out")} --open-mode=append \\
@@ -176,11 +176,12 @@ def _ending(config: Config) -> str:
 
 
 _VERDICT = f"""\
-# What happened. Ranks that were told to leave and have saved exit with 85, but srun reports another code when some end
-# before others, and 85 alone when one has crashed: what counts is the marker with the name of this start of this job,
-# which rank 0 writes when all ranks have agreed to leave and their checkpoint is whole.
-# After scancel nothing below runs: it ends this shell as well, which catches no signals. Nor after a node is lost: srun
-# waits for its ranks until SLURM misses the node (SlurmdTimeout, often minutes), ends this shell and requeues the job.
+# What happened. Ranks that were told to leave and have saved exit with 85. But the code that srun reports is no proof:
+# it differs when some ranks end before others, and it can be 85 although one rank has crashed. The proof is the marker
+# that names this start of this job: rank 0 writes it once all ranks have agreed to leave and their checkpoint is whole.
+# Nothing below runs after scancel, which also ends this shell: it catches no signals. Nor does it run after the loss of
+# a node: srun waits for the ranks until SLURM notices the loss (SlurmdTimeout, often minutes). SLURM then ends this
+# shell and requeues the job.
 if ((code == 0)); then
     say "finished"
     exit 0
@@ -193,16 +194,16 @@ fi
 
 _REQUEUE = """\
 if ((restart >= max_requeues)); then
-    say "saved, and left; not requeued after $max_requeues restarts (cluster.max_requeues): launch again to go on"
+    say "saved, and left; not requeued after $max_requeues restarts (cluster.max_requeues): launch again to continue"
     exit 85
 fi
 say "told to leave (exit code $code), and saved: back into the queue, restart $((restart + 1)) of at most $max_requeues"
 # SLURM ends this script once it has put the job back.
-scontrol requeue "$SLURM_JOB_ID" || say "SLURM refused to requeue the job: launch again to go on"
+scontrol requeue "$SLURM_JOB_ID" || say "SLURM refused to requeue the job: launch again to continue"
 exit 85
 """
 
 _NO_REQUEUE = """\
-say "told to leave (exit code $code), and saved; cluster.requeue=false: launch again to go on"
+say "told to leave (exit code $code), and saved; cluster.requeue=false: launch again to continue"
 exit 85
 """

@@ -1,7 +1,8 @@
-"""Dask workers as SLURM jobs: what `gm-train data ... --slurm` prepares data on.
+"""Run Dask workers as SLURM jobs, for `gm-train data ... --slurm`.
 
-The scheduler runs in this process, which waits for the work to end. Each job holds the worker processes of one node;
-all talk TLS with keys of their own, since whoever reaches a scheduler can run anything in its user's name.
+The scheduler runs in this process, which waits for the work to end. Each job holds the worker processes of one node.
+All of them talk over TLS with keys made for this command, because anyone who reaches a Dask scheduler can run any code
+as its user.
 """
 
 import getpass
@@ -25,22 +26,22 @@ from cluster.submit import check_launch, run_slurm
 from data_shards.errors import DataError
 from gm_train.config.schema import ClusterConfig
 
-#: Between two looks whether any job is left, and how long SLURM may take over submissions.
+#: Seconds between two checks whether any job is left, and seconds in which SLURM must take the submissions.
 _LOOK_S, _SUBMIT_S = 5.0, 300.0
 
 
 @contextmanager
 def workers_on_slurm(cluster: ClusterConfig, out: Path) -> Iterator[str]:
-    """Workers for the length of the block: the address of their scheduler.
+    """Run worker jobs during the block, and yield the address of their scheduler.
 
-    There are `cluster.nodes` jobs of `cluster.cpus_per_task` workers, each a process that does one task at a time, as
-    HDF5 wants it; they share `cluster.memory`. What they print is kept beside `out` if they end by themselves. The jobs
-    are ended with the block, also after an error, Ctrl-C or SIGTERM, which becomes KeyboardInterrupt; of a process that
-    is killed, they notice and end themselves.
+    There are `cluster.nodes` jobs of `cluster.cpus_per_task` workers, which share `cluster.memory`. Each worker is a
+    process that does one task at a time, because HDF5 requires it. If the jobs end by themselves, their output is kept
+    beside `out`. Leaving the block ends the jobs, also after an error, Ctrl-C or SIGTERM, which becomes
+    KeyboardInterrupt. If this process is killed, the jobs notice it and end themselves.
 
     Args:
-        cluster: settings without problems.
-        out: the output of the work, in a folder that all nodes see.
+        cluster: settings without problems (see `job_problems`).
+        out: the file or folder that the work makes, in a folder that all nodes share.
 
     Raises:
         DataError: Dask is not installed, SLURM takes no jobs, or all jobs ended before the work did.
@@ -57,12 +58,12 @@ def workers_on_slurm(cluster: ClusterConfig, out: Path) -> Iterator[str]:
         out.absolute().parent.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.slurm-", dir=out.absolute().parent))
     except OSError as error:
-        raise DataError(f"{out}: nothing can be written beside it ({error}): choose another --out") from error
-    # The scheduler tells of each worker that comes and goes.
+        raise DataError(f"{out}: cannot write into its folder ({error}): choose another --out") from error
+    # Otherwise the scheduler logs every worker that joins or leaves.
     logging.getLogger("distributed").setLevel(logging.ERROR)
     secrets = _secrets(folder)
     settings = {
-        # A worker that is gone belongs to a job that SLURM may put back into its queue.
+        # Keep waiting for a lost worker: SLURM may put its job back into the queue.
         "distributed.deploy.lost-worker-timeout": "365 days",
         "distributed.comm.require-encryption": True,
         "distributed.comm.tls.ca-file": secrets.tls_ca_file,
@@ -98,22 +99,22 @@ def workers_on_slurm(cluster: ClusterConfig, out: Path) -> Iterator[str]:
 
 
 def job_script(cluster: ClusterConfig, folder: Path, name: str) -> str:
-    """The batch script of a job whose scheduler has no address yet.
+    """Render the batch script of a job, with placeholders for the scheduler's address and the worker's name.
 
     Args:
-        cluster: settings without problems.
-        folder: where its output goes.
-        name: of what it works on.
+        cluster: settings without problems (see `job_problems`).
+        folder: folder for the output of the jobs.
+        name: file name of what the work makes; the default job name contains it.
     """
     script: str = _job_class()("SCHEDULER", name="WORKER", **_job_options(cluster, folder, name)).job_script()
     return script
 
 
 class _Jobs:
-    """The jobs of a Dask cluster. They are watched: when none is left, the work that waits for them must end.
+    """The jobs of a Dask cluster. A thread watches them: when no job is left, it makes the waiting work fail.
 
     Attributes:
-        ended: why they all are gone, if they are.
+        ended: the message that says why all jobs ended; None while any is left.
     """
 
     def __init__(self, workers: Any, folder: Path) -> None:
@@ -125,7 +126,7 @@ class _Jobs:
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
     def submit(self, number: int) -> None:
-        """Submit jobs, and say which."""
+        """Submit `number` jobs, print their ids, and start to watch them."""
         self._workers.scale(jobs=number)
         waited = threading.Event()
         for _ in range(int(_SUBMIT_S * 10)):
@@ -134,16 +135,16 @@ class _Jobs:
             waited.wait(0.1)
         self._ids = [job.job_id for job in self._workers.workers.values() if job.job_id]
         if len(self._ids) < number:
-            refused = f"SLURM took only {len(self._ids)} of the {number} jobs"
+            refused = f"SLURM accepted only {len(self._ids)} of the {number} jobs"
             if not self._ids:
                 raise DataError(f"{refused}: `sacctmgr show assoc user=$USER` lists the limits")
-            print(f"{refused}; going on with these", flush=True)
+            print(f"{refused}; continuing with these", flush=True)
         ids = ",".join(self._ids)
-        print(f"submitted jobs {ids}, which end with this command: squeue --jobs={ids}", flush=True)
+        print(f"submitted jobs {ids}; they end with this command. In the queue: squeue --jobs={ids}", flush=True)
         self._thread.start()
 
     def close(self) -> None:
-        """End them, and the scheduler."""
+        """End the jobs and the scheduler."""
         self._close.set()
         if self._thread.is_alive():
             self._thread.join()
@@ -154,30 +155,30 @@ class _Jobs:
             done = run_slurm("squeue", "--noheader", f"--user={getpass.getuser()}", "--format=%i")
             if done.returncode or set(self._ids) & set(done.stdout.split()):
                 continue
-            self.ended = self._why()
-            # Whoever waits for a result learns now that there will be none.
+            self.ended = self._end_message()
+            # This makes the work that waits for results fail.
             self._workers.close()
             return
 
-    def _why(self) -> str:
+    def _end_message(self) -> str:
         logs = sorted(self._folder.glob("*.out"), key=lambda log: log.stat().st_mtime)
         lines = logs[-1].read_text(errors="replace").strip().splitlines()[-5:] if logs else []
         end = "".join(f"\n    {line}" for line in lines)
         return (
             f"all worker jobs have ended before the work was done: jobs {', '.join(self._ids)}; `sacct --jobs="
-            f"{','.join(self._ids)}` says how. After a time limit (cluster.time) the same command goes on from what is "
-            f"finished. What they printed is in {self._folder}"
+            f"{','.join(self._ids)}` shows why. After a time limit (cluster.time), run the same command again: it "
+            f"continues from what is finished. The output of the jobs is in {self._folder}"
             + (f", the last lines of {logs[-1].name}:{end}" if lines else "")
         )
 
 
 def _jobqueue() -> Any:
-    """The module `dask_jobqueue.slurm`, whose import leaves Ctrl-C to others."""
+    """Import `dask_jobqueue.slurm`, and restore the handler of Ctrl-C that the import replaces."""
     before = signal.getsignal(signal.SIGINT)
     try:
         return import_module("dask_jobqueue.slurm")
     finally:
-        # It makes Ctrl-C end the process without a word, and with exit code 0.
+        # With its handler, Ctrl-C ends the process without a message, and with exit code 0.
         signal.signal(signal.SIGINT, before)
 
 
@@ -185,7 +186,7 @@ def _job_class() -> Any:
     base: Any = _jobqueue().SLURMJob
 
     class Job(base):  # type: ignore[misc]
-        """A job whose #SBATCH lines are those of the settings, and no others."""
+        """A job whose #SBATCH lines come from the settings alone."""
 
         def __init__(self, *arguments: Any, security: Any = None, **options: Any) -> None:
             # SLURMJob itself does not quote the names of these files.
@@ -198,7 +199,7 @@ def _job_class() -> Any:
 
         @property
         def worker_process_memory(self) -> str:
-            # Where the settings do not say, Dask sees itself what a worker may have.
+            # Without cluster.memory, Dask finds out by itself how much a worker may use.
             memory: str = super().worker_process_memory if self.worker_memory else "auto"
             return memory
 
@@ -206,13 +207,13 @@ def _job_class() -> Any:
 
 
 def _memory(memory: str) -> str:
-    """As Dask writes it; SLURM's numbers are MiB if nothing stands behind them."""
+    """Convert a SLURM memory size to Dask's notation. For SLURM, a number without a unit is in MiB."""
     digits = memory.rstrip("KMGT")
     return f"{digits or 0}{memory[len(digits) :] or 'M'}iB"
 
 
 def _job_options(cluster: ClusterConfig, folder: Path, name: str) -> dict[str, Any]:
-    """What `SLURMJob` takes."""
+    """Return the arguments for `SLURMJob`."""
     lines = [
         f"--job-name={shlex.quote(cluster.job_name or f'gm-train-{name}')}",
         *site_options(cluster),
@@ -226,13 +227,13 @@ def _job_options(cluster: ClusterConfig, folder: Path, name: str) -> dict[str, A
         "--open-mode=append",
         *cluster.sbatch,
     ]
-    # As before ranks, a line of the setup that fails ends the job.
+    # As in the scripts of `gm-train launch`, a line of the setup that fails ends the job.
     setup = ["set -e", *cluster.setup, "set +e"] if cluster.setup else []
     return {
         "cores": cluster.cpus_per_task,
         "processes": cluster.cpus_per_task,
         "memory": _memory(cluster.memory),
-        "job_mem": "",  # else it computes a line of its own, and fails where no memory is named
+        "job_mem": "",  # otherwise SLURMJob adds its own --mem line, and fails without cluster.memory
         "python": f"{cluster.prefix} {shlex.quote(cluster.python or sys.executable)}".strip(),
         "job_extra_directives": lines,
         "job_script_prologue": [
@@ -244,7 +245,7 @@ def _job_options(cluster: ClusterConfig, folder: Path, name: str) -> dict[str, A
 
 
 def _secrets(folder: Path) -> Any:
-    """Keys and certificates of this cluster alone, in files that only its user can read."""
+    """Make TLS keys and certificates for this Dask cluster alone, in files that only the user can read."""
     from distributed.security import Security
 
     made: Any = Security.temporary()  # type: ignore[no-untyped-call]
@@ -262,7 +263,7 @@ def _secrets(folder: Path) -> Any:
 
 @contextmanager
 def _term_as_interrupt() -> Iterator[Any]:
-    """SIGTERM as Ctrl-C for the length of the block; calling what it gives lets none of both in until its end."""
+    """Make SIGTERM act like Ctrl-C during the block. Yield a function that ignores both from then on, until its end."""
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt

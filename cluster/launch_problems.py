@@ -1,4 +1,4 @@
-"""What in the settings of a launch cannot work, found before anything is written or asked for."""
+"""Find the settings of a launch that cannot work, before anything is written or submitted."""
 
 import re
 import shlex
@@ -12,7 +12,7 @@ _GPU_TYPE = re.compile(r"[\w.-]*")
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _LAST_SIGNAL_SECOND = 65535  # sbatch --signal holds it in 16 bits
 
-# Options of sbatch that are settings of their own: given twice, the later line would win in silence.
+# Options of sbatch that have a setting of their own. If an option is given twice, sbatch silently uses the later one.
 _OPTIONS = {
     "-N": "cluster.nodes", "--nodes": "cluster.nodes",
     "--ntasks-per-node": "cluster.tasks_per_node", "-n": "cluster.nodes", "--ntasks": "cluster.nodes",
@@ -27,18 +27,18 @@ _OPTIONS = {
     "-J": "cluster.job_name", "--job-name": "cluster.job_name",
 }  # fmt: skip
 _NEVER = {
-    **dict.fromkeys(("-o", "--output", "-e", "--error", "--open-mode"), "the logs lie in the run directory"),
+    **dict.fromkeys(("-o", "--output", "-e", "--error", "--open-mode"), "the logs go to the run directory"),
     **dict.fromkeys(("-a", "--array"), "the jobs of an array would all train into one run directory"),
 }
 
 
 def ranks_per_node(config: Config) -> int:
-    """Ranks on a node: one for each GPU, or `cluster.tasks_per_node` without GPUs."""
+    """Return the number of ranks on a node: one for each GPU, or `cluster.tasks_per_node` without GPUs."""
     return config.cluster.gpus_per_node or config.cluster.tasks_per_node
 
 
 def seconds_of(time: str) -> int | None:
-    """The length of a time limit as SLURM reads it; None if it is not one."""
+    """Convert a SLURM time limit to seconds; None if the text is not a time limit, such as UNLIMITED."""
     match = _TIME.fullmatch(time)
     if match is None:
         return None
@@ -52,13 +52,13 @@ def seconds_of(time: str) -> int | None:
 
 
 def launch_problems(config: Config) -> list[str]:
-    """Every setting of the launch that cannot work, or that contradicts another one, as sentences."""
+    """List every setting of a launch that cannot work or contradicts another one, one message for each."""
     ranks = [] if _count_problems(config) else _rank_problems(config)
     return job_problems(config) + _signal_problems(config) + ranks
 
 
 def job_problems(config: Config) -> list[str]:
-    """Those of the settings that any job has, whatever it does."""
+    """List the problems of the settings that every job has, whether it trains or prepares data."""
     cluster = config.cluster
     problems = _count_problems(config) + _format_problems(config) + _time_problems(config) + _text_problems(config)
     problems += [problem for entry in cluster.env for problem in _env_problems(entry)]
@@ -86,7 +86,7 @@ def _format_problems(config: Config) -> list[str]:
     if cluster.memory and not _MEMORY.fullmatch(cluster.memory):
         problems.append(
             f"cluster.memory={cluster.memory!r}: expected a number with K, M, G or T behind it, such as 900G, "
-            "or 0 for all of a node's"
+            "or 0 for all memory of a node"
         )
     return problems
 
@@ -108,13 +108,13 @@ def _signal_problems(config: Config) -> list[str]:
     if limit and cluster.signal_seconds >= limit:
         return [
             f"cluster.signal_seconds={cluster.signal_seconds}: the run would be told to leave before it starts, since "
-            f"cluster.time={cluster.time} is {limit} s; raise one or lower the other"
+            f"cluster.time={cluster.time} is {limit} s; raise cluster.time or lower cluster.signal_seconds"
         ]
     return []
 
 
 def _text_problems(config: Config) -> list[str]:
-    """Text that would not stay within its line of the script, or not within its word."""
+    """Find text that would break out of its line of the script, or out of its shell word."""
     cluster = config.cluster
     texts = {
         f"cluster.{key}": getattr(cluster, key)
@@ -128,7 +128,7 @@ def _text_problems(config: Config) -> list[str]:
         for key, text in texts.items()
         if _breaks(text)
     ]
-    # sbatch and srun read a backslash in a file name as "no patterns here" and drop it.
+    # sbatch and srun take a backslash in a file name as "do not expand patterns", and drop it.
     problems += [
         f"{key}={texts[key]!r}: SLURM cannot write logs to a path with a backslash: choose another name"
         for key in ("run.dir", "cluster.job_name")
@@ -152,8 +152,8 @@ def _prefix_problems(prefix: str) -> list[str]:
     stray = [word for word in words if word.startswith("#") or set(word) <= set("();<>|&")]
     if stray:
         return [
-            f"cluster.prefix={prefix!r}: {stray[0]!r} would end the command; put shell lines into cluster.setup, and "
-            "use a variable that is set there"
+            f"cluster.prefix={prefix!r}: {stray[0]!r} would end the command; set a variable in cluster.setup "
+            "(it takes any shell lines), and use that variable here"
         ]
     return []
 
@@ -164,7 +164,7 @@ def _env_problems(entry: str) -> list[str]:
         return [f"cluster.env entry {entry!r}: expected NAME=value, such as NCCL_SOCKET_IFNAME=ib0"]
     if "$" in value or "`" in value:
         return [
-            f"cluster.env entry {entry!r}: values stand as they are, nothing in them is expanded; "
+            f"cluster.env entry {entry!r}: values are used literally, nothing is expanded; "
             f"put `export {entry}` into cluster.setup"
         ]
     return []
@@ -173,7 +173,7 @@ def _env_problems(entry: str) -> list[str]:
 def _option_problems(option: str) -> list[str]:
     if not option.startswith("-"):
         return [f"cluster.sbatch entry {option!r}: expected an option of sbatch, such as --exclusive"]
-    # A short option may have its value behind it without a space.
+    # The value of a short option may follow without a space.
     name = re.split(r"[\s=]", option, maxsplit=1)[0] if option.startswith("--") else option[:2]
     if name in _OPTIONS:
         return [f"cluster.sbatch entry {option!r}: set {_OPTIONS[name]} instead"]
@@ -183,7 +183,7 @@ def _option_problems(option: str) -> list[str]:
 
 
 def _rank_problems(config: Config) -> list[str]:
-    # Late, so that this module needs the settings' types alone.
+    # Imported late, so that this module needs only the types of the settings.
     from gm_train.config.check import rank_problems
 
     cluster, trainer = config.cluster, config.trainer
@@ -193,11 +193,11 @@ def _rank_problems(config: Config) -> list[str]:
     if trainer.num_nodes not in (None, cluster.nodes):
         problems.append(
             f"trainer.num_nodes={trainer.num_nodes} and cluster.nodes={cluster.nodes} contradict each other: "
-            "launch sets trainer.num_nodes: leave it out, or behind a file that has it say trainer.num_nodes=null"
+            "`gm-train launch` sets trainer.num_nodes: leave it out, or add trainer.num_nodes=null after the file"
         )
     if trainer.devices not in (None, per_node):
         problems.append(
             f"trainer.devices={trainer.devices} and cluster.{which}={per_node} contradict each other: "
-            "launch sets trainer.devices: leave it out, or behind a file that has it say trainer.devices=null"
+            "`gm-train launch` sets trainer.devices: leave it out, or add trainer.devices=null after the file"
         )
     return problems + rank_problems(config, cluster.nodes * per_node)

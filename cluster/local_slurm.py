@@ -1,8 +1,9 @@
-"""A real SLURM of two nodes on one machine: `python -m cluster.local_slurm up|down|status`.
+"""Run a real SLURM cluster of two nodes on one machine: `python -m cluster.local_slurm up|down|status`.
 
-One munged, one slurmctld and the two slurmd `n1` and `n2` share 127.0.0.1 on free ports. Everything that they write
-is in one folder, `.slurm/` unless told otherwise. It needs neither systemd nor a host name that resolves, and runs
-as root or as an ordinary user, whose jobs only it can run. Each start has an empty queue: job numbers begin at 1.
+One munged, one slurmctld and two slurmd (`n1` and `n2`) share 127.0.0.1 on free ports. They write everything into one
+folder, by default `.slurm/` (option `--dir`). The cluster needs neither systemd nor a host name that resolves. It runs
+as root or as an ordinary user, and then runs only that user's jobs. Each start has an empty queue: job numbers begin
+at 1.
 """
 
 import argparse
@@ -23,12 +24,12 @@ from data_shards.errors import DataError
 from data_shards.workers import proc
 
 NODES = ("n1", "n2")
-PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # an ordinary user's lacks these
+PATH = f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin"  # the PATH of an ordinary user lacks these
 # slurmd keeps a socket per job step in its spool: spool-n1/n1_4294967295.4294967295 must fit into 107 bytes.
 LONGEST_FOLDER = 70
 
-# Nothing enforces the CPUs, memory and GPUs of a node: they are there for what job scripts ask for.
-# cred_expire is also what a requeued job waits before it starts again (120 seconds by default).
+# Nothing enforces the CPUs, memory and GPUs of a node: they are listed so that job scripts can request them.
+# cred_expire is also the number of seconds that a requeued job waits before it starts again (default: 120).
 CONFIGURATION = """\
 ClusterName=gm-train
 SlurmctldHost={host}(127.0.0.1)
@@ -62,23 +63,23 @@ PartitionName=debug Nodes=n1,n2 Default=YES MaxTime=INFINITE State=UP
 
 @dataclass(frozen=True)
 class LocalSlurm:
-    """The cluster in one folder."""
+    """A cluster whose files are all in one folder."""
 
     folder: Path
 
     @property
     def conf(self) -> Path:
-        """The file that SLURM_CONF has to name."""
+        """The configuration file, to which SLURM_CONF must point."""
         return self.folder / "slurm.conf"
 
     @property
     def environment(self) -> dict[str, str]:
-        """This process's environment, with the cluster chosen and no trace of a job that it may run in."""
+        """This process's environment, with this cluster selected and without the variables of any outer job."""
         own = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM", "SBATCH", "SRUN"))}
         return own | {"SLURM_CONF": str(self.conf), "PATH": PATH}
 
     def commands(self) -> dict[str, tuple[str, ...]]:
-        """The programs of the cluster, in the order in which they start; each goes into the background by itself."""
+        """Return the programs of the cluster in their order of start; each goes into the background by itself."""
         at, conf = self.folder, str(self.conf)
         return {
             "munged": (_program("munged"), "--force", f"--socket={at}/munge.socket", f"--pid-file={at}/munged.pid",
@@ -88,7 +89,7 @@ class LocalSlurm:
         }  # fmt: skip
 
     def pid(self, name: str) -> int | None:
-        """The process of a program, if that is alive and really runs its command: process ids are used again."""
+        """Return the process id of a program, or None. Ids are reused, so the command of the process is checked too."""
         try:
             pid = int((self.folder / f"{name}.pid").read_text())
         except (OSError, ValueError):
@@ -96,34 +97,34 @@ class LocalSlurm:
         return pid if tuple(proc.words(pid, "cmdline")) == self.commands()[name] else None
 
     def up(self, timeout: float = 60) -> bool:
-        """Start what does not run, and wait until both nodes take jobs. False if all was up already."""
-        # A cluster with its controller alive gets back what it lost; what is left of any other one is cleared away.
+        """Start the missing programs and wait until both nodes accept jobs. Return False if none was missing."""
+        # If the controller runs, start only what is missing. Otherwise clear away what is left, and start afresh.
         if self.pid("slurmctld") is None:
             self.down()
             self._write()
         missing = [name for name in self.commands() if self.pid(name) is None]
         for name in missing:
             self.start(name)
-        unfit = ("unknown", "down", "inval")  # "idle*": it does not answer yet
+        unfit = ("unknown", "down", "inval")  # "idle*" is a node that does not answer yet
         if not _wait(lambda: not any(s.startswith(unfit) or s[-1] == "*" for s in self.states().values()), timeout):
             raise DataError(f"the nodes are not up after {timeout:.0f} s: {self.states()}\n{self._logs()}")
         return bool(missing)
 
     def down(self, patience: float = 10) -> bool:
-        """End all jobs, then all programs, and wait for their end. False if there was nothing to end."""
+        """End all jobs, then all programs, and wait for their end. Return False if nothing was running."""
         running = [name for name in self.commands() if self.pid(name) is not None]
         if len(running) == len(self.commands()):
             self.run("scancel", "--partition=debug", check=False)
             _wait(lambda: not self.run("squeue", "--noheader", check=False), patience)
         for name in reversed(running):
             self.stop(name)
-        left = sum(self.kill_jobs(node) for node in NODES)  # what ignored SIGTERM, or had lost its slurmd
+        left = sum(self.kill_jobs(node) for node in NODES)  # jobs that ignored SIGTERM or lost their slurmd
         return bool(running or left)
 
     def start(self, name: str) -> None:
         """Start one program."""
         command = self.commands()[name]
-        # What a slurmd starts inherits the mark that `kill_jobs` looks for. A pipe as output would stay open for good.
+        # All children of a slurmd inherit the mark that `kill_jobs` looks for. Output to a pipe would keep it open.
         mark = {"SLURMD_NODENAME": name} if name in NODES else {}
         with open(self.folder / f"{name}.out", "w") as out:
             done = subprocess.run(
@@ -133,22 +134,28 @@ class LocalSlurm:
             raise DataError(f"{name} does not start: {' '.join(command)}\n{self._logs()}")
 
     def stop(self, name: str, signals: Sequence[int] = (signal.SIGTERM, signal.SIGKILL), timeout: float = 20) -> None:
-        """End one program by the first signal that does, and wait for its end."""
+        """Send signals to one program until it ends, and wait for that.
+
+        Args:
+            name: a key of `commands`.
+            signals: signal numbers, sent one after the other while the program runs.
+            timeout: seconds to wait after each signal.
+        """
         for number in signals:
             if pid := self.pid(name):
                 os.kill(pid, number)
                 _wait(lambda: self.pid(name) is None, timeout)
 
     def processes(self, *words: str) -> set[int]:
-        """The processes with this cluster and all these words (NAME=value) in their environment."""
+        """Return the ids of processes with this cluster and all these words (NAME=value) in their environment."""
         marks = {f"SLURM_CONF={self.conf}", *words}
         return {pid for pid in proc.processes() if marks <= set(proc.words(pid, "environ"))}
 
     def kill_jobs(self, node: str) -> int:
-        """SIGKILL all that runs on a node besides its slurmd, and wait for its end. Returns the number of processes."""
+        """Kill all processes of a node except its slurmd, and wait for their end. Return their number."""
         killed: set[int] = set()
         for _ in range(100):
-            # slurmd gives this name to all: shepherds of job steps, batch scripts, tasks. No shell of a person has it.
+            # slurmd sets this for all that it starts: slurmstepd, batch scripts, tasks. No user's shell has it.
             left = self.processes(f"SLURMD_NODENAME={node}") - {self.pid(node)}
             if not left:
                 return len(killed)
@@ -160,24 +167,24 @@ class LocalSlurm:
         raise DataError(f"processes of {node} survive SIGKILL: {sorted(left)}")
 
     def states(self) -> dict[str, str]:
-        """The state of each node, as sinfo names it."""
-        # Without a controller the question would take long.
+        """Return the state of each node as sinfo names it; "unknown" without a controller."""
+        # Without a controller, sinfo would wait for a long time.
         words = self.run("sinfo", "-hN", "-o", "%N %T", check=False).split() if self.pid("slurmctld") else []
         return dict.fromkeys(NODES, "unknown") | dict(zip(words[::2], words[1::2], strict=True))
 
     def run(self, *words: str, check: bool = True) -> str:
-        """The output of a SLURM command on this cluster; a failure is a DataError, or an empty output."""
+        """Run a SLURM command on this cluster and return its output. With `check`, a failure raises DataError."""
         done = subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=120)
         if check and done.returncode != 0:
-            raise DataError(f"`{' '.join(words)}` left with {done.returncode}: {done.stderr.strip()}")
+            raise DataError(f"`{' '.join(words)}` failed with exit code {done.returncode}: {done.stderr.strip()}")
         return done.stdout
 
     def _write(self) -> None:
         if len(os.fsencode(self.folder)) > LONGEST_FOLDER:
-            raise DataError(f"{self.folder} is too long for sockets in it: choose --dir with <= {LONGEST_FOLDER} bytes")
+            raise DataError(f"{self.folder}: too long for sockets in it: choose a --dir of <= {LONGEST_FOLDER} bytes")
         if self.folder.exists() and any(self.folder.iterdir()):
             if not self.conf.is_file() or "ClusterName=gm-train" not in self.conf.read_text():
-                raise DataError(f"{self.folder} is not empty and not a cluster of this program: choose another --dir")
+                raise DataError(f"{self.folder}: not empty, and not a cluster of this program: choose another --dir")
             shutil.rmtree(self.folder)
         self.folder.mkdir(parents=True)
         sockets = [socket.create_server(("127.0.0.1", 0)) for _ in range(3)]  # all open at once, so that they differ
@@ -186,9 +193,9 @@ class LocalSlurm:
             each.close()
         names = {"host": socket.gethostname().split(".")[0], "user": pwd.getpwuid(os.geteuid()).pw_name}
         self.conf.write_text(CONFIGURATION.format(**names, folder=self.folder, ports=ports))
-        # The files must be devices, different ones, and are in every container; a bare count is taken for none.
+        # SLURM wants a different device file for each GPU; every container has these. A count alone gives no GPU.
         (self.folder / "gres.conf").write_text("Name=gpu File=/dev/null\nName=gpu File=/dev/zero\n")
-        # Newer ones look for cgroups even if no plugin wants them.
+        # Newer versions look for cgroups even if no plugin needs them.
         version = self.run(_program("slurmd"), "-V").split()[-1]
         without = "CgroupPlugin=disabled" if tuple(version.split(".")[:2]) >= ("24", "05") else "IgnoreSystemd=yes"
         (self.folder / "cgroup.conf").write_text(f"{without}\n")
@@ -215,10 +222,10 @@ def _program(name: str) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0, or 1 if it failed or `status` found something missing."""
-    parser = argparse.ArgumentParser(prog="python -m cluster.local_slurm", description="SLURM of two nodes, here.")
+    """Run one command. Return 0, or 1 if it failed or `status` found that a program does not run."""
+    parser = argparse.ArgumentParser(prog="python -m cluster.local_slurm", description="Run SLURM with two nodes here.")
     parser.add_argument("command", choices=["up", "down", "status"])
-    parser.add_argument("--dir", type=Path, default=Path(__file__).parents[1] / ".slurm", help="default: %(default)s")
+    parser.add_argument("--dir", type=Path, default=Path(__file__).parents[1] / ".slurm", help="folder (%(default)s)")
     arguments = parser.parse_args(argv)
     slurm = LocalSlurm(arguments.dir.resolve())
     try:

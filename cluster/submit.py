@@ -1,4 +1,4 @@
-"""A launch, from its script to a job in the queue: look, check, write, submit."""
+"""Submit a launch: warn about settings, let SLURM check the script, write the launch's folder, submit the job."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from gm_train.run.provenance import git_revision, packages
 
 SCRIPT, JOB_ID = "job.sh", "job_id"
 
-# What SLURM says when it cannot start a job, in small letters, and the settings behind it.
+# Parts of SLURM's messages (in lower case) when it refuses a job, and the settings to look at.
 _HINTS = {
     "invalid partition": "cluster.partition: `sinfo -s` lists the partitions",
     "invalid account": "cluster.account and cluster.partition: `sacctmgr show assoc user=$USER` lists what you may use",
@@ -32,7 +32,7 @@ _HINTS = {
     "memory": "cluster.memory: `sinfo -o '%P %m'` lists the memory of nodes, in MiB",
     "node configuration": "cluster.nodes, cluster.gpus_per_node, cluster.cpus_per_task (of a rank) and cluster.memory: "
     "`sinfo -o '%P %D %c %m %G'` lists numbers of nodes, and cores, memory (MiB) and GPUs of a node; `sinfo -R` lists "
-    "nodes that are down, which count as not there",
+    "nodes that are down, which do not count",
     "unrecognized option": "cluster.sbatch: `man sbatch` lists the options",
     "contact": "the controller does not answer: `scontrol ping`",
     "configuration source": "no SLURM is set up here: is this a login node? After `make slurm`: `export SLURM_CONF=…`",
@@ -40,45 +40,45 @@ _HINTS = {
 
 
 class QueueUnknown(DataError):
-    """SLURM did not say what is in its queue."""
+    """SLURM could not be asked what is in its queue."""
 
 
 def next_number(run_dir: Path) -> int:
-    """The number of the next launch of a run, from 1."""
-    taken = [int(found.name) for found in (run_dir / LAUNCHES).glob("*") if found.name.isdecimal()]
+    """Return the number of the next launch of a run, from 1."""
+    taken = [int(path.name) for path in (run_dir / LAUNCHES).glob("*") if path.name.isdecimal()]
     return max(taken, default=0) + 1
 
 
 def warnings(config: Config) -> list[str]:
-    """What in a resolved configuration may be meant, but is often a mistake."""
-    found = []
+    """List settings of a resolved configuration that may be intended but are often mistakes."""
+    texts = []
     run_dir = Path(config.run.dir).resolve()
     if any(run_dir.is_relative_to(local) for local in ("/tmp", "/var/tmp", "/dev/shm")):
-        found.append(f"run.dir={run_dir}: usually a node has its own; the ranks need a folder that all nodes share")
+        texts.append(f"run.dir={run_dir}: usually local to each node; the ranks need a folder that all nodes share")
     for key, path in (("data.store", config.data.store), ("objective.pathways", config.objective.pathways)):
         if path and "://" not in path and not Path(path).exists():
-            found.append(f"{key}={path}: is not there, seen from this machine")
+            texts.append(f"{key}={path}: does not exist on this machine")
     if config.cluster.prefix and not config.cluster.python:
-        found.append(
-            "cluster.prefix is set and cluster.python is not: the ranks look for this machine's interpreter behind it; "
-            "for a container name its own, such as cluster.python=python3"
+        texts.append(
+            "cluster.prefix is set and cluster.python is not: the ranks run this machine's interpreter behind it; "
+            "if the prefix starts a container, name its own interpreter, such as cluster.python=python3"
         )
     overruling = sorted(name for name in os.environ if name.startswith("SBATCH_"))
     if overruling:
-        found.append(f"{', '.join(overruling)}: set in this shell, and stronger than the lines of the script")
-    return found
+        texts.append(f"{', '.join(overruling)}: set in this shell; they override the #SBATCH lines of the script")
+    return texts
 
 
 def refuse_second_job(run_dir: Path) -> None:
-    """Two jobs must not train into one run directory.
+    """Refuse a launch without SLURM, or while another job of the run is in the queue.
 
     Raises:
-        DataError: there is no SLURM here, or an earlier launch of the run is still in the queue.
+        DataError: SLURM is not installed here, or an earlier launch of the run is still in the queue.
     """
     if shutil.which("sbatch") is None:
         raise DataError(
-            "sbatch: not found: launch from a login node of the cluster, or only see the script with "
-            "`gm-train launch --dry-run`"
+            "sbatch: not found: launch from a login node of the cluster, or only print the script "
+            "with `gm-train launch --dry-run`"
         )
     refuse_job_in_queue(run_dir)
 
@@ -87,13 +87,13 @@ def refuse_job_in_queue(run_dir: Path) -> None:
     """Raise DataError if an earlier launch of the run is still in the queue.
 
     Raises:
-        DataError: it is.
-        QueueUnknown: SLURM does not tell.
+        DataError: an earlier launch still waits or runs.
+        QueueUnknown: SLURM does not say whether one does.
     """
     jobs = {file.read_text().strip(): file.parent / SCRIPT for file in (run_dir / LAUNCHES).glob(f"*/{JOB_ID}")}
     if not jobs:
         return
-    # A controller whose memory was lost counts from 1 again: the script tells whether the job is still the same.
+    # A controller that lost its state numbers jobs from 1 again: compare the script to know that it is the same job.
     done = run_slurm("squeue", "--noheader", f"--jobs={','.join(jobs)}", "--format=%i %T %o")
     if done.returncode and "invalid job id" not in done.stderr.lower():
         raise QueueUnknown(f"squeue: cannot tell whether an earlier job of {run_dir} still runs: {done.stderr.strip()}")
@@ -102,15 +102,15 @@ def refuse_job_in_queue(run_dir: Path) -> None:
         if job in jobs and script == str(jobs[job]):
             raise DataError(
                 f"run.dir={run_dir}: job {job} trains into it already ({state.lower()}): wait for it, end it with "
-                f"`scancel {job}` (it saves, if half a minute is enough), or choose another run.dir"
+                f"`scancel {job}` (it saves first, if it can do so in half a minute), or choose another run.dir"
             )
 
 
 def check_launch(script: str) -> str:
-    """Ask SLURM whether it could run a script, and when; nothing is submitted.
+    """Ask SLURM whether and when it could run a script, and return its answer. Nothing is submitted.
 
     Raises:
-        DataError: it could not; with SLURM's words and the settings to look at.
+        DataError: SLURM would refuse it; the message has SLURM's reason and the settings to look at.
     """
     done = run_slurm("sbatch", "--test-only", stdin=script)
     words = done.stderr.strip()
@@ -121,10 +121,16 @@ def check_launch(script: str) -> str:
 
 
 def write_launch(launch: Path, config: Config, script: str, words: list[str]) -> None:
-    """Write what a launch consists of, as a whole, and the folder of the logs, which SLURM does not make.
+    """Write the folder of a launch, all or nothing, and make the folder of the logs, which SLURM does not make.
+
+    Args:
+        launch: the folder, as `launch_dir` returns it.
+        config: the configuration for the ranks, as `resolved` returns it.
+        script: the batch script.
+        words: the command line's words, for the record.
 
     Raises:
-        DataError: the place cannot be written to, or another launch took the number.
+        DataError: the folder cannot be written, or another launch took the number.
     """
     environment = {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -142,22 +148,22 @@ def write_launch(launch: Path, config: Config, script: str, words: list[str]) ->
 
 
 def submit(launch: Path) -> str:
-    """Put a written launch into the queue, and note the job's number beside it. Returns the number.
+    """Submit a written launch, and save the job's number in its folder. Return the number.
 
     Raises:
-        DataError: SLURM refused it.
+        DataError: SLURM refused the job.
     """
     done = run_slurm("sbatch", "--parsable", str(launch / SCRIPT))
     if done.returncode:
         raise DataError(f"{launch / SCRIPT}: SLURM refused it after the check: {done.stderr.strip()}")
-    # On a federation of clusters the name of one stands behind the number.
+    # In a federation of clusters, the cluster's name follows the number.
     job = done.stdout.strip().split(";")[0]
     (launch / JOB_ID).write_text(f"{job}\n")
     return job
 
 
 def run_slurm(*words: str, stdin: str | None = None) -> "subprocess.CompletedProcess[str]":
-    """Run a command of SLURM as from a shell outside of any job, whose variables srun in the new job would believe."""
+    """Run a SLURM command without the variables of an outer job, which srun in the new job would take for its own."""
     environment = {
         name: value
         for name, value in os.environ.items()

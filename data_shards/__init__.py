@@ -1,1 +1,1 @@
-"""Counts to token shards to position-addressed batches; knows nothing of models."""
+"""Turn counts into token shards, and shards into batches addressed by position; independent of any model."""

@@ -1,7 +1,7 @@
-"""Compile loops with numba, and keep the machine code on disk for as long as nothing that it was made of changes.
+"""Compile loops with numba, and cache the machine code on disk until any of its sources changes.
 
-numba looks at the file of a function to see whether its cached code is stale. It does not look at functions and
-numbers that the function takes from other files. Here these are part of the key that the cache is searched by.
+numba checks only the file of a function to see whether its cached code is stale. It ignores functions and numbers that
+the function uses from other files. Here these are part of the cache key.
 """
 
 import hashlib
@@ -21,25 +21,25 @@ class _Cache(FunctionCache):  # type: ignore[misc]
 
 
 def _uses(function: FunctionType) -> str:
-    """Describe the compiled functions and the numbers that a function takes from its module, and what those take."""
-    found = []
+    """Describe the compiled functions and the constants that a function uses from its module, recursively."""
+    uses = []
     for name in sorted(set(function.__code__.co_names)):
         value = function.__globals__.get(name)
         if isinstance(value, Dispatcher) and value.py_func is not function:
             code: CodeType = value.py_func.__code__
             constants = [constant for constant in code.co_consts if not isinstance(constant, CodeType)]
-            found.append(f"{name}: {code.co_code.hex()} {constants!r} {_uses(value.py_func)}")
+            uses.append(f"{name}: {code.co_code.hex()} {constants!r} {_uses(value.py_func)}")
         elif isinstance(value, int | float | str | tuple | np.generic):
-            found.append(f"{name} = {value!r}")
-    return "\n".join(found)
+            uses.append(f"{name} = {value!r}")
+    return "\n".join(uses)
 
 
 def compiled(signature: str | None = None, **options: Any) -> Callable[[FunctionType], Any]:
     """Compile a function with `numba.njit`, without the GIL and with its machine code cached on disk.
 
     Args:
-        signature: its types, as numba writes them, to compile at import; None compiles at the first call, for the types
-            of that call.
+        signature: types of arguments and result in numba's notation, such as "uint64(uint64)": compiles at import.
+            None compiles at the first call, for the types of that call.
         options: further options of `numba.njit`.
 
     Returns:

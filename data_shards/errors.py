@@ -1,13 +1,13 @@
-"""What is raised of input that a person has to mend."""
+"""Exceptions for input that the user has to fix."""
 
 
 class DataError(Exception):
-    """Input that cannot be used as it is.
+    """Raised for input that cannot be used as it is.
 
-    The message names the file, the value found there and what to do about it. The command line
-    prints it without a traceback and leaves with exit code 1.
+    The message names the file, the bad value and a way to fix it. The command line prints the message without a
+    traceback and exits with code 1.
     """
 
 
 class OptionError(DataError):
-    """An option with a value that no input would go with; the command line leaves with exit code 2."""
+    """Raised for an option whose value is invalid for any input; the command line exits with code 2."""

@@ -1,7 +1,7 @@
 """Counter hashes: the only source of randomness in the data path.
 
-Everything drawn (ties, dither, block order, masks, pathway genes) is a pure function of 64-bit keys,
-so that it is the same on every machine, for any number of ranks and loader workers, and after any restart.
+Every random choice (ties, dither, block order, masks, pathway genes) is a pure function of 64-bit keys. It is therefore
+the same on every machine, for any number of ranks and loader workers, and after any restart.
 The mixer is the finaliser of SplitMix64 (Steele, Lea, Flood 2014, doi:10.1145/2660193.2660195).
 """
 
@@ -47,7 +47,7 @@ def mix64_int(x: int) -> int:
 
 
 def fold(*keys: int) -> int:
-    """One 64-bit key from several whole numbers; the order matters."""
+    """Combine several integers into one 64-bit key; their order matters."""
     state = 0
     for key in keys:
         state = mix64_int(state ^ mix64_int(key))
@@ -55,15 +55,15 @@ def fold(*keys: int) -> int:
 
 
 def hash_string(text: str) -> int:
-    """A 64-bit hash of a string that is the same on every machine (BLAKE2b)."""
+    """Return a 64-bit hash (BLAKE2b) of a string, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little")
 
 
 def hash_strings(texts: Iterable[str]) -> U64:
-    """`hash_string` of each: uint64 (n,)."""
+    """`hash_string` of each string: uint64 (n,)."""
     return np.fromiter((hash_string(text) for text in texts), dtype=np.uint64)
 
 
 def uniform(hashes: U64) -> npt.NDArray[np.float64]:
-    """Hashes as float64 in [0, 1), from their upper 53 bits (same shape)."""
+    """Convert hashes to float64 in [0, 1), using their upper 53 bits (same shape)."""
     return np.asarray((hashes >> np.uint64(11)) * 2.0**-53, dtype=np.float64)

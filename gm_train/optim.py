@@ -8,12 +8,12 @@ from torch import nn
 
 from gm_train.config.schema import OptimConfig
 
-# By name, for torch and the sharded engines drop attributes such as `_no_weight_decay`.
+# Matched by name, because torch and the sharded engines drop attributes such as `_no_weight_decay`.
 _NO_DECAY = re.compile(r"(^|\.)(A_log|D|dt_bias|bias|(\w*norm\w*)\.weight)$")
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Two groups: matrices, which decay, and A_log, D, dt_bias, biases and norms, which do not."""
+    """Make two groups: matrices, with weight decay, and A_log, D, dt_bias, biases and norms, without."""
     named = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     return [
         {"params": [p for name, p in named if not _NO_DECAY.search(name)], "weight_decay": weight_decay},
@@ -22,21 +22,21 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, ob
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW (arXiv 1711.05101) over the named groups."""
+    """Make AdamW (arXiv 1711.05101) with the groups of `parameter_groups`."""
     return torch.optim.AdamW(
         parameter_groups(model, config.weight_decay),
         lr=config.lr,
         betas=(config.betas[0], config.betas[1]),
         eps=config.eps,
-        fused=config.fused or None,  # False would rule out PyTorch's own choice as well
+        fused=config.fused or None,  # None leaves the choice to PyTorch; False would rule out its fast versions
     )
 
 
 def learning_rate(step: int, config: OptimConfig) -> float:
-    """Learning rate of a step (0 is the first): linear warm-up, half a cosine, then constant.
+    """Compute the learning rate of a step: linear warm-up, half a cosine, then constant.
 
     Args:
-        step: steps behind the run.
+        step: number of the step, from 0.
         config: `schedule_steps` must be set.
     """
     assert config.schedule_steps is not None

@@ -17,9 +17,25 @@ from data_shards.medians.make_medians import make_medians
 from data_shards.prepare.make_store import make_store
 from data_shards.prepare.splits import SplitOptions
 
+#: Folders whose files share what only one test can have at a time: the nodes of one SLURM.
+SHARED = {"slurm"}
+#: Folders in the order in which they are handed out: first what mostly waits for other processes, so that it fills the
+#: time of one worker while another computes.
+ORDER = ("slurm", "dist", "faults", "e2e")
+
 # Compiling a kernel on the first example takes seconds; on CI the examples are the same each time.
 settings.register_profile("gm-train", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("gm-train")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give the tests of a file to one worker of pytest-xdist, in their order: they share fixtures."""
+    here = Path(__file__).parent
+    order = {name: number for number, name in enumerate(ORDER)}
+    items.sort(key=lambda item: order.get(item.path.relative_to(here).parts[0], len(order)))
+    for item in items:
+        folder = item.path.relative_to(here).parts[0]
+        item.add_marker(pytest.mark.xdist_group(folder if folder in SHARED else str(item.path.relative_to(here))))
 
 
 @pytest.fixture

@@ -1,1 +1,1 @@
-"""What `gm-train doctor` looks at, one file for each topic; `cluster/doctor/examine.py` has their order."""
+"""The checks of `gm-train doctor`, one file for each topic; `cluster/doctor/examine.py` runs them in order."""

@@ -1,4 +1,4 @@
-"""What the ranks read: the same store and the same gene sets on every node."""
+"""Check what the ranks read: every node must see the same store and the same gene sets."""
 
 import hashlib
 import time
@@ -13,7 +13,7 @@ from data_shards.tokens.tokenizer import Tokenizer
 from gm_train.config.schema import Config
 from gm_train.objective.pathway import read_gmt
 
-_SHARE = "; other ranks can read it: put it on a file system that every node sees, under one name"
+_SHARE = "; other ranks can read it: put it on a file system that every node sees, under the same path"
 
 
 @dataclass(frozen=True)
@@ -21,11 +21,13 @@ class StoreView:
     """A store as one rank sees it.
 
     Attributes:
-        hash: of its manifest.
-        blocks: SHA-256 of the tokens of one block of each data set.
-        n_bytes, seconds: what these blocks hold, and the time to read them.
-        n_cells, n_train: cells, and those of them to train on.
-        top_k: most tokens of a cell.
+        hash: hash of its manifest.
+        blocks: SHA-256 of the tokens of one block of each data set, by the data set's name.
+        n_bytes: bytes of these blocks.
+        seconds: time to read these blocks.
+        n_cells: number of cells.
+        n_train: number of training cells.
+        top_k: maximal number of tokens of a cell.
     """
 
     hash: str
@@ -38,15 +40,15 @@ class StoreView:
 
 
 def view_store(path: str) -> StoreView:
-    """Read the manifest, the tokenizer, and of each data set the block in its middle.
+    """Read the manifest, the tokenizer, and the middle block of each data set.
 
     Raises:
-        DataError: there is no store, or what was read is damaged.
+        DataError: there is no such store, or it is damaged.
     """
     reader = StoreReader(path, cache_bytes=0)
     manifest = reader.manifest
     if Tokenizer.load(reader.path).hash != manifest.tokenizer_hash:
-        raise DataError(f"{path}: its vocabulary and medians are not those that it was made with: build it again")
+        raise DataError(f"{path}: its vocabulary or medians are not the ones it was built with: build the store again")
     blocks: dict[str, str] = {}
     n_bytes, first = 0, 0
     start = time.perf_counter()
@@ -70,13 +72,14 @@ def view_store(path: str) -> StoreView:
 
 
 def check_store(checkup: Checkup, config: Config) -> None:
+    """Check that all ranks can read the store, see the same one, and can train on it."""
     path = config.data.store
-    said = checkup.ask("store", lambda: view_store(path), hint=_SHARE)
-    if said is None:
+    answers = checkup.ask("store", lambda: view_store(path), hint=_SHARE)
+    if answers is None:
         return
-    view = said[0].value
-    slowest = max(one.value.seconds for one in said)
-    alike = f", alike on {len(said)} ranks" if len(said) > 1 else ""
+    view = answers[0].value
+    slowest = max(one.value.seconds for one in answers)
+    alike = f", alike on {len(answers)} ranks" if len(answers) > 1 else ""
     blocks = (
         "a block of its data set" if len(view.blocks) == 1 else f"a block of each of its {len(view.blocks)} data sets"
     )
@@ -84,35 +87,42 @@ def check_store(checkup: Checkup, config: Config) -> None:
         f"{path}: {view.n_cells:,} cells, hash {view.hash[:12]}; {blocks} read{alike} "
         f"({amount(view.n_bytes)} in {slowest * 1000:.0f} ms at most)"
     )
-    problems = store_problems(path, said, config.data.row_length)
+    problems = store_problems(path, answers, config.data.row_length)
     checkup.conclude("store", "" if problems else measured, problems)
 
 
-def store_problems(path: str, said: Sequence[Said[StoreView]], row_length: int) -> Problems:
-    """Where the ranks see different stores, or one that a run cannot use."""
-    if text := differences(said, lambda view: view.hash[:12]):
-        mend = "let all read one store on a file system that every node sees"
-        return [(Level.FAIL, f"data.store={path}: the ranks see stores of different hashes: {text}: {mend}")]
+def store_problems(path: str, answers: Sequence[Said[StoreView]], row_length: int) -> Problems:
+    """List differences between the stores that the ranks see, and what makes a store useless for a run.
+
+    Args:
+        path: the store, as configured.
+        answers: the store as each rank sees it.
+        row_length: tokens of a row (`data.row_length`).
+    """
+    if text := differences(answers, lambda view: view.hash[:12]):
+        fix = "let all ranks read one store on a file system that every node sees"
+        return [(Level.FAIL, f"data.store={path}: the ranks see stores of different hashes: {text}: {fix}")]
     problems: Problems = []
-    for name in said[0].value.blocks:
-        if text := differences(said, lambda view, name=name: view.blocks[name][:12]):  # type: ignore[misc]
-            mend = f"`gm-train data verify {path}` on each node names what is damaged; then copy the store again"
-            problems.append((Level.FAIL, f"{path}/{name}: the same block has different hashes: {text}: {mend}"))
-    view = said[0].value
+    for name in answers[0].value.blocks:
+        if text := differences(answers, lambda view, name=name: view.blocks[name][:12]):  # type: ignore[misc]
+            fix = f"`gm-train data verify {path}` on each node names what is damaged; then copy the store again"
+            problems.append((Level.FAIL, f"{path}/{name}: the same block has different hashes: {text}: {fix}"))
+    view = answers[0].value
     if view.n_train == 0:
         problems.append((Level.FAIL, f"{path}: has no training cells: build it with other splits"))
     if view.top_k > row_length:
         problems.append(
             (
                 Level.FAIL,
-                f"{path}: cells have up to {view.top_k:,} tokens, rows data.row_length={row_length:,}: raise "
-                "data.row_length, or build the store with a smaller --top-k",
+                f"{path}: cells have up to {view.top_k:,} tokens, but a row holds data.row_length={row_length:,}: "
+                "raise data.row_length, or build the store with a smaller --top-k",
             )
         )
     return problems
 
 
 def check_pathways(checkup: Checkup, config: Config) -> None:
+    """Check that all ranks can read the gene sets and see the same file."""
     path = config.objective.pathways
     if not path:
         checkup.conclude("pathways", "none: objective.pathways is empty, so there is no L_pathway", [])
@@ -122,12 +132,12 @@ def check_pathways(checkup: Checkup, config: Config) -> None:
         n_sets = len(read_gmt(Path(path)))
         return n_sets, hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
-    said = checkup.ask("pathways", look, hint=_SHARE)
-    if said is None:
+    answers = checkup.ask("pathways", look, hint=_SHARE)
+    if answers is None:
         return
     problems: Problems = []
-    if text := differences(said, lambda value: value[1][:12]):
-        mend = "let all read one file on a file system that every node sees"
-        problems.append((Level.FAIL, f"objective.pathways={path}: the ranks see different files: {text}: {mend}"))
-    n_sets, digest = said[0].value
+    if text := differences(answers, lambda value: value[1][:12]):
+        fix = "let all ranks read one file on a file system that every node sees"
+        problems.append((Level.FAIL, f"objective.pathways={path}: the ranks see different files: {text}: {fix}"))
+    n_sets, digest = answers[0].value
     checkup.conclude("pathways", "" if problems else f"{path}: {n_sets} gene sets, hash {digest[:12]}", problems)

@@ -1,4 +1,4 @@
-"""SLURM: its tools, and the job that this runs in."""
+"""Check SLURM: its tools, and the job that this process runs in."""
 
 import os
 import re
@@ -12,15 +12,14 @@ from gm_train.config.schema import Config
 
 
 def check_tools(checkup: Checkup) -> None:
-    """Without a configuration: whether jobs can be submitted from here."""
-
-    said = checkup.ask("slurm", look_for_tools)
-    if said is not None:
-        checkup.conclude("slurm", *said[0].value)
+    """Report whether jobs can be submitted from here; used without a configuration."""
+    answers = checkup.ask("slurm", look_for_tools)
+    if answers is not None:
+        checkup.conclude("slurm", *answers[0].value)
 
 
 def look_for_tools() -> tuple[str, Problems]:
-    """Which of SLURM's tools are here and whether they work: a line for people, and what is wrong with them."""
+    """Look for SLURM's tools. Return a line for the report, and what is wrong with the tools."""
     missing = [tool for tool in ("sbatch", "srun", "scontrol") if shutil.which(tool) is None]
     if "sbatch" in missing:
         return "no sbatch here: `gm-train launch --dry-run` works, submitting does not", []
@@ -34,28 +33,37 @@ def look_for_tools() -> tuple[str, Problems]:
 
 
 def check_job(checkup: Checkup, config: Config | None) -> None:
-    """The job's time left, and whether it comes back; nothing outside of a job."""
+    """Report the job's remaining time and whether SLURM requeues it; outside of a job do nothing."""
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return
-    # One rank asks: a thousand at once are a burden to the controller.
-    said = checkup.ask("job", lambda: _show(job) if checkup.ranks.is_first else "")
-    if said is None:
+    # Only one rank asks: a thousand requests at once would overload the controller.
+    answers = checkup.ask("job", lambda: _show(job) if checkup.ranks.is_first else "")
+    if answers is None:
         return
-    if not said[0].value:
-        checkup.conclude("job", f"{job}: not examined, scontrol is not installed on rank 0's node", [])
+    if not answers[0].value:
+        checkup.conclude("job", f"{job}: not checked, scontrol is not installed on rank 0's node", [])
         return
-    measured, problems = judge_job(job, said[0].value, config)
+    measured, problems = judge_job(job, answers[0].value, config)
     checkup.conclude("job", measured, problems)
 
 
 def _show(job: str) -> str:
-    """SLURM's description of a job; empty without its tool."""
+    """Return SLURM's description of a job; empty if scontrol is not installed."""
     return _run("scontrol", "show", "job", "--oneliner", job) if shutil.which("scontrol") else ""
 
 
 def judge_job(job: str, description: str, config: Config | None) -> tuple[str, Problems]:
-    """What `scontrol show job` says: a line for people, and what stands against a run."""
+    """Judge the output of `scontrol show job`.
+
+    Args:
+        job: number of the job.
+        description: the output, all on one line.
+        config: the configuration of the run; None reports without judging.
+
+    Returns:
+        A line for the report, and what speaks against a run in this job.
+    """
     fields = dict(re.findall(r"(\w+)=(\S+)", description))
     limit, ran = seconds_of(fields.get("TimeLimit", "")), seconds_of(fields.get("RunTime", ""))
     left = limit - ran if limit is not None and ran is not None else None
@@ -89,6 +97,6 @@ def _run(*words: str) -> str:
     except (OSError, subprocess.SubprocessError) as error:
         raise DataError(f"`{' '.join(words)}` cannot be run ({error}): is SLURM set up on this node?") from error
     if done.returncode:
-        said = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
-        raise DataError(f"`{' '.join(words)}`: {said}: does the controller answer (`scontrol ping`)?")
+        message = (done.stderr.strip() or f"exit code {done.returncode}").splitlines()[-1]
+        raise DataError(f"`{' '.join(words)}`: {message}: does the controller answer (`scontrol ping`)?")
     return done.stdout.strip()

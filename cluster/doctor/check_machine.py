@@ -1,4 +1,4 @@
-"""What a node has: packages and their versions, the strategies that they allow, and cores."""
+"""Check the software of a node (versions, and the strategies that they allow) and its cores."""
 
 import importlib.metadata
 import importlib.util
@@ -13,12 +13,12 @@ from gm_train.config.schema import Config
 from gm_train.run.provenance import git_revision
 from gm_train.strategies.choose import refuse_without_deepspeed
 
-# Ranks with different ones of these compute different things, or cannot talk to each other.
+# Ranks with different versions of these compute different results, or cannot communicate.
 _PACKAGES = ("torch", "lightning", "deepspeed", "mamba-ssm", "tensorstore", "numpy")
 
 
 def versions() -> dict[str, str]:
-    """Versions of what a run depends on; "none" for a package that is not installed."""
+    """Return the version of each package that a run depends on; "none" if it is not installed."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -29,32 +29,33 @@ def versions() -> dict[str, str]:
 
 
 def check_software(checkup: Checkup) -> None:
-    said = checkup.ask("software", versions)
-    if said is None:
+    """Check that all ranks have the same software."""
+    answers = checkup.ask("software", versions)
+    if answers is None:
         return
-    problems = version_problems(said)
-    measured = "" if problems else ", ".join(f"{name} {_short(version)}" for name, version in said[0].value.items())
+    problems = version_problems(answers)
+    measured = "" if problems else ", ".join(f"{name} {_short(version)}" for name, version in answers[0].value.items())
     checkup.conclude("software", measured, problems)
 
 
-def version_problems(said: Sequence[Said[dict[str, str]]]) -> Problems:
-    """A warning for each package that is not the same on all ranks."""
+def version_problems(answers: Sequence[Said[dict[str, str]]]) -> Problems:
+    """Return a warning for each package whose version differs between ranks."""
     problems: Problems = []
-    for package in said[0].value:
-        if text := differences(said, lambda value, package=package: _short(value.get(package, "none"))):  # type: ignore[misc]
+    for package in answers[0].value:
+        if text := differences(answers, lambda value, package=package: _short(value.get(package, "none"))):  # type: ignore[misc]
             problems.append((Level.WARN, f"{package} differs: {text}: start all ranks from one environment"))
     return problems
 
 
 def _short(version: str) -> str:
-    """A version as it is; of a git revision the first digits."""
+    """Shorten a git revision to its first 12 digits; keep any other version."""
     dirty = "+" if version.endswith("+") else ""
     digits = version.removesuffix("+")
     return digits[:12] + dirty if len(digits) == 40 else version
 
 
 def check_strategies(checkup: Checkup) -> None:
-    """Without a configuration: which strategies could be used."""
+    """Report which strategies could be used; for a call without a configuration."""
 
     def look() -> str:
         try:
@@ -63,44 +64,51 @@ def check_strategies(checkup: Checkup) -> None:
             return f"ddp, fsdp2; not zero2, zero3: {error}"
         return "ddp, fsdp2, zero2, zero3"
 
-    said = checkup.ask("strategies", look)
-    if said is not None:
-        checkup.conclude("strategies", said[0].value, [])
+    answers = checkup.ask("strategies", look)
+    if answers is not None:
+        checkup.conclude("strategies", answers[0].value, [])
 
 
 @dataclass(frozen=True)
 class Cores:
-    """The cores that a process may use, and those that SLURM was asked to give it."""
+    """The cores of a process.
+
+    Attributes:
+        allowed: ids of the cores that it may use.
+        asked: number of cores that SLURM was asked for; None outside of SLURM.
+    """
 
     allowed: frozenset[int]
     asked: int | None
 
 
 def cores() -> Cores:
+    """Return the cores of this process."""
     asked = os.environ.get("SLURM_CPUS_PER_TASK")
     return Cores(frozenset(os.sched_getaffinity(0)), int(asked) if asked else None)
 
 
-def cores_of_each(said: Sequence[Said[Cores]]) -> list[int]:
-    """Cores of each rank: ranks of a node that may all use the same ones share them evenly."""
+def cores_of_each(answers: Sequence[Said[Cores]]) -> list[int]:
+    """Return the number of cores of each rank. Ranks that may use the same cores share them evenly."""
     found = []
-    for one in said:
-        sharers = sum(other.node == one.node and other.value.allowed == one.value.allowed for other in said)
+    for one in answers:
+        sharers = sum(other.node == one.node and other.value.allowed == one.value.allowed for other in answers)
         own = max(1, len(one.value.allowed) // sharers)
         found.append(min(own, one.value.asked or own))
     return found
 
 
 def check_cores(checkup: Checkup, config: Config | None) -> None:
-    said = checkup.ask("cores", cores)
-    if said is None:
+    """Check that each rank has a core for itself and one for each of its loader workers."""
+    answers = checkup.ask("cores", cores)
+    if answers is None:
         return
-    each = [Said(one.rank, one.node, n) for one, n in zip(said, cores_of_each(said), strict=True)]
+    each = [Said(one.rank, one.node, n) for one, n in zip(answers, cores_of_each(answers), strict=True)]
     found = groups(each)
     measured = differences(each) or next(iter(found))
     problems: Problems = []
     if config is not None:
-        # A rank has no more workers than lanes.
+        # A rank has at most as many workers as lanes.
         workers = min(config.data.workers, max(1, config.data.lanes // checkup.ranks.world_size))
         few = [one for one in each if one.value < workers + 1]
         if few:
@@ -112,7 +120,7 @@ def check_cores(checkup: Checkup, config: Config | None) -> None:
                     "data.workers",
                 )
             )
-    checkup.conclude("cores", f"{measured} a rank" + (", if ranks share evenly" if len(said) > 1 else ""), problems)
+    checkup.conclude("cores", f"{measured} a rank" + (", if ranks share evenly" if len(answers) > 1 else ""), problems)
 
 
 def _has(ranks: Sequence[object]) -> str:

@@ -1,7 +1,7 @@
-"""An all-reduce as gradients need it: whether its sums are right, and how fast it is.
+"""Check an all-reduce like that of the gradients: whether its sums are right, and how fast it is.
 
-A collective that some rank does not join never returns. It runs in a thread of its own, which is left behind when it
-has taken too long; the report goes on, and the process has to be ended without waiting for it (`Stuck`).
+A collective that some rank does not join never returns. So it runs in a thread, which is abandoned after a time limit
+(`Stuck`). The report continues, but the process must then be ended without waiting for that thread.
 """
 
 import statistics
@@ -20,7 +20,7 @@ from data_shards.errors import DataError
 
 T = TypeVar("T")
 
-#: Bytes of the tensor, at most: on GPUs, and on CPU ranks.
+#: Largest size of the tensor in bytes, on GPUs and on CPU ranks.
 MOST_ON_GPU, MOST_ON_CPU = 256 << 20, 32 << 20
 _PATIENCE_S = 120.0
 _LARGE_ROUNDS, _SMALL_ROUNDS = 5, 20
@@ -28,11 +28,11 @@ _LARGE_ROUNDS, _SMALL_ROUNDS = 5, 20
 
 @dataclass(frozen=True)
 class Timing:
-    """What one rank measured.
+    """The measurements of one rank.
 
     Attributes:
-        seconds: of an all-reduce of the large tensor, median.
-        latency: of one of a single number, median, in seconds.
+        seconds: median time of an all-reduce of the large tensor.
+        latency: median time in seconds of an all-reduce of a single number.
         right: whether all sums were right.
     """
 
@@ -42,14 +42,14 @@ class Timing:
 
 
 class Stuck(DataError):
-    """A thread is still within a collective: the process cannot be ended in the usual way."""
+    """A thread is stuck in a collective: the process cannot exit normally."""
 
 
 def within(seconds: float, function: Callable[[], T]) -> T:
-    """What `function` returns, from a thread; an error of its own is raised here.
+    """Run `function` in a thread, and return its result or raise its error.
 
     Raises:
-        Stuck: it did not return in time; the thread is left behind.
+        Stuck: it did not return within `seconds`; the thread is abandoned.
     """
     results: list[T] = []
     errors: list[BaseException] = []
@@ -71,11 +71,18 @@ def within(seconds: float, function: Callable[[], T]) -> T:
 
 
 def measure(device: torch.device, n_bytes: int, rank: int, world_size: int) -> Timing:
-    """All-reduce a tensor of `n_bytes` and a single number, a few times each; every rank calls this."""
+    """Measure all-reduces of a large tensor and of a single number, a few times each. Every rank must call this.
+
+    Args:
+        device: the device of this rank.
+        n_bytes: size of the large tensor.
+        rank: global rank.
+        world_size: number of ranks.
+    """
     if device.type == "cuda":
-        torch.cuda.set_device(device)  # which is a thread's own
-    # A group of its own: where some rank fails, the messages of the others' group stay in step. Its limit is beyond
-    # ours, since NCCL ends the whole process at it.
+        torch.cuda.set_device(device)  # the current device is a setting of each thread
+    # A new group: if a rank fails here, the messages of the default group stay in step. Its timeout is longer than
+    # ours, because NCCL ends the whole process at that timeout.
     group = dist.new_group(
         backend="nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=10 * _PATIENCE_S)
     )
@@ -94,7 +101,7 @@ def measure(device: torch.device, n_bytes: int, rank: int, world_size: int) -> T
                 torch.cuda.synchronize(device)
             seconds.append(time.perf_counter() - start)
             right = right and bool((tensor == expected).all())
-        return statistics.median(seconds[1:]), right  # the first one also connects
+        return statistics.median(seconds[1:]), right  # the first round also connects
 
     large, large_right = rounds(_LARGE_ROUNDS, max(1, n_bytes // 4))
     latency, small_right = rounds(_SMALL_ROUNDS, 1)
@@ -102,10 +109,14 @@ def measure(device: torch.device, n_bytes: int, rank: int, world_size: int) -> T
 
 
 def check_all_reduce(checkup: Checkup, gradient_bytes: int) -> bool:
-    """Measure an all-reduce over all ranks.
+    """Check and time an all-reduce over all ranks.
+
+    Args:
+        checkup: the checks of this rank.
+        gradient_bytes: size of the model's gradient; the tensor has this size, up to a limit.
 
     Returns:
-        Whether this process may be ended as usual: no thread is left within a collective.
+        Whether this process may exit normally: no thread is stuck in a collective.
     """
     ranks = checkup.ranks
     device = ranks.device()
@@ -121,18 +132,19 @@ def check_all_reduce(checkup: Checkup, gradient_bytes: int) -> bool:
             free = not isinstance(error, Stuck)
             raise DataError(f"{str(error).splitlines()[0]}{advice(on_gpu)}") from error
 
-    said = checkup.ask("all-reduce", run)
-    if said is None:
+    answers = checkup.ask("all-reduce", run)
+    if answers is None:
         return free
-    wrong = [one for one in said if not one.value.right]
+    wrong = [one for one in answers if not one.value.right]
     if wrong:
-        text = f"{where(wrong)}: sums over all ranks are wrong: leave {'these nodes' if len(wrong) > 1 else 'it'} out"
+        nodes = "these nodes" if len(wrong) > 1 else "this node"
+        text = f"{where(wrong)}: sums over all ranks are wrong: do not use {nodes} (cluster.exclude)"
         checkup.conclude("all-reduce", "", [(Level.FAIL, text)])
         return free
-    slowest = max(one.value.seconds for one in said)
+    slowest = max(one.value.seconds for one in answers)
     bandwidth = n_bytes / slowest
     bus = bandwidth * 2 * (ranks.world_size - 1) / ranks.world_size
-    latency = max(one.value.latency for one in said)
+    latency = max(one.value.latency for one in answers)
     checkup.conclude(
         "all-reduce",
         f"{'nccl' if on_gpu else 'gloo'}, {amount(n_bytes)} in {slowest * 1e3:.3g} ms: {amount(bandwidth)}/s algorithm "
@@ -143,10 +155,10 @@ def check_all_reduce(checkup: Checkup, gradient_bytes: int) -> bool:
 
 
 def advice(on_gpu: bool) -> str:
-    """What to try when ranks that have met do not sum up."""
+    """Return what to try if ranks that have met cannot do an all-reduce."""
     if on_gpu:
         return (
-            ": see why with NCCL_DEBUG=INFO in the environment; NCCL_SOCKET_IFNAME names the network interface to use "
-            "(`ip -brief address` lists them), NCCL_IB_DISABLE=1 goes without InfiniBand"
+            ": NCCL_DEBUG=INFO in the environment shows why; NCCL_SOCKET_IFNAME names the network interface to use "
+            "(`ip -brief address` lists them), NCCL_IB_DISABLE=1 switches InfiniBand off"
         )
     return ": GLOO_SOCKET_IFNAME names the network interface to use (`ip -brief address` lists them)"

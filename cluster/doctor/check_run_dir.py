@@ -1,4 +1,4 @@
-"""What a run needs of the file system and of memory: its directory, space for checkpoints, room for its state."""
+"""Check what a run needs on disk and in memory: its directory, space for checkpoints, memory for its state."""
 
 import contextlib
 import fcntl
@@ -23,47 +23,47 @@ from gm_train.ranks.ranks import Ranks
 from gm_train.strategies.choose import choose, device_memory, strategy_class
 
 _PUBLISHED_VOCABULARY = 25_426
-# Bytes a parameter: of a checkpoint (weights and AdamW's two moments, float32), and the gradient besides.
+# Bytes per parameter: in a checkpoint (weights and AdamW's two moments, float32), and in memory (also the gradient).
 _SAVED, _HELD = 12, 16
-# How long a file that another node has written may take to be seen.
+# Seconds until a file that another node has written must be visible.
 _VISIBLE_S = 5.0
 
 
 def check_run_dir(checkup: Checkup, config: Config) -> None:
-    """Whether all ranks can write into the run directory, and find there what the others wrote."""
+    """Check that all ranks can write into the run directory and see there what the others wrote."""
     path = Path(config.run.dir)
-    told = checkup.ask("run dir", lambda: (secrets.token_hex(8), missing_folders(path), os.path.abspath(path)))
-    if told is None:
+    views = checkup.ask("run dir", lambda: (secrets.token_hex(8), missing_folders(path), os.path.abspath(path)))
+    if views is None:
         return
-    token, missing = told[0].value[0], told[checkup.ranks.global_rank if checkup.connected else 0].value[1]
+    token, missing = views[0].value[0], views[checkup.ranks.global_rank if checkup.connected else 0].value[1]
     try:
         if checkup.ask("run dir", lambda: _write(path, token, checkup.ranks.global_rank)) is None:
             return
-        others = [one.rank for one in told]
+        others = [one.rank for one in views]
         seen = checkup.ask("run dir", lambda: _seen(path, token, others if checkup.ranks.is_first else [0]))
-        # Before any rank takes its file away again, all have looked.
+        # From here on, all ranks have looked, and each may delete its file.
         if seen is None:
             return
-        paths = [Said(one.rank, one.node, one.value[2]) for one in told]
+        paths = [Said(one.rank, one.node, one.value[2]) for one in views]
         problems = sharing_problems(config.run.dir, seen, paths)
         busy = checkup.ask("run dir", lambda: lock_problem(path) if checkup.ranks.is_first else None)
         if busy is not None and busy[0].value is not None:
             problems.append((Level.WARN, busy[0].value))
         by = f"written and read by {len(seen)} ranks" if len(seen) > 1 else "writable"
-        checkup.conclude("run dir", f"{told[0].value[2]}: {by}", problems)
+        checkup.conclude("run dir", f"{views[0].value[2]}: {by}", problems)
     finally:
         with contextlib.suppress(OSError):
             _file(path, token, checkup.ranks.global_rank).unlink()
         checkup.ask("run dir", lambda: None)
         for folder in missing:
-            # What held nothing before is left as it was; a folder that is not empty stays.
+            # Remove the folders that this check made, unless something else has been written into them.
             with contextlib.suppress(OSError):
                 folder.rmdir()
 
 
 def missing_folders(path: Path) -> list[Path]:
-    """The folders on the way to `path`, itself included, that are not there; the deepest first."""
-    # os.path.exists, here and below: Path.exists raises where a folder on the way may not be entered.
+    """Return `path` and its parents as far as they do not exist, the deepest first."""
+    # os.path.exists here and below: Path.exists raises if a folder on the way may not be entered.
     return [folder for folder in (path, *path.parents) if not os.path.exists(folder)]
 
 
@@ -80,7 +80,7 @@ def _write(path: Path, token: str, rank: int) -> None:
 
 
 def _seen(path: Path, token: str, ranks: Sequence[int]) -> list[int]:
-    """Which of these ranks' files are there. Each is looked up by name: a listing may be an old one on NFS."""
+    """Return the ranks whose files are visible. Look each up by name: on NFS, a listing may be out of date."""
     deadline = time.monotonic() + _VISIBLE_S
     while True:
         found = [rank for rank in ranks if os.path.exists(_file(path, token, rank))]
@@ -90,12 +90,12 @@ def _seen(path: Path, token: str, ranks: Sequence[int]) -> list[int]:
 
 
 def sharing_problems(run_dir: str, seen: Sequence[Said[list[int]]], paths: Sequence[Said[str]]) -> Problems:
-    """The ranks that write into another folder of the same name than rank 0.
+    """Report ranks whose run directory is not the folder of rank 0, although it has the same name.
 
     Args:
-        run_dir: as configured.
-        seen: by rank 0, whose files it found; by each other, whether that is [0].
-        paths: what `run_dir` is on each rank, absolute.
+        run_dir: the run directory as configured.
+        seen: from rank 0, the ranks whose files it saw; from each other rank, [0] if it saw rank 0's file, else [].
+        paths: the absolute path of `run_dir` on each rank.
     """
     found = set(seen[0].value) if seen[0].rank == 0 else {one.rank for one in seen}
     apart = [one for one in seen if one.rank and (one.rank not in found or 0 not in one.value)]
@@ -108,13 +108,14 @@ def sharing_problems(run_dir: str, seen: Sequence[Said[list[int]]], paths: Seque
 
 
 def lock_problem(path: Path) -> str | None:
-    """Whether another process holds the run directory. This only looks; `gm_train.run.lock.claimed` may take over."""
+    """Say which other process holds the run directory, or None. Unlike `gm_train.run.lock.locked`, claim nothing."""
     try:
         with (path / ".lock").open() as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                return f"another process is training into it ({_holder(file.read())}): wait for it, or choose another"
+                holder = _holder(file.read())
+                return f"another process is training into it ({holder}): wait for it, or choose another run.dir"
             except OSError as error:
                 return f"its file system cannot lock ({error.strerror}): start no second run there"
     except FileNotFoundError:
@@ -123,7 +124,7 @@ def lock_problem(path: Path) -> str | None:
 
 
 def _holder(content: str) -> str:
-    """What a process that holds a lock has written into it."""
+    """Format what the process that holds a lock has written into its file."""
     try:
         return ", ".join(f"{key} {value}" for key, value in json.loads(content).items() if value is not None)
     except (ValueError, AttributeError):
@@ -132,11 +133,11 @@ def _holder(content: str) -> str:
 
 @dataclass(frozen=True)
 class Size:
-    """The configured model's size.
+    """The size of the configured model.
 
     Attributes:
-        n_parameters: of the model, without building it.
-        assumed: what had to be assumed for it, for a line; empty for nothing.
+        n_parameters: number of parameters.
+        assumed: the assumption behind this number, for the report; empty if there is none.
     """
 
     n_parameters: int
@@ -144,7 +145,7 @@ class Size:
 
 
 def model_size(config: Config) -> Size:
-    """Parameters of the configured model over the store's vocabulary, or over the published one."""
+    """Count the model's parameters, without building it. Without a store, assume the published vocabulary."""
     assumed = ""
     try:
         vocabulary = Manifest.load(config.data.store).n_genes + FIRST_GENE
@@ -156,18 +157,24 @@ def model_size(config: Config) -> Size:
 
 
 def check_space(checkup: Checkup, config: Config, size: Size) -> None:
-    """Whether two checkpoints fit beside each other, as an old one is deleted only after the new one is whole."""
+    """Check that two checkpoints fit on the disk: an old one is deleted only after the new one is whole.
+
+    Args:
+        checkup: the checks of this rank.
+        config: the configuration of the run.
+        size: size of its model.
+    """
 
     def free() -> int:
         path = Path(os.path.abspath(config.run.dir))
-        there = next(folder for folder in (path, *path.parents) if os.path.exists(folder))
-        return shutil.disk_usage(there).free
+        existing = next(folder for folder in (path, *path.parents) if os.path.exists(folder))
+        return shutil.disk_usage(existing).free
 
-    # Rank 0's view: that all see the same file system is another check.
-    said = checkup.ask("space", lambda: free() if checkup.ranks.is_first else 0)
-    if said is None:
+    # Only rank 0 measures: `check_run_dir` checks that all ranks see the same file system.
+    answers = checkup.ask("space", lambda: free() if checkup.ranks.is_first else 0)
+    if answers is None:
         return
-    need, left = 2 * _SAVED * size.n_parameters, said[0].value
+    need, left = 2 * _SAVED * size.n_parameters, answers[0].value
     measured = f"{amount(left)} free, two checkpoints take {amount(need)}{size.assumed}"
     short: Problems = [
         (Level.FAIL, f"too little at run.dir={config.run.dir}: free {amount(need - left)} there or choose another")
@@ -176,40 +183,55 @@ def check_space(checkup: Checkup, config: Config, size: Size) -> None:
 
 
 def check_strategy(checkup: Checkup, config: Config, size: Size) -> None:
-    """Whether the strategy is there, and the model fits the devices with it."""
+    """Check that the strategy is installed, and that the model's state fits the devices.
+
+    Args:
+        checkup: the checks of this rank.
+        config: the configuration of the run.
+        size: size of its model.
+    """
 
     def look() -> tuple[str, str, int]:
         memory = device_memory(checkup.ranks)
         strategy, why = choose(config.trainer.strategy, size.n_parameters, checkup.ranks, memory)
-        # Imports it: an installed DeepSpeed may still miss what it needs.
+        # Import the strategy: even if DeepSpeed is installed, its own requirements may be missing.
         strategy_class(strategy)
         return strategy, why, memory
 
-    said = checkup.ask("strategy", look)
-    if said is None:
+    answers = checkup.ask("strategy", look)
+    if answers is None:
         return
-    measured, problems = judge_strategy(said, size, checkup.ranks)
+    measured, problems = judge_strategy(answers, size, checkup.ranks)
     checkup.conclude("strategy", measured, problems)
 
 
-def judge_strategy(said: Sequence[Said[tuple[str, str, int]]], size: Size, ranks: Ranks) -> tuple[str, Problems]:
-    """Name, reason and memory that each rank found: a line for people, and what stands against a run."""
-    strategy, why, _ = said[0].value
-    if text := differences(said, lambda value: value[0]):
+def judge_strategy(answers: Sequence[Said[tuple[str, str, int]]], size: Size, ranks: Ranks) -> tuple[str, Problems]:
+    """Judge whether a strategy fits the devices.
+
+    Args:
+        answers: from each rank, the strategy's name, the reason for it, and the device's memory in bytes.
+        size: size of the model.
+        ranks: the ranks that were started.
+
+    Returns:
+        A line for the report, and what speaks against a run.
+    """
+    strategy, why, _ = answers[0].value
+    if text := differences(answers, lambda value: value[0]):
         text = f"trainer.strategy=auto chooses differently on devices of different memory: {text}: name one"
         return "", [(Level.FAIL, text)]
     need = strategy_class(strategy).state_bytes(size.n_parameters, ranks.world_size)
     measured = (
         f"{strategy} ({why}); {size.n_parameters:,} parameters{size.assumed}: {amount(need)} of weights, gradients and "
-        f"moments on a rank with {amount(min(one.value[2] for one in said))}, activations come on top"
+        f"moments on a rank with {amount(min(one.value[2] for one in answers))}, activations come on top"
     )
-    small = [one for one in said if one.value[2] < need]
+    small = [one for one in answers if one.value[2] < need]
     problems: Problems = []
     if small:
-        mend = (
+        fix = (
             "use more ranks"
             if strategy_class(strategy).shards_weights
             else "set trainer.strategy=fsdp2 and use more ranks"
         )
-        problems.append((Level.FAIL, f"too much for {where(small)}: {mend}, or make the model smaller"))
+        problems.append((Level.FAIL, f"too much for {where(small)}: {fix}, or make the model smaller"))
     return measured, problems

@@ -1,7 +1,7 @@
-"""One report over all ranks: what each of them found, brought together, judged, and printed by rank 0.
+"""Make one report over all ranks: collect what each of them found, judge it, and let rank 0 print it.
 
-A check asks every rank (`Checkup.ask`) and then judges what came back. The asking catches whatever a rank raises, so
-that no rank waits for one that failed; the judging sees the same answers on every rank, so that all take the same way.
+A check asks every rank (`Checkup.ask`) and then judges the answers. `ask` catches whatever a rank raises, so that no
+rank waits for one that failed. Every rank judges the same answers, so all ranks take the same branches.
 """
 
 import os
@@ -16,11 +16,11 @@ from gm_train.ranks.ranks import Ranks
 
 T = TypeVar("T")
 
-_MOST_NODES = 4  # named in one line
+_MOST_NODES = 4  # nodes that one line names at most
 
 
 class Level(Enum):
-    """The verdict of a line; WARN does not change the exit code."""
+    """The verdict of a report line; WARN does not change the exit code."""
 
     OK = "ok"
     WARN = "WARN"
@@ -31,16 +31,16 @@ Problems = list[tuple[Level, str]]
 
 
 class Lost(Exception):
-    """The ranks cannot talk to each other any more: nothing further can be checked."""
+    """The ranks cannot communicate any more: nothing further can be checked."""
 
 
 @dataclass(frozen=True)
 class Said(Generic[T]):
-    """What one rank found.
+    """The answer of one rank.
 
     Attributes:
         rank: its global rank.
-        node: its node.
+        node: the name of its node.
         value: what it found.
     """
 
@@ -50,12 +50,12 @@ class Said(Generic[T]):
 
 
 def node_name() -> str:
-    """The name of this node: SLURM's where there is one, so that a message fits what `srun --nodelist` takes."""
+    """Return this node's name; SLURM's name if there is one, because `srun --nodelist` takes that."""
     return os.environ.get("SLURMD_NODENAME") or socket.gethostname()
 
 
 def spans(numbers: Sequence[int]) -> str:
-    """Ascending numbers for people: 0-3, 8."""
+    """Format ascending numbers as ranges: 0-3, 8."""
     parts: list[list[int]] = []
     for number in numbers:
         if parts and number == parts[-1][-1] + 1:
@@ -65,32 +65,32 @@ def spans(numbers: Sequence[int]) -> str:
     return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
 
 
-def where(said: Sequence[Said[T]]) -> str:
-    """These ranks and their nodes: ranks 0-1 on host-a, rank 2 on host-b."""
+def where(answers: Sequence[Said[T]]) -> str:
+    """Name the ranks of some answers and their nodes: ranks 0-1 on host-a, rank 2 on host-b."""
     nodes: dict[str, list[int]] = {}
-    for one in said:
+    for one in answers:
         nodes.setdefault(one.node, []).append(one.rank)
     parts = [f"rank{'s' if len(held) > 1 else ''} {spans(held)} on {node}" for node, held in nodes.items()]
     more = len(parts) - _MOST_NODES
     return ", ".join(parts[:_MOST_NODES]) + (f" and {more} more node{'s' if more > 1 else ''}" if more > 0 else "")
 
 
-def groups(said: Sequence[Said[T]], key: Callable[[T], str] = str) -> dict[str, list[Said[T]]]:
-    """The ranks that said the same, in the order of the first of them."""
+def groups(answers: Sequence[Said[T]], key: Callable[[T], str] = str) -> dict[str, list[Said[T]]]:
+    """Group equal answers, in the order of their first ranks. `key` turns a value into the text to compare."""
     found: dict[str, list[Said[T]]] = {}
-    for one in said:
+    for one in answers:
         found.setdefault(key(one.value), []).append(one)
     return found
 
 
-def differences(said: Sequence[Said[T]], key: Callable[[T], str] = str) -> str:
-    """Who said what, for a line: 2.12 (rank 0 on host-a), 2.13 (rank 1 on host-b); empty if all said the same."""
-    found = groups(said, key)
+def differences(answers: Sequence[Said[T]], key: Callable[[T], str] = str) -> str:
+    """Format different answers: 2.12 (rank 0 on host-a), 2.13 (rank 1 on host-b); empty if all are the same."""
+    found = groups(answers, key)
     return ", ".join(f"{value} ({where(who)})" for value, who in found.items()) if len(found) > 1 else ""
 
 
 def shown(error: BaseException) -> str:
-    """What an error says, with its type if it is none that was written for people."""
+    """Return an error's message, and its type too unless the message was written for users (DataError)."""
     text = str(error).strip() or "no message"
     return text if isinstance(error, DataError) else f"unexpected {type(error).__name__}: {text.splitlines()[0]}"
 
@@ -100,15 +100,15 @@ def _print(line: str) -> None:
 
 
 class Checkup:
-    """The checks of one start, on this rank.
+    """The checks of one call of `gm-train doctor`, on this rank.
 
     Args:
         ranks: this process among those that were started.
-        connected: whether they can talk to each other; otherwise this rank speaks of itself alone.
-        out: prints a line; rank 0 alone calls it.
+        connected: whether the ranks can communicate; otherwise this rank reports only about itself.
+        out: prints a line; only rank 0 calls it.
 
     Attributes:
-        counts: lines of each level so far.
+        counts: number of lines of each level so far.
     """
 
     def __init__(self, ranks: Ranks, connected: bool = True, out: Callable[[str], None] = _print) -> None:
@@ -120,21 +120,23 @@ class Checkup:
 
     @property
     def failed(self) -> bool:
+        """Whether any check failed."""
         return self.counts[Level.FAIL] > 0
 
     def ask(self, name: str, function: Callable[[], T], hint: str = "") -> list[Said[T]] | None:
-        """What `function` returns on every rank, in the order of the ranks.
+        """Call `function` on every rank, and collect the results on every rank.
 
         Args:
-            name: of the check, for the line of a failure.
-            function: looks at this rank's side of things; takes no part in anything with other ranks.
-            hint: added to a failure where other ranks have none.
+            name: name of the check, for the line of a failure.
+            function: examines this rank alone; it must not communicate with other ranks.
+            hint: added to the failure if it raised on some ranks only.
 
         Returns:
-            None, on every rank, if it raised on any: that has become a FAIL.
+            The results in the order of the ranks. None, on every rank, if `function` raised on any; each error was
+            reported as a FAIL.
 
         Raises:
-            Lost: a rank is gone.
+            Lost: a rank has ended.
         """
         value: T | None = None
         problem: str | None = None
@@ -161,23 +163,35 @@ class Checkup:
             raise Lost(str(error).splitlines()[0]) from error
 
     def conclude(self, name: str, measured: str, problems: Problems) -> None:
-        """One `ok` line, or a line for each problem, the first with what was measured."""
+        """Report one `ok` line, or a line for each problem.
+
+        Args:
+            name: name of the check.
+            measured: what was found; it stands in the `ok` line, or before the first problem.
+            problems: level and text of each problem.
+        """
         if not problems:
             self.say(Level.OK, name, measured)
         for i, (level, problem) in enumerate(problems):
             self.say(level, name, f"{measured}: {problem}" if i == 0 and measured else problem)
 
     def say(self, level: Level, name: str, text: str) -> None:
-        """Count a line; rank 0 prints it. Further lines of the text are indented below it."""
+        """Count a line of the report; rank 0 prints it.
+
+        Args:
+            level: the verdict.
+            name: name of the check.
+            text: the text; its second and further lines are indented.
+        """
         self.counts[level] += 1
         if self.ranks.is_first:
             self._out(f"{level.value:<6}{name:<13}" + text.replace("\n", "\n" + " " * 19))
 
     def check(self, name: str, function: Callable[[], None]) -> None:
-        """Run one check; if it raises, that is a FAIL, and the others go on.
+        """Run one check. If it raises, report a FAIL, so that the other checks still run.
 
         Raises:
-            Lost: a rank is gone.
+            Lost: a rank has ended.
         """
         try:
             function()
@@ -188,7 +202,7 @@ class Checkup:
 
 
 def amount(n_bytes: float) -> str:
-    """Bytes for people: 1.6 GB."""
+    """Format a number of bytes: 1.6 GB."""
     units = ["B", "kB", "MB", "GB", "TB"]
     while n_bytes >= 999.5 and len(units) > 1:
         n_bytes /= 1000

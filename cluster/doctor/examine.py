@@ -1,8 +1,8 @@
-"""What this machine, or the allocation that it is part of, can run: the checks in their order, as one report.
+"""Run all checks of `gm-train doctor` in order, and make one report: what this machine or allocation can run.
 
-    ranks meet ─> who is there ─> what they have ─> what the run needs ─> whether they can sum gradients
+    ranks meet ─> which ranks ─> software and devices ─> needs of the run ─> all-reduce of gradients
 
-Every rank runs all of this, and rank 0 prints. What a check is and how it stays clear of deadlocks: `checks/report.py`.
+Every rank runs all of this; rank 0 prints. `cluster/doctor/checkup.py` says what a check is, and why none deadlocks.
 """
 
 import contextlib
@@ -27,18 +27,18 @@ from gm_train.config.check import rank_problems
 from gm_train.config.schema import Config
 from gm_train.ranks.ranks import Ranks, joined, launched
 
-_MOST_HOSTS = 64  # lines of the table
+_MOST_HOSTS = 64  # lines of the table at most
 
 
 def examine(config: Config | None, timeout_s: float) -> int:
-    """Check what the ranks of this start have, and what a run of the configuration needs; rank 0 prints.
+    """Check what these ranks have, and whether it is enough for a run; rank 0 prints the report.
 
     Args:
-        config: checked, as `load_config` returns it; None: what is here, for any run.
-        timeout_s: how long ranks wait for each other.
+        config: configuration of the run, as `load_config` returns it; None reports only what the ranks have.
+        timeout_s: how long ranks wait for each other, in seconds.
 
     Returns:
-        The exit code, the same on every rank that is still connected: 0 if nothing failed, otherwise 1.
+        The exit code: 0 if nothing failed, else 1. It is the same on every rank that is still connected.
     """
     ranks = launched() or Ranks()
     from_slurm = _meet_as_slurm_says()
@@ -55,13 +55,13 @@ def examine(config: Config | None, timeout_s: float) -> int:
                 _check_rendezvous(checkup, time.monotonic() - start, from_slurm)
             free = _examine(checkup, config)
         except Lost as error:
-            text = f"another rank is gone ({error}): its own last words say why"
+            text = f"another rank is gone ({error}): the end of its own log says why"
             checkup.say(Level.FAIL, "ranks", text)
-            if not ranks.is_first:  # which may be the one that is gone
+            if not ranks.is_first:  # rank 0 may be the one that is gone
                 print(f"FAIL  ranks        rank {ranks.global_rank} on {node_name()}: {text}", file=sys.stderr)
         code = _conclude(checkup, config)
         if not free:
-            # A thread waits within a collective: to leave the group would be to wait with it.
+            # A thread is stuck in a collective: leaving the process group would wait for it.
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
@@ -69,7 +69,7 @@ def examine(config: Config | None, timeout_s: float) -> int:
 
 
 def _examine(checkup: Checkup, config: Config | None) -> bool:
-    """All checks behind the rendezvous. Returns whether the process may be ended as usual."""
+    """Run all checks after the rendezvous. Return whether the process may exit normally."""
     check_ranks(checkup, config)
     checkup.check("software", lambda: check_software(checkup))
     checkup.check("device", lambda: check_device(checkup, config))
@@ -101,18 +101,18 @@ def _examine(checkup: Checkup, config: Config | None) -> bool:
 
 
 def _examine_alone(ranks: Ranks, config: Config | None, error: DataError, timeout_s: float) -> int:
-    """The ranks did not meet. Each says so, which shows who is missing; rank 0 checks what it can by itself."""
+    """Report that the ranks did not meet: each that did start prints a line. Rank 0 checks what it can alone."""
     why = str(error.__cause__ or error).splitlines()[0]
     text = (
         f"rank {ranks.global_rank} of {ranks.world_size} on {node_name()}, {_meeting_place()}: {why} (--timeout "
         f"{timeout_s:g}): were all ranks started, can every node reach that address, is that port free? Ranks without "
-        "a line like this one never came; GLOO_SOCKET_IFNAME names the network interface to use"
+        "such a line did not start; GLOO_SOCKET_IFNAME names the network interface to use"
     )
     if not ranks.is_first:
         print(f"FAIL  rendezvous   {text}", file=sys.stderr)
         return 1
     checkup = Checkup(ranks, connected=False)
-    checkup.say(Level.FAIL, "rendezvous", f"{text}. What follows is rank 0 alone")
+    checkup.say(Level.FAIL, "rendezvous", f"{text}. The checks below are of rank 0 alone")
     _examine(checkup, config)
     return _conclude(checkup, config)
 
@@ -126,7 +126,7 @@ def _conclude(checkup: Checkup, config: Config | None) -> int:
 
 
 def _meet_as_slurm_says() -> bool:
-    """Under a bare srun, which names no place to meet, choose one as `gm-train launch` does. Returns whether so."""
+    """Under plain srun, which sets no address for the rendezvous, set one as `gm-train launch` does. Return if done."""
     env = os.environ
     if "MASTER_ADDR" in env or "RANK" in env or int(env.get("SLURM_STEP_NUM_TASKS", 1)) < 2:
         return False
@@ -138,9 +138,9 @@ def _meet_as_slurm_says() -> bool:
         first = scontrol("hostnames", env["SLURM_STEP_NODELIST"]).split()[0]
         address = re.search(r"\bNodeAddr=(\S+)", scontrol("node", "--oneliner", first))
     except (OSError, KeyError, IndexError, subprocess.SubprocessError):
-        return False  # then the rendezvous fails, and says that MASTER_ADDR is missing
+        return False  # the rendezvous will fail and report that MASTER_ADDR is missing
     env["MASTER_ADDR"] = address[1] if address else first
-    # Apart from the ports of `gm-train launch`, so that a run in the same job is not disturbed.
+    # Other ports than those of `gm-train launch`, so that a run in the same job is not disturbed.
     env.setdefault("MASTER_PORT", str(10000 + int(env["SLURM_JOB_ID"]) % 1000 * 10 + int(env["SLURM_STEP_ID"]) % 10))
     return True
 
@@ -150,26 +150,26 @@ def _meeting_place() -> str:
 
 
 def _check_rendezvous(checkup: Checkup, seconds: float, from_slurm: bool) -> None:
-    said = checkup.ask("rendezvous", lambda: seconds)
-    if said is None:
+    answers = checkup.ask("rendezvous", lambda: seconds)
+    if answers is None:
         return
-    waits = [one.value for one in said]
+    waits = [one.value for one in answers]
     remark = " (from SLURM: set both for a `gm-train fit` under srun; the scripts of `gm-train launch` do)"
     checkup.conclude(
         "rendezvous",
-        f"{min(waits):.2f} s after the last rank came, {max(waits):.2f} s after the first; {_meeting_place()}"
+        f"{min(waits):.2f} s after the last rank started, {max(waits):.2f} s after the first; {_meeting_place()}"
         + (remark if from_slurm else ""),
         [],
     )
 
 
 def check_ranks(checkup: Checkup, config: Config | None) -> None:
-    """Who is there, and whether that is what the configuration expects."""
+    """Report the ranks and their nodes, and whether their number is what the configuration expects."""
     ranks = checkup.ranks
-    said = checkup.ask("ranks", lambda: ranks.local_rank)
-    if said is None:
+    answers = checkup.ask("ranks", lambda: ranks.local_rank)
+    if answers is None:
         return
-    nodes = groups([Said(one.rank, one.node, one.node) for one in said])
+    nodes = groups([Said(one.rank, one.node, one.node) for one in answers])
     table = [(node, spans([one.rank for one in who])) for node, who in nodes.items()]
     if not checkup.connected:
         measured = f"{ranks.world_size} started"
@@ -177,7 +177,7 @@ def check_ranks(checkup: Checkup, config: Config | None) -> None:
         measured = f"{ranks.world_size} on 1 node: {table[0][0]} {table[0][1]}"
     else:
         measured = f"{ranks.world_size} on {len(nodes)} nodes"
-    problems = layout_problems(said, ranks) if checkup.connected else []
+    problems = layout_problems(answers, ranks) if checkup.connected else []
     if config is not None:
         problems += count_problems(config, ranks, "SLURM_JOB_ID" in os.environ)
     checkup.conclude("ranks", measured, problems)
@@ -187,27 +187,32 @@ def check_ranks(checkup: Checkup, config: Config | None) -> None:
         checkup.conclude("hosts", "\n".join(lines), [])
 
 
-def layout_problems(said: Sequence[Said[int]], ranks: Ranks) -> Problems:
-    """Whether every node has the same number of ranks, one behind the other; said: the local rank of each."""
-    counts = {node: len(who) for node, who in groups([Said(one.rank, one.node, one.node) for one in said]).items()}
-    # One name and local rank twice: containers with the same name, which cannot be told apart here.
-    apart = len({(one.node, one.value) for one in said}) == len(said)
+def layout_problems(answers: Sequence[Said[int]], ranks: Ranks) -> Problems:
+    """List violations of the layout: every node must have the same number of ranks, and consecutive ones.
+
+    Args:
+        answers: the local rank of every rank.
+        ranks: the ranks that were started.
+    """
+    counts = {node: len(who) for node, who in groups([Said(one.rank, one.node, one.node) for one in answers]).items()}
+    # If a pair of node name and local rank occurs twice, several containers have the same host name: no check then.
+    apart = len({(one.node, one.value) for one in answers}) == len(answers)
     if apart and len(set(counts.values())) > 1:
         text = ", ".join(f"{n} on {node}" for node, n in counts.items())
-        return [(Level.FAIL, f"every node needs as many as the others, not {text}: use --ntasks-per-node")]
-    if any(one.value != one.rank % ranks.local_size for one in said):
-        text = "ranks of a node do not follow each other, so neighbours talk over the network"
+        return [(Level.FAIL, f"every node needs the same number of ranks, not {text}: use --ntasks-per-node")]
+    if any(one.value != one.rank % ranks.local_size for one in answers):
+        text = "the ranks of a node are not consecutive, so neighbours communicate over the network"
         return [(Level.WARN, f"{text}: use srun --distribution=block")]
     return []
 
 
 def count_problems(config: Config, ranks: Ranks, in_job: bool) -> Problems:
-    """Where the number of ranks is not what the configuration says or can use.
+    """List where the number of ranks is not what the configuration says or can use.
 
     Args:
-        config: the configuration.
-        ranks: this process among those that were started.
-        in_job: whether this is within a SLURM job.
+        config: the configuration of the run.
+        ranks: the ranks that were started.
+        in_job: whether this process runs in a SLURM job.
     """
     trainer, cluster = config.trainer, config.cluster
     started = f"{ranks.local_size} on each of {ranks.n_nodes} node{'s' if ranks.n_nodes > 1 else ''} were started"
@@ -219,5 +224,5 @@ def count_problems(config: Config, ranks: Ranks, in_job: bool) -> Problems:
         key = "gpus_per_node" if cluster.gpus_per_node else "tasks_per_node"
         expected = f"cluster.nodes={cluster.nodes} x cluster.{key}={ranks_per_node(config)}"
         text = f"`gm-train launch` would start {expected} = {cluster.nodes * ranks_per_node(config)} ranks"
-        problems.append((Level.WARN, f"{text}, here are {ranks.world_size}: start this as the run will be"))
+        problems.append((Level.WARN, f"{text}, but {ranks.world_size} were started: start doctor as the run will be"))
     return problems + [(Level.FAIL, problem) for problem in rank_problems(config, ranks.world_size)]

@@ -1,7 +1,7 @@
-"""What ranked corpora from elsewhere come with: a token for each gene, and a median, as JSON or as a pickle.
+"""Read the dictionaries of ranked corpora from elsewhere: gene -> token and gene -> median, as JSON or pickle.
 
-Geneformer's dictionaries are pickles, and a pickle may call any function by its name. These are read without calling
-any: containers, texts and numbers need no name, and the two that numpy's numbers do stand for code of this file.
+Geneformer's dictionaries are pickles, and a pickle can call any function by name. Here it cannot: containers, strings
+and numbers need no function, and the few names that numpy's numbers and old pickles need map to code of this file.
 """
 
 import json
@@ -17,38 +17,43 @@ import numpy as np
 from data_shards.errors import DataError
 
 _PICKLES = (".pkl", ".pickle")
-#: Names such as <pad>, <mask>, <cls> and <eos> are no genes.
+#: Names such as <pad>, <mask>, <cls> and <eos> are not genes.
 _SPECIAL = re.compile(r"<[^<>]*>")
-#: The table from their tokens to genes is held in memory.
+#: Limit of a token, since the table from tokens to genes is held in memory.
 _MAX_TOKEN = 1 << 24
 
 
 def read_token_dictionary(path: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """The tokens of a dictionary: those of genes, and those of specials such as `<pad>`.
+    """Read a token dictionary.
+
+    Returns:
+        Tokens of genes, and tokens of specials such as `<pad>`.
 
     Raises:
-        DataError: it cannot be read, or does not give each name a token of its own.
+        DataError: it cannot be read, a token is not a whole number in range, or two names share a token.
     """
     tokens = _read(path, "gene id -> token")
     owner: dict[int, str] = {}
     for name, token in tokens.items():
         if not isinstance(token, int) or isinstance(token, bool) or not 0 <= token < _MAX_TOKEN:
             raise DataError(
-                f"{path}: {name} has the token {token!r}: expected whole numbers from 0 on, below {_MAX_TOKEN:,}; "
+                f"{path}: {name} has the token {token!r}: expected whole numbers from 0 and below {_MAX_TOKEN:,}; "
                 "is it a dictionary of gene id -> token?"
             )
         if token in owner:
-            raise DataError(f"{path}: {owner[token]} and {name} have the same token, {token}: it is damaged")
+            raise DataError(
+                f"{path}: {owner[token]} and {name} have the same token, {token}: the dictionary is damaged"
+            )
         owner[token] = name
     specials = {name: token for name, token in tokens.items() if _SPECIAL.fullmatch(name)}
     return {name: token for name, token in tokens.items() if name not in specials}, specials
 
 
 def read_median_dictionary(path: Path) -> dict[str, float]:
-    """The medians of a dictionary; of genes that have none, NaN.
+    """Read a dictionary of medians; NaN stands for a gene without one.
 
     Raises:
-        DataError: it cannot be read, or holds something else.
+        DataError: it cannot be read, or a value is not a median.
     """
     medians = {}
     for name, median in _read(path, "gene id -> non-zero median").items():
@@ -56,7 +61,8 @@ def read_median_dictionary(path: Path) -> dict[str, float]:
             median = math.nan
         if not isinstance(median, int | float) or isinstance(median, bool) or math.isinf(median) or median < 0:
             raise DataError(
-                f"{path}: the median of {name} is {median!r}: expected a number above zero, or none, for each gene id"
+                f"{path}: the median of {name} is {median!r}: expected a number above zero, or null (None), for each "
+                "gene id"
             )
         medians[name] = float(median) or math.nan
     return medians
@@ -73,10 +79,10 @@ def _read(path: Path, what: str) -> dict[str, Any]:
         raise DataError(f"{path}: no such file") from error
     except _Refused as error:
         raise DataError(
-            f"{path}: {error}, which a dictionary of {what} does not need and which could run anything: not read; "
-            "where you trust the file, load it yourself and write it as JSON"
+            f"{path}: {error}, which a dictionary of {what} does not need and which could run any code, so it was "
+            "not read; if you trust the file, load it yourself and save it as JSON"
         ) from error
-    # A damaged pickle raises nearly anything.
+    # A damaged pickle can raise almost any exception.
     except Exception as error:
         raise DataError(
             f"{path}: cannot be read ({type(error).__name__}: {error}): expected JSON, or a pickle named .pkl or "
@@ -89,11 +95,11 @@ def _read(path: Path, what: str) -> dict[str, Any]:
 
 
 class _Refused(Exception):
-    """A pickle that wants code."""
+    """A pickle calls a function, or holds a numpy object, that is not allowed."""
 
 
 class _NumberType:
-    """The type of a numpy scalar, as a pickle describes `numpy.dtype`, without numpy's code for that."""
+    """The type of a numpy scalar. Stands in for `numpy.dtype` in a pickle, so that no code of numpy runs."""
 
     def __init__(self, code: str, *flags: object) -> None:
         if not re.fullmatch(r"[iuf][1248]", code):
@@ -105,8 +111,9 @@ class _NumberType:
         self._order = {"<": "<", ">": ">"}.get(state[1], "|")
 
     def number(self, content: bytes) -> int | float:
-        found: int | float = np.frombuffer(content, np.dtype(self._order + self._code))[0].item()
-        return found
+        """The number that these bytes hold."""
+        value: int | float = np.frombuffer(content, np.dtype(self._order + self._code))[0].item()
+        return value
 
 
 def _scalar(kind: _NumberType, content: bytes) -> int | float:
@@ -114,7 +121,7 @@ def _scalar(kind: _NumberType, content: bytes) -> int | float:
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """How bytes stand in old pickles."""
+    """Stands in for `_codecs.encode`, by which old pickles store bytes."""
     return text.encode("latin1")
 
 

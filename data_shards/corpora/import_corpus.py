@@ -1,7 +1,7 @@
-"""From a corpus that is ranked already, in another vocabulary, to a data set of a store.
+"""Import a corpus that is ranked already, in another vocabulary, as a data set of a store.
 
-The ranks stay as they are: only the tokens change their numbers. So they must have been made with the medians that the
-store has, which for a new store are those that the corpus comes with.
+The ranks stay as they are; only the tokens get other numbers. So the corpus must have been ranked with the store's
+medians. A new store takes the medians that come with the corpus.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from data_shards.tokens.tokenizer import Tokenizer
 from data_shards.workers.progress import Progress
 from data_shards.workers.workers import Workers
 
-#: Tokens that are dropped, and why.
+#: Why tokens are dropped: name of the count in `Mapped` -> text of the report.
 _DROPPED = {
     "outside": "of genes without a median or outside of the vocabulary",
     "same_gene": "of other versions of a gene",
@@ -57,19 +57,19 @@ def import_corpus(
     """Make a store of cells that are ranked already, or add them to one.
 
     Args:
-        paths: folders or files of Parquet or Arrow, all of one data set.
+        paths: Parquet or Arrow files, or folders of them; all become one data set.
         tokens_path: gene id -> token, JSON or pickle.
         medians_path: gene id -> non-zero median that the cells were ranked with, JSON or pickle.
         out: a new `.zarr` directory, or with `add` the store to add to.
-        name: of the data set; none takes the stem of its one folder or file.
-        top_k: most tokens of a cell; none takes 2,048, or that of the store that is added to.
-        obs_columns: columns that are kept as annotations; none keeps all that are not nested.
+        name: the data set's name; None takes the stem of the only path.
+        top_k: maximum number of tokens of a cell; None takes 2,048, or with `add` the store's own.
+        obs_columns: columns that are kept as annotations; None keeps all that are not nested.
         splits: which cells are held out.
         add: add the data set to those of `out`.
-        say: takes lines of the report.
+        say: called with each line of the report.
 
     Raises:
-        DataError: `out` exists, or files, dictionaries or medians cannot be used, or do not belong together.
+        DataError: `out` exists; or files, dictionaries or medians cannot be used or do not belong together.
     """
     splits = splits or SplitOptions()
     if name is None and len(paths) > 1:
@@ -80,7 +80,7 @@ def import_corpus(
     else:
         refuse_existing(out)
     plan, mapping, report = plan_import(out, tokens_path, medians_path, top_k, add)
-    plan.check_names(out, [name], "name it otherwise with --name")
+    plan.check_names(out, [name], "choose another name with --name")
     corpus = RankedCorpus(paths)
     kept = _kept_columns(corpus, obs_columns, name, say)
     donor_key = splits.find_donor_key(name, corpus.columns)
@@ -119,9 +119,9 @@ def _kept_columns(corpus: RankedCorpus, asked: Sequence[str] | None, name: str, 
         return tuple(corpus.columns)
     for column in asked:
         if column not in corpus.columns:
-            why = "is nested" if column in corpus.nested else "is not there"
+            why = "is nested" if column in corpus.nested else "does not exist"
             raise DataError(
-                f"{corpus.files[0]}: column {column!r} {why}: --obs-columns can be of "
+                f"{corpus.files[0]}: column {column!r} {why}: --obs-columns can name "
                 f"{', '.join(corpus.columns) or '(none)'}"
             )
     return tuple(dict.fromkeys(asked))
@@ -133,15 +133,15 @@ def _named(path: Path) -> dict[str, str]:
 
 @dataclass(frozen=True, eq=False)
 class _Source:
-    """A corpus as it is imported.
+    """A corpus and how it is imported.
 
     Attributes:
-        name: of the data set.
+        name: name of the data set.
         corpus: its files.
         kept: columns that become annotations.
-        asked: those that were asked for, none for all.
-        files: what each file is now.
-        dictionaries: file and SHA-256 of the tokens and the medians that it came with.
+        asked: columns that were asked for; None for all.
+        files: fingerprint of each file.
+        dictionaries: file name and SHA-256 of the token dictionary and of the medians.
     """
 
     name: str
@@ -153,7 +153,7 @@ class _Source:
 
     @property
     def hash(self) -> str:
-        """SHA-256 (hex) of the files."""
+        """SHA-256 (hex) of the file; of several files, SHA-256 of their hashes."""
         if len(self.files) == 1:
             return self.files[0].sha256
         return hashlib.sha256("\n".join(file.sha256 for file in self.files).encode()).hexdigest()
@@ -169,7 +169,7 @@ class _Source:
 
 def _import(work: Path, source: _Source, mapping: TokenMap, tokenizer: Tokenizer, say: Say) -> RankedDataset:
     identity = {"source_hash": source.hash, **source.record()}
-    dataset = finish_once(work, source.name, identity, lambda place: _write(place, source, mapping, tokenizer.top_k))
+    dataset = finish_once(work, source.name, identity, lambda folder: _write(folder, source, mapping, tokenizer.top_k))
     dropped, summary = dataset.described["imported"]["dropped"], dataset.summary
     reasons = [f"{dropped[reason]:,} {why}" for reason, why in _DROPPED.items() if dropped[reason]]
     say(
@@ -179,12 +179,12 @@ def _import(work: Path, source: _Source, mapping: TokenMap, tokenizer: Tokenizer
     return dataset
 
 
-def _write(place: Path, source: _Source, mapping: TokenMap, top_k: int) -> None:
+def _write(finished: Path, source: _Source, mapping: TokenMap, top_k: int) -> None:
     corpus = source.corpus
     dropped = dict.fromkeys(_DROPPED, 0)
     total, row = RangeSummary(), 0
     with (
-        new_part(place) as folder,
+        new_part(finished) as folder,
         Progress(total=corpus.n_cells, desc=f"tokens {source.name}", unit=" cells") as progress,
     ):
         writer = DatasetWriter(folder, source.name)
@@ -211,7 +211,7 @@ def _write(place: Path, source: _Source, mapping: TokenMap, top_k: int) -> None:
             file.require_unchanged()
         if not total.n_cells:
             raise DataError(
-                f"{corpus.files[0]}: no cell is left of {row:,}: none has a token of a gene with a median: name the "
+                f"{corpus.files[0]}: no cell is left of {row:,}: none has a token of a gene with a median: give the "
                 "token dictionary and the medians of this corpus"
             )
         described = {
@@ -228,12 +228,12 @@ def _write(place: Path, source: _Source, mapping: TokenMap, top_k: int) -> None:
             "imported": {**source.record(), "dropped": dropped},
         }
         RankedDataset(source.name, folder, writer.close(), total, described).save()
-        for found in folder.rglob("*"):
-            flush(found)
+        for path in folder.rglob("*"):
+            flush(path)
 
 
 def _indexed(obs: pd.DataFrame, first: int) -> pd.DataFrame:
-    """Annotations indexed by the names of the cells: their own, or else their rows in the corpus."""
+    """Annotations indexed by cell id, or by the row in the corpus if there is no such column."""
     if CELL_ID in obs.columns:
         return obs.set_index(CELL_ID)
     return obs.set_axis([str(first + row) for row in range(len(obs))], axis=0)
@@ -243,10 +243,10 @@ def _bad_cell(cells: CorpusCells, mapped: Mapped) -> DataError:
     row = cells.first_row + mapped.cell
     if mapped.problem == NOT_KNOWN:
         return DataError(
-            f"{cells.file}: row {row:,} has the token {mapped.token:,}, which the token dictionary does not know: name "
+            f"{cells.file}: row {row:,} has the token {mapped.token:,}, which the token dictionary does not know: give "
             "the dictionary that this corpus was made with"
         )
     return DataError(
-        f"{cells.file}: row {row:,} has the token {mapped.token:,} twice: a rank of genes has each once; is {TOKENS!r} "
-        f"the column of tokens, and {LENGTH!r} that of their number?"
+        f"{cells.file}: row {row:,} has the token {mapped.token:,} twice, but a ranking has each gene once: is "
+        f"{TOKENS!r} the column of tokens, and {LENGTH!r} that of their number?"
     )

@@ -1,4 +1,4 @@
-"""What cells that are ranked already become in a store: its vocabulary and medians, and their tokens there."""
+"""Plan the import of ranked cells: the store's vocabulary and medians, and the new number of each foreign token."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,24 +13,27 @@ from data_shards.prepare.store_plan import TOP_K, StoreOptions, StorePlan, plan_
 from data_shards.tokens.tokenizer import Tokenizer
 from data_shards.tokens.vocabulary import Vocabulary
 
-#: Medians that were kept as float32 differ by this share at most.
+#: Largest relative difference of medians that were once stored as float32.
 _FLOAT32 = 2.0**-23
 
 
 def plan_import(
     out: Path, tokens_path: Path, medians_path: Path, top_k: int | None, add: bool
 ) -> tuple[StorePlan, TokenMap, "GenesFound"]:
-    """What a store is made with, what each foreign token becomes in it, and of how many genes.
+    """Plan the import of ranked cells.
 
     Args:
         out: the store.
-        tokens_path: gene id -> token.
-        medians_path: gene id -> non-zero median.
-        top_k: most tokens of a cell, if it is asked for.
-        add: `out` is there, and its tokenizer is taken.
+        tokens_path: dictionary gene id -> token.
+        medians_path: dictionary gene id -> non-zero median.
+        top_k: maximum number of tokens of a cell; None takes the default, or with `add` the store's own.
+        add: add to the existing store `out`, with its tokenizer.
+
+    Returns:
+        The store's plan, the map of foreign tokens, and how many genes were found.
 
     Raises:
-        DataError: a dictionary cannot be used, they do not belong together, or not to the store.
+        DataError: a dictionary cannot be used, the two do not belong together, or they do not fit the store.
     """
     tokens, specials = read_token_dictionary(tokens_path)
     plan = plan_more(out, None, StoreOptions(top_k=top_k)) if add else None
@@ -41,7 +44,7 @@ def plan_import(
     if not genes:
         raise DataError(
             f"{tokens_path}: none of its {len(tokens):,} genes ({', '.join(list(tokens)[:3])} …) has a median in "
-            f"{medians_path}: are they of one corpus, and the names gene ids?"
+            f"{medians_path}: do both files belong to one corpus, and are the names gene ids?"
         )
     if plan is None:
         vocabulary = Vocabulary(kind, tuple(genes))
@@ -56,7 +59,14 @@ def plan_import(
 
 @dataclass(frozen=True)
 class GenesFound:
-    """Genes of a dictionary: all, those with a median, and those of the vocabulary; and the names of its specials."""
+    """How many genes of a dictionary can be used.
+
+    Attributes:
+        delivered: genes of the token dictionary.
+        with_median: those that have a median.
+        known: those that are in the store's vocabulary.
+        specials: names of its specials, such as `<pad>`.
+    """
 
     delivered: int
     with_median: int
@@ -66,14 +76,14 @@ class GenesFound:
     def __str__(self) -> str:
         text = f"of {self.delivered:,} genes that have a token {self.with_median:,} have a median"
         if self.known < self.with_median:
-            text += f", {self.known:,} of them are of the store's vocabulary"
+            text += f", {self.known:,} of them are in the store's vocabulary"
         return text + (f"; {', '.join(self.specials)} dropped" if self.specials else "")
 
 
 def _refuse_other_medians(
     out: Path, plan: StorePlan, medians: dict[str, float], ids: dict[str, str], medians_path: Path
 ) -> None:
-    """Ranks by other medians mean something else: in one store they would be two languages."""
+    """Raise DataError if the corpus does not fit the store: ranks by other medians mean something else."""
     if plan.values:
         raise DataError(f"{out}: keeps values, which a corpus of ranks does not have: import into a store of its own")
     if plan.tokenizer.dither:
@@ -91,6 +101,6 @@ def _refuse_other_medians(
         gene = other[0]
         raise DataError(
             f"{medians_path}: the medians of {len(other):,} of {len(shared):,} shared genes are not those of {out} "
-            f"({gene}: {medians[gene]:g}, there {own[gene]:g}): ranks by other medians mean something else; import "
-            "into a store of its own"
+            f"({gene}: {medians[gene]:g}, in the store {own[gene]:g}): ranks by other medians mean something else; "
+            "import into a store of its own"
         )

@@ -1,7 +1,7 @@
-"""Corpora that are ranked already: cells as lists of tokens (`input_ids`) in Parquet or Arrow files.
+"""Read corpora that are ranked already: cells as lists of tokens (`input_ids`) in Parquet or Arrow files.
 
-A folder as Hugging Face datasets saves it (`state.json`, `data-*.arrow`, Arrow IPC streams), a folder of Parquet files,
-or single files. They are read a few thousand cells at a time.
+A corpus is a folder as Hugging Face datasets saves it (`state.json`, `data-*.arrow`, Arrow IPC streams), a folder of
+Parquet or Arrow files, or single files. They are read a few thousand cells at a time.
 """
 
 import json
@@ -22,9 +22,9 @@ from data_shards.errors import DataError
 TOKENS, LENGTH = "input_ids", "length"
 _CELLS = 4096
 _FILE_MAGIC = b"ARROW1"
-#: An Arrow stream that was written to its end closes with these.
+#: A complete Arrow stream ends with these bytes.
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
-# Columns that miss values in some batches must have one type in all.
+# Nullable types: a column with missing values in some batches must have the same type in all batches.
 _NULLABLE: dict[Any, Any] = {
     pa.bool_(): pd.BooleanDtype(),
     **{
@@ -40,11 +40,11 @@ class CorpusCells:
     """Some cells of a corpus.
 
     Attributes:
-        file: where they are from.
-        first_row: the row of the first one there.
+        file: the file that they are from.
+        first_row: row of the first cell in that file.
         tokens: int64 (n_tokens,), cell after cell.
-        indptr: int64 (n_cells + 1,), where each begins.
-        obs: their other columns.
+        indptr: int64 (n_cells + 1,), where each cell begins.
+        obs: the requested annotation columns.
     """
 
     file: Path
@@ -62,12 +62,12 @@ class RankedCorpus:
 
     Attributes:
         files: the files with cells.
-        rows: cells of each.
-        columns: names of the columns that can be annotations: all but tokens, lengths and what is nested.
-        nested: names of those that cannot.
+        rows: number of cells of each file.
+        columns: names of the columns that can be annotations: all but tokens, lengths and nested ones.
+        nested: names of the nested columns.
 
     Raises:
-        DataError: no cells, files that cannot be read or do not belong together, or no column of tokens.
+        DataError: there are no files, files cannot be read or do not belong together, or the token column is missing.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -89,13 +89,14 @@ class RankedCorpus:
 
     @property
     def n_cells(self) -> int:
+        """Number of cells of all files."""
         return sum(self.rows)
 
     def cells(self, columns: Sequence[str]) -> Iterator[CorpusCells]:
-        """All cells, a few thousand at a time, with these of their columns.
+        """Iterate over all cells, a few thousand at a time, with these annotation columns.
 
         Raises:
-            DataError: a file is damaged, a token is missing, or a `length` is not that of its tokens.
+            DataError: a file is damaged, a token is missing, or a `length` is not the cell's number of tokens.
         """
         wanted = [TOKENS, *([LENGTH] if self._has_length else []), *columns]
         for file, rows in zip(self.files, self.rows, strict=True):
@@ -107,10 +108,12 @@ class RankedCorpus:
                         yield _cells(file, done, part, columns)
                         done += part.num_rows
             if done != rows:
-                raise DataError(f"{file}: had {rows:,} cells at first, and now {done:,}: leave it alone meanwhile")
+                raise DataError(
+                    f"{file}: had {rows:,} cells at first, and now {done:,}: do not change it during the import"
+                )
 
     def column(self, name: str) -> Iterator[pd.Series]:
-        """One column that can be an annotation, a few thousand cells at a time.
+        """Iterate over one annotation column, a few thousand cells at a time.
 
         Raises:
             DataError: a file is damaged.
@@ -128,30 +131,30 @@ def _find_files(path: Path) -> list[Path]:
         raise DataError(f"{path}: no such file or folder")
     if (path / "dataset_dict.json").exists():
         parts = sorted(state.parent.name for state in path.glob("*/state.json"))
-        raise DataError(f"{path}: holds several data sets ({', '.join(parts)}): name one of these folders")
+        raise DataError(f"{path}: holds several data sets ({', '.join(parts)}): give one of these folders")
     state = path / "state.json"
     if state.exists():
         try:
             content = json.loads(state.read_text())
-            found = [path / str(file["filename"]) for file in content["_data_files"]]
+            files = [path / str(file["filename"]) for file in content["_data_files"]]
             chosen = content.get("_indices_data_files") or content.get("_indices_files")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise DataError(f"{state}: cannot be read ({error}): save the data set again with save_to_disk") from error
         if chosen:
             raise DataError(
-                f"{state}: its cells are a choice out of its files: flatten_indices() before save_to_disk writes them"
+                f"{state}: its cells are a selection from its files: call flatten_indices() before save_to_disk"
             )
     else:
-        found = sorted([*path.glob("*.parquet"), *path.glob("*.arrow")])
-    if not found:
-        raise DataError(f"{path}: no .parquet and no .arrow file in it: name the folder that has them")
-    return found
+        files = sorted([*path.glob("*.parquet"), *path.glob("*.arrow")])
+    if not files:
+        raise DataError(f"{path}: no .parquet and no .arrow file in it: give the folder that has them")
+    return files
 
 
 def _look(file: Path) -> tuple[pa.Schema, int]:
-    """Columns and number of cells of a file."""
+    """Schema and number of cells of a file."""
     if not file.is_file():
-        raise DataError(f"{file}: is missing: fetch the corpus again")
+        raise DataError(f"{file}: is missing: download the corpus again")
     with _readable(file):
         if file.suffix == ".parquet":
             with pq.ParquetFile(file) as parquet:
@@ -162,7 +165,7 @@ def _look(file: Path) -> tuple[pa.Schema, int]:
 
 
 def _reader(file: Path, source: Any) -> Any:
-    """For an Arrow file in either format."""
+    """Open an Arrow file in either format, file or stream."""
     size = source.size()
     start = source.read(len(_FILE_MAGIC))
     source.seek(0)
@@ -171,9 +174,9 @@ def _reader(file: Path, source: Any) -> Any:
     source.seek(max(0, size - len(_END_OF_STREAM)))
     end = source.read()
     source.seek(0)
-    # A stream that is cut off between two batches would only look shorter.
+    # Without this check, a stream that is cut off between two batches would only look shorter.
     if end != _END_OF_STREAM:
-        raise DataError(f"{file}: is cut off, or no Arrow file: it does not end as one: fetch it again")
+        raise DataError(f"{file}: is cut off, or not an Arrow file: the end marker is missing: download it again")
     return pa.ipc.open_stream(source)
 
 
@@ -185,7 +188,7 @@ def _each(reader: Any) -> Iterator[pa.RecordBatch]:
 
 def _batches(file: Path, columns: list[str]) -> Iterator[pa.RecordBatch]:
     if file.suffix == ".parquet":
-        # Without a buffer ahead a row group, which can be the whole file, is read in pieces.
+        # A pre-buffer would load a whole row group, which can be the whole file; without it pieces are read.
         with pq.ParquetFile(file, pre_buffer=False, memory_map=True) as parquet:
             yield from parquet.iter_batches(batch_size=_CELLS, columns=columns, use_threads=False)
         return
@@ -213,29 +216,29 @@ def _columns(schema: pa.Schema) -> str:
 
 
 def _cells(file: Path, first_row: int, batch: pa.RecordBatch, columns: Sequence[str]) -> CorpusCells:
-    batch.validate(full=True)  # damaged offsets would lead anywhere in memory
+    batch.validate(full=True)  # damaged offsets could point anywhere in memory
     lists = batch.column(TOKENS)
-    values = lists.flatten()  # of these rows alone, without what stands under missing ones
+    values = lists.flatten()  # of these rows only, without values under missing lists
     lengths = np.asarray(lists.value_lengths().fill_null(0), np.int64)
     indptr = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
     if values.null_count:
-        place = int(np.argmax(np.asarray(values.is_null())))
-        row = first_row + int(np.searchsorted(indptr, place, side="right")) - 1
+        missing = int(np.argmax(np.asarray(values.is_null())))
+        row = first_row + int(np.searchsorted(indptr, missing, side="right")) - 1
         raise DataError(f"{file}: row {row:,} has a missing token among its {TOKENS}: the file is damaged")
     if LENGTH in batch.schema.names:
-        said = batch.column(LENGTH).to_pandas().to_numpy(np.float64)
-        wrong = said != lengths  # a missing one is wrong too
+        stated = batch.column(LENGTH).to_pandas().to_numpy(np.float64)
+        wrong = stated != lengths  # a missing one is NaN, so wrong too
         if wrong.any():
             row = int(np.argmax(wrong))
             raise DataError(
                 f"{file}: row {first_row + row:,} has {lengths[row]:,} {TOKENS}, but its {LENGTH!r} is "
-                f"{said[row]:g}: the file is damaged; if only that column is wrong, write the file without it"
+                f"{stated[row]:g}: the file is damaged; if only that column is wrong, write the file without it"
             )
     return CorpusCells(file, first_row, np.asarray(values.cast(pa.int64())), indptr, _frame(batch, columns))
 
 
 def _frame(batch: pa.RecordBatch, columns: Sequence[str]) -> pd.DataFrame:
-    """Annotations, whose types do not depend on the values of a batch."""
+    """Annotations of a batch, with types that do not depend on its values."""
     if not columns:
         return pd.DataFrame(index=range(batch.num_rows))
     arrays = [batch.column(name) for name in columns]
@@ -246,11 +249,11 @@ def _frame(batch: pa.RecordBatch, columns: Sequence[str]) -> pd.DataFrame:
 
 @contextmanager
 def _readable(file: Path) -> Iterator[None]:
-    """Turns what pyarrow raises for damaged files into one kind of error."""
+    """Turn what pyarrow raises for damaged files into DataError."""
     try:
         yield
     except (pa.ArrowException, OSError, ValueError) as error:
         raise DataError(
             f"{file}: cannot be read ({str(error).splitlines()[0]}): cut off, damaged, or neither Parquet nor Arrow: "
-            "fetch it again"
+            "download it again"
         ) from error

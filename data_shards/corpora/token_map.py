@@ -1,4 +1,4 @@
-"""Tokens of another vocabulary into tokens of a store, in the same order."""
+"""Map tokens of another vocabulary to tokens of a store; their order stays."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +11,7 @@ from data_shards.counts.gene_ids import ensembl_id
 from data_shards.errors import DataError
 from data_shards.tokens.vocabulary import FIRST_GENE, Vocabulary
 
-#: What a foreign token is that does not become one of the store.
+#: Entries of the lookup table for foreign tokens that do not become tokens of the store.
 SPECIAL, NO_GENE, UNKNOWN = -1, -2, -3
 #: Why the tokens of a cell cannot be used.
 NOT_KNOWN, TWICE = 1, 2
@@ -20,7 +20,15 @@ I64 = npt.NDArray[np.int64]
 
 
 def gene_ids(names: list[str], kind: str | None = None) -> tuple[str, dict[str, str]]:
-    """The kind of the names ("ensembl" if half of them or more are such ids), and the gene id of each that has one."""
+    """Get the gene ids of names.
+
+    Args:
+        names: gene names or ids.
+        kind: "ensembl" or "as-is"; None takes "ensembl" if at least half of the names are Ensembl ids.
+
+    Returns:
+        The kind, and the gene id of each name that has one.
+    """
     found = {name: gene for name in names if (gene := ensembl_id(name)) is not None}
     if kind is None:
         kind = "ensembl" if 2 * len(found) >= len(names) else "as-is"
@@ -32,11 +40,11 @@ def medians_of_genes(medians: dict[str, float], kind: str, path: Path) -> dict[s
 
     Args:
         medians: median of each name, NaN for none.
-        kind: of the ids.
-        path: where the medians are from, for errors.
+        kind: kind of the ids, as in `gene_ids`.
+        path: file of the medians, for errors.
 
     Raises:
-        DataError: names that are one gene without their versions have different medians.
+        DataError: two versions of one gene id have different medians.
     """
     named: dict[str, str] = {}
     found: dict[str, float] = {}
@@ -59,7 +67,7 @@ class TokenMap:
 
     Attributes:
         lookup: int32 (largest foreign token + 1,): number of a gene in the vocabulary, or SPECIAL, NO_GENE, UNKNOWN.
-        n_genes: genes of the vocabulary.
+        n_genes: number of genes of the vocabulary.
     """
 
     lookup: npt.NDArray[np.int32]
@@ -67,14 +75,21 @@ class TokenMap:
 
     @property
     def n_known(self) -> int:
-        """Genes of the vocabulary that have a foreign token."""
+        """Number of genes of the vocabulary that have a foreign token."""
         return len(np.unique(self.lookup[self.lookup >= 0]))
 
     @classmethod
     def build(
         cls, tokens: dict[str, int], specials: dict[str, int], ids: dict[str, str], vocabulary: Vocabulary
     ) -> "TokenMap":
-        """From the tokens of genes and of specials, and the gene id of each name that may be of the vocabulary."""
+        """Make the map.
+
+        Args:
+            tokens: foreign token of each gene name.
+            specials: foreign token of each special, such as `<pad>`.
+            ids: gene id of each name that can be in the vocabulary.
+            vocabulary: the store's vocabulary.
+        """
         token_of = vocabulary.token_of
         lookup = np.full(max([*tokens.values(), *specials.values()]) + 1, UNKNOWN, np.int32)
         for name, token in tokens.items():
@@ -89,23 +104,23 @@ class TokenMap:
         Args:
             tokens: int64 (n,), foreign tokens, cell after cell.
             indptr: int64 (n_cells + 1,), where each cell begins.
-            top_k: most tokens of a cell; those behind are cut.
+            top_k: maximum number of tokens of a cell; later tokens are cut.
         """
         return Mapped(*_map(tokens, indptr, self.lookup, self.n_genes, top_k))
 
 
 @dataclass(frozen=True, eq=False)
 class Mapped:
-    """Cells with tokens of a store, until the first one that cannot be used.
+    """Cells with tokens of a store, up to the first cell that cannot be used.
 
     Attributes:
         tokens: uint16 (n,), in the order of the foreign ones.
-        lengths: int64 (n_cells,).
-        outside: tokens of genes outside of the vocabulary, dropped.
-        same_gene: tokens of a gene that an earlier token of the cell, of another version, was of; dropped.
-        cut: tokens beyond the most of a cell.
+        lengths: int64 (n_cells,), tokens of each cell.
+        outside: number of dropped tokens whose genes are outside of the vocabulary.
+        same_gene: number of dropped tokens whose gene had an earlier token in the cell, under another version.
+        cut: number of dropped tokens beyond `top_k`.
         problem: why a cell cannot be used: 0 (all can), NOT_KNOWN or TWICE.
-        cell, token: which cell, and its token.
+        cell, token: the cell that cannot be used, and the token at fault.
     """
 
     tokens: npt.NDArray[np.uint16]

@@ -11,7 +11,7 @@ from anndata.io import read_elem
 
 
 def read_annotations(element: Any, uns: Any = None) -> pd.DataFrame:
-    """A whole annotation table, indexed by name; takes the compound arrays of anndata before 0.7 too."""
+    """Read a whole annotation table, indexed by name; also reads the compound arrays of anndata before 0.7."""
     if not isinstance(element, h5py.Dataset):
         frame: pd.DataFrame = read_elem(element)
         return frame
@@ -30,7 +30,11 @@ def read_annotations(element: Any, uns: Any = None) -> pd.DataFrame:
 class CellAnnotations:
     """The table `obs` of one file.
 
-    Columns in today's encodings are read by rows; other tables are read whole, once.
+    Tables in the current encoding ("0.2.0") are read by rows; other tables are read completely, once.
+
+    Args:
+        obs: group or compound array `obs` of the file.
+        uns: group `uns`, which holds the categories of columns in files of anndata before 0.7.
 
     Attributes:
         n_cells: number of rows.
@@ -45,7 +49,7 @@ class CellAnnotations:
         if self._by_rows:
             self.columns = [str(name) for name in obs.attrs["column-order"]]
             index = obs[obs.attrs["_index"]]
-            # Strings that can be missing are stored as a group of values and a mask.
+            # Nullable strings are stored as a group of values and a mask.
             self.n_cells = int((index["values"] if _is_nullable(index) else index).shape[0])
         else:
             self.columns = [str(name) for name in self._whole.columns]
@@ -56,7 +60,16 @@ class CellAnnotations:
         return read_annotations(self._obs, self._uns)
 
     def read(self, start: int = 0, stop: int | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """Rows [start, stop) of all columns or some: pandas DataFrame indexed by the cells' names."""
+        """Read rows [start, stop).
+
+        Args:
+            start: first row.
+            stop: one more than the last row; None reads to the end.
+            columns: names of the columns; None reads all.
+
+        Returns:
+            DataFrame (stop - start, columns), indexed by the cells' names.
+        """
         rows = slice(start, self.n_cells if stop is None else min(stop, self.n_cells))
         if not self._by_rows:
             return self._whole.iloc[rows] if columns is None else self._whole.iloc[rows][list(columns)]
@@ -66,7 +79,13 @@ class CellAnnotations:
         )
 
     def read_column(self, name: str, start: int, stop: int) -> pd.Series:
-        """Rows [start, stop) of one column."""
+        """Read rows [start, stop) of one column.
+
+        Args:
+            name: the column.
+            start: first row.
+            stop: one more than the last row.
+        """
         column = self._column(name, slice(start, stop)) if self._by_rows else self._whole[name].iloc[start:stop]
         return pd.Series(column)
 
@@ -107,5 +126,5 @@ def _strings(element: Any, rows: slice) -> Any:
 
 
 def _decoded(values: Any) -> Any:
-    """Texts of fixed or variable length, which h5py gives as bytes: object (n,)."""
+    """Decode strings of fixed or variable length, which h5py returns as bytes: object (n,)."""
     return np.array([text.decode() if isinstance(text, bytes) else text for text in values], dtype=object)

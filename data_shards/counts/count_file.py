@@ -1,13 +1,12 @@
-"""Reading counts from AnnData files (`.h5ad` or Zarr) a few thousand cells at a time.
+"""Read counts from AnnData files (`.h5ad` or Zarr) a few thousand cells at a time.
 
-A Zarr chunk that is gone reads as zeros. The arrays of a sparse matrix must therefore have all of theirs; of a dense
-matrix, chunks without a count are legitimately absent, so that there a lost chunk cannot be told from an empty one.
+A missing Zarr chunk reads as zeros. Therefore all chunks of a sparse matrix must exist. In a dense matrix, chunks
+without counts are legitimately absent, so a lost chunk cannot be distinguished from an empty one.
 """
 
 import tempfile
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -24,38 +23,40 @@ from data_shards.counts.annotations import CellAnnotations, read_annotations
 from data_shards.counts.count_loops import BAD, FRACTION, OUTSIDE, UNSORTED, ZERO, copy_entries, dense_entries
 from data_shards.counts.count_options import CountOptions
 from data_shards.counts.csc_by_cell import CellMajorCopy, copy_by_cell
+from data_shards.counts.formats import open_root
 from data_shards.counts.gzip_chunks import SpanReader
 from data_shards.counts.read_errors import as_data_errors
 from data_shards.errors import DataError
 
-#: Elements of a dense matrix that are held at a time.
+#: Elements of a dense matrix that are in memory at a time.
 _DENSE_BLOCK = 1 << 24
 
 
 @dataclass(frozen=True)
 class CountSource:
-    """What another process needs to open the same counts."""
+    """What another process needs to open the same counts; picklable."""
 
     path: Path
     options: CountOptions
     by_cell: CellMajorCopy | None
 
     def open(self) -> "CountFile":
+        """Open the counts."""
         return CountFile(self.path, self.options, self.by_cell)
 
 
 def open_counts(path: str | Path, options: CountOptions | None = None, scratch: Path | None = None) -> "CountFile":
-    """Open an AnnData file for reading its counts.
+    """Open an AnnData file to read its counts.
 
     Args:
         path: the file.
         options: where its counts are.
-        scratch: an existing folder that all workers see. Where counts are stored by gene, their copy by cell is made
-            there as a part that stays, and is taken from there if it is there already; without a folder it lies in
-            TMPDIR and is removed when the file is closed.
+        scratch: an existing folder that all workers see. If counts are stored by gene, their copy by cell is kept in
+            this folder as a part, and reused if it exists already. None puts the copy in TMPDIR and removes it when the
+            file is closed.
 
     Raises:
-        DataError: the file is missing, damaged, empty or not AnnData, or the matrix of the options is not in it.
+        DataError: the file is missing, damaged, empty or not AnnData, or it lacks the matrix named by the options.
     """
     counts = CountFile(Path(path), options or CountOptions(), scratch=scratch)
     try:
@@ -69,12 +70,18 @@ def open_counts(path: str | Path, options: CountOptions | None = None, scratch: 
 class CountFile:
     """The counts of one AnnData file, with the names of its genes and its cell annotations.
 
-    Attributes:
+    Args:
         path: the file, or the directory of an AnnData-Zarr.
+        options: where its counts are.
+        by_cell: the copy by cell of counts that are stored by gene, if it exists already.
+        scratch: as for `open_counts`.
+
+    Attributes:
+        path, options: as given.
         name: the file's stem, which names the data set.
+        format: storage of the matrix: "csr", "csc" or "dense".
         n_cells, n_genes: numbers of rows and columns.
         var: annotations of the genes, pandas DataFrame.
-        gene_names: names of the genes as delivered (`gene_column` or the index of `var`).
         annotations: the cell annotations, readable by rows.
     """
 
@@ -84,7 +91,7 @@ class CountFile:
         self.path = path
         self.options = options
         self.name = path.stem
-        self._root = _open_root(path)
+        self._root = open_root(path)
         self._by_cell = by_cell
         self._scratch = scratch
         self._temporary: tempfile.TemporaryDirectory[str] | None = None
@@ -136,16 +143,26 @@ class CountFile:
 
     @cached_property
     def gene_names(self) -> list[str]:
+        """Names of the genes as delivered: `gene_column` of the options, or the index of `var`."""
         column = self.var.index if self.options.gene_column is None else self.var[self.options.gene_column]
         return ["" if pd.isna(name) else str(name) for name in column]
 
     def read_obs(self, start: int = 0, stop: int | None = None, columns: Sequence[str] | None = None) -> pd.DataFrame:
-        """The annotations of cells [start, stop), all columns or some: pandas DataFrame indexed by the cells' names."""
+        """Read the annotations of cells [start, stop).
+
+        Args:
+            start: first cell.
+            stop: one more than the last cell; None reads to the end.
+            columns: names of the columns; None reads all.
+
+        Returns:
+            DataFrame (stop - start, columns), indexed by the cells' names.
+        """
         with as_data_errors(self.path):
             return self.annotations.read(start, stop, columns)
 
     def require_whole(self) -> None:
-        """Raise DataError if a sparse matrix in Zarr has lost a chunk, which would read as zeros."""
+        """Raise DataError if a chunk of a sparse matrix in Zarr is missing, since it would read as zeros."""
         if self.format == "dense" or not isinstance(self._matrix, zarr.Group):
             return
         with as_data_errors(self.path):
@@ -158,7 +175,7 @@ class CountFile:
                 )
             for name, array in arrays.items():
                 missing = array.nchunks - array.nchunks_initialized
-                # Chunks of zeros are not written: the pointers of no counts, the indices of a single gene (or cell).
+                # Chunks of zeros are legitimately absent: `indptr` without counts, `indices` of a single gene or cell.
                 if missing and n_entries and not (name == "indices" and 1 in (self.n_cells, self.n_genes)):
                     raise DataError(
                         f"{self.path}: {missing:,} of the {array.nchunks:,} chunks of {self._matrix.path}/{name} are "
@@ -167,7 +184,7 @@ class CountFile:
 
     @property
     def source(self) -> CountSource:
-        """A picklable handle; counts stored by gene are first copied by cell."""
+        """A picklable handle to these counts; counts stored by gene are copied by cell first."""
         if self.format == "csc" and self._by_cell is None:
             scratch = self._scratch
             if scratch is None:
@@ -177,7 +194,7 @@ class CountFile:
         return CountSource(self.path, self.options, self._by_cell)
 
     def stored_entries(self, start: int, stop: int) -> npt.NDArray[np.int64]:
-        """Entries that are stored of each of the cells [start, stop); of a dense matrix, all: int64 (stop - start,).
+        """Number of stored entries of each cell in [start, stop): int64 (stop - start,); all genes if dense.
 
         Raises:
             DataError: the row pointers are damaged.
@@ -193,7 +210,7 @@ class CountFile:
 
     @cached_property
     def _entries(self) -> tuple[SpanReader, SpanReader]:
-        """Genes and counts of a csr matrix."""
+        """Readers of the genes and the counts of a csr matrix."""
         return SpanReader(self._matrix["indices"]), SpanReader(self._matrix["data"])
 
     def _row_pointers(self, first: int, last: int) -> npt.NDArray[np.int64]:
@@ -203,21 +220,26 @@ class CountFile:
         return indptr
 
     def chunks(self, rows: int = 4096, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, sp.csr_matrix]]:
-        """The checked counts of cells [start, stop), `rows` cells at a time; the next ones are read meanwhile.
+        """Read and check the counts of cells [start, stop) in chunks; the next chunk is read in the background.
+
+        Args:
+            rows: cells per chunk.
+            start: first cell.
+            stop: one more than the last cell; None reads to the end.
 
         Yields:
-            The first row of the chunk and its counts: csr_matrix (rows, n_genes), float64, indices sorted and
-            each once, without explicit zeros.
+            The first row of the chunk and its counts: csr_matrix (rows, n_genes), float64, with sorted, unique indices
+            and without explicit zeros.
 
         Raises:
-            DataError: NaN, infinite or negative values, counts that are not whole unless allowed, values that
-                `counts_from` cannot take back to counts, or a damaged file.
+            DataError: NaN, infinite or negative values, counts that are not integers unless allowed, values that
+                `counts_from` cannot convert to counts, or a damaged file.
         """
         stop = self.n_cells if stop is None else min(stop, self.n_cells)
         if start >= stop:
             return
-        _ = self.source  # a copy by cell is made by this thread, which an interrupt reaches
-        with ThreadPoolExecutor(1) as reader:  # neither HDF5 nor zarr keeps other threads from running
+        _ = self.source  # make a copy by cell in this thread, so that Ctrl-C can stop it
+        with ThreadPoolExecutor(1) as reader:  # HDF5 and zarr let other threads run while they read
             reading = reader.submit(self._stored, start, min(start + rows, stop))
             for first in range(start, stop, rows):
                 stored = reading.result()
@@ -229,7 +251,7 @@ class CountFile:
                 yield first, chunk
 
     def _stored(self, first: int, last: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[Any], npt.NDArray[Any]]:
-        """The entries of cells [first, last) as they are stored: where each cell's begin, genes and counts."""
+        """Read the entries of cells [first, last) as stored: row pointers from 0, genes and counts."""
         with as_data_errors(self.path):
             return self._read(first, last)
 
@@ -255,30 +277,32 @@ class CountFile:
         self, indptr: npt.NDArray[np.int64], indices: npt.NDArray[Any], data: npt.NDArray[Any], first: int
     ) -> sp.csr_matrix:
         genes, counts = np.empty(len(indices), np.int32), np.empty(len(indices), np.float64)
-        found = copy_entries(indptr, _computable(indices), _computable(data), self.n_genes, genes, counts)
+        bits = copy_entries(indptr, _computable(indices), _computable(data), self.n_genes, genes, counts)
         last = first + len(indptr) - 1
-        if found & OUTSIDE:
-            raise DataError(f"{self.path}: a column index of cells {first:,} to {last:,} is outside: fetch it again")
+        if bits & OUTSIDE:
+            raise DataError(
+                f"{self.path}: a column index of cells {first:,} to {last:,} is outside the matrix: fetch it again"
+            )
         chunk = sp.csr_matrix((counts, genes, indptr), (last - first, self.n_genes))
-        if found & UNSORTED:
-            chunk.sum_duplicates()  # sorts the indices too
+        if bits & UNSORTED:
+            chunk.sum_duplicates()  # also sorts the indices
         else:
-            chunk.has_canonical_format = True  # or scipy looks again
-        if found & (UNSORTED | ZERO):
+            chunk.has_canonical_format = True  # otherwise scipy checks again
+        if bits & (UNSORTED | ZERO):
             chunk.eliminate_zeros()
-        if found & BAD:
-            self._refuse(chunk, first, ~np.isfinite(chunk.data), "is not a number", "mend or drop the cell")
-            what, mend = "is negative", "counts are in another matrix: try --layer or --raw"
-            self._refuse(chunk, first, chunk.data < 0, what, mend)
+        if bits & BAD:
+            self._refuse(chunk, first, ~np.isfinite(chunk.data), "is not a number", "fix the value or drop the cell")
+            what, fix = "is negative", "counts are in another matrix: try --layer or --raw"
+            self._refuse(chunk, first, chunk.data < 0, what, fix)
         if self.options.counts_from == "log1p":
             return self._from_log1p(chunk, first)
-        if found & FRACTION and not self.options.allow_non_integer:
-            mend = "name the raw counts with --layer or --raw, or use --counts-from log1p or --allow-non-integer"
-            self._refuse(chunk, first, chunk.data != np.rint(chunk.data), "is not a whole count", mend)
+        if bits & FRACTION and not self.options.allow_non_integer:
+            fix = "name the raw counts with --layer or --raw, or use --counts-from log1p or --allow-non-integer"
+            self._refuse(chunk, first, chunk.data != np.rint(chunk.data), "is not a whole count", fix)
         return chunk
 
     def _from_log1p(self, chunk: sp.csr_matrix, first: int) -> sp.csr_matrix:
-        """Counts from log1p(count * scale of the cell), taking the cell's smallest value for a count of 1."""
+        """Recover counts from log1p(count * scale of the cell), taking a cell's smallest value for a count of 1."""
         filled = np.flatnonzero(np.diff(chunk.indptr))
         if len(filled) == 0:
             return chunk
@@ -287,31 +311,31 @@ class CountFile:
         counts = scaled / np.repeat(smallest, np.diff(chunk.indptr)[filled])
         whole = np.rint(counts)
         chunk.data = counts
-        mend = "--counts-from log1p does not fit this matrix"
+        fix = "--counts-from log1p does not fit this matrix"
         self._refuse(
             chunk,
             first,
             ~(np.abs(counts - whole) <= 0.25),
             "(over the smallest) is more than 0.25 from a whole count",
-            mend,
+            fix,
         )
         chunk.data = whole
         return chunk
 
-    def _refuse(self, chunk: sp.csr_matrix, first: int, bad: npt.NDArray[np.bool_], what: str, mend: str) -> None:
+    def _refuse(self, chunk: sp.csr_matrix, first: int, bad: npt.NDArray[np.bool_], what: str, fix: str) -> None:
         if not bad.any():
             return
-        place = int(np.argmax(bad))
-        row = int(np.searchsorted(chunk.indptr, place, side="right")) - 1
-        gene = self.gene_names[chunk.indices[place]]
-        raise DataError(f"{self.path}: cell {first + row:,}, gene {gene}: {chunk.data[place]:.6g} {what}: {mend}")
+        entry = int(np.argmax(bad))
+        row = int(np.searchsorted(chunk.indptr, entry, side="right")) - 1
+        gene = self.gene_names[chunk.indices[entry]]
+        raise DataError(f"{self.path}: cell {first + row:,}, gene {gene}: {chunk.data[entry]:.6g} {what}: {fix}")
 
     def close(self) -> None:
-        """Close the file and remove its copy by cell."""
+        """Close the file and remove its temporary copy by cell."""
         if self._temporary is not None:
             self._temporary.cleanup()
-        if isinstance(self._root, h5py.File):
-            self._root.close()
+        if close := getattr(self._root, "close", None):  # of HDF5
+            close()
 
     def __enter__(self) -> "CountFile":
         return self
@@ -321,29 +345,11 @@ class CountFile:
 
 
 def _computable(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """The same numbers in a type that compiled code takes."""
+    """Convert numbers to a dtype that compiled code accepts."""
     if values.dtype.kind == "b":
         return values.view(np.uint8)
     plain = values.dtype.kind in "iu" or values.dtype in (np.float32, np.float64)
     return values if plain and values.dtype.isnative else values.astype(np.float64)
-
-
-def _open_root(path: Path) -> Any:
-    if not path.exists():
-        raise DataError(f"{path}: no such file")
-    with suppress(ImportError):
-        import hdf5plugin  # noqa: F401  where it is installed, its filters are there from now on
-    try:
-        if path.is_dir():
-            return zarr.open_group(path, mode="r")
-        return h5py.File(path, "r")
-    except Exception as error:
-        if path.is_dir() and not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")):
-            raise DataError(f"{path}: is a folder, but no AnnData-Zarr: give .h5ad files, or such folders") from error
-        # h5py names both a foreign and a truncated file with OSError; its text says which.
-        raise DataError(
-            f"{path}: not an AnnData file, or a truncated one ({error}): fetch or export it again"
-        ) from error
 
 
 def _matrix_format(path: Path, where: str, matrix: Any) -> tuple[str, tuple[int, int]]:

@@ -1,4 +1,4 @@
-"""Compiled loops over the counts of cells, without fast-math: the same bits on every machine."""
+"""Compiled loops over the counts of cells, without fast-math, so that results are bit-identical on every machine."""
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +12,7 @@ F64 = npt.NDArray[np.float64]
 
 @compiled()
 def cell_totals(indptr, data):  # type: ignore[no-untyped-def]
-    """Sum of the counts of each cell, the same for any order of its genes: float64 (n_cells,)."""
+    """Sum the counts of each cell, with the same result for any order of its genes: float64 (n_cells,)."""
     totals = np.zeros(len(indptr) - 1)
     for cell in range(len(totals)):
         total = 0.0
@@ -21,7 +21,7 @@ def cell_totals(indptr, data):  # type: ignore[no-untyped-def]
             total += data[i]
             whole = whole and data[i] == np.floor(data[i])
         if not whole:
-            # Whole counts add up exactly; others round, so that they are added from the smallest to the largest.
+            # Integers add up exactly. Sums of other counts are rounded, so add them from the smallest to the largest.
             total = 0.0
             for count in np.sort(data[indptr[cell] : indptr[cell + 1]]):
                 total += count
@@ -31,23 +31,23 @@ def cell_totals(indptr, data):  # type: ignore[no-untyped-def]
 
 @compiled()
 def map_genes(indptr, indices, data, numbers, n_genes):  # type: ignore[no-untyped-def]
-    """Counts by gene number: genes numbered -1 are dropped, those with the same number summed.
+    """Convert counts by delivered gene to counts by gene number; genes with the same number are summed.
 
     Args:
-        indptr: (n_cells + 1,).
-        indices: delivered genes, (n,).
-        data: counts float64 (n,).
-        numbers: int32 (n_delivered,), number of each delivered gene or -1.
+        indptr: row pointers, (n_cells + 1,).
+        indices: delivered gene of each entry, (n,).
+        data: count of each entry, float64 (n,).
+        numbers: number of each delivered gene, int32 (n_delivered,); -1 drops the gene.
         n_genes: one more than the largest number.
 
     Returns:
-        indptr int64 (n_cells + 1,), gene numbers int32 and counts float64 of each cell, each gene once.
+        Row pointers int64 (n_cells + 1,), gene numbers int32 and counts float64; each gene once per cell.
     """
     out_indptr = np.zeros(len(indptr), np.int64)
     genes = np.empty(len(indices), np.int32)
     counts = np.empty(len(indices), np.float64)
     seen_in = np.full(n_genes, -1, np.int64)
-    place_of = np.empty(n_genes, np.int64)
+    entry_of = np.empty(n_genes, np.int64)
     end = 0
     for cell in range(len(indptr) - 1):
         for i in range(indptr[cell], indptr[cell + 1]):
@@ -55,10 +55,10 @@ def map_genes(indptr, indices, data, numbers, n_genes):  # type: ignore[no-untyp
             if gene < 0:
                 continue
             if seen_in[gene] == cell:
-                counts[place_of[gene]] += data[i]
+                counts[entry_of[gene]] += data[i]
             else:
                 seen_in[gene] = cell
-                place_of[gene] = end
+                entry_of[gene] = end
                 genes[end] = gene
                 counts[end] = data[i]
                 end += 1
@@ -68,7 +68,14 @@ def map_genes(indptr, indices, data, numbers, n_genes):  # type: ignore[no-untyp
 
 @compiled()
 def normalise(indptr, counts, totals, target):  # type: ignore[no-untyped-def]
-    """`count / total * target` of each entry, total being its cell's: float64 (n,)."""
+    """Compute `count / total * target` of each entry: float64 (n,).
+
+    Args:
+        indptr: row pointers, (n_cells + 1,).
+        counts: count of each entry, float64 (n,).
+        totals: total count of each cell, float64 (n_cells,).
+        target: total to which each cell is scaled.
+    """
     values = np.empty(len(counts))
     for cell in range(len(totals)):
         for i in range(indptr[cell], indptr[cell + 1]):
@@ -78,20 +85,20 @@ def normalise(indptr, counts, totals, target):  # type: ignore[no-untyped-def]
 
 @compiled()
 def scaled_entries(indptr, indices, data, numbers, totals, target, genes, values):  # type: ignore[no-untyped-def]
-    """Gene numbers and `count / total * target` of all entries whose gene has a number, total being its cell's.
+    """Compute the gene number and `count / total * target` of all entries whose gene has a number.
 
     Args:
-        indptr: (n_cells + 1,).
-        indices: delivered genes, (n,).
-        data: counts float64 (n,).
-        numbers: int32 (n_delivered,), number of each delivered gene or -1; no number stands twice.
-        totals: float64 (n_cells,).
-        target: what the counts of a cell are brought to.
-        genes: int32, takes the gene numbers, in the order of the entries.
-        values: float32, takes the values.
+        indptr: row pointers, (n_cells + 1,).
+        indices: delivered gene of each entry, (n,).
+        data: count of each entry, float64 (n,).
+        numbers: number of each delivered gene, int32 (n_delivered,), or -1; numbers are unique.
+        totals: total count of each cell, float64 (n_cells,).
+        target: total to which each cell is scaled.
+        genes: output, int32: receives the gene numbers in the order of the entries.
+        values: output, float32: receives the values.
 
     Returns:
-        How many there are.
+        Number of entries written.
     """
     end = 0
     for cell in range(len(totals)):
@@ -113,7 +120,14 @@ def count_by_gene(genes, counts):  # type: ignore[no-untyped-def]
 
 @compiled()
 def place_by_gene(genes, values, fill, grouped):  # type: ignore[no-untyped-def]
-    """Write each value to the place of its gene in `grouped`, and move that place, `fill` int64 (n_genes,), on."""
+    """Append each value to the group of its gene.
+
+    Args:
+        genes: gene number of each value, (n,).
+        values: the values, (n,).
+        fill: index in `grouped` for the next value of each gene, int64 (n_genes,); it is advanced.
+        grouped: output, receives the values.
+    """
     for i in range(len(genes)):
         grouped[fill[genes[i]]] = values[i]
         fill[genes[i]] += 1
@@ -121,7 +135,16 @@ def place_by_gene(genes, values, fill, grouped):  # type: ignore[no-untyped-def]
 
 @compiled()
 def group_by_gene(genes, values, n_genes):  # type: ignore[no-untyped-def]
-    """Values gene by gene: starts int64 (n_genes + 1,) and the values in that order (n,)."""
+    """Group values by gene, in their order within each gene.
+
+    Args:
+        genes: gene number of each value, (n,).
+        values: the values, (n,).
+        n_genes: number of genes.
+
+    Returns:
+        The start of each gene's values, int64 (n_genes + 1,), and the grouped values (n,).
+    """
     starts = np.zeros(n_genes + 1, np.int64)
     count_by_gene(genes, starts[1:])
     for gene in range(n_genes):
@@ -131,43 +154,52 @@ def group_by_gene(genes, values, n_genes):  # type: ignore[no-untyped-def]
     return starts, grouped
 
 
-#: What `copy_entries` finds in stored entries, as bits.
+#: Properties of stored entries that `copy_entries` reports, as bits.
 OUTSIDE, UNSORTED, ZERO, BAD, FRACTION = 1, 2, 4, 8, 16
 
 
 @compiled()
 def copy_entries(indptr, indices, data, n_genes, genes, counts):  # type: ignore[no-untyped-def]
-    """Copy stored entries to int32 `genes` and float64 `counts`, and say what they hold.
+    """Copy stored entries to `genes` and `counts`, and report their properties.
+
+    Args:
+        indptr: row pointers, (n_cells + 1,).
+        indices: stored gene of each entry, (n,).
+        data: stored count of each entry, (n,).
+        n_genes: number of genes.
+        genes: output, int32 (n,).
+        counts: output, float64 (n,).
 
     Returns:
-        The bits of: an index outside of [0, n_genes); indices of a cell that are not strictly rising; a zero; a count
-        that is negative or not finite; a count that is not whole.
+        The bits of what occurs: OUTSIDE for an index outside of [0, n_genes), UNSORTED for indices of a cell that do
+        not strictly increase, ZERO for a zero, BAD for a negative or non-finite count, FRACTION for a count that is not
+        an integer.
     """
-    found = 0
+    bits = 0
     for cell in range(len(indptr) - 1):
         before = np.int64(-1)
         for i in range(indptr[cell], indptr[cell + 1]):
             gene = np.int64(indices[i])
             count = np.float64(data[i])
             if gene < 0 or gene >= n_genes:
-                found |= OUTSIDE
+                bits |= OUTSIDE
             if gene <= before:
-                found |= UNSORTED
+                bits |= UNSORTED
             before = gene
             if count == 0:
-                found |= ZERO
+                bits |= ZERO
             if not (count >= 0 and count < np.inf):
-                found |= BAD
+                bits |= BAD
             if count != np.rint(count):
-                found |= FRACTION
+                bits |= FRACTION
             genes[i] = gene
             counts[i] = count
-    return found
+    return bits
 
 
 @compiled()
 def dense_entries(block):  # type: ignore[no-untyped-def]
-    """The entries of a dense block that are not zero: indptr int64, indices int32, data of the block's type."""
+    """Find the nonzero entries of a dense block: row pointers int64, genes int32, counts in the block's dtype."""
     indptr = np.zeros(len(block) + 1, np.int64)
     for cell in range(len(block)):
         n_entries = 0

@@ -1,7 +1,7 @@
-"""Turning counts that are stored by gene (CSC) into counts by cell, in bounded memory.
+"""Convert counts that are stored by gene (CSC) into counts by cell, in bounded memory.
 
-One pass over the file deals its entries out to files of a few thousand cells each; a second one sorts each of these by
-cell, so that any range of cells is a slice of one or a few of them.
+A first pass distributes the entries of the file to buckets of a few thousand cells, one file each. A second pass sorts
+each bucket by cell, so that any range of cells is a slice of one or a few buckets.
 """
 
 from dataclasses import dataclass
@@ -18,8 +18,9 @@ from data_shards.errors import DataError
 from data_shards.files.work_folder import new_part, write_arrays
 from data_shards.workers.progress import Progress
 
+#: Cells in a bucket.
 _CELLS = 2048
-#: Entries of the file that are held at a time.
+#: Entries of the file that are in memory at a time.
 _ENTRIES = 1 << 23
 _ENTRY = np.dtype([("cell", np.uint16), ("gene", np.int32), ("count", np.float64)])
 _NAME = "by-cell"
@@ -27,20 +28,20 @@ _NAME = "by-cell"
 
 @dataclass(frozen=True)
 class CellMajorCopy:
-    """A copy by cell in a folder: for each bucket of cells its row pointers, genes and counts."""
+    """A copy by cell in a folder: row pointers, genes and counts of each bucket of cells."""
 
     path: Path
     n_cells: int
 
     def stored_entries(self, start: int, stop: int) -> npt.NDArray[np.int64]:
-        """Entries of each of the cells [start, stop): int64 (stop - start,)."""
+        """Number of entries of each cell in [start, stop): int64 (stop - start,)."""
         lengths = [np.diff(self._pointers(bucket)[low : high + 1]) for bucket, low, high in _spans(start, stop)]
         return np.concatenate(lengths)
 
     def rows(
         self, first: int, last: int
     ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int32], npt.NDArray[np.float64]]:
-        """Entries of cells [first, last): where each cell's begin (int64), genes (int32), counts (float64)."""
+        """Read the entries of cells [first, last): row pointers from 0 (int64), genes (int32), counts (float64)."""
         lengths, genes, counts = [], [], []
         for bucket, low, high in _spans(first, last):
             pointers = self._pointers(bucket)[low : high + 1]
@@ -56,13 +57,20 @@ class CellMajorCopy:
 
 
 def _spans(first: int, last: int) -> list[tuple[int, int, int]]:
-    """The buckets that cells [first, last) lie in, and of each bucket the first and one more than the last."""
+    """The buckets of cells [first, last), each with the range [low, high) of these cells within the bucket."""
     buckets = range(first // _CELLS, -(-last // _CELLS))
     return [(b, max(first - b * _CELLS, 0), min(last - b * _CELLS, _CELLS)) for b in buckets]
 
 
 def copy_by_cell(matrix: Any, n_cells: int, n_genes: int, path: Path, folder: Path) -> CellMajorCopy:
-    """Copy a CSC group (`data`, `indices`, `indptr`) of the file `path` to a part of `folder`, if it is not there yet.
+    """Copy a CSC matrix by cell, unless the copy exists already.
+
+    Args:
+        matrix: group with `data`, `indices` and `indptr`.
+        n_cells: number of rows.
+        n_genes: number of columns.
+        path: the file of the matrix, for messages.
+        folder: existing folder, in which the copy becomes a part.
 
     Raises:
         DataError: the matrix is damaged, or the folder's disk is full.
@@ -70,13 +78,13 @@ def copy_by_cell(matrix: Any, n_cells: int, n_genes: int, path: Path, folder: Pa
     copy = folder / _NAME
     if not copy.exists():
         with new_part(copy) as part:
-            _deal(matrix, n_cells, n_genes, path, part)
+            _distribute(matrix, n_cells, n_genes, path, part)
             for bucket in Progress(range(-(-n_cells // _CELLS)), desc=f"{path.stem} by cell"):
                 _sort(part, bucket, min(_CELLS, n_cells - bucket * _CELLS), n_genes)
     return CellMajorCopy(copy, n_cells)
 
 
-def _deal(matrix: Any, n_cells: int, n_genes: int, path: Path, part: Path) -> None:
+def _distribute(matrix: Any, n_cells: int, n_genes: int, path: Path, part: Path) -> None:
     """Append each entry to the file of its bucket."""
     with as_data_errors(path):
         indptr = np.asarray(matrix["indptr"][:]).astype(np.int64)
@@ -102,10 +110,10 @@ def _deal(matrix: Any, n_cells: int, n_genes: int, path: Path, part: Path) -> No
 
 
 def _sort(part: Path, bucket: int, n_cells: int, n_genes: int) -> None:
-    """Put the entries of a bucket in the order of cells, in that of genes within each."""
-    dealt = part / f"{bucket}.entries"
-    entries = np.fromfile(dealt, _ENTRY) if dealt.exists() else np.empty(0, _ENTRY)
-    # Conversion from coordinates sorts by cell, keeps the order of genes and sums what stands twice.
+    """Sort the entries of a bucket by cell, and by gene within each cell."""
+    unsorted = part / f"{bucket}.entries"
+    entries = np.fromfile(unsorted, _ENTRY) if unsorted.exists() else np.empty(0, _ENTRY)
+    # Conversion from coordinates sorts by cell, keeps the order of genes and sums duplicates.
     counts = sp.csr_matrix((entries["count"], (entries["cell"].astype(np.int32), entries["gene"])), (n_cells, n_genes))
     counts.sort_indices()
     arrays = {
@@ -114,4 +122,4 @@ def _sort(part: Path, bucket: int, n_cells: int, n_genes: int) -> None:
         "counts": counts.data,
     }
     write_arrays(part, {f"{bucket}.{name}": values for name, values in arrays.items()})
-    dealt.unlink(missing_ok=True)
+    unsorted.unlink(missing_ok=True)

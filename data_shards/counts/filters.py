@@ -1,4 +1,4 @@
-"""Which cells are left out."""
+"""Filters that decide which cells are kept."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -21,12 +21,12 @@ _MITOCHONDRIAL = ("MT-", "mt-")
 
 @dataclass(frozen=True)
 class CellFilter:
-    """Which cells are kept; counts are those of all genes as delivered.
+    """Limits that a cell must meet to be kept; counts are those of all genes as delivered.
 
     Attributes:
-        min_genes: least detected genes.
-        min_counts: least counts.
-        max_mito: largest share of its counts that a cell has in mitochondrial genes.
+        min_genes: smallest number of detected genes.
+        min_counts: smallest total count.
+        max_mito: largest share (0 to 1) of a cell's counts in mitochondrial genes; None for no limit.
         where: boolean columns of obs that must be true.
     """
 
@@ -42,10 +42,10 @@ class CellFilter:
             raise OptionError(f"--min-counts {self.min_counts:g}: must be at least 0")
 
     def bind(self, counts: CountFile, table: GeneTable | None) -> "BoundFilter":
-        """The filter for one file.
+        """Make the filter for one file.
 
         Raises:
-            DataError: a column of `where` is not there or not boolean, or no mitochondrial gene can be told.
+            DataError: a column of `where` is missing or not boolean, or no mitochondrial gene is recognised.
         """
         columns = counts.annotations.columns
         for column in self.where:
@@ -60,7 +60,7 @@ class CellFilter:
         return BoundFilter(self, mitochondrial)
 
     def record(self) -> dict[str, Any]:
-        """As JSON."""
+        """The limits as JSON."""
         return {**asdict(self), "where": list(self.where)}
 
 
@@ -69,15 +69,15 @@ class BoundFilter:
     """A filter for one file.
 
     Attributes:
-        options: what was asked for.
-        mitochondrial: float64 (n_delivered,), 1 for mitochondrial genes, else 0; none where it does not matter.
+        options: the limits.
+        mitochondrial: float64 (n_delivered,), 1 for mitochondrial genes, else 0; None without `max_mito`.
     """
 
     options: CellFilter
     mitochondrial: npt.NDArray[np.float64] | None
 
     def keep(self, counts: sp.csr_matrix, obs: pd.DataFrame) -> npt.NDArray[np.bool_]:
-        """Which cells are kept: bool (n_cells,).
+        """Decide which cells are kept: bool (n_cells,).
 
         Args:
             counts: csr_matrix (n_cells, n_delivered), float64, without zeros.
@@ -110,7 +110,7 @@ def _mitochondrial(counts: CountFile, table: GeneTable | None) -> npt.NDArray[np
             if any(found):
                 return np.array(found, np.float64)
     raise DataError(
-        f"{counts.path}: --max-mito: no mitochondrial gene (MT-…) can be told among its {counts.n_genes:,} genes: add "
+        f"{counts.path}: --max-mito: no mitochondrial gene (MT-…) recognised among its {counts.n_genes:,} genes: add "
         f"their symbols to var as {_SYMBOL_COLUMNS[0]!r}, make the medians with --gene-table, or leave out --max-mito"
     )
 

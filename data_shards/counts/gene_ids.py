@@ -1,4 +1,4 @@
-"""From the names of genes as delivered to gene ids."""
+"""Map the names of genes as delivered to gene ids."""
 
 import hashlib
 import io
@@ -15,7 +15,7 @@ from data_shards.counts.count_file import CountFile
 from data_shards.errors import DataError
 from data_shards.files.location import Location
 
-#: Where a gene table lies, in medians and in stores.
+#: File name of the gene table in medians and in stores.
 GENE_TABLE_FILE = "gene_table.parquet"
 _ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{11})(\.\d+)?(_PAR_Y)?")
 _SYMBOL_AND_ID = re.compile(r".+_(ENS[A-Z]*G\d{11})(\.\d+)?")
@@ -24,7 +24,7 @@ _ID_COLUMNS = ("gene_ids", "ensembl_id", "feature_id", "gene_id")
 
 
 def ensembl_id(name: str) -> str | None:
-    """The Ensembl id in a name, without its version: of `ENSG00000141510.18` or `TP53_ENSG00000141510`."""
+    """The Ensembl id, without version, in a name such as `ENSG00000141510.18` or `TP53_ENSG00000141510`; else None."""
     match = _ENSEMBL.fullmatch(name) or _SYMBOL_AND_ID.fullmatch(name)
     return match[1] if match else None
 
@@ -43,7 +43,7 @@ class GeneTable:
 
     @classmethod
     def read_csv(cls, path: Path) -> "GeneTable":
-        """Read a table whose first two columns are Ensembl id and symbol; a header, if any, is passed over.
+        """Read a table whose first two columns are Ensembl id and symbol; a header, if any, is skipped.
 
         Raises:
             DataError: the file cannot be read or has no Ensembl ids.
@@ -54,13 +54,18 @@ class GeneTable:
             raise DataError(
                 f"{path}: not a gene table ({error}): expected CSV with columns Ensembl id, symbol"
             ) from error
-        pairs = [(found, symbol) for name, symbol in zip(rows[0], rows[1], strict=True) if (found := ensembl_id(name))]
+        pairs = [(gene, symbol) for name, symbol in zip(rows[0], rows[1], strict=True) if (gene := ensembl_id(name))]
         if not pairs:
             raise DataError(f"{path}: no Ensembl id in the first column: expected CSV with columns Ensembl id, symbol")
         return cls(*map(tuple, zip(*pairs, strict=True)))
 
     @classmethod
     def load(cls, path: Location) -> "GeneTable":
+        """Read a table that `save` wrote.
+
+        Raises:
+            DataError: the file cannot be read or is not a gene table.
+        """
         try:
             frame = pd.read_parquet(io.BytesIO(path.read_bytes()))
             return cls(tuple(frame["gene_id"]), tuple(frame["symbol"]))
@@ -68,6 +73,7 @@ class GeneTable:
             raise DataError(f"{path}: not a gene table ({error})") from error
 
     def save(self, path: Path) -> None:
+        """Write the table as Parquet with columns `gene_id` and `symbol`."""
         pd.DataFrame({"gene_id": self.ids, "symbol": self.symbols}).to_parquet(path, index=False)
 
     @cached_property
@@ -78,19 +84,28 @@ class GeneTable:
 
     @cached_property
     def ids_of(self) -> dict[str, set[str]]:
-        """Symbol to Ensembl ids; several make it ambiguous."""
-        found: dict[str, set[str]] = defaultdict(set)
+        """The Ensembl ids of each symbol; a symbol with several is ambiguous."""
+        ids: dict[str, set[str]] = defaultdict(set)
         for gene, symbol in zip(self.ids, self.symbols, strict=True):
             if symbol:
-                found[symbol].add(gene)
-        return dict(found)
+                ids[symbol].add(gene)
+        return dict(ids)
 
 
 @dataclass(frozen=True)
 class GeneReport:
-    """How many genes of a file were mapped and how; `repeated` stood for an id that had come before.
+    """How many genes of a file were mapped, and how.
 
-    `column` of `var` gave their names, its index if None.
+    Attributes:
+        kind: "ensembl" or "as-is".
+        delivered: genes in the file.
+        by_id: genes whose name contains an Ensembl id; all with a name if `kind` is "as-is".
+        by_symbol: genes whose symbol the table maps to one id.
+        ambiguous: genes whose symbol has several ids; they are dropped.
+        unknown: genes without an id; they are dropped.
+        repeated: mapped genes whose id an earlier gene has already; their counts are summed.
+        unknown_examples: names of up to three unknown genes.
+        column: column of `var` that gave the names; None for its index.
     """
 
     kind: str
@@ -105,11 +120,12 @@ class GeneReport:
 
     @property
     def mapped(self) -> int:
+        """Number of genes with an id."""
         return self.by_id + self.by_symbol
 
     @property
     def source(self) -> str:
-        """Where the names stood, in words."""
+        """Where the names came from, in words."""
         return "the index of var" if self.column is None else f"column {self.column!r} of var"
 
     def __str__(self) -> str:
@@ -129,12 +145,12 @@ class GeneReport:
 
 @dataclass(frozen=True)
 class GeneIds:
-    """Ids of the genes of a file, in its order.
+    """Ids of the genes of a file, in the file's order.
 
     Attributes:
         kind: "ensembl" or "as-is".
-        ids: one for each gene as delivered; None where it was dropped.
-        report: what happened.
+        ids: the id of each gene as delivered; None if the gene was dropped.
+        report: how many genes were mapped, and how.
     """
 
     kind: str
@@ -145,14 +161,14 @@ class GeneIds:
 def find_gene_ids(
     counts: CountFile, table: GeneTable | None = None, min_mapped: float = 0.5, kind: str | None = None
 ) -> GeneIds:
-    """Ids of the genes of a file: Ensembl ids where it has them or the table maps its symbols, else its own names.
+    """Find the ids of the genes of a file: Ensembl ids if it has them or a table is given, else its own names.
 
     Args:
         counts: the file.
-        table: maps symbols.
-        min_mapped: share of the delivered genes that must be mapped when ids are Ensembl ids.
-        kind: "ensembl" or "as-is" when it is known what the ids must be; as they are, they are the file's names even
-            where a column has Ensembl ids.
+        table: maps symbols to Ensembl ids.
+        min_mapped: smallest share (0 to 1) of the delivered genes that must be mapped if ids are Ensembl ids.
+        kind: "ensembl" or "as-is" requires ids of this kind; None decides by the file and the table. With "as-is" the
+            ids are the file's names, even if a column has Ensembl ids.
 
     Raises:
         DataError: fewer genes than `min_mapped` could be mapped.
@@ -192,24 +208,33 @@ def find_gene_ids(
 
 
 def map_gene(name: str, kind: str, table: GeneTable | None) -> tuple[str | None, str]:
-    """The id of a gene, and how it was found: "by_id", "by_symbol", "ambiguous" or "unknown" (id None)."""
+    """Map the name of a gene to its id.
+
+    Args:
+        name: the name as delivered.
+        kind: "ensembl" or "as-is".
+        table: maps symbols to Ensembl ids.
+
+    Returns:
+        The id, or None, and how it was found: "by_id", "by_symbol", "ambiguous" or "unknown".
+    """
     if kind == "as-is":
         return (name, "by_id") if name else (None, "unknown")
     if (gene := ensembl_id(name)) is not None:
         return gene, "by_id"
-    found = table.ids_of.get(name, set()) if table is not None else set()
-    if len(found) == 1:
-        return next(iter(found)), "by_symbol"
-    return None, "ambiguous" if found else "unknown"
+    genes = table.ids_of.get(name, set()) if table is not None else set()
+    if len(genes) == 1:
+        return next(iter(genes)), "by_symbol"
+    return None, "ambiguous" if genes else "unknown"
 
 
 def _names(counts: CountFile) -> tuple[str | None, list[str]]:
-    """The column of `var` with the delivered names (None for its index), and these."""
+    """The column of `var` with the delivered names (None for its index), and the names."""
     return counts.options.gene_column, counts.gene_names
 
 
 def _names_or_ids(counts: CountFile) -> tuple[str | None, list[str]]:
-    """`_names`, or the usual column with Ensembl ids where the names are something else."""
+    """`_names`, or one of `_ID_COLUMNS` with its Ensembl ids if the names are not Ensembl ids."""
     named, names = _names(counts)
     if named is not None or _share_of_ids(names) >= 0.5:
         return named, names

@@ -1,6 +1,6 @@
-"""Reading arrays of HDF5 that are compressed with gzip, twice as fast as HDF5 does.
+"""Read gzip-compressed HDF5 arrays twice as fast as HDF5 does.
 
-CELLxGENE's files are. HDF5 hands out their chunks as they are stored; ISA-L takes them apart, outside of Python's lock.
+CELLxGENE's files are compressed so. HDF5 returns the raw chunks; ISA-L decompresses them without holding the GIL.
 """
 
 from contextlib import suppress
@@ -11,18 +11,18 @@ import numpy as np
 import numpy.typing as npt
 from isal import isal_zlib
 
-_NotGzip: type[Exception] = isal_zlib.IsalError  # type: ignore[assignment]  # its stub calls it an instance
+_NotGzip: type[Exception] = isal_zlib.IsalError  # type: ignore[assignment]  # its stub declares an instance
 
 
-#: Bytes of a chunk.
+#: Largest chunk, in bytes, that is decompressed here.
 _MOST = 1 << 26
 
 
 class SpanReader:
-    """Spans of a one-dimensional array of an AnnData file, read one after the other.
+    """Reads consecutive spans of a one-dimensional array of an AnnData file.
 
     Args:
-        array: of HDF5 or Zarr.
+        array: an HDF5 dataset or Zarr array.
     """
 
     def __init__(self, array: Any) -> None:
@@ -31,10 +31,10 @@ class SpanReader:
         self._last: tuple[int, npt.NDArray[Any]] | None = None
 
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """The elements [start, stop), of the type in which they are stored, as far as there are any."""
+        """Read the elements [start, stop) in the stored dtype; fewer if the array ends before `stop`."""
         stop = min(stop, self._array.shape[0])
         if self._is_gzip and start < stop:
-            # What is wrong with a chunk, or was never written of it, is for HDF5 to say.
+            # For a damaged chunk or one that was never written, let HDF5 raise or fill in values below.
             with suppress(OSError, RuntimeError, ValueError, _NotGzip):
                 return self._inflate(start, stop)
         return np.asarray(self._array[start:stop])
@@ -49,23 +49,23 @@ class SpanReader:
         return values
 
     def _chunk(self, number: int) -> npt.NDArray[Any]:
-        """A whole chunk; the last one stays, since the next span begins in it."""
-        last = self._last  # another thread may be reading
+        """Read a whole chunk; the last one is kept, since the next span begins in it."""
+        last = self._last  # read it once: another thread may replace it
         if last is not None and last[0] == number:
             return last[1]
         size, dtype = self._array.chunks[0], self._array.dtype
         skipped, content = self._array.id.read_direct_chunk((number * size,))
-        if not skipped:  # or it was not worth compressing
+        if not skipped:  # HDF5 skips the filter where compression would not make the chunk smaller
             content = isal_zlib.decompress(content, bufsize=size * dtype.itemsize)
         chunk: npt.NDArray[Any] = np.frombuffer(content, dtype)
         if len(chunk) != size:
-            raise ValueError(f"a chunk of {len(chunk):,} elements where there are {size:,}")
+            raise ValueError(f"a chunk has {len(chunk):,} elements instead of {size:,}")
         self._last = number, chunk
         return chunk
 
 
 def _is_gzip(dataset: h5py.Dataset) -> bool:
-    """Whether chunks, of a size that may stay in memory, are compressed by gzip and by nothing else."""
+    """Whether gzip is the only filter of the chunks, and they are small enough to keep one in memory."""
     filters = dataset.id.get_create_plist()
     plain = dataset.dtype.kind in "iuf" and dataset.ndim == 1 and dataset.chunks is not None
     if not plain or dataset.chunks[0] * dataset.dtype.itemsize > _MOST:

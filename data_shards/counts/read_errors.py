@@ -1,4 +1,4 @@
-"""What readers raise for damaged files, turned into one kind of error."""
+"""Convert what readers raise for damaged files into one kind of error."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,7 +9,7 @@ from data_shards.errors import DataError
 
 @contextmanager
 def as_data_errors(path: Path) -> Iterator[None]:
-    """Turn what h5py, zarr and anndata raise for damaged files into DataError."""
+    """Convert what h5py, zarr and anndata raise for damaged files into DataError."""
     try:
         yield
     except DataError:
@@ -19,7 +19,7 @@ def as_data_errors(path: Path) -> Iterator[None]:
             f"{path}: not as anndata writes it, or damaged ({error}): write it again with anndata"
         ) from error
     except (OSError, ValueError, RuntimeError) as error:
-        # HDF5's words for a filter that it lacks; "filter returned failure" is damage.
+        # HDF5's phrases for a filter that is not installed; "filter returned failure" means damage.
         if any(words in str(error) for words in ("is not registered", "Please verify its existence")):
             raise DataError(
                 f"{path}: compressed with a filter that is not installed ({error}): pip install hdf5plugin, "

@@ -1,4 +1,4 @@
-"""Which species genes are of, by the prefix of their Ensembl ids."""
+"""Find the species of genes from the prefix of their Ensembl ids."""
 
 import re
 from collections import Counter
@@ -21,19 +21,19 @@ _NAMES = {
 
 
 def find_species(genes: Iterable[str]) -> str | None:
-    """The prefix of most of the Ensembl ids, such as ENSMUSG; None where there are no Ensembl ids.
+    """The prefix of most of the Ensembl ids, such as ENSMUSG; None if there are no Ensembl ids.
 
-    A few ids of others are usual: viruses, spike-ins.
+    A few ids of other origin are normal: viruses, spike-ins.
     """
     prefixes = Counter(match[1] for gene in genes if (match := _PREFIX.fullmatch(gene)))
     return min(prefixes, key=lambda prefix: (-prefixes[prefix], prefix)) if prefixes else None
 
 
 def refuse_species_mixed(species: Mapping[str, str | None]) -> None:
-    """Raise DataError if data sets are of different species, where it is known.
+    """Raise DataError if data sets are of different known species.
 
     Args:
-        species: of each data set, by name, what `find_species` says.
+        species: for each data set, by name, the result of `find_species`.
     """
     examples: dict[str, str] = {}
     for name, prefix in species.items():
@@ -44,6 +44,6 @@ def refuse_species_mixed(species: Mapping[str, str | None]) -> None:
             f"{name}: {_NAMES.get(prefix, 'another species')} ({prefix}…)" for prefix, name in examples.items()
         )
         raise DataError(
-            f"data sets of different species cannot be put together ({found}): make medians and stores of each species "
-            "of its own"
+            f"data sets of different species cannot be combined ({found}): make separate medians and stores for each "
+            "species"
         )

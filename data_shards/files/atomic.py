@@ -1,4 +1,4 @@
-"""Outputs that are either whole or not there."""
+"""Write outputs so that they are either complete or absent."""
 
 import glob
 import hashlib
@@ -15,13 +15,13 @@ from data_shards.workers import interrupts
 
 @contextmanager
 def whole_directory(path: Path, replace: bool = False) -> Iterator[Path]:
-    """A new directory under a temporary name beside `path`, renamed to it when the block ends without an error.
+    """Create a temporary directory beside `path` and rename it to `path` when the block ends without an error.
 
-    What is replaced is set aside for the moment between two renames, and comes back if the second one fails; of a
-    process that is killed just there, `set_aside` finds it.
+    An output that is replaced is renamed first, and renamed back if the second rename fails. If the process is killed
+    between the two renames, `set_aside` finds the old output.
 
     Raises:
-        DataError: `path` exists and `replace` is not set, or the place cannot be written to.
+        DataError: `path` exists and `replace` is not set, or the folder cannot be written to.
     """
     refuse_existing(path, replace)
     temporary = _temporary(path)
@@ -36,9 +36,9 @@ def whole_directory(path: Path, replace: bool = False) -> Iterator[Path]:
     try:
         yield temporary
         interrupts.check()
-        # What has its name must be whole after a power cut too.
-        for found in [*temporary.rglob("*"), temporary]:
-            flush(found)
+        # Flush before the rename: `path` must be complete even after a power cut.
+        for entry in [*temporary.rglob("*"), temporary]:
+            flush(entry)
         if replace and path.exists():
             path.rename(old)
         try:
@@ -57,12 +57,12 @@ def whole_directory(path: Path, replace: bool = False) -> Iterator[Path]:
 
 
 def replace_file(path: Path, text: str) -> None:
-    """Write a text file whole or not at all: a reader sees the old one or the new one, also after a power cut.
+    """Write a text file completely or not at all: a reader sees the old or the new one, even after a power cut.
 
-    One process at a time may write a file of this name.
+    Only one process at a time may write to this path.
 
     Raises:
-        OSError: it cannot be written; an old one stays as it was.
+        OSError: the file cannot be written; an old file stays as it was.
     """
     temporary = path.with_name(f".{path.name}.new")
     temporary.write_text(text)
@@ -72,22 +72,22 @@ def replace_file(path: Path, text: str) -> None:
 
 
 def _temporary(path: Path) -> Path:
-    """The name beside `path` that this process writes to."""
+    """The temporary path beside `path` that this process writes to."""
     return path.with_name(f".{path.name}.partial-{socket.gethostname()}-{os.getpid()}")
 
 
 def _clear_stale(path: Path) -> None:
-    """Remove what processes of this machine that were killed left half-written or had replaced."""
+    """Remove half-written and replaced outputs of killed processes of this machine."""
     for kind in ("partial", "old") if path.exists() else ("partial",):
-        start = f".{path.name}.{kind}-{socket.gethostname()}-"
-        for found in path.parent.glob(f"{glob.escape(start)}*"):
-            pid = found.name.removeprefix(start)
+        prefix = f".{path.name}.{kind}-{socket.gethostname()}-"
+        for leftover in path.parent.glob(f"{glob.escape(prefix)}*"):
+            pid = leftover.name.removeprefix(prefix)
             if not pid.isdecimal() or _is_running(int(pid)):
                 continue
-            if found.is_dir():
-                shutil.rmtree(found, ignore_errors=True)
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
             else:
-                found.unlink(missing_ok=True)
+                leftover.unlink(missing_ok=True)
 
 
 def _is_running(pid: int) -> bool:
@@ -101,7 +101,7 @@ def _is_running(pid: int) -> bool:
 
 
 def flush(path: Path) -> None:
-    """Wait until a file or the names in a directory are on disk."""
+    """Wait until the content of a file, or the entries of a directory, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -110,12 +110,12 @@ def flush(path: Path) -> None:
 
 
 def set_aside(path: Path) -> Path | None:
-    """What was at `path` before a process that was replacing it was killed between two renames, if it was."""
+    """The old output of `path`, if a process was killed between the two renames of `whole_directory`; else None."""
     return next(iter(sorted(path.parent.glob(f".{glob.escape(path.name)}.old-*"))), None)
 
 
 def refuse_existing(path: Path, replace: bool = False) -> None:
-    """Raise DataError if an output is there already."""
+    """Raise DataError if an output exists already and is not to be replaced."""
     if path.exists() and not replace:
         raise DataError(f"{path}: exists already: remove it or choose another --out")
 
@@ -126,7 +126,7 @@ def hash_path(path: Path) -> str:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     digest = hashlib.sha256()
-    for file_path in sorted(path.rglob("*"), key=lambda found: found.relative_to(path).as_posix()):
+    for file_path in sorted(path.rglob("*"), key=lambda entry: entry.relative_to(path).as_posix()):
         if file_path.is_file():
             digest.update(f"{file_path.relative_to(path).as_posix()}\n{hash_path(file_path)}\n".encode())
     return digest.hexdigest()
@@ -134,10 +134,10 @@ def hash_path(path: Path) -> str:
 
 @contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` for a new file, renamed to it when the block ends without an error.
+    """Give a temporary path beside `path` for a new file, which is renamed when the block ends without an error.
 
     Raises:
-        DataError: `path` exists, or the place cannot be written to.
+        DataError: `path` exists, or the folder cannot be written to.
     """
     refuse_existing(path)
     temporary = _temporary(path)
@@ -151,5 +151,5 @@ def whole_file(path: Path) -> Iterator[Path]:
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error})") from error
     finally:
-        with suppress(OSError):  # where nothing can be removed, nothing could be written: that is what is told
+        with suppress(OSError):  # if removing fails, writing has failed too: that error is the one to raise
             temporary.unlink(missing_ok=True)

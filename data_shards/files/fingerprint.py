@@ -1,4 +1,4 @@
-"""What an input file holds, and whether it is still the same while it is read."""
+"""Hash input files, and detect that they change while they are read."""
 
 import hashlib
 from collections.abc import Sequence
@@ -13,12 +13,12 @@ from data_shards.workers.workers import Workers
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """Content and state of a file or of all files of a directory.
+    """Hashes of the content and the state of a file, or of all files in a directory.
 
     Attributes:
-        path: the file.
-        sha256: of its content, hex.
-        state: of sizes and times of change, hex.
+        path: the file or directory.
+        sha256: SHA-256 of the content, hex.
+        state: SHA-256 of file names, sizes and modification times, hex.
     """
 
     path: Path
@@ -27,45 +27,45 @@ class Fingerprint:
 
     @classmethod
     def of(cls, path: Path) -> "Fingerprint":
-        """Read the whole file.
+        """Read the whole file and hash it.
 
         Raises:
-            DataError: it cannot be read, or changes meanwhile.
+            DataError: the file cannot be read, or changes meanwhile.
         """
         try:
             before = _state(path)
-            found = cls(path, hash_path(path), before)
+            fingerprint = cls(path, hash_path(path), before)
         except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error}): fetch it again, and see to its permissions") from error
-        found.require_unchanged()
-        return found
+            raise DataError(f"{path}: cannot be read ({error}): fetch it again, or fix its permissions") from error
+        fingerprint.require_unchanged()
+        return fingerprint
 
     def require_unchanged(self) -> None:
-        """Raise DataError if the file is not as it was when its content was hashed."""
+        """Raise DataError if the file has changed since its content was hashed."""
         try:
             now = _state(self.path)
         except OSError as error:
-            raise DataError(f"{self.path}: is gone ({error}): put it back, and start again") from error
+            raise DataError(f"{self.path}: has disappeared ({error}): put it back, and start again") from error
         self.require_state(now)
 
     def require_state(self, state: str) -> None:
-        """Raise DataError if the file was in another state when its content was hashed."""
+        """Raise DataError if `state` differs from the state in which the content was hashed."""
         if state != self.state:
             raise DataError(f"{self.path}: changed while it was read: wait until it is complete, and start again")
 
 
 def read_fingerprints(paths: Sequence[Path], workers: Workers) -> list[Fingerprint]:
-    """The fingerprints of files, in their order.
+    """Read the fingerprints of files, in the order of `paths`.
 
     Raises:
-        DataError: one cannot be read.
+        DataError: a file cannot be read.
     """
-    found = workers.map_in_order(Fingerprint.of, paths)
-    return list(Progress(found, "hashing", len(paths), unit=" files"))
+    fingerprints = workers.map_in_order(Fingerprint.of, paths)
+    return list(Progress(fingerprints, "hashing", len(paths), unit=" files"))
 
 
 def state_of(path: Path) -> str:
-    """The state of a file that may be there, for `Fingerprint.require_state`; of one that is not, that of no file."""
+    """The state of a file for `Fingerprint.require_state`; "", which no file has, if the file is missing."""
     try:
         return _state(path)
     except OSError:
@@ -73,7 +73,7 @@ def state_of(path: Path) -> str:
 
 
 def _state(path: Path) -> str:
-    files = sorted(found for found in path.rglob("*") if found.is_file()) if path.is_dir() else [path]
+    files = sorted(entry for entry in path.rglob("*") if entry.is_file()) if path.is_dir() else [path]
     digest = hashlib.sha256()
     for file in files:
         status = file.stat()

@@ -1,4 +1,4 @@
-"""Where a store lies: a local folder, or a URL that TensorStore's own drivers read."""
+"""Locations of stores: a local folder, or a URL that TensorStore's own drivers read."""
 
 import hashlib
 import io
@@ -14,19 +14,20 @@ import tensorstore as ts
 from data_shards.errors import DataError
 from data_shards.files.atomic import hash_path
 
-#: What `tensorstore` reads besides local files.
+#: URL schemes that TensorStore reads.
 SCHEMES = ("http", "https", "s3", "gs")
-_PIECE = 1 << 24  # bytes of a remote file that are held at once while it is hashed
+_PIECE = 1 << 24  # bytes of a remote file that are in memory at once while it is hashed
 
 
 @dataclass(frozen=True)
 class Retries:
-    """How often a read that failed is tried again, and how long after.
+    """How often and after what delay a failed read is retried.
 
     Attributes:
-        count: further tries after the first.
-        initial_s, longest_s: seconds before the first of them; each one waits twice as long as the one before.
-        sleep: waits for seconds.
+        count: number of retries after the first try.
+        initial_s: delay before the first retry, in seconds; it doubles with each retry.
+        longest_s: upper limit of the delay, in seconds.
+        sleep: function that waits for a number of seconds.
     """
 
     count: int = 5
@@ -35,16 +36,16 @@ class Retries:
     sleep: Callable[[float], None] = field(default=time.sleep, compare=False)
 
     def wait(self, number: int) -> None:
-        """Wait before try `number` (1, 2, …)."""
+        """Wait before retry `number` (1, 2, …)."""
         self.sleep(min(self.longest_s, self.initial_s * 2 ** (number - 1)))
 
 
-#: Of every read that is not given its own.
+#: Used by every read that is not given its own.
 RETRIES = Retries()
 
 
 def open_context(cache_bytes: int = 0) -> ts.Context:
-    """What opened arrays share: how often requests to a server are sent again, and a chunk cache of so many bytes."""
+    """Create the context that opened arrays share: `RETRIES` for requests, and a chunk cache of `cache_bytes`."""
     requests = {
         "max_retries": RETRIES.count,
         "initial_delay": f"{RETRIES.initial_s}s",
@@ -56,10 +57,10 @@ def open_context(cache_bytes: int = 0) -> ts.Context:
 
 @dataclass(frozen=True)
 class Url:
-    """A remote folder or file, with those words of `pathlib.Path` that reading a store takes.
+    """A remote folder or file, with the methods of `pathlib.Path` that reading a store needs.
 
     Attributes:
-        text: the URL, without a slash at its end.
+        text: the URL, without a trailing slash.
     """
 
     text: str
@@ -72,26 +73,29 @@ class Url:
 
     @property
     def name(self) -> str:
+        """The last part of the URL."""
         return self.text.rsplit("/", 1)[-1]
 
     @property
     def parent(self) -> "Url":
+        """The URL without its last part."""
         return Url(self.text.rsplit("/", 1)[0])
 
     def read_bytes(self) -> bytes:
-        """The content of the file.
+        """Read the whole file.
 
         Raises:
-            FileNotFoundError: there is no such file.
-            DataError: the server cannot be reached or refuses.
+            FileNotFoundError: the file does not exist.
+            DataError: the server cannot be reached or refuses the request.
         """
         return self._read(None) or b""
 
     def read_text(self) -> str:
+        """Read the whole file as UTF-8. Raises as `read_bytes` does."""
         return self.read_bytes().decode()
 
     def is_file(self) -> bool:
-        """Whether there is such a file. Raises DataError as `read_bytes` does."""
+        """Whether the file exists. Raises DataError as `read_bytes` does."""
         try:
             self._read(slice(0, 0))
         except FileNotFoundError:
@@ -99,28 +103,28 @@ class Url:
         return True
 
     def sha256(self) -> str:
-        """SHA-256 (hex) of the file, a piece at a time. Raises as `read_bytes` does."""
+        """SHA-256 (hex) of the file, read in pieces. Raises as `read_bytes` does."""
         digest = hashlib.sha256()
         start = 0
         while (piece := self._read(slice(start, start + _PIECE))) is not None:
             digest.update(piece)
             start += _PIECE
-        # What is left is shorter than a piece.
+        # The rest is shorter than a piece.
         digest.update(self._read(slice(start, None)) or b"")
         return digest.hexdigest()
 
     def _read(self, part: slice | None) -> bytes | None:
-        """Bytes of the file; None if it is not that long."""
+        """Read a range of bytes, or all if `part` is None; return None if the file ends before the range does."""
         try:
             store = ts.KvStore.open(kvstore(self.parent), context=open_context()).result()
-            found = store.read(self.name, byte_range=part).result()
+            answer = store.read(self.name, byte_range=part).result()
         except Exception as error:
             if status(error) == "OUT_OF_RANGE":
                 return None
             raise DataError(f"{self}: cannot be read ({first_line(error)}){advice(error)}") from error
-        if found.state != "value":
+        if answer.state != "value":
             raise FileNotFoundError(f"{self}: no such file")
-        return bytes(found.value)
+        return bytes(answer.value)
 
 
 #: A local path or a URL.
@@ -128,10 +132,10 @@ Location = Path | Url
 
 
 def location_of(store: str | Path | Url) -> Location:
-    """The place that a word names: a URL if it has a scheme, else a path.
+    """Convert text to a location: a URL if it has a scheme, else a path.
 
     Raises:
-        DataError: a scheme that nothing here reads.
+        DataError: the scheme is not one of `SCHEMES`, or the URL names no folder.
     """
     if isinstance(store, Path | Url):
         return store
@@ -146,14 +150,14 @@ def location_of(store: str | Path | Url) -> Location:
 
 
 def kvstore(folder: Location) -> Any:
-    """What TensorStore opens a folder by: a spec, or a URL."""
+    """The key-value store of a folder for TensorStore: a spec, or a URL."""
     if isinstance(folder, Path):
-        return {"driver": "file", "path": f"{folder.resolve()}/"}  # it refuses `..`
+        return {"driver": "file", "path": f"{folder.resolve()}/"}  # TensorStore refuses `..`
     return f"{folder}/"
 
 
 def open_file(file: Location) -> IO[bytes]:
-    """A file to read from; a remote one is fetched as a whole. Raises as `read_bytes` does."""
+    """Open a file for reading bytes; a remote file is fetched completely first. Raises as `read_bytes` does."""
     return io.BytesIO(file.read_bytes()) if isinstance(file, Url) else file.open("rb")
 
 
@@ -163,24 +167,24 @@ def hash_location(file: Location) -> str:
 
 
 def status(error: BaseException) -> str:
-    """The code that TensorStore's errors begin with, such as "NOT_FOUND"; "" if there is none."""
-    found = re.match(r"([A-Z_]+): ", str(error))
-    return found[1] if found else ""
+    """The status code at the start of a TensorStore error, such as "NOT_FOUND"; "" if there is none."""
+    match = re.match(r"([A-Z_]+): ", str(error))
+    return match[1] if match else ""
 
 
 def first_line(error: BaseException) -> str:
-    """What TensorStore says, in one line and without its specs and bodies."""
+    """The first line of a TensorStore error, without its specs and response bodies."""
     line = str(error).strip().splitlines()[0]
     return re.split(r" \[(?:tensorstore_spec|http_response_body|source locations)=", line)[0]
 
 
 def advice(error: BaseException) -> str:
-    """What to do about an error of a remote store, to stand behind it; "" if nothing is known."""
+    """Advice on an error of a remote store, to append to the message; "" if there is none."""
     text = str(error)
     if "was ignored by server" in text:
         return ": the server does not answer range requests: serve the store with one that does (nginx, S3, …)"
     if "retry attempts failed" in text or status(error) in ("ABORTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"):
-        return ": check the address and the server, then start the same again"
+        return ": check the address and the server, then run the same command again"
     if status(error) in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
         return ": check the credentials"
     return ""

@@ -1,7 +1,7 @@
-"""What a long preparation has finished so far: a folder beside its output, which the next start goes on from.
+"""A folder beside the output of a long preparation with the parts finished so far, from which the next start continues.
 
-The folder `.NAME.work` holds finished parts, each whole or not there. It belongs to one set of inputs and options; it
-is kept when a start ends with an error or is killed, and removed when the output stands.
+The folder `.NAME.work` holds finished parts, each complete or absent. It belongs to one set of inputs and options. It
+is kept when a start fails or is killed, and removed when the output is complete.
 """
 
 import fcntl
@@ -24,25 +24,25 @@ from data_shards.errors import DataError
 from data_shards.files.atomic import flush, replace_file
 
 IDENTITY = "identity.json"
-#: Holds host and process of the start that is at work; of a folder itself, NFS gives no lock.
+#: Holds the host and process id of the running start. It is a file because NFS cannot lock a folder.
 _LOCK = ".lock"
-#: What a part is named while it is made.
+#: Matches the name of a part while it is being made.
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{32}")
 
 
 @contextmanager
 def work_folder(out: Path, identity: Mapping[str, Any], say: Callable[[str], None] = print) -> Iterator[Path]:
-    """The work folder of an output, with what an earlier start of the same work finished.
+    """Open the work folder of an output, with the parts that an earlier start of the same work finished.
 
     Args:
-        out: the output; the folder lies beside it, on the same file system, which all workers must see.
-        identity: everything that decides the parts, as JSON; what another identity has left is removed.
-        say: takes lines of the report.
+        out: the output. The folder lies beside it, on the same file system, which all workers must see.
+        identity: everything that decides the content of the parts, as JSON. Parts of another identity are removed.
+        say: receives each line of the report.
 
     Raises:
-        DataError: another process is at work there, or the place cannot be written to.
+        DataError: another process is using the folder, or the folder cannot be written to.
     """
-    folder = _place(out)
+    folder = _folder_of(out)
     content = json.dumps(identity, sort_keys=True, indent=1) + "\n"
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,32 +60,34 @@ def work_folder(out: Path, identity: Mapping[str, Any], say: Callable[[str], Non
         except BaseException:
             _keep(folder, say)
             raise
-        # The output stands; a worker that was thought dead may still write here.
+        # The output is complete. Ignore errors: a worker that seemed dead may still write here.
         shutil.rmtree(folder, ignore_errors=True)
     finally:
         os.close(lock)
-        with suppress(OSError):  # NFS keeps the open lock, under another name, and so the folder until now
+        # NFS renames the open lock file instead of removing it, so the folder can go only after the lock is closed.
+        with suppress(OSError):
             folder.rmdir()
 
 
-def _place(out: Path) -> Path:
+def _folder_of(out: Path) -> Path:
     return out.absolute().with_name(f".{out.name}.work")
 
 
-def refuse_again(out: Path, name: str, mend: str = "rename the file") -> None:
-    """Raise DataError, since an output has a data set of this name, which a start may have added before it was killed.
+def refuse_again(out: Path, name: str, fix: str = "rename the file") -> None:
+    """Raise DataError: the output already has a data set of this name, perhaps from a start that was killed later.
 
     Args:
-        out: what is added to.
+        out: the output that the data set should be added to.
         name: the data set.
-        mend: how it gets another name.
+        fix: advice on how to give it another name, for the message.
     """
-    found, left = f"{out}: has a data set {name!r} already: leave it out, or {mend}", _place(out)
-    if left.exists():
-        found += (
-            f"; if the start that {left} was left by was to add it, this is done: the next --add removes the folder"
+    message, folder = f"{out}: has a data set {name!r} already: leave it out, or {fix}", _folder_of(out)
+    if folder.exists():
+        message += (
+            f"; {folder} was left by an earlier start: if that start was adding this data set, it has been added, "
+            "and the next --add removes the folder"
         )
-    raise DataError(found)
+    raise DataError(message)
 
 
 def _lock(descriptor: int, folder: Path) -> None:
@@ -94,21 +96,21 @@ def _lock(descriptor: int, folder: Path) -> None:
     except BlockingIOError as error:
         holder = os.pread(descriptor, 300, 0).decode(errors="replace") or "not known yet"
         raise DataError(
-            f"{folder}: another process is at work there ({holder}): wait for it, or choose another --out"
+            f"{folder}: another process is using this folder ({holder}): wait for it to end, or choose another --out"
         ) from error
     except OSError:
-        pass  # a file system without locks: two starts at once are then the user's to avoid
-    with suppress(OSError):  # a full disk: what goes on there says so
+        pass  # the file system has no locks: the user must avoid two starts at once
+    with suppress(OSError):  # the disk may be full: a later write reports it
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode(), 0)
 
 
 def _begin(folder: Path, content: str, say: Callable[[str], None]) -> None:
-    found = folder / IDENTITY
-    if found.exists() and found.read_text() == content:
+    identity = folder / IDENTITY
+    if identity.exists() and identity.read_text() == content:
         for unfinished in _unfinished(folder):
             shutil.rmtree(unfinished, ignore_errors=True)
-        say(f"{folder}: going on from what an earlier start has finished")
+        say(f"{folder}: continuing with the parts that an earlier start finished")
         return
     others = [other for other in folder.iterdir() if other.name != _LOCK]
     if others:
@@ -119,53 +121,56 @@ def _begin(folder: Path, content: str, say: Callable[[str], None]) -> None:
 
 
 def save_identity(folder: Path, content: str) -> None:
-    """Write, at once, what decides the parts of a folder."""
+    """Write the identity of a work folder atomically."""
     replace_file(folder / IDENTITY, content)
 
 
 def parts_folder(folder: Path) -> Path:
-    """Where parts go: a worker that an ended start has left makes none among those of another identity."""
+    """The folder for parts of the current identity.
+
+    Its name depends on the identity, so that a worker that outlives its start cannot add parts to another identity.
+    """
     return folder / f"parts-{hashlib.sha256((folder / IDENTITY).read_bytes()).hexdigest()[:8]}"
 
 
 def _keep(folder: Path, say: Callable[[str], None]) -> None:
-    """Say what is kept for the next start; a folder without parts is removed."""
+    """Report that the parts are kept for the next start; remove a folder without parts."""
     for unfinished in _unfinished(folder):
         shutil.rmtree(unfinished, ignore_errors=True)
     if any(set(files) - {IDENTITY, _LOCK} for _, _, files in os.walk(folder)):
-        say(f"{folder}: keeps what is finished: the same command goes on from there")
+        say(f"{folder}: keeps the finished parts: the same command continues from there")
     else:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_arrays(folder: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> None:
-    """Append arrays to files of a folder, bare; unlike numpy's own writing, none is cut short without an error."""
+    """Append the raw bytes of arrays to files in a folder; unlike `ndarray.tofile`, a short write raises an error."""
     for name, values in arrays.items():
         with open(folder / name, "ab") as file:
             file.write(np.ascontiguousarray(values).data)
 
 
 def _unfinished(folder: Path) -> list[Path]:
-    """What workers that were killed have left."""
-    return [Path(place) / name for place, names, _ in os.walk(folder) for name in names if _UNFINISHED.fullmatch(name)]
+    """Unfinished parts that killed workers have left."""
+    return [Path(root) / name for root, names, _ in os.walk(folder) for name in names if _UNFINISHED.fullmatch(name)]
 
 
 @contextmanager
 def new_part(folder: Path) -> Iterator[Path]:
-    """A temporary directory that becomes `folder` when the block ends without an error.
+    """Create a temporary directory that becomes `folder` when the block ends without an error.
 
-    Several workers may make the same part, after one was thought dead: the first one stands.
+    Several workers may make the same part if one of them seemed dead: the first one to finish is kept.
 
     Raises:
-        DataError: it cannot be written.
+        DataError: the part cannot be written.
     """
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     try:
-        folder.parent.mkdir(exist_ok=True)  # of the work folder itself only its start decides
+        folder.parent.mkdir(exist_ok=True)  # without `parents`: a late worker must not recreate the work folder
         temporary.mkdir()
         yield temporary
-        for found in temporary.iterdir():
-            flush(found)
+        for entry in temporary.iterdir():
+            flush(entry)
         flush(temporary)
         try:
             temporary.rename(folder)
@@ -174,7 +179,7 @@ def new_part(folder: Path) -> Iterator[Path]:
                 raise
     except OSError as error:
         raise DataError(
-            f"{folder}: cannot be written ({error}): make room, and see that all workers share this file system"
+            f"{folder}: cannot be written ({error}): make room, and check that all workers share this file system"
         ) from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

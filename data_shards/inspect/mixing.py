@@ -1,8 +1,8 @@
-"""How near the cells of training steps are to a full shuffle of the store.
+"""Measure how close the cells of training steps come to a full shuffle of the store.
 
-The composition of a step (which share of its cells is of which data set, or of which cell type) strays from that of the
-store. Some of it is chance: as many cells drawn evenly from the whole store stray, too. What is beyond that comes from
-reading blocks of cells that stand together in their file.
+The composition of a step (the share of its cells in each data set, or of each cell type) differs from that of the
+store. Part of the difference is chance: the same number of cells, drawn evenly from the whole store, differs as well.
+The rest comes from reading blocks of cells that are neighbours in their file.
 """
 
 from collections.abc import Sequence
@@ -21,19 +21,19 @@ from data_shards.store.manifest import TRAIN
 from data_shards.store.obs_parquet import canonical_names, read_column
 from data_shards.workers.progress import Progress
 
-_SHUFFLES = 400  # drawn from a full shuffle
-_CELLS = 1 << 20  # whose split is looked at at a time
+_SHUFFLES = 400  # steps drawn from a full shuffle
+_CELLS = 1 << 20  # cells whose split is read at a time
 I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class Mixing:
-    """How far steps stray from the composition of the store.
+    """How far the composition of steps is from that of the store.
 
     Attributes:
-        cells: mean number of cells of what is compared: a step, or several steps in a row.
-        distance: mean total variation distance of its composition from the store's, 0 … 1.
-        shuffled: the same of as many cells drawn evenly from the store.
+        cells: mean number of cells that are compared as one: those of a step, or of several steps in a row.
+        distance: mean total variation distance of their composition from the store's, 0 … 1.
+        shuffled: the same distance for as many cells drawn evenly from the store.
     """
 
     cells: float
@@ -42,15 +42,18 @@ class Mixing:
 
     @property
     def excess(self) -> float:
-        """How many times as far as a full shuffle: 1 is one."""
+        """The distance as a multiple of a full shuffle's: 1 means fully shuffled."""
         return self.distance / self.shuffled
 
 
 def label_codes(reader: StoreReader, column: str) -> list[I64]:
-    """A column of obs as whole numbers, the same for the same text in every data set: int64 (n_cells,) for each.
+    """Read a column of obs as whole numbers; the same text has the same number in every data set.
+
+    Returns:
+        For each data set int64 (n_cells,).
 
     Raises:
-        DataError: a data set has no such column.
+        DataError: a data set has no such column, or it cannot be read.
     """
     numbers: dict[str | None, int] = {}
     codes = []
@@ -73,30 +76,30 @@ def measure_mixing(
     labels: Sequence[I64] | None = None,
     steps_together: Sequence[int] = (1,),
 ) -> list[Mixing]:
-    """Compare steps, from the start of a run on, with a full shuffle.
+    """Compare the first steps of a run with a full shuffle.
 
     Args:
-        reader: of the store.
-        plan: how it is read; all of its lanes are.
+        reader: reader of the store.
+        plan: how the store is read; all lanes are read.
         rows_per_lane: rows that a step takes from each lane.
-        n_steps: steps that are read.
-        labels: int64 (n_cells,) from 0 for each data set, such as its cell types; none: the data sets themselves.
-        steps_together: steps in a row whose cells are compared as one; more than `n_steps` are not.
+        n_steps: number of steps to read.
+        labels: for each data set int64 (n_cells,) from 0, such as cell types; None compares data sets.
+        steps_together: numbers of steps in a row whose cells are compared as one; those above `n_steps` are skipped.
 
     Returns:
-        One for each of `steps_together`.
+        One result for each of `steps_together` that is not skipped.
     """
     datasets = reader.manifest.datasets
     if labels is None:
         labels = [np.full(entry.n_cells, which, np.int64) for which, entry in enumerate(datasets)]
     n_labels = 1 + max(int(of_set.max()) for of_set in labels)
-    store = np.zeros(n_labels)
+    expected = np.zeros(n_labels)
     for entry, of_set in zip(datasets, labels, strict=True):
         split = open_array(reader.path, entry.name, "split")
         for start in range(0, entry.n_cells, _CELLS):
-            held = of_set[start : start + _CELLS][split.read(start, min(start + _CELLS, entry.n_cells)) == TRAIN]
-            store += plan.weights.get(entry.name, 1) * np.bincount(held, minlength=n_labels)
-    store /= store.sum()
+            train = of_set[start : start + _CELLS][split.read(start, min(start + _CELLS, entry.n_cells)) == TRAIN]
+            expected += plan.weights.get(entry.name, 1) * np.bincount(train, minlength=n_labels)
+    expected /= expected.sum()
 
     order, lanes = block_order(reader, plan), Lanes(reader, plan, dict.fromkeys(range(plan.lanes), (0, 0)))
     flat = np.concatenate(labels)
@@ -112,17 +115,17 @@ def measure_mixing(
         cells = first_cell[which] + (blocks - first_block[which]) * cells_of_block + rows.cells
         counts[step] = np.bincount(flat[cells], minlength=n_labels)
 
-    found = []
+    results = []
     rng = np.random.default_rng(0)
     for together in steps_together:
         n = n_steps // together
         if n == 0:
             continue
         read = counts[: n * together].reshape(n, together, n_labels).sum(axis=1)
-        drawn = rng.multinomial(round(float(read.sum(axis=1).mean())), store, _SHUFFLES)
-        far, by_chance = (
-            float(np.abs(sums / sums.sum(axis=1, keepdims=True) - store).sum(axis=1).mean() / 2)
+        drawn = rng.multinomial(round(float(read.sum(axis=1).mean())), expected, _SHUFFLES)
+        distance, shuffled = (
+            float(np.abs(sums / sums.sum(axis=1, keepdims=True) - expected).sum(axis=1).mean() / 2)
             for sums in (read, drawn)
         )
-        found.append(Mixing(float(read.sum(axis=1).mean()), far, by_chance))
-    return found
+        results.append(Mixing(float(read.sum(axis=1).mean()), distance, shuffled))
+    return results

@@ -1,4 +1,4 @@
-"""What a store holds, in numbers and in words."""
+"""Summarise the content of a store, in numbers and in text."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -17,20 +17,22 @@ from data_shards.tokens.vocabulary import FIRST_GENE
 from data_shards.workers.progress import Progress
 
 I64 = npt.NDArray[np.int64]
+#: Cells whose lengths are read at a time.
 _STEP = 1 << 20
-#: Cells that are looked into, not only at their lengths.
+#: Cells of the samples that are packed, or whose tokens are read.
 _SAMPLE = 8192
-#: What is packed together, about: by default groups of so many cells, of pools of so many tokens.
+#: Approximate defaults of training: cells that are packed together, and tokens of a pool.
 _GROUP_CELLS, _POOL_TOKENS = 1024, 1 << 20
 
 
 @dataclass(frozen=True, eq=False)
 class StoreSummary:
-    """What a store holds.
+    """The manifest of a store and the lengths of its cells.
 
     Attributes:
-        path, manifest: the store.
-        lengths: for each data set int64 (top_k + 1,), cells of each length.
+        path: path or URL of the store.
+        manifest: its manifest.
+        lengths: for each data set int64 (top_k + 1,), the number of cells of each length in tokens.
     """
 
     path: Location
@@ -46,7 +48,7 @@ class StoreSummary:
         """
         path = location_of(store)
         manifest = Manifest.load(path)
-        found = []
+        lengths_of_sets = []
         with Progress(total=manifest.n_cells, desc="lengths of cells", unit=" cells") as progress:
             for entry in manifest.datasets:
                 lengths = np.zeros(manifest.top_k + 1, np.int64)
@@ -55,28 +57,28 @@ class StoreSummary:
                     bounds = indptr.read(first, min(first + _STEP, entry.n_cells) + 1)
                     lengths += np.bincount(np.diff(bounds), minlength=len(lengths))
                     progress.update(len(bounds) - 1)
-                found.append(lengths)
-        return cls(path, manifest, tuple(found))
+                lengths_of_sets.append(lengths)
+        return cls(path, manifest, tuple(lengths_of_sets))
 
     @property
     def all_lengths(self) -> I64:
-        """Cells of each length in all data sets: int64 (top_k + 1,)."""
+        """Number of cells of each length in all data sets together: int64 (top_k + 1,)."""
         cells: I64 = np.sum(self.lengths, axis=0, dtype=np.int64)
         return cells
 
     @property
     def longest(self) -> int:
-        """Tokens of the longest cell."""
+        """Number of tokens of the longest cell."""
         return int(np.flatnonzero(self.all_lengths).max())
 
     def fill(self, row_length: int) -> tuple[float, float]:
-        """Share of a row's places with a token: with one cell a row, and with cells packed into rows.
+        """Share of a row's positions that hold a token: with one cell a row, and with cells packed into rows.
 
-        The packed share is that of a few thousand cells, drawn evenly over their lengths.
+        The packed share is estimated from a few thousand cells, at even steps through the cells sorted by length.
         """
         cells = self.all_lengths
-        places = (np.arange(_SAMPLE) + 0.5) / _SAMPLE * cells.sum()
-        sample = np.searchsorted(cells.cumsum(), places, side="right").astype(np.int64)
+        numbers = (np.arange(_SAMPLE) + 0.5) / _SAMPLE * cells.sum()
+        sample = np.searchsorted(cells.cumsum(), numbers, side="right").astype(np.int64)
         hashes = mix64(np.arange(_SAMPLE, dtype=np.uint64))
         n_groups = max(_SAMPLE // _GROUP_CELLS, round(int(sample.sum()) / _POOL_TOKENS))
         _, cells_of_row = arrange(sample, hashes, np.zeros(n_groups, np.uint64), row_length)
@@ -84,14 +86,17 @@ class StoreSummary:
         return float(sample.mean() / row_length), float(sample.sum() / (rows * row_length))
 
     def gene_shares(self) -> tuple[npt.NDArray[np.float64], int]:
-        """How many cells have each gene among their tokens: shares float64 (n_genes,), descending, and cells looked at.
+        """Share of the cells of some blocks that have each gene among their tokens.
+
+        Returns:
+            The shares, float64 (n_genes,), descending, and the number of cells read.
 
         Raises:
             DataError: a chunk is damaged.
         """
         reader = StoreReader(self.path)
-        wanted = max(1, _SAMPLE // self.manifest.block_cells)
-        numbers = np.unique(np.linspace(0, sum(self.manifest.n_blocks) - 1, wanted).astype(np.int64))
+        n_blocks = max(1, _SAMPLE // self.manifest.block_cells)
+        numbers = np.unique(np.linspace(0, sum(self.manifest.n_blocks) - 1, n_blocks).astype(np.int64))
         counts, cells = np.zeros(self.manifest.n_genes, np.int64), 0
         for number in numbers:
             (block,) = reader.read([int(number)])
@@ -100,7 +105,7 @@ class StoreSummary:
         return np.sort(counts / cells)[::-1], cells
 
     def describe(self) -> list[str]:
-        """Lines on the data sets, lengths, splits and hashes."""
+        """Describe the data sets, lengths, splits and hashes, in lines of text."""
         manifest = self.manifest
         mean, longest = manifest.n_tokens / manifest.n_cells, self.longest
         lines = [
@@ -147,11 +152,11 @@ def _describe(entry: DatasetEntry, lengths: I64) -> list[str]:
 
 
 def _ranked(entry: DatasetEntry) -> list[str]:
-    """Where cells come from that were ranked here."""
+    """Where the cells of a data set come from that was ranked from counts."""
     read = ", ".join(f"{key}={value}" for key, value in entry.counts.items() if value not in (None, False)) or "X"
     examples = tuple(entry.genes["unknown_examples"])
-    found = {key: value for key, value in entry.genes.items() if key not in ("in_vocabulary", "unknown_examples")}
-    report = GeneReport(**found, unknown_examples=examples)
+    numbers = {key: value for key, value in entry.genes.items() if key not in ("in_vocabulary", "unknown_examples")}
+    report = GeneReport(**numbers, unknown_examples=examples)
     return [
         f"    from       {entry.source_file} ({read}): {entry.source_cells:,} cells, "
         f"{entry.filtered_cells:,} filtered, {entry.empty_cells:,} without a token",
@@ -160,7 +165,7 @@ def _ranked(entry: DatasetEntry) -> list[str]:
 
 
 def _imported(entry: DatasetEntry, imported: dict[str, Any]) -> list[str]:
-    """Where cells come from that came ranked."""
+    """Where the cells of a data set come from that was imported already ranked."""
     n_files = len(imported["files"])
     return [
         f"    imported   {entry.source_file} ({n_files:,} files, ranked already): {entry.source_cells:,} cells, "
@@ -172,7 +177,7 @@ def _imported(entry: DatasetEntry, imported: dict[str, Any]) -> list[str]:
 
 
 def _lengths(cells: I64) -> str:
-    """Tokens of a cell, from the cells of each length."""
+    """Mean, quantiles and maximum of the tokens of a cell, from the number of cells of each length."""
     cumulative = cells.cumsum()
     low, median, high = (int(np.searchsorted(cumulative, share * cumulative[-1])) for share in (0.05, 0.5, 0.95))
     mean = float(cells @ np.arange(len(cells)) / cumulative[-1])

@@ -1,7 +1,7 @@
-"""Reading a whole store again to find every damaged file and chunk.
+"""Read a whole store again to find every damaged file and chunk.
 
-Each array is read once, a few shards ahead of what is looked at, and hashed; what stands in it is checked as well: a
-hash alone does not say what is wrong.
+Each array is read once, a few shards ahead of the one being checked, and hashed. Its elements are checked as well,
+because a hash alone does not say what is wrong.
 """
 
 import hashlib
@@ -23,12 +23,15 @@ from data_shards.tokens.tokenizer import Tokenizer
 from data_shards.tokens.vocabulary import FIRST_GENE
 from data_shards.workers.progress import Progress
 
-#: Shards that are read while one is looked at; the largest, of values, are 64 MiB.
+#: Shards that are read while one is checked; the largest, those of `values`, have 64 MiB.
 _AHEAD = 3
 
 
 def find_damage(store: str | Location) -> list[str]:
-    """One line for every file or chunk of a store that is not what was written; none if all is well.
+    """Find every file and chunk of a store that is not what was written.
+
+    Returns:
+        One line for each; an empty list if the store is intact.
 
     Raises:
         DataError: there is no store, its manifest cannot be read, or its server cannot be reached.
@@ -79,9 +82,9 @@ def _check_dataset(store: Location, entry: DatasetEntry, manifest: Manifest, pro
         "values": lambda: _Values(open_array(store, entry.name, "indptr") if hashes.get("indptr") else None),
     }
     for name, size in _sizes(entry, manifest).items():
-        found, digest = _check_array(store, entry.name, name, size, checks[name], progress)
-        problems += found
-        hashes[name] = "" if found else digest
+        in_array, digest = _check_array(store, entry.name, name, size, checks[name], progress)
+        problems += in_array
+        hashes[name] = "" if in_array else digest
     if not problems and entry.content_hash != content_hash(
         hashes["tokens"], hashes["indptr"], hashes["split"], hashes.get("values")
     ):
@@ -107,31 +110,34 @@ def _check_array(
         if wrong := check.look(start, values):
             problems.append(f"{folder}: {wrong}")
         progress.update(values.nbytes)
-    # Of what could not be read, the whole says nothing.
+    # If a part could not be read, totals mean nothing.
     if not problems and (wrong := check.end()):
         problems.append(f"{folder}: {wrong}")
     return problems, digest.hexdigest()
 
 
 class _Check(Protocol):
-    """What must hold in an array."""
+    """A check of the elements of an array, shard by shard."""
 
     def look(self, start: int, values: npt.NDArray[Any]) -> str | None:
-        """What is wrong with elements [start, start + len(values)), if anything."""
+        """Say what is wrong with elements [start, start + len(values)), or return None."""
 
     def end(self) -> str | None:
-        """What is wrong with the whole, if anything."""
+        """Say what is wrong with the whole array, or return None."""
 
 
 class _Indptr:
-    """From 0 to the number of tokens; each cell has some, and not more than the most. Gaps are passed over."""
+    """Check that indptr runs from 0 to the number of tokens, and that each cell has 1 to `top_k` of them.
+
+    Shards that could not be read are skipped.
+    """
 
     def __init__(self, entry: DatasetEntry, top_k: int) -> None:
         self._n_tokens, self._top_k = entry.n_tokens, top_k
         self._stop, self._last = 0, 0
 
     def look(self, start: int, values: npt.NDArray[Any]) -> str | None:
-        # Before the first one, and after one that could not be read, there is nothing to compare with.
+        # The first shard, and one after a shard that could not be read, have no element before them to compare with.
         follows = start > 0 and start == self._stop
         before = self._last
         self._stop, self._last = start + len(values), int(values[-1])
@@ -148,23 +154,23 @@ class _Indptr:
 
 
 class _Split:
-    """As many cells in each split as the manifest says."""
+    """Check that each split has as many cells as the manifest says."""
 
     def __init__(self, entry: DatasetEntry) -> None:
         self._expected = {TRAIN: entry.n_train, VALIDATION: entry.n_validation, TEST: entry.n_test}
-        self._held = np.zeros(256, np.int64)
+        self._counts = np.zeros(256, np.int64)
 
     def look(self, start: int, values: npt.NDArray[Any]) -> str | None:
-        self._held += np.bincount(values, minlength=256)
+        self._counts += np.bincount(values, minlength=256)
         return None
 
     def end(self) -> str | None:
-        counted = {split: int(self._held[split]) for split in self._expected}
+        counted = {split: int(self._counts[split]) for split in self._expected}
         return None if counted == self._expected else "its splits are not those of the manifest"
 
 
 class _Tokens:
-    """Genes of the vocabulary alone."""
+    """Check that every token is a gene of the vocabulary."""
 
     def __init__(self, n_genes: int) -> None:
         self._n_genes = n_genes
@@ -179,7 +185,10 @@ class _Tokens:
 
 
 class _Values:
-    """Above zero, and not rising within a cell. Without an indptr that can be trusted, cells are not told apart."""
+    """Check that values are above zero, and that they do not rise within a cell.
+
+    Without an intact `indptr` the bounds of cells are unknown, and the second check is skipped.
+    """
 
     def __init__(self, indptr: StoredArray | None) -> None:
         self._starts = None if indptr is None else _Starts(indptr)
@@ -188,8 +197,8 @@ class _Values:
     def look(self, start: int, values: npt.NDArray[Any]) -> str | None:
         good = (values > 0) & (values < np.inf)
         if not good.all():
-            place = int(np.argmin(good))
-            return f"element {start + place:,} is {values[place]:g}: expected a number above zero"
+            index = int(np.argmin(good))
+            return f"element {start + index:,} is {values[index]:g}: expected a number above zero"
         before = self._last if start == self._stop else np.float32(np.inf)
         self._stop, self._last = start + len(values), values[-1]
         if self._starts is None:
@@ -203,22 +212,22 @@ class _Values:
 
 
 class _Starts:
-    """Where cells begin, asked for in ascending order."""
+    """The first elements of cells, queried in ascending order."""
 
     def __init__(self, indptr: StoredArray) -> None:
         self._indptr = indptr
         self._next = 0
-        self._held = np.zeros(0, np.int64)
+        self._pending = np.zeros(0, np.int64)
 
     def within(self, start: int, stop: int) -> npt.NDArray[np.int64]:
         """The first elements of the cells that begin in [start, stop)."""
-        while self._next < self._indptr.size and (not len(self._held) or self._held[-1] < stop):
+        while self._next < self._indptr.size and (not len(self._pending) or self._pending[-1] < stop):
             last = min(self._next + self._indptr.shard, self._indptr.size)
-            self._held = np.concatenate([self._held, self._indptr.read(self._next, last)])
+            self._pending = np.concatenate([self._pending, self._indptr.read(self._next, last)])
             self._next = last
-        low, high = np.searchsorted(self._held, [start, stop])
-        found, self._held = self._held[low:high], self._held[high:]
-        return found
+        low, high = np.searchsorted(self._pending, [start, stop])
+        starts, self._pending = self._pending[low:high], self._pending[high:]
+        return starts
 
 
 @dataclass(frozen=True)
@@ -235,7 +244,7 @@ class _Shard:
         return self.array.path / "c" / str(self.start // self.array.shard)
 
     def damage(self, error: DataError) -> list[str]:
-        """Each chunk that cannot be read, after the whole could not."""
+        """One line for each chunk that cannot be read, once reading the whole shard has failed with `error`."""
         chunk = self.array.chunk
         firsts = range(self.start, self.stop, chunk)
         waits = [self.array.begin(first, min(first + chunk, self.stop), retry=False) for first in firsts]
@@ -243,13 +252,16 @@ class _Shard:
         for number, wait in enumerate(waits):
             try:
                 wait()
-            except DataError as of_chunk:
-                damaged.append(f"{self.file}: chunk {number} is damaged ({_reason(of_chunk)})")
+            except DataError as chunk_error:
+                damaged.append(f"{self.file}: chunk {number} is damaged ({_reason(chunk_error)})")
         return damaged if len(damaged) < len(firsts) else [f"{self.file}: cannot be read at all ({_reason(error)})"]
 
 
 def _read_shards(array: StoredArray, problems: list[str]) -> Iterator[tuple[int, npt.NDArray[Any]]]:
-    """The shards that can be read, with their first elements; some are read ahead of time."""
+    """Yield the first element and the values of each shard that can be read; add the others to `problems`.
+
+    The next `_AHEAD` shards are read in the meantime.
+    """
     starts = iter(range(0, array.size, array.shard))
     waiting: deque[_Shard] = deque()
     while True:
@@ -271,5 +283,5 @@ def _read_shards(array: StoredArray, problems: list[str]) -> Iterator[tuple[int,
 
 
 def _reason(error: DataError) -> str:
-    """What TensorStore said, without the advice to call this program."""
+    """TensorStore's own message, without the advice to run `gm-train data verify`."""
     return first_line(error.__cause__ or error)

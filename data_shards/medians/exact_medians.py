@@ -1,8 +1,9 @@
 """Exact non-zero medians in bounded memory, by radix selection on the bits of float32 values.
 
-Positive float32 numbers order as their bits do. Three readings of the data each count, for every gene, the next bits of
-the values that share the bits of its median so far: 11, then 10, then 10 of the 31. An even number of values has two
-middle ones, which are followed side by side; the median is their mean.
+Positive float32 numbers sort in the same order as their bits. The data is read three times. Each pass finds the next
+bits of each gene's median (11, then 10, then 10 of the 31): it builds a histogram of these bits over the values whose
+higher bits equal those found so far. An even number of values has two middle ones. Both are searched for, and the
+median is their mean.
 """
 
 import shutil
@@ -20,7 +21,7 @@ from data_shards.workers.progress import Progress
 from data_shards.workers.workers import Workers
 
 _WIDTHS = (11, 10, 10)
-#: Partitions that are counted into one histogram.
+#: Partitions counted into one histogram.
 _TOGETHER = 16
 
 U32 = npt.NDArray[np.uint32]
@@ -29,7 +30,13 @@ I64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class _Search:
-    """The `known` bits found so far of the middle values of each gene: uint32 (1 or 2, n_genes)."""
+    """State of the search before a pass.
+
+    Attributes:
+        prefixes: uint32 (1 or 2, n_genes), the highest `known` bits of each gene's middle values.
+        known: bits found so far.
+        width: bits that this pass finds.
+    """
 
     prefixes: U32
     known: int
@@ -39,16 +46,16 @@ class _Search:
 def exact_medians(
     partitions: Sequence[Partition], n_genes: int, workers: Workers, work: Path
 ) -> tuple[npt.NDArray[np.float64], I64]:
-    """Median of each gene's values, rounded to float32, and their number.
+    """Compute the median of each gene's float32 values, and count the values.
 
     Args:
-        partitions: ranges of cells, all with the same numbers of genes.
-        n_genes: genes.
-        workers: what reads them.
-        work: an existing folder for parts, which a later start goes on from.
+        partitions: ranges of cells; all number their genes in the same way.
+        n_genes: number of genes.
+        workers: read the partitions.
+        work: an existing folder for finished parts; a later run resumes from them.
 
     Returns:
-        medians float64 (n_genes,), NaN without a value, and counts int64 (n_genes,).
+        medians float64 (n_genes,), NaN for genes without a value, and counts int64 (n_genes,).
     """
     prefixes = np.zeros((2, n_genes), np.uint32)
     ranks = counts = np.zeros(n_genes, np.int64)
@@ -56,7 +63,7 @@ def exact_medians(
     for number, width in enumerate(_WIDTHS, 1):
         done = work / f"exact-{number}"
         if not done.exists():
-            # Before any bit is known, both middle values are looked for in the same histogram.
+            # In the first pass no bit is known yet, so that both middle values share one histogram.
             sides = 1 if known == 0 else 2
             search = _Search(prefixes[:sides], known, width)
             histogram = _histogram(search, partitions, workers, work, number)
@@ -72,8 +79,8 @@ def exact_medians(
             del histogram
             with new_part(done) as part:
                 np.savez(part / "found.npz", prefixes=prefixes, ranks=ranks, counts=counts)
-        with np.load(done / "found.npz") as found:
-            prefixes, ranks, counts = found["prefixes"], found["ranks"], found["counts"]
+        with np.load(done / "found.npz") as saved:
+            prefixes, ranks, counts = saved["prefixes"], saved["ranks"], saved["counts"]
         shutil.rmtree(work / f"pass-{number}", ignore_errors=True)
         known += width
     middle = prefixes.view(np.float32).astype(np.float64)
@@ -82,7 +89,7 @@ def exact_medians(
 
 @dataclass(frozen=True)
 class _Count:
-    """Partitions that are counted together, and where their histogram goes."""
+    """Partitions counted together, and the part that takes their histogram."""
 
     search: _Search
     partitions: tuple[Partition, ...]
@@ -92,7 +99,7 @@ class _Count:
 def _histogram(
     search: _Search, partitions: Sequence[Partition], workers: Workers, work: Path, number: int
 ) -> npt.NDArray[np.uint32]:
-    """What stands in each bin of each gene over all partitions: uint32 (1 or 2, n_genes, bins)."""
+    """Count the values in each bin of each gene over all partitions: uint32 (1 or 2, n_genes, bins)."""
     tasks = [
         _Count(search, tuple(partitions[first : first + _TOGETHER]), work / f"pass-{number}" / str(first // _TOGETHER))
         for first in range(0, len(partitions), _TOGETHER)
@@ -104,7 +111,7 @@ def _histogram(
         for _ in workers.map_in_order(_count, missing):
             progress.update()
     for task in tasks:
-        # Each bin stands once in a part.
+        # A plain += is enough: each bin occurs once in a part.
         bins, counts = (np.fromfile(task.out / name, np.uint32) for name in ("bins", "counts"))
         histogram.reshape(-1)[bins] += counts
     return histogram
@@ -124,7 +131,7 @@ def _count(task: _Count) -> None:
 
 @compiled()
 def _add(histogram, genes, bits, prefixes, shift, width):  # type: ignore[no-untyped-def]
-    """Count the next `width` bits of the values whose bits above are those of the gene's prefixes."""
+    """Add to the histogram the next `width` bits of the values whose higher bits equal a prefix of their gene."""
     mask = np.uint32((np.uint32(1) << width) - np.uint32(1))
     for i in range(len(genes)):
         gene = genes[i]

@@ -1,10 +1,10 @@
-"""Non-zero medians of genes over data sets: `medians.zarr`.
+"""Make `medians.zarr`: the non-zero medians of genes over data sets.
 
-Each file is cut into partitions of rows that only its content decides. A partition becomes one t-digest a gene; digests
-of sixteen partitions, then of sixteen such groups and so on, are joined in flat merges, so that temporary files stay
-small and the result is the same for any number of workers. All of these are parts in a work folder, so that a start
-that is killed is gone on from. The digest of each data set is kept: medians over all data sets are one flat merge of
-these, and a new data set is added without reading the old ones.
+Each file is cut into partitions of rows; only its content decides where. A partition becomes one t-digest per gene.
+The digests of sixteen partitions are joined in one flat merge, then those of sixteen such groups, and so on: temporary
+files stay small, and the result is the same for any number of workers. Finished digests are parts in a work folder, so
+that a killed run can be resumed. `medians.zarr` keeps the digest of each data set. The medians over all data sets are
+one flat merge of these, and a new data set is added without reading the old ones.
 """
 
 import json
@@ -44,7 +44,7 @@ from data_shards.medians.tdigest_tree import digest_dataset, digested_part
 from data_shards.workers.progress import Progress
 from data_shards.workers.workers import Steps, Workers
 
-#: Of how files are cut, what parts hold and how they are merged: other parts are not gone on from.
+#: Version of how files are cut, what parts hold and how they are merged. Parts of another version are not reused.
 _PARTS = 3
 
 Say = Callable[[str], None]
@@ -63,29 +63,30 @@ def make_medians(
     add: bool = False,
     say: Say = print,
 ) -> Medians:
-    """Medians of the genes of files, written to `out`.
+    """Compute the medians of the genes of files and write them to `out`.
 
-    The same files give the same bytes, in any order, for any number and kind of workers, added or at once, and after
-    any number of starts that were killed.
+    The same files give the same bytes: in any order, for any number and kind of workers, whether added later or all at
+    once, and after any number of killed runs.
 
     Args:
         paths: AnnData files; their stems name the data sets.
         out: a new `.zarr` directory, or with `add` the one to add to.
-        options: how counts are read, for all files.
-        gene_table: maps symbols; kept for the files that are tokenized later.
-        min_mapped: share of a file's genes that must have Ensembl ids, if ids are Ensembl ids.
-        workers: processes of this machine.
-        dask: address of a Dask scheduler whose workers are used instead; they see files and `out` under the same paths.
-        exact: exact medians (to float32) instead of digests; nothing can be added to these.
+        options: how to read the counts of all files.
+        gene_table: maps symbols to Ensembl ids; it is kept in `out` for files that are tokenized later.
+        min_mapped: share of a file's genes (0 to 1) that must map to Ensembl ids, unless ids are used as they are.
+        workers: number of processes on this machine.
+        dask: address of a Dask scheduler whose workers are used instead; they must see the files and `out` under the
+            same paths.
+        exact: compute exact medians (to float32) instead of digests; nothing can be added to these later.
         add: add the files to the data sets of `out`.
-        say: takes lines of the report.
+        say: called with each line of the report.
 
     Raises:
-        DataError: `out` exists, files that cannot be used together, bad counts, a file that changes meanwhile, or
-            a worker that died.
+        DataError: `out` exists, files cannot be used together, counts are bad, a file changes while it is read, or a
+            worker dies.
     """
     options = options or CountOptions()
-    # What is added to may be a link to another disk: work lies beside what it leads to.
+    # `out` may be a link to another disk: with `add`, the work folder must lie beside its target.
     out = out.resolve() if add else out.absolute()
     paths = sorted((path.absolute() for path in paths), key=lambda path: path.stem)
     earlier = EarlierMedians.load(out, exact, gene_table) if add else None
@@ -101,9 +102,9 @@ def make_medians(
     for path in paths:
         states[path.stem] = state_of(path)
         with open_counts(path, options) as counts:
-            found = find_gene_ids(counts, gene_table, min_mapped)
-            say(f"{counts.name}: {counts.n_cells:,} cells; {found.report}")
-            datasets.append(MediansSource.of(path, counts.n_cells, found.kind, found.ids))
+            gene_ids = find_gene_ids(counts, gene_table, min_mapped)
+            say(f"{counts.name}: {counts.n_cells:,} cells; {gene_ids.report}")
+            datasets.append(MediansSource.of(path, counts.n_cells, gene_ids.kind, gene_ids.ids))
     refuse_mixed(earlier, datasets)
     with Workers(workers, dask, say) as pool:
         files = {file.path.stem: file for file in read_fingerprints(paths, pool)}
@@ -138,7 +139,7 @@ def _make_digests(
     gene_table: GeneTable | None,
     workers: Workers,
 ) -> Medians:
-    """Medians from the digests of all data sets, those of earlier ones as they are."""
+    """Digest the new data sets, copy the digests of earlier ones, and merge all of them."""
     n_cells = sum(dataset.n_cells for dataset in datasets)
     with Progress(total=n_cells, desc="medians", unit=" cells") as progress:
         jobs = (_digest(dataset, files[dataset.name], work, options, workers, progress) for dataset in datasets)
@@ -147,16 +148,16 @@ def _make_digests(
                 if isinstance(task, DigestTask):
                     progress.update(task.partition.stop - task.partition.start)
         finally:
-            scratch.forget()  # a single worker is this process, which may have other work to do
+            scratch.forget()  # with one worker this process digests; it may need the memory for other work
     genes = {dataset.name: dataset.genes for dataset in datasets}
     described = {dataset.name: _describe(dataset, files[dataset.name]) for dataset in datasets}
     root = zarr.create_group(folder)
     root.create_group(DATASETS)
     stores = [StoreTask(digested_part(work / name), own, folder / DATASETS / name) for name, own in genes.items()]
-    for task, found in zip(stores, workers.map_in_order(store_digests, stores), strict=True):
-        described[task.out.name]["digests_hash"] = found
-    for left in (folder / DATASETS).glob(".*"):  # by a worker that died over it
-        shutil.rmtree(left, ignore_errors=True)
+    for task, digests_hash in zip(stores, workers.map_in_order(store_digests, stores), strict=True):
+        described[task.out.name]["digests_hash"] = digests_hash
+    for unfinished in (folder / DATASETS).glob(".*"):  # left by a worker that died
+        shutil.rmtree(unfinished, ignore_errors=True)
     if earlier is not None:
         for entry in earlier.described:
             shutil.copytree(earlier.path / DATASETS / entry["name"], folder / DATASETS / entry["name"])
@@ -174,15 +175,15 @@ def _make_digests(
 def _digest(
     dataset: MediansSource, file: Fingerprint, work: Path, options: CountOptions, workers: Workers, progress: Progress
 ) -> Steps:
-    """What makes the digests of a data set, but for the parts that an earlier start has made."""
-    place = work / dataset.name
-    if digested_part(place).exists():
+    """Yield the steps that digest a data set; parts that an earlier run finished are not made again."""
+    parts = work / dataset.name
+    if digested_part(parts).exists():
         progress.update(dataset.n_cells)
         return
-    with dataset.open(options, file, place) as counts:
+    with dataset.open(options, file, parts) as counts:
         by_cell = counts.source.by_cell
         partitions = list(dataset.partitions(counts, file, dataset.numbers, len(dataset.genes)))
-    yield from digest_dataset(partitions, place, workers, progress)
+    yield from digest_dataset(partitions, parts, workers, progress)
     if by_cell is not None:
         shutil.rmtree(by_cell.path)
 
@@ -197,10 +198,10 @@ def _make_exact(
     gene_table: GeneTable | None,
     workers: Workers,
 ) -> Medians:
-    """Exact medians; there are no earlier ones that could be added to."""
+    """Compute exact medians; `earlier` is always None, since exact medians cannot be added to."""
     union, numbers = _number({dataset.name: dataset.genes for dataset in datasets})
     with ExitStack() as opened:
-        # All are read three times: copies by cell of all of them lie in the work folder at once.
+        # All files are read three times: the by-cell copies of all of them stay in the work folder until the end.
         partitions: list[Partition] = []
         for dataset in datasets:
             file = files[dataset.name]
@@ -215,7 +216,7 @@ def _make_exact(
 
 
 def _number(genes: dict[str, tuple[str, ...]]) -> tuple[tuple[str, ...], dict[str, npt.NDArray[np.int32]]]:
-    """All genes, sorted, and for each data set the number of each of its own."""
+    """All genes, sorted, and for each data set the number of each of its genes among them."""
     union = tuple(sorted(set().union(*genes.values())))
     number = {gene: i for i, gene in enumerate(union)}
     return union, {name: np.array([number[gene] for gene in own], np.int32) for name, own in genes.items()}
@@ -232,7 +233,7 @@ def _describe(dataset: MediansSource, file: Fingerprint) -> dict[str, Any]:
 
 
 def _finish(folder: Path, medians: Medians, described: Sequence[dict[str, Any]]) -> None:
-    """Write what stands in the root."""
+    """Write the arrays, gene names and attributes of the root."""
     root = zarr.open_group(folder, mode="a")
     (folder / GENES_FILE).write_text(json.dumps({"kind": medians.kind, "genes": medians.genes}, indent=0) + "\n")
     if medians.gene_table is not None:

@@ -1,7 +1,7 @@
 """`medians.zarr`: the medians of genes over data sets, and the digests that they come from.
 
-`datasets/<name>` holds the digests of each data set (`means`, `weights`, `indptr`, `counts`, `genes.json`); in the root
-are `medians`, `counts` and `genes.json` over all of them, and the gene table that later files are mapped with. The
+`datasets/<name>` holds the digests of each data set (`means`, `weights`, `indptr`, `counts`, `genes.json`). The root
+holds `medians`, `counts` and `genes.json` over all data sets, and the gene table that later files are mapped with. The
 attributes hold a SHA-256 of the medians, and one of the digests of each data set.
 """
 
@@ -32,9 +32,9 @@ DATASETS = "datasets"
 DIGEST_ARRAYS = ("means", "weights", "indptr", "counts")
 GENES_FILE = "genes.json"
 _CHUNK = 1 << 18
-#: Chunks that are written together, by threads of zarr.
+#: Chunks written together, by threads of zarr.
 _AT_ONCE = 16
-#: Centroids of all data sets that are merged at a time.
+#: Most centroids, over all data sets, in one merge.
 _CENTROIDS = 1 << 22
 
 
@@ -45,11 +45,11 @@ class Medians:
     Attributes:
         kind: "ensembl" or "as-is".
         genes: gene ids, sorted, each once.
-        medians: float64 (n_genes,), median of non-zero `count / total * 10,000`; NaN without a value.
-        counts: int64 (n_genes,), non-zero values.
+        medians: float64 (n_genes,), median of non-zero `count / total * 10,000`; NaN for genes without a value.
+        counts: int64 (n_genes,), number of non-zero values.
         method: "t-digest" or "exact".
-        datasets: names.
-        gene_table: maps the symbols of later files.
+        datasets: names of the data sets.
+        gene_table: maps the symbols of later files to Ensembl ids; None if there is none.
     """
 
     kind: str
@@ -73,21 +73,21 @@ class Medians:
         """Read a `medians.zarr`.
 
         Raises:
-            DataError: it is missing, not a medians file, of another version, or damaged.
+            DataError: the file is missing, of another layout version, damaged, or not a medians file.
         """
         if not path.exists():
             if (old := set_aside(path)) is not None:
                 raise DataError(
-                    f"{path}: an `--add` was killed while it replaced this file; the one before is {old}: rename it to "
-                    f"{path.name} and add again"
+                    f"{path}: an `--add` was killed while it replaced this file; the previous one is {old}: rename it "
+                    f"to {path.name} and add again"
                 )
             raise DataError(f"{path}: no such medians file: make it with `gm-train data medians`")
         try:
             root = zarr.open_group(path, mode="r")
             attrs: dict[str, Any] = dict(root.attrs)
-            if "method" in attrs and attrs["schema"] != SCHEMA:  # a token store has a schema of its own
-                mend = "update gm-train" if attrs["schema"] > SCHEMA else "make it again with `gm-train data medians`"
-                raise DataError(f"{path}: layout version {attrs['schema']}, this program reads {SCHEMA}: {mend}")
+            if "method" in attrs and attrs["schema"] != SCHEMA:  # a token store has no "method"
+                fix = "update gm-train" if attrs["schema"] > SCHEMA else "make it again with `gm-train data medians`"
+                raise DataError(f"{path}: layout version {attrs['schema']}, this program reads {SCHEMA}: {fix}")
             names = json.loads((path / GENES_FILE).read_text())
             medians = cls(
                 kind=names["kind"],
@@ -108,19 +108,25 @@ class Medians:
 
 
 def source_hashes(path: Path) -> dict[str, str]:
-    """SHA-256 (hex) of the file that each data set of a `medians.zarr` was, by its name."""
+    """Source files of a `medians.zarr`: name of the data set to SHA-256 (hex) of its file."""
     described: Any = zarr.open_group(path, mode="r").attrs["datasets"]
     return {entry["name"]: entry["source_hash"] for entry in described}
 
 
 def store_array(group: zarr.Group, name: str, values: npt.NDArray[Any]) -> None:
-    """Write a one-dimensional array with checksums."""
+    """Write a one-dimensional array with checksums.
+
+    Args:
+        group: the zarr group to write to.
+        name: name of the new array.
+        values: (n,), any dtype.
+    """
     _create(group, name, len(values), values.dtype)[:] = values
 
 
 @dataclass(frozen=True)
 class StoreTask:
-    """A part and its genes, which become the group `out`."""
+    """A part with the digests of a data set, the ids of its genes, and the group `out` to write them to."""
 
     part: Path
     genes: tuple[str, ...]
@@ -131,7 +137,7 @@ def store_digests(task: StoreTask) -> str:
     """Write the genes and digests of a data set, a chunk at a time.
 
     Returns:
-        What `hash_digests` says of them.
+        Their hash, the same as `hash_digests` computes.
 
     Raises:
         DataError: they cannot be written.
@@ -170,7 +176,7 @@ def _create(group: zarr.Group, name: str, size: int, dtype: npt.DTypeLike) -> An
 
 
 def hash_digests(folder: Path) -> str:
-    """SHA-256 (hex) of the genes and digests of one data set, as they are read: of a missing chunk, zeros.
+    """SHA-256 (hex) of the genes and digests of one data set, as read from disk; a missing chunk counts as zeros.
 
     Raises:
         DataError: they cannot be read.
@@ -189,7 +195,14 @@ def hash_digests(folder: Path) -> str:
 
 @dataclass(frozen=True)
 class _Block:
-    """Some of the genes of a medians file, and which range of each data set's genes these are, by what numbers."""
+    """A range of the genes of a medians file.
+
+    Attributes:
+        folder: the medians file.
+        n_genes: genes of the range.
+        spans: for each data set: its name, the first and last (exclusive) of its own genes that lie in the range, and
+            int32 their numbers within the range.
+    """
 
     folder: Path
     n_genes: int
@@ -199,16 +212,16 @@ class _Block:
 def merged_medians(
     folder: Path, numbers: dict[str, npt.NDArray[np.int32]], n_genes: int, workers: Workers
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
-    """Medians and counts over the digests of all data sets, a block of genes at a time.
+    """Compute medians and counts from the digests of all data sets, a block of genes at a time.
 
     Args:
         folder: the medians file.
-        numbers: for each data set, int32, the number of each of its genes; rising, since genes are sorted.
-        n_genes: genes over all data sets.
-        workers: what runs the blocks.
+        numbers: for each data set, int32 (its genes,), the number of each of its genes; rising, since genes are sorted.
+        n_genes: number of genes over all data sets.
+        workers: run the blocks.
 
     Returns:
-        medians float64 (n_genes,), NaN without a value, and counts int64 (n_genes,).
+        medians float64 (n_genes,), NaN for genes without a value, and counts int64 (n_genes,).
     """
     lengths = np.zeros(n_genes, np.int64)
     for name, own in numbers.items():
@@ -227,8 +240,8 @@ def merged_medians(
         for first, last in blocks
     ]
     medians, counts = np.full(n_genes, np.nan), np.zeros(n_genes, np.int64)
-    found = workers.map_in_order(_block_medians, tasks)
-    for (first, last), result in zip(blocks, Progress(found, "medians of all data sets", len(blocks)), strict=True):
+    results = workers.map_in_order(_block_medians, tasks)
+    for (first, last), result in zip(blocks, Progress(results, "medians of all data sets", len(blocks)), strict=True):
         medians[first:last], counts[first:last] = result
     return medians, counts
 

@@ -1,4 +1,4 @@
-"""What medians are made of: files that are to be read, cut into partitions, and an earlier medians file."""
+"""Input of medians: count files, cut into partitions, and the medians file to add to."""
 
 import json
 import shutil
@@ -20,14 +20,22 @@ from data_shards.files.fingerprint import Fingerprint
 from data_shards.medians.medians_file import DATASETS, GENES_FILE, Medians, hash_digests
 from data_shards.medians.tdigest import Partition
 
-#: A partition has at most this many cells and, unless it is one cell, stored entries.
+#: Most cells of a partition, and most stored entries; a single cell may have more entries.
 PARTITION_CELLS = 32_768
 PARTITION_ENTRIES = 1 << 25
 
 
 @dataclass(frozen=True)
 class EarlierMedians:
-    """The medians that are added to: what is said of each data set, and its genes, by name."""
+    """The medians file to add to.
+
+    Attributes:
+        path: the file.
+        kind: "ensembl" or "as-is".
+        gene_table: its gene table; None if it has none.
+        described: its attributes of each data set.
+        genes: the sorted gene ids of each data set, by name.
+    """
 
     path: Path
     kind: str
@@ -37,6 +45,16 @@ class EarlierMedians:
 
     @classmethod
     def load(cls, path: Path, exact: bool, gene_table: GeneTable | None) -> "EarlierMedians":
+        """Read a `medians.zarr` and check that data sets can be added to it.
+
+        Args:
+            path: the file.
+            exact: whether exact medians are asked for, which cannot be added to.
+            gene_table: the table that was asked for; None uses that of the file.
+
+        Raises:
+            DataError: it cannot be read or added to, its digests are damaged, or it has another gene table.
+        """
         medians = Medians.load(path)
         if exact or medians.method == "exact":
             raise DataError(f"{path}: exact medians cannot be added to: make them again from all files, without --add")
@@ -48,15 +66,15 @@ class EarlierMedians:
         described: Any = zarr.open_group(path, mode="r").attrs["datasets"]
         genes = {}
         for entry in described:
-            place = path / DATASETS / entry["name"]
-            # Its medians are about to be computed anew.
-            if hash_digests(place) != entry["digests_hash"]:
+            folder = path / DATASETS / entry["name"]
+            # All medians are computed again from these digests, and damage would spread to them.
+            if hash_digests(folder) != entry["digests_hash"]:
                 raise DataError(f"{path}: digests of {entry['name']} are damaged: make it again from all files")
-            genes[entry["name"]] = tuple(json.loads((place / GENES_FILE).read_text()))
+            genes[entry["name"]] = tuple(json.loads((folder / GENES_FILE).read_text()))
         return cls(path, medians.kind, kept, tuple(described), genes)
 
     def require_unchanged(self) -> None:
-        """Raise DataError if the medians are not those that were loaded."""
+        """Raise DataError if the file has changed since `load`."""
         Medians.load(self.path)
         if tuple(zarr.open_group(self.path, mode="r").attrs["datasets"]) != self.described:  # type: ignore[arg-type]
             raise DataError(f"{self.path}: another --add has changed it meanwhile: start again")
@@ -64,7 +82,15 @@ class EarlierMedians:
 
 @dataclass(frozen=True)
 class MediansSource:
-    """A file that is to be read, with its own sorted genes, and for each delivered gene its number there or -1."""
+    """A count file to read.
+
+    Attributes:
+        path: the file.
+        n_cells: number of its cells.
+        kind: kind of its gene ids, "ensembl" or "as-is".
+        genes: its gene ids, sorted, each once.
+        numbers: int32 (n_delivered,), for each gene as delivered its number in `genes`, or -1.
+    """
 
     path: Path
     n_cells: int
@@ -74,6 +100,14 @@ class MediansSource:
 
     @classmethod
     def of(cls, path: Path, n_cells: int, kind: str, ids: Sequence[str | None]) -> "MediansSource":
+        """Sort and number the genes of a file.
+
+        Args:
+            path: the file.
+            n_cells: number of its cells.
+            kind: kind of its gene ids, "ensembl" or "as-is".
+            ids: id of each gene as delivered; None for genes without one.
+        """
         genes = tuple(sorted({gene for gene in ids if gene is not None}))
         number = {gene: i for i, gene in enumerate(genes)}
         numbers = np.array([-1 if gene is None else number[gene] for gene in ids], np.int32)
@@ -81,10 +115,20 @@ class MediansSource:
 
     @property
     def name(self) -> str:
+        """Name of the data set."""
         return self.path.stem
 
     def open(self, options: CountOptions, file: Fingerprint, work: Path) -> CountFile:
-        """Open the file, with a copy by cell in `work` where its counts are stored by gene."""
+        """Open the file.
+
+        Args:
+            options: how to read its counts.
+            file: its fingerprint.
+            work: folder for a by-cell copy, which is made if the counts are stored by gene; created if missing.
+
+        Raises:
+            DataError: the file cannot be read, or no longer has this fingerprint.
+        """
         work.mkdir(exist_ok=True)
         counts = open_counts(self.path, options, work)
         try:
@@ -103,7 +147,14 @@ class MediansSource:
     def partitions(
         self, counts: CountFile, file: Fingerprint, numbers: npt.NDArray[np.int32], n_genes: int
     ) -> Iterator[Partition]:
-        """Its ranges of cells, cut by what is stored of each cell, with the number of each delivered gene."""
+        """Cut its cells into ranges, by the number of stored entries of each cell.
+
+        Args:
+            counts: the opened file.
+            file: its fingerprint.
+            numbers: int32 (n_delivered,), number of each gene as delivered, or -1.
+            n_genes: one more than the largest possible number.
+        """
         start = 0
         while start < self.n_cells:
             stop = min(start + PARTITION_CELLS, self.n_cells)
@@ -114,12 +165,13 @@ class MediansSource:
 
 
 def refuse_mixed(earlier: EarlierMedians | None, datasets: Sequence[MediansSource]) -> None:
+    """Raise DataError if the data sets differ in the kind of their gene ids or in their species."""
     kinds = {f"{dataset.name}: {dataset.kind}": dataset.kind for dataset in datasets}
     if earlier is not None:
         kinds[f"the medians so far: {earlier.kind}"] = earlier.kind
     if len(set(kinds.values())) > 1:
         raise DataError(
-            f"gene ids of different kinds cannot be put together ({', '.join(kinds)}): make the medians of all files "
+            f"gene ids of different kinds cannot be combined ({', '.join(kinds)}): make the medians of all files "
             "with --gene-table for symbols, or name the column of var with the same kind of ids with --gene-column"
         )
     genes = {**(earlier.genes if earlier else {}), **{dataset.name: dataset.genes for dataset in datasets}}

@@ -1,9 +1,9 @@
 """Per-gene t-digests of normalised counts: made from ranges of cells, joined in flat merges.
 
-A merge takes the centroids of all its parts at once, sorted, so that it does not depend on their order. Up to 1,000
-values or centroids of a gene are kept as they are; only beyond that does the library (fastdigest) compress them.
-Values are float32, as the ranked ones are: rounding moves a median by 6e-8 of itself at most, where a digest is some
-1e-4 off.
+A merge sorts the centroids of all its parts together, so that it does not depend on the order of the parts. Up to 1,000
+values or centroids of a gene are kept as they are; the library (fastdigest) compresses only more than these. Values are
+float32, like the keys of ranking: rounding changes a median by at most a factor of 1 ± 6e-8; a digest's error is about
+1e-4.
 """
 
 import struct
@@ -25,15 +25,15 @@ from data_shards.files.fingerprint import Fingerprint
 
 #: Genes with up to this many values keep each of them: their medians are exact.
 MAX_CENTROIDS = 1000
-#: Counts of a cell are brought to this total.
+#: The counts of a cell are scaled to this total.
 TARGET_TOTAL = 10_000.0
-#: Genes that are compressed before what is left of them is put together.
+#: Genes compressed in one batch, which bounds the memory for their library digests.
 _AT_ONCE = 1024
 _NO_WEIGHTS = np.empty(0, np.uint32)
-#: Entries of a file that are held as they are read.
+#: Stored entries of a file in one chunk, about.
 _ENTRIES = 1 << 20
-#: What stands in front of the (mean, weight) pairs of a digest that the library reads and writes: its name, version,
-#: number of centroids, most centroids (0: no limit), sum of weights, sum of values, least, largest, pairs added.
+#: Header of a digest in the library's binary form, before the (mean, weight) pairs: name, version, number of centroids,
+#: most centroids (0: no limit), sum of weights, sum of values, smallest value, largest value, number of pairs added.
 _HEADER = struct.Struct("<8sIQQddddQ12x")
 HEADER_PAIRS = _HEADER.size // 16
 
@@ -48,10 +48,10 @@ class Digests:
     """A t-digest for each of n genes, ragged.
 
     Attributes:
-        means: float32, above zero: centroids of all genes one after the other, those of a gene from the least.
-        weights: uint32, values behind each centroid, of the genes that do not keep all their values alone.
+        means: float32, above zero: the centroids of each gene in ascending order, gene after gene.
+        weights: uint32, number of values behind each centroid; left out for genes that keep each value as a centroid.
         indptr: int64 (n + 1,), where each gene's centroids begin.
-        counts: int64 (n,), non-zero values of each gene.
+        counts: int64 (n,), number of non-zero values of each gene.
     """
 
     means: F32
@@ -66,7 +66,12 @@ class Digests:
 
     @classmethod
     def from_values(cls, starts: I64, values: F32) -> "Digests":
-        """Digest the values of each gene, which stand in [starts[i], starts[i + 1]); overwrites `values`."""
+        """Digest the values of each gene.
+
+        Args:
+            starts: int64 (n + 1,): gene i has values [starts[i], starts[i + 1]).
+            values: float32, overwritten.
+        """
         counts = np.diff(starts)
         for gene in np.flatnonzero(counts > 1):
             values[starts[gene] : starts[gene + 1]].sort()
@@ -74,12 +79,12 @@ class Digests:
 
     @classmethod
     def merge(cls, parts: "Sequence[Digests]", numbers: Sequence[npt.NDArray[np.int32]], n_genes: int) -> "Digests":
-        """One digest a gene from those of all parts.
+        """Merge the digests of all parts into one per gene.
 
         Args:
             parts: digests, in any order.
-            numbers: for each part, int32, the number in the result of each of its genes.
-            n_genes: genes of the result.
+            numbers: for each part, int32 (its genes,), the number of each of its genes in the result.
+            n_genes: number of genes in the result.
         """
         lengths, counts, n_parts = (np.zeros(n_genes, np.int64) for _ in range(3))
         for part, genes in zip(parts, numbers, strict=True):
@@ -98,7 +103,7 @@ class Digests:
         return _compressed(means, weights, starts, counts)
 
     def medians(self) -> F64:
-        """Median of each gene, NaN for those without a value: float64 (n,)."""
+        """Estimate the median of each gene, NaN for those without a value: float64 (n,)."""
         medians = np.full(len(self.counts), np.nan)
         for gene in np.flatnonzero(self.counts):
             means = self.means[self.indptr[gene] : self.indptr[gene + 1]]
@@ -108,24 +113,24 @@ class Digests:
 
 
 def weights_indptr(indptr: I64, counts: I64) -> I64:
-    """Where the weights of each gene begin, if those of genes that keep all their values are left out: int64 (n + 1,).
+    """Compute where the weights of each gene begin, int64 (n + 1,): genes that keep all their values store none.
 
     Args:
         indptr: int64 (n + 1,), where each gene's centroids begin.
-        counts: int64 (n,), values of each gene.
+        counts: int64 (n,), number of values of each gene.
     """
     lengths = np.diff(indptr)
     return np.concatenate([np.zeros(1, np.int64), np.where(lengths == counts, 0, lengths).cumsum()])
 
 
 def _compressed(means: F32, weights: U32 | None, starts: I64, counts: I64) -> Digests:
-    """Digests of at most 1,000 centroids a gene from sorted ones, which are overwritten.
+    """Compress sorted centroids to at most 1,000 per gene.
 
     Args:
-        means: float32, from the least to the largest of each gene.
-        weights: uint32, of all centroids; None is a weight of 1.
-        starts: int64 (n + 1,), where those of each gene begin.
-        counts: int64 (n,), values of each gene.
+        means: float32, ascending within each gene; overwritten.
+        weights: uint32, of all centroids; None means that all weights are 1.
+        starts: int64 (n + 1,), where the centroids of each gene begin.
+        counts: int64 (n,), number of values of each gene.
     """
     sizes = np.diff(starts)
     large = np.flatnonzero(sizes > MAX_CENTROIDS)
@@ -133,15 +138,15 @@ def _compressed(means: F32, weights: U32 | None, starts: I64, counts: I64) -> Di
     kept_weights = [np.empty(0, np.uint32)]
     first = 0
     for begin in range(0, len(large) + 1, _AT_ONCE):
-        some = large[begin : begin + _AT_ONCE]
-        found = []
-        for gene in some:
+        batch = large[begin : begin + _AT_ONCE]
+        compressed = []
+        for gene in batch:
             span = slice(starts[gene], starts[gene + 1])
             digest = library_digest(means[span], _NO_WEIGHTS if weights is None else weights[span])
-            found.append(merge_all([digest], max_centroids=MAX_CENTROIDS).to_bytes())
-        sizes[some] = [len(content) // 16 - HEADER_PAIRS for content in found]
-        pairs = np.frombuffer(b"".join(found)).reshape(-1, 2)
-        last = len(counts) if begin + _AT_ONCE > len(large) else int(some[-1]) + 1
+            compressed.append(merge_all([digest], max_centroids=MAX_CENTROIDS).to_bytes())
+        sizes[batch] = [len(content) // 16 - HEADER_PAIRS for content in compressed]
+        pairs = np.frombuffer(b"".join(compressed)).reshape(-1, 2)
+        last = len(counts) if begin + _AT_ONCE > len(large) else int(batch[-1]) + 1
         indptr[first + 1 : last + 1] = indptr[first] + sizes[first:last].cumsum()
         weighted = sizes[first:last] != counts[first:last]
         own_weights = np.empty(sizes[first:last][weighted].sum(), np.uint32)
@@ -154,9 +159,13 @@ def _compressed(means: F32, weights: U32 | None, starts: I64, counts: I64) -> Di
 
 
 def library_digest(means: F32, weights: U32) -> TDigest:
-    """The library's digest of sorted centroids, at least one, all of them kept; without weights, of values.
+    """Make the library's digest of at least one sorted centroid; keep all of them.
 
-    It is made from the library's binary form: making it from numbers takes five times as long.
+    It is built in the library's binary form: building it from numbers takes five times as long.
+
+    Args:
+        means: float32 (n,), ascending.
+        weights: uint32 (n,), or empty if all weights are 1.
     """
     size = len(means)
     pairs = np.empty((HEADER_PAIRS + size, 2))
@@ -168,7 +177,7 @@ def library_digest(means: F32, weights: U32) -> TDigest:
 
 @compiled()
 def _pack(means, weights, pairs):  # type: ignore[no-untyped-def]
-    """Write (mean, weight) of centroids to the end of `pairs`; without weights they are 1.
+    """Write the (mean, weight) pairs of centroids to the end of `pairs`; if `weights` is empty, they are 1.
 
     Returns:
         The sums of the weights and of the values.
@@ -187,10 +196,10 @@ def _pack(means, weights, pairs):  # type: ignore[no-untyped-def]
 
 @compiled()
 def _settle(means, weights, starts, indptr, counts, first, last, pairs, kept_weights):  # type: ignore[no-untyped-def]
-    """Bring the centroids of genes [first, last) from `starts` of `means` to `indptr`, never to the right.
+    """Move the centroids of genes [first, last) within `means`, from `starts` to `indptr`, never to the right.
 
-    Those of genes that were compressed come from `pairs`, one after the other with a header before each. The weights of
-    genes that do not keep all their values go to `kept_weights`.
+    The centroids of compressed genes come from `pairs`, gene after gene with a header before each. The weights of genes
+    that do not keep all their values go to `kept_weights`.
     """
     read = end = 0
     for gene in range(first, last):
@@ -214,9 +223,9 @@ def _settle(means, weights, starts, indptr, counts, first, last, pairs, kept_wei
 
 @compiled()
 def _gather(means, weights, indptr, weights_from, genes, fill, pairs):  # type: ignore[no-untyped-def]
-    """Add the centroids of each gene of a part to the place of the gene's number, and move that place on.
+    """Write the centroids of a part to `pairs`, those of each gene at `fill` of its number, and advance `fill`.
 
-    A pair is the bits of a mean above those of its weight, so that pairs order as (mean, weight) do.
+    A pair has the bits of a mean above those of its weight, so that pairs sort as (mean, weight) do.
     """
     for i in range(len(genes)):
         place = fill[genes[i]]
@@ -231,7 +240,7 @@ def _gather(means, weights, indptr, weights_from, genes, fill, pairs):  # type: 
 
 @compiled()
 def _unpair(pairs, means, weights):  # type: ignore[no-untyped-def]
-    """Take pairs apart."""
+    """Split pairs into the bits of their means, and their weights."""
     for i in range(len(pairs)):
         means[i] = np.uint32(pairs[i] >> np.uint64(32))
         weights[i] = np.uint32(pairs[i] & np.uint64(0xFFFFFFFF))
@@ -242,12 +251,12 @@ class Partition:
     """Cells [start, stop) of one file, digested together.
 
     Attributes:
-        source: the file.
-        file: its content, which must stay as it is.
+        source: opens the file.
+        file: its fingerprint; the file must not change.
         start, stop: rows.
-        n_entries: what is stored of them.
-        numbers: int32 (n_delivered,), number of each delivered gene or -1.
-        n_genes: genes of the file.
+        n_entries: number of their stored entries.
+        numbers: int32 (n_delivered,), number of each gene as delivered, or -1.
+        n_genes: one more than the largest possible number.
     """
 
     source: CountSource
@@ -260,25 +269,31 @@ class Partition:
 
     @cached_property
     def repeats(self) -> bool:
-        """Whether several delivered genes have the same number."""
+        """Whether several genes as delivered have the same number."""
         kept = self.numbers[self.numbers >= 0]
         return len(np.unique(kept)) < len(kept)
 
 
 class _Scratch(threading.local):
-    """Memory that a thread uses again: the system clears all that it gives, which takes time."""
+    """Arrays that a thread reuses: fresh memory is slow, since the system clears it first."""
 
     def __init__(self) -> None:
         self._arrays: dict[str, npt.NDArray[Any]] = {}
 
     def take(self, name: str, size: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-        """An array of that size, with anything in it, until the same name is asked for again."""
+        """Return an array with undefined content; it is valid until the same name is taken again.
+
+        Args:
+            name: of the memory to reuse; one name must always have the same dtype.
+            size: number of elements.
+            dtype: type of the elements.
+        """
         if name not in self._arrays or len(self._arrays[name]) < size:
             self._arrays[name] = np.empty(size, dtype)
         return self._arrays[name][:size]
 
     def forget(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._arrays.clear()
 
 
@@ -286,14 +301,14 @@ scratch = _Scratch()
 
 
 def normalised_values(partition: Partition, together: bool = False) -> Iterator[tuple[npt.NDArray[np.int32], F32]]:
-    """Gene numbers and `count / total * 10,000` of all non-zero counts, chunk by chunk.
+    """Yield gene numbers and `count / total * 10,000` of all non-zero counts, chunk by chunk.
 
     Args:
         partition: the cells.
-        together: chunks lie one behind the other in `scratch`; else each overwrites the one before.
+        together: keep all chunks in `scratch`, one after the other; otherwise each overwrites the previous one.
 
     Raises:
-        DataError: bad counts, or the file is not what it was; the latter after the last chunk.
+        DataError: counts are bad, or the file has changed, which is checked after the last chunk.
     """
     n_cells = partition.stop - partition.start
     rows = max(1, n_cells * _ENTRIES // max(1, partition.n_entries))
@@ -321,10 +336,10 @@ def normalised_values(partition: Partition, together: bool = False) -> Iterator[
 
 
 def digest_partition(partition: Partition) -> Digests:
-    """Digests of one range of cells, in memory that the same thread's next partition overwrites."""
+    """Digest one range of cells. The result is valid until the same thread digests its next partition."""
     counts = np.zeros(partition.n_genes, np.int64)
-    for some_genes, _ in normalised_values(partition, together=True):
-        count_by_gene(some_genes, counts)
+    for chunk_genes, _ in normalised_values(partition, together=True):
+        count_by_gene(chunk_genes, counts)
     starts = np.concatenate([np.zeros(1, np.int64), counts.cumsum()])
     size = int(starts[-1])
     genes, values = scratch.take("genes", size, np.int32), scratch.take("values", size, np.float32)

@@ -1,7 +1,7 @@
-"""Digests on disk, between those of a partition of cells and those of its data set: written once, read by genes.
+"""Parts: the intermediate digests of a data set on disk, written once and read by ranges of genes.
 
-A part is a folder with an array a file, or, where several tasks have merged it, a folder of such pieces, each of a
-range of genes and named by the first one.
+A part is a folder with one file per array. A part merged by several tasks is a folder of pieces: each piece is such a
+folder for a range of genes, named after the number of its first gene.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,13 +18,13 @@ from data_shards.errors import DataError
 from data_shards.files.work_folder import new_part, write_arrays
 from data_shards.medians.tdigest import F32, I64, U32, Digests, Partition, digest_partition, scratch, weights_indptr
 
-#: Centroids that a merge holds at a time.
+#: Most centroids, over all parts, in one merge task.
 _CENTROIDS = 1 << 22
 _FILES = {"means": np.dtype(np.float32), "weights": np.dtype(np.uint32)}
 
 
 class _Piece:
-    """Digests of a range of genes in a folder, read as they are asked for."""
+    """Digests of a range of genes in a folder; means and weights are read on demand."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -33,7 +33,7 @@ class _Piece:
         self._weights_from = weights_indptr(self.indptr, self.counts)
 
     def read(self, first: int, last: int) -> Digests:
-        """The digests of its genes [first, last)."""
+        """Read the digests of genes [first, last), counted within the piece."""
         indptr = self.indptr[first : last + 1]
         means: F32 = self._read("means", indptr[0], indptr[-1])
         weights: U32 = self._read("weights", self._weights_from[first], self._weights_from[last])
@@ -41,18 +41,18 @@ class _Piece:
 
     def _read(self, name: str, begin: int, end: int) -> npt.NDArray[Any]:
         dtype = _FILES[name]
-        found = np.fromfile(self._folder / name, dtype, end - begin, offset=dtype.itemsize * begin)
-        if len(found) != end - begin:
+        values = np.fromfile(self._folder / name, dtype, end - begin, offset=dtype.itemsize * begin)
+        if len(values) != end - begin:
             raise DataError(f"{self._folder / name}: is damaged: remove {self._folder.parent} and start again")
-        return found
+        return values
 
 
 @dataclass(frozen=True)
 class DigestPart:
-    """Digests of all genes of a data set.
+    """A part: digests of all genes of a data set.
 
     Attributes:
-        folder: the folder.
+        folder: where it is stored.
     """
 
     folder: Path
@@ -60,32 +60,32 @@ class DigestPart:
     @cached_property
     def _pieces(self) -> list[_Piece]:
         alone = (self.folder / "indptr").exists()
-        # Hidden is what a task that was thought lost still writes: another has made that piece.
-        return [_Piece(found) for found in ([self.folder] if alone else sorted(self.folder.glob("[!.]*")))]
+        # Skip hidden folders: a task that was taken for lost may still write one, and another task made that piece.
+        return [_Piece(folder) for folder in ([self.folder] if alone else sorted(self.folder.glob("[!.]*")))]
 
     @cached_property
     def _bounds(self) -> list[int]:
-        """Where the genes of each piece begin, and where all end."""
+        """Number of the first gene of each piece, then the number of all genes."""
         return [0, *np.cumsum([len(piece.counts) for piece in self._pieces]).tolist()]
 
     @cached_property
     def indptr(self) -> I64:
-        """Where each gene's centroids begin: int64 (n_genes + 1,)."""
+        """Where each gene's centroids begin in `means`: int64 (n_genes + 1,)."""
         lengths = np.concatenate([np.diff(piece.indptr) for piece in self._pieces])
         return np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
 
     @cached_property
     def counts(self) -> I64:
-        """Non-zero values of each gene: int64 (n_genes,)."""
+        """Number of non-zero values of each gene: int64 (n_genes,)."""
         return np.concatenate([piece.counts for piece in self._pieces])
 
     @property
     def n_weights(self) -> int:
-        """Centroids whose weights are kept."""
+        """Number of weights stored."""
         return int(weights_indptr(self.indptr, self.counts)[-1])
 
     def read(self, first: int, last: int) -> Digests:
-        """The digests of genes [first, last)."""
+        """Read the digests of genes [first, last)."""
         spans = [
             piece.read(max(first, begin) - begin, min(last, end) - begin)
             for piece, (begin, end) in zip(self._pieces, pairwise(self._bounds), strict=True)
@@ -98,7 +98,7 @@ class DigestPart:
         return Digests(means, weights, self.indptr[first : last + 1] - self.indptr[first], self.counts[first:last])
 
     def chunks(self, name: str, size: int) -> Iterator[F32 | U32]:
-        """All `means` or `weights`, `size` at a time."""
+        """Yield all `means` or `weights`, as `name` says, `size` elements at a time."""
         waiting: npt.NDArray[Any] = np.empty(0, _FILES[name])
         for first, last in gene_blocks(np.diff(self.indptr), size):
             waiting = np.concatenate([waiting, getattr(self.read(first, last), name)])
@@ -116,7 +116,12 @@ def write_digests(folder: Path, digests: Digests) -> None:
 
 
 def gene_blocks(lengths: npt.NDArray[np.int64], most: int) -> list[tuple[int, int]]:
-    """Ranges of genes of at most `most` centroids, or of one gene; `lengths` are those of each gene."""
+    """Cut genes into ranges [first, last) of at most `most` centroids; a single gene may have more.
+
+    Args:
+        lengths: int64 (n_genes,), number of centroids of each gene.
+        most: most centroids of a range.
+    """
     ends, blocks, first = lengths.cumsum(), [], 0
     while first < len(lengths):
         before = int(ends[first - 1]) if first else 0
@@ -128,7 +133,7 @@ def gene_blocks(lengths: npt.NDArray[np.int64], most: int) -> list[tuple[int, in
 
 @dataclass(frozen=True)
 class DigestTask:
-    """A partition whose digests are to be written to `out`."""
+    """Digest a partition into the part `out`."""
 
     partition: Partition
     out: Path
@@ -138,7 +143,7 @@ def make_digests(task: DigestTask) -> None:
     """Digest a partition into a part.
 
     Raises:
-        DataError: bad counts, the file is not what it was, or the part cannot be written.
+        DataError: counts are bad, the file has changed, or the part cannot be written.
     """
     with new_part(task.out) as folder:
         write_digests(folder, digest_partition(task.partition))
@@ -146,7 +151,7 @@ def make_digests(task: DigestTask) -> None:
 
 @dataclass(frozen=True)
 class MergeTask:
-    """Genes [first, last) of parts of the same genes that are to be merged into the piece `out`."""
+    """Merge genes [first, last) of parts, which all have the same genes, into the piece `out`."""
 
     parts: tuple[Path, ...]
     first: int
@@ -155,7 +160,7 @@ class MergeTask:
 
 
 def merge_tasks(parts: Sequence[Path], folder: Path) -> list[MergeTask]:
-    """What merges parts into pieces in `folder`, but for pieces that are there already."""
+    """List the tasks that merge `parts` into pieces in `folder`, without pieces that exist already."""
     lengths = np.sum([np.diff(DigestPart(part).indptr) for part in parts], axis=0)
     tasks = [
         MergeTask(tuple(parts), first, last, folder / f"{first:08d}")
@@ -165,7 +170,7 @@ def merge_tasks(parts: Sequence[Path], folder: Path) -> list[MergeTask]:
 
 
 def merge_digests(task: MergeTask) -> None:
-    """Merge a range of genes of parts into a piece; what partitions of this thread were digested in is given back.
+    """Merge a range of genes of parts into a piece, and free this thread's `scratch`, which the merge does not need.
 
     Raises:
         DataError: the piece cannot be written.

@@ -1,8 +1,8 @@
-"""The digests of one data set, through a tree of flat merges whose shape only the number of partitions decides.
+"""Digest one data set through a tree of flat merges; its shape depends only on the number of partitions.
 
-Parts are named LEVEL-NUMBER: 0-00000012 is the partition 12, 1-00000000 joins the partitions 0 to 15. What an earlier
-start has made is not made again; up to sixteen partitions for each worker lie on disk at a time, before they are
-merged: up to a quarter of a gigabyte each.
+Parts are named LEVEL-NUMBER: 0-00000012 is partition 12, 1-00000000 joins partitions 0 to 15. Parts that an earlier run
+finished are not made again. Up to sixteen digested partitions per worker are on disk at a time, until they are merged:
+up to a quarter of a gigabyte each.
 """
 
 import shutil
@@ -15,23 +15,25 @@ from data_shards.medians.tdigest_parts import DigestTask, make_digests, merge_di
 from data_shards.workers.progress import Progress
 from data_shards.workers.workers import Call, Steps, Workers
 
+#: Parts joined in one merge.
 FAN_IN = 16
 _RESULT = "digests"
 
 
 def digested_part(folder: Path) -> Path:
-    """Where the digests of a data set are in its folder, once they are all there."""
+    """Path of the final digests in the folder of a data set; it exists only once they are complete."""
     return folder / _RESULT
 
 
 def digest_dataset(partitions: Sequence[Partition], folder: Path, workers: Workers, progress: Progress) -> Steps:
-    """What digests and merges the partitions of a data set, a job for `Workers.run`.
+    """Yield the steps that digest and merge the partitions of a data set: a job for `Workers.run`.
 
     Args:
         partitions: ranges of its cells, in their order.
         folder: an existing folder for its parts.
-        workers: what runs the job; how many these are says how many parts are made before some are merged.
-        progress: counts cells, here those of parts that are there; others when their task is done.
+        workers: run the job; their number decides how many partitions are digested before the next merge.
+        progress: counts cells. Only cells of parts that exist already are counted here; the caller counts the others
+            when their task is done.
     """
     tree = _Tree(folder, progress)
     waiting = iter(partitions)
@@ -41,17 +43,17 @@ def digest_dataset(partitions: Sequence[Partition], folder: Path, workers: Worke
 
 
 class _Tree:
-    """What is there of the parts, and how many of each level are complete."""
+    """The parts that exist, and the number of complete parts of each level."""
 
     def __init__(self, folder: Path, progress: Progress) -> None:
         self._folder = folder
         self._progress = progress
-        # Asked once: a network file system may go on for a while to say that a part is not there.
-        self._present = {found.name for found in folder.iterdir()}
+        # The folder is listed only once: NFS may report a new part as missing for a while.
+        self._present = {part.name for part in folder.iterdir()}
         self._complete = [0]
 
     def add(self, partitions: list[Partition]) -> Steps:
-        """Digest the next partitions, and merge what is complete."""
+        """Digest the next partitions, and merge each complete group of sixteen parts."""
         calls: list[Call] = []
         for number, partition in enumerate(partitions, self._complete[0]):
             if self._is_needed(0, number):
@@ -71,7 +73,7 @@ class _Tree:
             level += 1
 
     def finish(self) -> Steps:
-        """Merge what has no sixteen of its kind."""
+        """Merge the parts left over, those that form no group of sixteen, into the result."""
         above = [*self._complete[1:], 0]
         rest = tuple(
             self._path(level, number)
@@ -92,7 +94,7 @@ class _Tree:
         return self._run(merges)
 
     def _run(self, merges: list[tuple[tuple[Path, ...], Path]]) -> Steps:
-        """Merge parts into others, by ranges of genes; what they were made of goes when they are whole."""
+        """Merge parts into others, by ranges of genes, then remove the parts they were made of."""
         unfinished = {out: out.with_name(f"{out.name}.merging") for _, out in merges}
         for folder in unfinished.values():
             folder.mkdir(exist_ok=True)
@@ -104,7 +106,7 @@ class _Tree:
                 shutil.rmtree(part, ignore_errors=True)
 
     def _is_needed(self, level: int, number: int) -> bool:
-        """Whether neither a part nor one that it went into is there; what is left of such a part is removed."""
+        """Whether a part must be made: neither it nor a part that includes it exists. Remove it if it is included."""
         if _name(level, number) not in self._present:
             return not self._is_merged(level, number)
         if self._is_merged(level, number):
@@ -112,6 +114,7 @@ class _Tree:
         return False
 
     def _is_merged(self, level: int, number: int) -> bool:
+        """Whether a part of a higher level that includes this one exists."""
         while number or level < 8:
             level, number = level + 1, number // FAN_IN
             if _name(level, number) in self._present:

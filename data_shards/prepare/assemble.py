@@ -1,6 +1,6 @@
-"""How data sets that are ranked become a store, or a part of one, in one moment.
+"""Turn ranked data sets into a new store, or add them to one, in one atomic step.
 
-Until the manifest names it, a data set is not there: a kill at any moment leaves the store as it was.
+A data set belongs to a store once the manifest names it. So a kill at any moment leaves the store as it was.
 """
 
 import shutil
@@ -11,7 +11,7 @@ from data_shards.counts.gene_ids import GENE_TABLE_FILE
 from data_shards.errors import DataError
 from data_shards.files.atomic import flush, refuse_existing
 from data_shards.files.work_folder import work_folder
-from data_shards.prepare.rank_datasets import RankedDataset, finished_place
+from data_shards.prepare.rank_datasets import RankedDataset, finished_folder
 from data_shards.prepare.splits import Annotated, Earlier, SplitOptions, draw_splits
 from data_shards.prepare.store_plan import StorePlan
 from data_shards.store.manifest import SCHEMA, TEST, TRAIN, VALIDATION, DatasetEntry, Manifest
@@ -29,14 +29,14 @@ def dataset_work(work: Path, name: str) -> Path:
 
 
 def go_on(work: Path, store: Path | None, names: Sequence[str], kept: Iterable[str], say: Say) -> None:
-    """Bring a work folder to where its data sets are ranked at most, whatever moment an earlier start was killed at.
+    """Undo what a killed start did after ranking, so that this start can continue from the ranked data sets.
 
     Args:
         work: the work folder.
-        store: the store that is added to, if any.
-        names: data sets of this start, none of which the store has; what others have left is removed.
+        store: the store that data sets are added to; None for a new store.
+        names: data sets of this start. The store has none of them. Work on any other data set is removed.
         kept: data sets that the store's manifest names.
-        say: takes lines of the report.
+        say: called with each line of the report.
 
     Raises:
         DataError: files cannot be moved or removed.
@@ -45,24 +45,24 @@ def go_on(work: Path, store: Path | None, names: Sequence[str], kept: Iterable[s
     kept = set(kept)
     try:
         for folder in sorted((work / _DATASETS).glob("*")):
-            place = finished_place(folder)
+            finished = finished_folder(folder)
             moved = target / folder.name
             if folder.name not in names:
-                say(f"{folder.name}: was ranked by an earlier start that was not finished; this is removed")
+                say(f"{folder.name}: was ranked by an earlier start that did not finish; removing it")
                 shutil.rmtree(folder)
-            elif place.exists() and not (place / folder.name).exists():
+            elif finished.exists() and not (finished / folder.name).exists():
                 if moved.exists():
-                    moved.rename(place / folder.name)
+                    moved.rename(finished / folder.name)
                 else:
                     shutil.rmtree(folder)
         shutil.rmtree(work / _STORE, ignore_errors=True)
         for folder in store.iterdir() if store is not None else ():
-            # In a store, only what an --add was killed over is a group that the manifest does not name.
+            # A group that the manifest does not name can only come from an --add that was killed.
             if folder.name not in kept and (folder / "zarr.json").is_file() and (folder / "indptr").is_dir():
-                say(f"{folder}: was left by an --add that was not finished; it is removed")
+                say(f"{folder}: was left by an --add that did not finish; removing it")
                 shutil.rmtree(folder)
     except OSError as error:
-        raise DataError(f"{work}: cannot be cleared ({error}): see to the disk, and start again") from error
+        raise DataError(f"{work}: cannot be cleared ({error}): check the disk, and start again") from error
 
 
 def finish_datasets(
@@ -72,7 +72,18 @@ def finish_datasets(
     earlier: Earlier,
     say: Say,
 ) -> tuple[DatasetEntry, ...]:
-    """Draw and write the splits; what the manifest says of each data set."""
+    """Draw and write the splits of ranked data sets.
+
+    Args:
+        datasets: the ranked data sets.
+        donor_keys: name of each data set -> its column of donors in obs, or None.
+        splits: which cells are held out.
+        earlier: splits that the store's present data sets fix.
+        say: called with each line of the report.
+
+    Returns:
+        The manifest's entry of each data set.
+    """
     writers = {one.name: ArrayWriter(one.folder, "split") for one in datasets}
     annotated = [Annotated(one.name, one.folder / "obs.parquet", donor_keys[one.name]) for one in datasets]
     drawn = draw_splits(annotated, splits, lambda name, split: writers[name].append(split), earlier)
@@ -106,12 +117,12 @@ def new_store(work: Path, out: Path, datasets: Sequence[RankedDataset], fill: Ca
 
     Args:
         work: the work folder.
-        out: the store.
+        out: path of the new store.
         datasets: its data sets.
-        fill: writes the files of the root into a directory and returns the manifest.
+        fill: writes the files of the store's root into a directory and returns the manifest.
 
     Raises:
-        DataError: it is there already, or cannot be written.
+        DataError: the store exists already, or cannot be written.
     """
     folder = work / _STORE
     try:
@@ -120,9 +131,9 @@ def new_store(work: Path, out: Path, datasets: Sequence[RankedDataset], fill: Ca
         for one in datasets:
             one.folder.rename(folder / one.name)
         manifest.save(folder)
-        # What has the store's name must be whole after a power cut too.
-        for found in [*folder.rglob("*"), folder]:
-            flush(found)
+        # Flush before the rename: the store must be complete even after a power cut.
+        for path in [*folder.rglob("*"), folder]:
+            flush(path)
         refuse_existing(out)
         folder.rename(out)
         flush(out.absolute().parent)
@@ -132,15 +143,20 @@ def new_store(work: Path, out: Path, datasets: Sequence[RankedDataset], fill: Ca
 
 
 def add_to_store(out: Path, datasets: Sequence[RankedDataset], manifest: Manifest) -> None:
-    """Move data sets into a store, then make the manifest that names them its own.
+    """Move data sets into a store, then replace its manifest by one that names them.
+
+    Args:
+        out: the store.
+        datasets: the data sets to move.
+        manifest: the new manifest, which names old and new data sets.
 
     Raises:
-        DataError: it cannot be written.
+        DataError: the store cannot be written.
     """
     try:
         for one in datasets:
-            for found in [*one.folder.rglob("*"), one.folder]:
-                flush(found)
+            for path in [*one.folder.rglob("*"), one.folder]:
+                flush(path)
             one.folder.rename(out / one.name)
         flush(out)
         manifest.save(out)
@@ -157,19 +173,19 @@ def build_store(
     rank: Callable[[Sequence[Path]], Sequence[RankedDataset]],
     say: Say,
 ) -> Manifest:
-    """Make a store, or add to one, in a work folder that a killed start leaves to the next one.
+    """Make a store, or add to one. If it is killed, the next start continues from the work folder.
 
     Args:
         out: the store.
         plan: what its cells are ranked with.
-        donor_keys: the data sets, in order, and the column of donors of each, if any.
+        donor_keys: name of each new data set, in order -> its column of donors in obs, or None.
         splits: which cells are held out.
-        earlier: what the data sets that the store has already fix.
+        earlier: splits that the store's present data sets fix.
         rank: makes the data sets, given the work folder of each.
-        say: takes lines of the report.
+        say: called with each line of the report.
 
     Raises:
-        DataError: the store changes meanwhile or cannot be written, or whatever `rank` raises.
+        DataError: another process changed the store, it cannot be written, or `rank` failed.
     """
     identity = {"schema": SCHEMA, "tokenizer": plan.tokenizer.hash, "values": plan.values, "layout": LAYOUT}
     with work_folder(out, identity, say) as work:

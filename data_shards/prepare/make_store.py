@@ -1,8 +1,8 @@
-"""From counts and medians to a token store, or to more data sets of one.
+"""Make a token store from counts and medians, or add data sets to one.
 
-Ranges of cells are read, filtered and ranked in parallel; one writer takes them in the order of the files. All is made
-in a work folder beside the store, which a killed start leaves to the next one, and becomes the store, or a part of it,
-in one moment at the end.
+Ranges of cells are read, filtered and ranked in parallel; one writer takes them in the order of the files. Everything
+is made in a work folder beside the store, from which the next start continues after a kill. At the end it becomes the
+store, or a part of it, in one atomic step.
 """
 
 from collections.abc import Callable, Sequence
@@ -47,25 +47,25 @@ def make_store(
 
     Args:
         paths: AnnData files; their stems name the data sets, in this order.
-        medians_path: what `make_medians` wrote; with `add` none is needed, and another than the store's is refused.
+        medians_path: what `make_medians` wrote. With `add` it may be None; medians that are not the store's raise.
         out: a new `.zarr` directory, or with `add` the store to add to.
         options: how counts are read, for all files.
-        top_k, dither, genes_file, deny_file, keep_values: as in `StoreOptions`; with `add`, others than the store's are
-            refused.
+        top_k, dither, genes_file, deny_file, keep_values: as in `StoreOptions`; with `add`, values other than the
+            store's raise.
         cells: which cells are left out.
-        obs_columns: columns of obs that are kept; none keeps all.
+        obs_columns: columns of obs that are kept; None keeps all.
         splits: which cells are held out.
         min_mapped: share of a file's genes that must have Ensembl ids, if ids are Ensembl ids.
         workers: processes that rank, if there is no scheduler; the result does not depend on it.
         dask: address of a Dask scheduler whose workers rank.
         add: add the files to the data sets of `out`.
-        say: takes lines of the report.
+        say: called with each line of the report.
 
     Raises:
-        DataError: `out` exists, files that cannot be used, bad counts, or nothing left to write.
+        DataError: `out` exists, a file cannot be used, counts are bad, or no cell is left.
     """
     splits = splits or SplitOptions()
-    # Dask's workers stand elsewhere, and the store that is added to may be a link to another disk.
+    # Dask's workers have other working directories, and the store that is added to may be a link to another disk.
     paths, out = [path.absolute() for path in paths], out.resolve() if add else out.absolute()
     shared = StoreOptions(top_k, dither, genes_file, deny_file, keep_values)
     own = SourceOptions(
@@ -78,7 +78,7 @@ def make_store(
         refuse_existing(out)
     plan = plan_more(out, medians_path, shared) if add else plan_new(medians_path, shared, say)
     plan.check_names(out, [path.stem for path in paths])
-    # What cannot be used is found before hours go into the files ahead of it.
+    # Check all files first: an unusable one must not be found only after hours of work on the others.
     sources, states = [], []
     for path in paths:
         states.append(state_of(path))
@@ -93,7 +93,7 @@ def make_store(
         for file, state in zip(files, states, strict=True):
             file.require_state(state)
         for name in refuse_changed(files, plan.of_medians) if plan.of_medians else ():
-            say(f"{name}: is not among the data sets of the medians: it is ranked with the medians of others")
+            say(f"{name}: is not among the data sets of the medians: it is ranked with medians of other data sets")
 
         def rank(works: Sequence[Path]) -> list[RankedDataset]:
             rankings = [

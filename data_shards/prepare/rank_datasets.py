@@ -1,8 +1,8 @@
-"""Data sets of a store that is being made: ranges ranked in parallel, and one writer that takes them in order.
+"""Rank the data sets of a store: ranges of cells are ranked in parallel, and one writer takes them in order.
 
-The work folder of each holds `identity.json`, the parts that are there in `parts-HASH` and, in the end, `finished`:
-the data set as it lies in a store, without its splits, and `written.json`. Each is whole or not there, so that a start
-goes on from what an earlier one left.
+The work folder of a data set holds `identity.json`, finished parts in `parts-HASH` and, at the end, `finished`. This
+folder holds the data set as in a store but without splits, and `written.json`. All of these appear only when they are
+complete, so a new start can continue from what an earlier one left.
 """
 
 import json
@@ -30,7 +30,7 @@ from data_shards.workers.workers import Workers
 #: Cells of a part.
 PART_CELLS = 16_384
 _WRITTEN = "written.json"
-#: Counts that are stored by gene in a copy by cell.
+#: A copy, ordered by cell, of counts that a file stores by gene.
 _BY_CELL = "by_cell"
 
 Say = Callable[[str], None]
@@ -42,35 +42,38 @@ class RankedDataset:
 
     Attributes:
         name: its name.
-        place: the directory that holds it under its name.
-        hashes: of its arrays.
-        summary: what became of its cells.
-        described: what the manifest says of it besides.
+        parent: the directory that holds the data set's folder.
+        hashes: hashes of its arrays.
+        summary: how many cells were kept, filtered or empty.
+        described: further fields of its entry in the manifest.
     """
 
     name: str
-    place: Path
+    parent: Path
     hashes: ArrayHashes
     summary: RangeSummary
     described: dict[str, Any]
 
     @property
     def folder(self) -> Path:
-        return self.place / self.name
+        """The data set's folder."""
+        return self.parent / self.name
 
     def save(self) -> None:
+        """Write `written.json` beside the data set's folder."""
         content = {"hashes": asdict(self.hashes), "summary": asdict(self.summary), "described": self.described}
-        (self.place / _WRITTEN).write_text(json.dumps(content, indent=1) + "\n")
+        (self.parent / _WRITTEN).write_text(json.dumps(content, indent=1) + "\n")
 
     @classmethod
-    def load(cls, name: str, place: Path) -> "RankedDataset":
-        content = json.loads((place / _WRITTEN).read_text())
+    def load(cls, name: str, parent: Path) -> "RankedDataset":
+        """Read what `save` wrote."""
+        content = json.loads((parent / _WRITTEN).read_text())
         hashes, summary = ArrayHashes(**content["hashes"]), RangeSummary(**content["summary"])
-        return cls(name, place, hashes, summary, content["described"])
+        return cls(name, parent, hashes, summary, content["described"])
 
 
-def finished_place(work: Path) -> Path:
-    """Where the finished data set of a work folder is, under its name."""
+def finished_folder(work: Path) -> Path:
+    """Parent folder of the finished data set in a work folder."""
     return work / "finished"
 
 
@@ -79,10 +82,10 @@ class Ranking:
     """A file that becomes a data set.
 
     Attributes:
-        work: its work folder, which all workers see.
+        work: its work folder, on a file system that all workers share.
         source: the file.
-        file: its fingerprint.
-        tokenizer: the store's.
+        file: the file's fingerprint.
+        tokenizer: the store's tokenizer.
         values: whether values are kept.
     """
 
@@ -93,7 +96,7 @@ class Ranking:
     values: bool
 
     def begin(self) -> None:
-        """Clear the work folder of what is not of this file and these options."""
+        """Create the work folder, and remove what was made from another file or with other options."""
         identity = {
             "tokenizer": self.tokenizer.hash,
             "values": self.values,
@@ -104,10 +107,14 @@ class Ranking:
         _begin(self.work, identity)
 
     def is_finished(self) -> bool:
+        """Whether the data set is completely ranked and written."""
         return _is_finished(self.work)
 
     def calls(self) -> list[tuple[RankPlan, Range]]:
-        """What makes its parts, in the order of its cells, and a copy by cell where its counts are stored by gene."""
+        """Arguments of `rank_range` for each part, in the order of the cells.
+
+        Makes a copy by cell first if the file stores its counts by gene.
+        """
         source = self.source
         with _writable(self.work), open_counts(source.path, source.options.counts, self.work / _BY_CELL) as counts:
             ranges = list(_ranges(parts_folder(self.work), counts.source, self.file, counts.n_cells))
@@ -117,19 +124,21 @@ class Ranking:
 
 
 def rank_datasets(rankings: Sequence[Ranking], workers: Workers, say: Say) -> list[RankedDataset]:
-    """Rank the cells of files, or take what an earlier start has done of them; the next file begins beside the last.
+    """Rank the cells of files, or load what an earlier start finished.
+
+    The next file begins while the last parts of the one before are still being ranked.
 
     Args:
         rankings: the files.
-        workers: rank.
-        say: takes lines of the report.
+        workers: the workers that rank.
+        say: called with each line of the report.
 
     Raises:
-        DataError: bad counts, no cell is left of a file, one changes, or a work folder cannot be written.
+        DataError: counts are bad, no cell of a file is left, a file changed, or a work folder cannot be written.
     """
     datasets: list[RankedDataset] = []
     with ExitStack() as stack:
-        stack.callback(_say_ranked, datasets, say)  # not into the bar
+        stack.callback(_say_ranked, datasets, say)  # after the progress bar has closed
         for one in rankings:
             stack.callback(_tidy, one.work)
             with _writable(one.work):
@@ -141,17 +150,17 @@ def rank_datasets(rankings: Sequence[Ranking], workers: Workers, say: Say) -> li
         def calls() -> Iterator[tuple[RankPlan, Range]]:
             for one in missing:
                 try:
-                    found = one.calls()
+                    own_calls = one.calls()
                 except DataError as error:
-                    problems.append(error)  # to be raised when the data sets ahead are written
+                    problems.append(error)  # raised after the data sets ahead are written
                     return
-                for plan, task in found:
+                for plan, task in own_calls:
                     running.append(task)
                     yield plan, task
 
         n_cells = sum(one.source.n_cells for one in missing)
         progress = stack.enter_context(Progress(total=n_cells, desc="tokens", unit=" cells"))
-        # Before folders are cleared, what runs has ended.
+        # Closed first, so that no worker still runs when the folders are cleaned up.
         summaries = stack.enter_context(closing(workers.map_in_order(_rank, calls())))
         for one in rankings:
             with _writable(one.work):
@@ -177,13 +186,13 @@ def _say_ranked(datasets: Sequence[RankedDataset], say: Say) -> None:
 
 
 def finish_once(work: Path, name: str, identity: Mapping[str, Any], write: Callable[[Path], None]) -> RankedDataset:
-    """A data set that `write` makes at its finished place, unless an earlier start has.
+    """Make a data set with `write`, or load it if an earlier start finished it.
 
     Args:
         work: its work folder.
-        name: the data set.
-        identity: everything that decides it, as JSON; what another identity has left is removed.
-        write: makes the directory that it is given, which is not there yet.
+        name: the data set's name.
+        identity: everything that determines the data set, as JSON; what another identity has left is removed.
+        write: creates the directory whose path it is given; the directory does not exist yet.
 
     Raises:
         DataError: the work folder cannot be written.
@@ -192,7 +201,7 @@ def finish_once(work: Path, name: str, identity: Mapping[str, Any], write: Calla
         with _writable(work):
             _begin(work, identity)
             if not _is_finished(work):
-                write(finished_place(work))
+                write(finished_folder(work))
             return _finished(work, name)
     finally:
         _tidy(work)
@@ -207,28 +216,28 @@ def _writable(work: Path) -> Iterator[None]:
 
 
 def _is_finished(work: Path) -> bool:
-    return (finished_place(work) / _WRITTEN).exists()
+    return (finished_folder(work) / _WRITTEN).exists()
 
 
 def _finished(work: Path, name: str) -> RankedDataset:
     _drop_parts(work)
-    return RankedDataset.load(name, finished_place(work))
+    return RankedDataset.load(name, finished_folder(work))
 
 
 def _tidy(work: Path) -> None:
-    """Remove a work folder that holds nothing to go on from."""
+    """Remove a work folder if it holds nothing that a next start could use."""
     kept = (f"{folder}/[!.]*" for folder in ("parts-*", _BY_CELL))
-    if not finished_place(work).exists() and not any(found for pattern in kept for found in work.glob(pattern)):
+    if not finished_folder(work).exists() and not any(path for pattern in kept for path in work.glob(pattern)):
         shutil.rmtree(work, ignore_errors=True)
-        with suppress(OSError):  # other data sets may have begun
+        with suppress(OSError):  # fails if other data sets have begun
             work.parent.rmdir()
 
 
 def _begin(work: Path, identity: Mapping[str, Any]) -> None:
-    """Clear what was left unfinished, and everything if it was made from other input or options."""
+    """Create a work folder. If it was made from other input or options, remove its content."""
     content = json.dumps(identity, sort_keys=True, indent=1) + "\n"
-    found = work / IDENTITY
-    if not (found.exists() and found.read_text() == content):
+    saved = work / IDENTITY
+    if not (saved.exists() and saved.read_text() == content):
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
         save_identity(work, content)
@@ -243,9 +252,9 @@ def _write(
     problems: Sequence[DataError],
     progress: Progress,
 ) -> None:
-    """Write a data set, whose summaries, and ranges, come next, or raise why they do not."""
+    """Write a data set from the next summaries and ranges. If they end too early, raise the first of `problems`."""
     source, total = one.source, RangeSummary()
-    with new_part(finished_place(one.work)) as folder:
+    with new_part(finished_folder(one.work)) as folder:
         writer = DatasetWriter(folder, source.name, one.values)
         obs = ObsWriter(writer.folder / "obs.parquet")
         for _ in range(0, source.n_cells, PART_CELLS):
@@ -275,12 +284,12 @@ def _write(
             },
         }
         RankedDataset(source.name, folder, writer.close(), total, described).save()
-        for found in folder.rglob("*"):
-            flush(found)
+        for path in folder.rglob("*"):
+            flush(path)
 
 
 def _require_unchanged(work: Path, file: Fingerprint) -> None:
-    """Raise DataError, and remove the copy by cell, where it may have been made of something else."""
+    """If the file changed, raise DataError and remove the copy by cell: it may hold other counts."""
     try:
         file.require_unchanged()
     except DataError:
@@ -289,7 +298,7 @@ def _require_unchanged(work: Path, file: Fingerprint) -> None:
 
 
 def _refuse_empty(work: Path, source: Source, total: RangeSummary) -> None:
-    """Raise DataError, and remove the parts, where no cell is left: the same command would end the same way."""
+    """If no cell is left, raise DataError and remove the parts: the same command would fail again."""
     if not total.n_cells:
         _drop_parts(work)
         raise DataError(
@@ -304,6 +313,6 @@ def _drop_parts(work: Path) -> None:
 
 
 def _ranges(parts: Path, source: CountSource, file: Fingerprint, n_cells: int) -> Iterator[Range]:
-    """The ranges of a file, which its number of cells alone decides."""
+    """The ranges of a file; they depend only on its number of cells."""
     for start in range(0, n_cells, PART_CELLS):
         yield Range(source, file, start, min(start + PART_CELLS, n_cells), parts / f"{start:012d}")

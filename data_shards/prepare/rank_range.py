@@ -1,7 +1,7 @@
-"""Ranges of cells, read, filtered and ranked into parts: directories that one writer then takes in order.
+"""Read, filter and rank a range of cells into a part: a directory that one writer reads later, in order.
 
-A part holds `tokens` (uint16), `lengths` (int64, tokens of each cell) and, if they are kept, `values` (float32) as
-plain files, `obs.arrow` with the annotations of its cells, and `summary.json`.
+A part holds plain files `tokens` (uint16), `lengths` (int64, tokens of each cell) and, if values are kept, `values`
+(float32); also `obs.arrow` with the annotations of its cells, and `summary.json`.
 """
 
 import json
@@ -24,9 +24,9 @@ from data_shards.store.obs_parquet import obs_table
 from data_shards.tokens.rank import Ranker
 from data_shards.tokens.vocabulary import FIRST_GENE
 
-#: Cells that are read at a time.
+#: Cells that are read from the source at a time.
 _CHUNK = 2048
-#: Tokens that are read at a time.
+#: Tokens that are read from a part at a time.
 _TOKENS = 1 << 22
 _SUMMARY = "summary.json"
 
@@ -36,8 +36,8 @@ class RankPlan:
     """What is the same for all ranges of a data set.
 
     Attributes:
-        ranker: the tokenizer's.
-        numbers: int32 (n_delivered,), number of each delivered gene in the vocabulary or -1.
+        ranker: the tokenizer's ranker.
+        numbers: int32 (n_delivered,), number in the vocabulary of each gene of the file, or -1.
         cells: which cells are left out.
         obs_columns: columns of obs that are kept.
         values: whether the value behind each token is kept.
@@ -52,7 +52,14 @@ class RankPlan:
 
 @dataclass(frozen=True)
 class Range:
-    """Cells [start, stop) of a file, which must stay as it is, and the part that they become."""
+    """Cells [start, stop) of a file, and the part that they become.
+
+    Attributes:
+        source: opens the file.
+        file: its fingerprint; the file must not change.
+        start, stop: the cells.
+        folder: the part.
+    """
 
     source: CountSource
     file: Fingerprint
@@ -63,14 +70,14 @@ class Range:
 
 @dataclass(frozen=True)
 class RangeSummary:
-    """Counts of a part, or of several.
+    """Totals of one part, or of several.
 
     Attributes:
         n_cells, n_tokens: cells kept, and their tokens.
         filtered: cells that the filters left out.
-        empty: further cells without a token.
+        empty: cells left out because they have no token.
         detected: non-zero counts of the cells that were not filtered.
-        in_vocabulary: how many of these are of genes of the vocabulary.
+        in_vocabulary: how many of these counts belong to genes of the vocabulary.
     """
 
     n_cells: int = 0
@@ -85,10 +92,10 @@ class RangeSummary:
 
 
 def rank_range(plan: RankPlan, task: Range) -> RangeSummary:
-    """Make the part of a range, unless it is there.
+    """Make the part of a range, unless it exists already.
 
     Raises:
-        DataError: bad counts, the file is not what it was, or the part cannot be written.
+        DataError: counts are bad, the file changed, or the part cannot be written.
     """
     if not (task.folder / _SUMMARY).exists():
         with task.source.open() as counts, new_part(task.folder) as folder:
@@ -126,8 +133,8 @@ def _rank(plan: RankPlan, counts: CountFile, start: int, stop: int, folder: Path
                 detected=chunk.nnz,
                 in_vocabulary=ranked.known,
             )
-    found = np.concatenate(rows)
-    table = obs_table(obs.iloc[found - start][list(plan.obs_columns)], found)
+    kept_rows = np.concatenate(rows)
+    table = obs_table(obs.iloc[kept_rows - start][list(plan.obs_columns)], kept_rows)
     with pa.OSFile(str(folder / "obs.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     return summary
@@ -136,7 +143,10 @@ def _rank(plan: RankPlan, counts: CountFile, start: int, stop: int, folder: Path
 def read_range_tokens(
     folder: Path, values: bool
 ) -> Iterator[tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64], npt.NDArray[np.float32] | None]]:
-    """The cells of a part, a few million tokens at a time: tokens, indptr and, where they are kept, values.
+    """Read the cells of a part, a few million tokens at a time.
+
+    Yields:
+        Tokens, uint16 (n_tokens,); indptr, int64 (n_cells + 1,); values, float32 (n_tokens,), or None if not kept.
 
     Raises:
         DataError: the part cannot be read.
@@ -156,7 +166,7 @@ def read_range_tokens(
 
 
 def read_range_obs(folder: Path) -> pa.Table:
-    """The annotations of a part.
+    """Read the annotations of a part.
 
     Raises:
         DataError: the part cannot be read.
@@ -170,13 +180,13 @@ def read_range_obs(folder: Path) -> pa.Table:
 
 def _read(path: Path, dtype: str, first: int = 0, size: int = -1) -> npt.NDArray[Any]:
     try:
-        found = np.fromfile(path, dtype, size, offset=first * np.dtype(dtype).itemsize)
+        elements = np.fromfile(path, dtype, size, offset=first * np.dtype(dtype).itemsize)
     except OSError as error:
         raise _unreadable(path.parent, error) from error
-    if size not in (-1, len(found)):
-        raise _unreadable(path.parent, ValueError(f"{len(found):,} of {size:,} elements of {path.name}"))
-    return found
+    if size not in (-1, len(elements)):
+        raise _unreadable(path.parent, ValueError(f"{len(elements):,} of {size:,} elements of {path.name}"))
+    return elements
 
 
 def _unreadable(folder: Path, error: Exception) -> DataError:
-    return DataError(f"{folder}: cannot be read ({error}): remove {folder} and start the same command again")
+    return DataError(f"{folder}: cannot be read ({error}): remove {folder} and run the same command again")

@@ -1,6 +1,7 @@
-"""Which cells are held out: whole donors, whole data sets or, only when asked for, single cells.
+"""Choose which cells are held out: whole donors, whole data sets or, only on request, single cells.
 
-Cells of one donor resemble each other beyond their type, so a split by cell flatters the scores: it is labelled.
+Cells of one donor resemble each other beyond their type. So a split by cell gives scores that are too good, and the
+report says so.
 """
 
 from collections import Counter
@@ -30,11 +31,11 @@ class SplitOptions:
     """How cells are held out.
 
     Attributes:
-        by: "auto" (donors where a data set names two or more; else nothing is held out), "donor", "dataset", "cell" or
-            "none".
-        donor_key: column of obs; none takes the first of the usual ones.
-        validation, test: share of the cells, about.
-        seed: of the drawing.
+        by: "auto" (by donor if a data set names two or more or shares one with another data set; otherwise nothing is
+            held out), "donor", "dataset", "cell" or "none".
+        donor_key: column of obs; None takes the first of the usual ones.
+        validation, test: approximate shares of the cells.
+        seed: seed of the draw.
     """
 
     by: str = "auto"
@@ -49,7 +50,7 @@ class SplitOptions:
         if self.validation < 0 or self.test < 0 or self.validation + self.test >= 1:
             raise OptionError(
                 f"--validation {self.validation:g} and --test {self.test:g} leave no cells to train on: "
-                "both are shares, and their sum is below 1"
+                "both are shares, and their sum must be below 1"
             )
 
     @property
@@ -58,14 +59,14 @@ class SplitOptions:
         return tuple(name for name, share in (("validation", self.validation), ("test", self.test)) if share > 0)
 
     def record(self) -> dict[str, Any]:
-        """As JSON."""
+        """The options as JSON."""
         return asdict(self)
 
     def find_donor_key(self, name: str, columns: Sequence[str]) -> str | None:
-        """The column with the donors of a data set, None if there is none or cells are not split by donor.
+        """The column with the donors of a data set; None if there is none or cells are not split by donor.
 
         Raises:
-            DataError: the column asked for, or any with `by="donor"`, is not there.
+            DataError: `donor_key` is not in `columns`, or `by` is "donor" and there is no donor column.
         """
         if self.by not in ("auto", "donor"):
             return None
@@ -82,15 +83,19 @@ class SplitOptions:
 
 
 def assign_donors(cells: Counter[str], options: SplitOptions, assigned: Mapping[str, int]) -> dict[str, int]:
-    """Split of each donor of one data set, or of each data set of a store.
+    """Assign a split to each donor of one data set, or to each data set of a store.
 
-    Donors are taken in the order of a hash, and go to validation, then to test, where they bring its share of cells
-    nearer. If none does, the smallest donor is held out. One that is not assigned yet is always left to be trained on.
+    Donors are taken in the order of a hash, first for validation, then for test. A donor is taken if that brings the
+    split's share of cells closer to the wanted one. If none is taken, the smallest donor is held out. At least one
+    donor without an assigned split always remains for training.
 
     Args:
-        cells: cells of each donor; cells of unknown donor ("") are trained on.
+        cells: number of cells of each donor; cells of unknown donor ("") are used for training.
         options: shares and seed.
-        assigned: donors that another data set has, with the split they have there.
+        assigned: split of each donor that another data set has already.
+
+    Returns:
+        Split of each donor in `cells`.
     """
     found = {donor: assigned[donor] for donor in cells if donor in assigned}
     free = sorted(
@@ -101,7 +106,7 @@ def assign_donors(cells: Counter[str], options: SplitOptions, assigned: Mapping[
     wanted = [(split, share) for split, share in ((VALIDATION, options.validation), (TEST, options.test)) if share > 0]
     for number, (split, share) in enumerate(wanted):
         held = sum(cells[donor] for donor, where in found.items() if where == split)
-        spare = len(wanted) - number  # a donor for training and for each split that is still to come
+        spare = len(wanted) - number  # keep a donor for training and for each later split
         for donor in list(free):
             if len(free) > spare and abs(held + cells[donor] - share * total) < abs(held - share * total):
                 found[donor] = split
@@ -115,7 +120,16 @@ def assign_donors(cells: Counter[str], options: SplitOptions, assigned: Mapping[
 
 
 def split_by_cell(name: str, rows: npt.NDArray[np.int64], options: SplitOptions) -> npt.NDArray[np.uint8]:
-    """Split of single cells, from a hash of data set and row in its file: uint8 (n,)."""
+    """Assign a split to single cells, by a hash of the data set's name and the cell's row.
+
+    Args:
+        name: the data set.
+        rows: int64 (n,), rows of the cells in the source file.
+        options: shares and seed.
+
+    Returns:
+        uint8 (n,).
+    """
     key = np.uint64(fold(_PURPOSE, options.seed, hash_string(name)))
     drawn = uniform(mix64(rows.astype(np.uint64) ^ key))
     split = np.full(len(rows), TRAIN, np.uint8)
@@ -126,7 +140,13 @@ def split_by_cell(name: str, rows: npt.NDArray[np.int64], options: SplitOptions)
 
 @dataclass(frozen=True)
 class Annotated:
-    """Cells whose splits are to be drawn: a data set's name, its `obs.parquet`, and its column of donors, if any."""
+    """A data set whose splits are drawn.
+
+    Attributes:
+        name: its name.
+        obs_path: its `obs.parquet`.
+        donor_key: its column of donors, or None.
+    """
 
     name: str
     obs_path: Path
@@ -135,12 +155,12 @@ class Annotated:
 
 @dataclass(frozen=True)
 class Earlier:
-    """What the data sets that a store has already fix for those that are added.
+    """Splits that a store's present data sets fix for added ones.
 
     Attributes:
         donors: split of each of their donors.
-        datasets: split of each data set; one that is split itself counts as trained on.
-        cells: cells of each data set.
+        datasets: split of each data set; TRAIN if its cells are in several splits.
+        cells: number of cells of each data set.
     """
 
     donors: Mapping[str, int] = field(default_factory=dict)
@@ -155,9 +175,9 @@ class Drawn:
     Attributes:
         by: "donor", "dataset", "cell" or "none".
         donor_key: column with the donors, if by donor.
-        cells: cells of each split.
-        donors: cells of each donor, "" where unknown; empty if not by donor.
-        asked: how splits were asked for.
+        cells: number of cells of each split.
+        donors: number of cells of each donor, "" where unknown; empty if not by donor.
+        asked: `SplitOptions.by` as requested.
     """
 
     by: str
@@ -173,7 +193,7 @@ class Drawn:
         )
         if self.by == "donor":
             known = len(self.donors) - ("" in self.donors)
-            unknown = f"; the {self.donors['']:,} cells of unknown donor are trained on" if self.donors[""] else ""
+            unknown = f"; the {self.donors['']:,} cells of unknown donor are training cells" if self.donors[""] else ""
             return f"{text} cells, by {known:,} whole donors ({self.donor_key}){unknown}"
         if self.by == "dataset":
             return f"{text} cells, by whole data sets"
@@ -181,8 +201,8 @@ class Drawn:
             return f"{text} cells, by single cells: weaker than by donor, since cells of one donor resemble each other"
         if self.asked == "auto":
             return (
-                f"{text} cells: obs names no two donors, so that all are trained on: name its column with --donor-key, "
-                "or hold out with --split-by dataset, or cell, which is weaker"
+                f"{text} cells: obs does not name two donors, so all are training cells: name the column with "
+                "--donor-key, or use --split-by dataset, or cell, which is weaker"
             )
         return f"{text} cells: nothing is held out"
 
@@ -193,16 +213,19 @@ def draw_splits(
     write: Callable[[str, npt.NDArray[np.uint8]], None],
     earlier: Earlier | None = None,
 ) -> list[Drawn]:
-    """Draw the splits of all data sets; a donor that several of them have is in the same split in each.
+    """Draw the splits of all data sets. A donor that several data sets share gets the same split in each.
 
     Args:
         datasets: data sets, in order.
         options: how to split.
-        write: takes the name of a data set and the splits of its next cells.
-        earlier: what the store has already, if they are added to one.
+        write: called with the name of a data set and the splits of its next cells, uint8.
+        earlier: splits that the store's present data sets fix; None for a new store.
+
+    Returns:
+        How each data set was split, in order.
 
     Raises:
-        DataError: whole donors or data sets were asked for, and there are too few to hold any out.
+        DataError: `options.by` is "donor" or "dataset", and there are too few to hold any out.
     """
     earlier = earlier or Earlier()
     donors = [_count_donors(dataset) for dataset in datasets]
@@ -234,7 +257,7 @@ def draw_splits(
         drawn.append(Drawn(by, donor_key, Counter(dict(enumerate(held.tolist()))), found, options.by))
     held_out = sum((one.cells for one in drawn), Counter[int]())
     for where, share in ((VALIDATION, options.validation), (TEST, options.test)):
-        # What is added may have one donor, or be one data set.
+        # Not for an --add: the added files may have one donor, or be one data set.
         if options.by in ("donor", "dataset") and share > 0 and not held_out[where] and not earlier.cells:
             if options.by == "donor":
                 raise _too_few(
@@ -245,14 +268,15 @@ def draw_splits(
 
 
 def refuse_too_few(donors: Sequence[Collection[str]], options: SplitOptions, earlier: Earlier) -> None:
-    """Raise DataError where whole donors or data sets are asked for, and there cannot be enough.
+    """Raise DataError if whole donors or data sets are asked for, and there cannot be enough of them.
 
-    It is known before cells are ranked; `draw_splits` knows how many cells each has, and may refuse still.
+    This check runs before cells are ranked. `draw_splits`, which knows how many cells each has, may still raise.
 
     Args:
-        donors: of each data set that is made, in order; empty where cells are not split by whole donors.
+        donors: names of the donors of each new data set, in order; empty if cells are not split by donor.
         options: how to split.
-        earlier: what the store has already: what is added to one need not be enough by itself.
+        earlier: splits that the store's present data sets fix. If there are any, nothing is refused: the added
+            data sets need not be enough by themselves.
     """
     n_held_out = len(options.held_out)
     if earlier.cells or not n_held_out:
@@ -276,7 +300,7 @@ def refuse_too_few(donors: Sequence[Collection[str]], options: SplitOptions, ear
 
 
 def _too_few(what: str, options: SplitOptions) -> DataError:
-    """That whole ones were asked for where there are none to hold out."""
+    """The error for too few donors or data sets; it names the next finer way to split."""
     other = {"donor": "cell", "dataset": "donor"}[options.by]
     return DataError(
         f"{what}: too few to train on some and hold out others for {' and '.join(options.held_out)}: use --split-by "
@@ -285,7 +309,12 @@ def _too_few(what: str, options: SplitOptions) -> DataError:
 
 
 def earlier_splits(store: Path, manifest: Manifest, say: Callable[[str], None]) -> Earlier:
-    """The splits that a store's data sets fix; `say` takes a line of each whose donors are not known.
+    """Read the splits that a store's data sets fix for added ones.
+
+    Args:
+        store: the store.
+        manifest: its manifest.
+        say: called with a line for each data set whose donors are not known.
 
     Raises:
         DataError: the store is damaged.
@@ -303,25 +332,25 @@ def earlier_splits(store: Path, manifest: Manifest, say: Callable[[str], None]) 
         if key not in columns:
             say(
                 f"{entry.name}: its donors are not known, since column {key!r} of obs was not kept: "
-                "cells that are added may be of them"
+                "added cells may come from the same donors"
             )
             continue
         split = open_array(store, entry.name, "split")
         start = 0
         for column in read_column(path, key):
             codes, names = donor_codes(column)
-            found = split.read(start, start + len(column))
+            splits = split.read(start, start + len(column))
             start += len(column)
-            # A donor with cells in several splits, as after a split by cell, has been trained on.
+            # A donor with cells in several splits, as after a split by cell, counts as trained on (TRAIN is lowest).
             for where in (TEST, VALIDATION, TRAIN):
-                for code in np.unique(codes[found == where]):
+                for code in np.unique(codes[splits == where]):
                     donors[names[code]] = min(where, donors.get(names[code], where))
     donors.pop("", None)
     return Earlier(donors, datasets, cells)
 
 
 def usual_donor_column(columns: Sequence[str]) -> str | None:
-    """The first of the usual columns with donors that is there."""
+    """The first usual donor column among `columns`, or None."""
     return next((column for column in DONOR_COLUMNS if column in columns), None)
 
 
@@ -340,9 +369,11 @@ def _count_donors(dataset: Annotated) -> Counter[str]:
 
 
 def donor_codes(column: pd.Series) -> tuple[npt.NDArray[np.int64], list[str]]:
-    """The donors of a column as text, "" where unknown: the number of each row's, int64 (n,), and their names.
+    """Code the donors of a column.
 
-    A name can stand more than once, as of 3 and 3.0.
+    Returns:
+        Code of each row, int64 (n,), and the name of each code, "" where unknown. A name can appear more than once,
+        for example for 3 and 3.0.
     """
     codes, values = pd.factorize(column, use_na_sentinel=False)
     return np.asarray(codes, np.int64), [name or "" for name in canonical_names(pd.Series(values))]

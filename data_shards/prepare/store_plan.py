@@ -1,4 +1,4 @@
-"""What the cells of a store are ranked with: chosen for a new store, frozen for one that is added to."""
+"""Tokenizer and options that a store's cells are ranked with: chosen for a new store, fixed for an existing one."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,14 +21,14 @@ TOP_K = 2048
 
 @dataclass(frozen=True)
 class StoreOptions:
-    """What is alike for all data sets of a store.
+    """Options that are the same for all data sets of a store.
 
     Attributes:
-        top_k: most tokens of a cell; none takes 2,048, or that of the store that is added to.
+        top_k: maximum number of tokens of a cell; None takes 2,048, or the store's own if data sets are added.
         dither: rank dithered counts.
-        genes_file: genes of the vocabulary, one a line; none takes all with a median.
-        deny_file: genes that are left out of it, one a line.
-        keep_values: keep `count / total * 10,000 / median` of each token beside it; with `dither`, of dithered counts.
+        genes_file: genes of the vocabulary, one per line; None takes all genes with a median.
+        deny_file: genes that are left out of the vocabulary, one per line.
+        keep_values: also store `count / total * 10,000 / median` of each token; with `dither`, of dithered counts.
     """
 
     top_k: int | None = None
@@ -38,18 +38,18 @@ class StoreOptions:
     keep_values: bool = False
 
     def record(self) -> dict[str, Any]:
-        """The gene lists, as the manifest names them.
+        """Names and hashes of the gene lists, as the manifest stores them.
 
         Raises:
-            DataError: one cannot be read.
+            DataError: a list does not exist.
         """
         files = {"genes_file": self.genes_file, "deny_file": self.deny_file}
-        found: dict[str, Any] = {}
+        record: dict[str, Any] = {}
         for key, path in files.items():
             if path is not None and not path.is_file():
-                raise DataError(f"{path}: no such file: give a text file with one gene a line")
-            found |= {key: path.name if path else None, f"{key}_hash": hash_path(path) if path else None}
-        return found
+                raise DataError(f"{path}: no such file: give a text file with one gene per line")
+            record |= {key: path.name if path else None, f"{key}_hash": hash_path(path) if path else None}
+        return record
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,12 +57,12 @@ class StorePlan:
     """What cells are ranked with.
 
     Attributes:
-        tokenizer: the store's.
-        medians_file_hash: hash of the medians file that it comes from.
+        tokenizer: the store's tokenizer.
+        medians_file_hash: hash of the medians file that the tokenizer was made from.
         values: whether values are kept.
-        options: gene lists, as the manifest names them.
-        of_medians: SHA-256 of the file that each data set of the medians was; empty where the medians are not at hand.
-        store: the manifest of the store that is added to.
+        options: the gene lists, as the manifest stores them.
+        of_medians: SHA-256 of the source file of each data set in the medians; empty if no medians file was given.
+        store: manifest of the store that data sets are added to; None for a new store.
     """
 
     tokenizer: Tokenizer
@@ -77,15 +77,21 @@ class StorePlan:
         """The data sets that the store has already."""
         return () if self.store is None else tuple(entry.name for entry in self.store.datasets)
 
-    def check_names(self, out: Path, names: Sequence[str], mend: str = "rename the file") -> None:
-        """Raise DataError if data sets of these names cannot be in the store, or not beside those that it has."""
-        check_names(list(names), mend)
+    def check_names(self, out: Path, names: Sequence[str], fix: str = "rename the file") -> None:
+        """Raise DataError if a name is not allowed, is given twice, or is already in the store.
+
+        Args:
+            out: the store.
+            names: names of the new data sets.
+            fix: what the error message tells the user to do.
+        """
+        check_names(list(names), fix)
         for name in names:
             if name in self.names:
-                refuse_again(out, name, mend)
+                refuse_again(out, name, fix)
 
     def manifest(self, entries: Sequence[DatasetEntry], files: dict[str, str]) -> Manifest:
-        """That of a store with the data sets that it has, and these; `files` are the hashes of those in its root."""
+        """Manifest of the store with its present data sets and `entries`; `files`: hash of each file in its root."""
         datasets = (*(self.store.datasets if self.store is not None else ()), *entries)
         n_tokens = sum(entry.n_tokens for entry in datasets)
         tokenizer = self.tokenizer
@@ -108,7 +114,12 @@ class StorePlan:
 
 
 def plan_new(medians_path: Path | None, options: StoreOptions, say: Say) -> StorePlan:
-    """For a new store.
+    """Make the plan of a new store.
+
+    Args:
+        medians_path: what `make_medians` wrote; None raises.
+        options: the store's options.
+        say: called with each line of the report.
 
     Raises:
         DataError: the medians or a gene list cannot be used.
@@ -123,15 +134,20 @@ def plan_new(medians_path: Path | None, options: StoreOptions, say: Say) -> Stor
 
 
 def plan_more(store: Path, medians_path: Path | None, options: StoreOptions) -> StorePlan:
-    """For data sets that are added to a store.
+    """Make the plan for data sets that are added to a store.
+
+    Args:
+        store: the store.
+        medians_path: the medians that the store was made with, or None.
+        options: options of the new data sets; those that are set must be the store's own.
 
     Raises:
-        DataError: the store cannot be read, or was made otherwise than asked for.
+        DataError: the store cannot be read, or was made with other options or medians.
     """
     manifest = Manifest.load(store)
     tokenizer = Tokenizer.load(store)
     if tokenizer.hash != manifest.tokenizer_hash:
-        raise DataError(f"{store}: the tokenizer is not the one that made the store: bring its files back")
+        raise DataError(f"{store}: the tokenizer is not the one that made the store: restore its files")
     asked: list[tuple[str, Any, Any]] = []
     if options.top_k is not None:
         asked.append(("--top-k", options.top_k, manifest.top_k))
@@ -146,15 +162,14 @@ def plan_more(store: Path, medians_path: Path | None, options: StoreOptions) -> 
     for flag, wanted, have in asked:
         if wanted != have:
             raise DataError(
-                f"{store}: was made with another {flag} (its own: {have or 'none'}): leave it out, or make another "
-                "store"
+                f"{store}: was made with another {flag} (its own: {have or 'none'}): leave it out, or make a new store"
             )
     of_medians: Mapping[str, str] = {}
     if medians_path is not None:
         if Medians.load(medians_path).hash != manifest.medians_file_hash:
             raise DataError(
-                f"{medians_path}: not the medians that {store} was made with: leave out --medians, since what is added "
-                "is ranked with the store's own, or make a new store"
+                f"{medians_path}: not the medians that {store} was made with: leave out --medians (added data "
+                "sets are ranked with the store's own), or make a new store"
             )
         of_medians = source_hashes(medians_path)
     return StorePlan(

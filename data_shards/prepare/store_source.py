@@ -1,4 +1,4 @@
-"""The files that a store is made from: what the vocabulary finds in them, and that they stay as they are."""
+"""Files that a store is made from: match their genes to the vocabulary, and check that they did not change."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ class SourceOptions:
     Attributes:
         counts: how its counts are read.
         cells: which cells are left out.
-        obs_columns: columns of obs that are kept; none keeps all.
+        obs_columns: columns of obs that are kept; None keeps all.
         min_mapped: share of its genes that must have Ensembl ids, if ids are Ensembl ids.
     """
 
@@ -34,7 +34,7 @@ class SourceOptions:
     min_mapped: float
 
     def record(self) -> dict[str, Any]:
-        """As JSON, by the names that the manifest has."""
+        """The options as JSON, under the manifest's keys."""
         return {
             "counts": asdict(self.counts),
             "filters": self.cells.record(),
@@ -49,13 +49,13 @@ class Source:
 
     Attributes:
         path: the file.
-        n_cells: its cells.
+        n_cells: number of its cells.
         options: how it becomes a data set.
-        columns: the vocabulary's genes in it.
+        columns: its genes' numbers in the vocabulary.
         cells: which of its cells are left out.
-        obs_columns: columns of obs that are kept, that of the donors among them.
-        donor_key: column of obs with the donors, if there is one and splits go by it.
-        donors: the donors, where whole donors are asked for.
+        obs_columns: columns of obs that are kept, including `donor_key`.
+        donor_key: column of obs with the donors; None if there is none or cells are not split by donor.
+        donors: names of the donors if `--split-by donor` was asked for; else empty.
     """
 
     path: Path
@@ -69,10 +69,11 @@ class Source:
 
     @property
     def name(self) -> str:
+        """Name of the data set."""
         return self.path.stem
 
     def record(self) -> dict[str, Any]:
-        """What decides how it is ranked, besides its content and the tokenizer: as JSON."""
+        """Everything besides its content and the tokenizer that determines how it is ranked, as JSON."""
         numbers = hashlib.sha256(self.columns.numbers.astype("<i4").tobytes()).hexdigest()
         return {**self.options.record(), "obs_kept": list(self.obs_columns), "numbers": numbers}
 
@@ -80,10 +81,19 @@ class Source:
 def bind_source(
     path: Path, options: SourceOptions, tokenizer: Tokenizer, splits: SplitOptions
 ) -> tuple[Source, list[str]]:
-    """Look at a file, and say what was found in lines of the report.
+    """Match a file to the vocabulary.
+
+    Args:
+        path: the file.
+        options: how it becomes a data set.
+        tokenizer: the store's tokenizer.
+        splits: which cells are held out.
+
+    Returns:
+        The source, and lines of the report.
 
     Raises:
-        DataError: it cannot be used.
+        DataError: the file cannot be used.
     """
     with open_counts(path, options.counts) as counts:
         columns = tokenizer.bind(counts, options.min_mapped)
@@ -113,17 +123,20 @@ def _kept_columns(counts: CountFile, asked: tuple[str, ...] | None) -> tuple[str
     for column in asked or ():
         if column not in columns:
             raise DataError(
-                f"{counts.path}: no column {column!r} in obs: --obs-columns can be of {', '.join(columns) or '(none)'}"
+                f"{counts.path}: no column {column!r} in obs: --obs-columns can name {', '.join(columns) or '(none)'}"
             )
     return tuple(columns if asked is None else dict.fromkeys(asked))
 
 
 def refuse_changed(files: Sequence[Fingerprint], of_medians: Mapping[str, str]) -> list[str]:
-    """Names of the data sets that the medians do not know.
+    """Raise if a file is not the one that its medians were made from.
 
     Args:
         files: the files.
-        of_medians: SHA-256 of the file that each data set of the medians was.
+        of_medians: SHA-256 of the source file of each data set in the medians.
+
+    Returns:
+        Names of the data sets that the medians do not contain.
 
     Raises:
         DataError: a data set of the medians was made from another file.
@@ -135,7 +148,7 @@ def refuse_changed(files: Sequence[Fingerprint], of_medians: Mapping[str, str]) 
             unknown.append(file.path.stem)
         elif expected != file.sha256:
             raise DataError(
-                f"{file.path}: is not the file that the medians were made from (SHA-256 {file.sha256[:12]}…, there "
-                f"{expected[:12]}…): bring that file back, or make the medians again"
+                f"{file.path}: is not the file that the medians were made from (SHA-256 {file.sha256[:12]}…, "
+                f"expected {expected[:12]}…): restore that file, or make the medians again"
             )
     return unknown

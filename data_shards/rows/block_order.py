@@ -1,9 +1,8 @@
-"""In which order the blocks of a store are read, in constant memory.
+"""The order in which the blocks of a store are read, computed in constant memory.
 
-Pass p over the store permutes its C blocks by a keyed bijection; place q of the endless order holds block
-perm_(q div C)(q mod C). A data set of weight w counts w times among the C, one of weight 0 not at all. Nothing is
-stored and nothing is shuffled: any place is computed on its own, so that a run starts at place 10^9 as fast as at
-place 0.
+Pass p over the store permutes its C blocks by a keyed bijection. Place q of the endless order holds block
+perm_(q div C)(q mod C). A data set of weight w counts w times in C, one of weight 0 not at all. Nothing is stored or
+shuffled: each place is computed on its own, so a run starts at place 10^9 as fast as at place 0.
 """
 
 from collections.abc import Sequence
@@ -20,7 +19,7 @@ I64 = npt.NDArray[np.int64]
 
 @compiled("Tuple((uint64[:], int64))(uint64[:], uint64, uint64[:], uint64)")
 def _permute(indices, size, keys, half_bits):  # type: ignore[no-untyped-def]
-    """Images of `indices`, each under its own key, and how often the network was run."""
+    """Images of `indices`, each under its own key, and the total number of runs of the network."""
     half_mask = (np.uint64(1) << half_bits) - np.uint64(1)
     images = np.empty(len(indices), np.uint64)
     turns = 0
@@ -48,8 +47,8 @@ def permute(indices: I64, size: int, keys: npt.NDArray[np.uint64]) -> I64:
 
     Args:
         indices: int64 (n,), each in 0 … size-1.
-        size: of the permuted range.
-        keys: uint64 (n,), which bijection each index goes through.
+        size: size of the permuted range.
+        keys: uint64 (n,), key of the bijection for each index.
 
     Returns:
         int64 (n,).
@@ -66,12 +65,12 @@ class BlockOrder:
 
     Args:
         seed: the run's seed.
-        store_hash: the manifest's hash (hex): another store is another order.
-        n_blocks: blocks of each data set, in the order of the manifest.
-        weights: how often each data set's blocks stand in a pass; none: once.
+        store_hash: the manifest's hash (hex); each store has another order.
+        n_blocks: number of blocks of each data set, in the order of the manifest.
+        weights: how often the blocks of each data set occur in a pass; None: once.
 
     Attributes:
-        size: C, places of a pass.
+        size: C, the number of places in a pass.
     """
 
     def __init__(
@@ -79,7 +78,7 @@ class BlockOrder:
     ) -> None:
         self._n_blocks = np.array(n_blocks, np.int64)
         self._first_block = np.cumsum(self._n_blocks) - self._n_blocks
-        # Where each data set begins among the C; one of weight 0 has no extent there.
+        # Where each data set begins among the C; one of weight 0 takes no room there.
         repeated = self._n_blocks * np.array([1] * len(n_blocks) if weights is None else weights, np.int64)
         self._first = np.cumsum(repeated) - repeated
         self.size = int(repeated.sum())
@@ -88,7 +87,7 @@ class BlockOrder:
         self._key = fold(seed, int(store_hash[:16], 16))
 
     def blocks(self, places: I64) -> I64:
-        """The block at each place (0, 1, 2, …), counted through all data sets: int64 (n,)."""
+        """The number of the block at each place (int64 (n,), from 0), counted across all data sets: int64 (n,)."""
         passes, indices = np.divmod(places, self.size)
         keys = {number: fold(self._key, number) for number in set(passes.tolist())}
         images = permute(indices, self.size, np.array([keys[number] for number in passes.tolist()], np.uint64))

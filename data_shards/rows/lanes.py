@@ -1,12 +1,12 @@
-"""Lanes: the position-addressed streams of packed rows that training reads.
+"""Lanes: streams of packed rows that training reads, and that can start at any position.
 
-Lane v of V owns the places q with q mod V = v of the store's block order. Its places are taken in pools of G; the
-training cells of a pool are permuted, cut into groups, and each group is packed into rows. So (lane, pool, row)
-names the same cells on every machine, for any number of ranks and loader workers: that triple, for each lane, is the
-position of a run.
+Lane v of V owns the places q with q mod V = v of the store's block order. It takes its places in pools of G. The
+training cells of a pool are permuted and cut into groups, and each group is packed into rows. So (lane, pool, row)
+names the same cells on every machine, for any number of ranks and loader workers. The position of a run is this
+triple for each lane.
 
     reader = StoreReader("store.zarr")
-    plan = Plan(seed=0, lanes=4, pool_blocks=8, group_cells=512, row_length=2048)
+    plan = RowPlan(seed=0, lanes=4, pool_blocks=8, group_cells=512, row_length=2048)
     lanes = Lanes(reader, plan, {lane: (0, 0) for lane in range(4)})
     rows = lanes.take(6)               # the next 6 rows of each lane
     ids, segment = rows.lay_out(2048)  # int64 (24, 2048)
@@ -21,18 +21,18 @@ import numpy.typing as npt
 from data_shards.errors import DataError
 from data_shards.hashing import fold
 from data_shards.rows.block_order import BlockOrder
-from data_shards.rows.packing import copy_rows
+from data_shards.rows.packing import copy_rows, empty_pools, set_pool
 from data_shards.rows.pool import RowPlan, Rows, pack_pool
 from data_shards.rows.store_reader import Block, PendingBlocks, StoreReader
 from data_shards.store.manifest import TRAIN, VALIDATION
 
-#: Blocks that a process reads ahead, at most.
+#: Limit of the blocks that a process reads ahead.
 AHEAD_BYTES = 96 << 20
 _PURPOSE_VALIDATION = 13
 _BLOCKS_AT_ONCE = 32
-_AHEAD = 0.75  # by this share of a pool's rows the last lane has begun to read its next pool
-_AGAIN = 16  # rows until a lane that found no room for its next pool looks again
-_AT_ONCE = 8  # lanes whose pools are read together where none was read ahead
+_AHEAD = 0.75  # share of a pool's rows after which even the last lane has begun to read its next pool
+_AGAIN = 16  # rows after which a lane checks again if there was no memory for its next pool
+_AT_ONCE = 8  # lanes whose pools are read together if none was read ahead
 _NEVER = 1 << 62
 I64 = npt.NDArray[np.int64]
 
@@ -40,20 +40,20 @@ I64 = npt.NDArray[np.int64]
 class Lanes:
     """The rows of some lanes, each from a position on.
 
-    The blocks of a lane's next pool are begun to be read while rows of this one are left: lane v begins when v / V of
-    three quarters of them are taken, since lanes come to the end of their pools at about the same time. Beside the
-    training cells of a pool for each lane there are at most `ahead_bytes` of blocks in memory (and a few, where a lane
-    has to wait).
+    A lane starts to read its next pool while rows of the present one are left. All lanes reach the end of their pools
+    at about the same time, so their starts are staggered: lane v starts when v / V of three quarters of its rows are
+    taken. Memory holds the training cells of one pool for each lane, and at most `ahead_bytes` of blocks (a few more
+    if a lane has to wait).
 
     Args:
-        reader: of the store.
-        plan: what fixes the order.
-        positions: (pool, row) of the next row of each lane. `row` may equal the pool's number of rows: then the next
-            row is the first of the next pool that has any.
-        ahead_bytes: blocks that are read ahead, at most.
+        reader: reader of the store.
+        plan: the plan that, with the store, fixes the order.
+        positions: lane -> (pool, row) of its next row. `row` may equal the pool's number of rows: then the next row is
+            the first of the next pool that has any.
+        ahead_bytes: limit of the blocks that are read ahead, in bytes.
 
     Raises:
-        DataError: a weight of a data set that the store does not have, or no training cells.
+        DataError: the plan weighs a data set that the store does not have, or there are no training cells.
     """
 
     def __init__(
@@ -69,13 +69,10 @@ class Lanes:
         self._pool = np.array([positions[lane][0] for lane in self._lanes], np.int64)
         self._row = np.array([positions[lane][1] for lane in self._lanes], np.int64)
         self._next: list[PendingBlocks | None] = [None] * len(self._lanes)
-        # What the pools hold: each lane's in arrays of its own, which a step is taken from by one call, by address.
-        self._n_rows = np.full(len(self._lanes), -1)  # rows of the pool; -1: it has not been read
-        self._look_at = np.full(len(self._lanes), _NEVER)  # row at which there is something to do for the next pool
-        self._tokens = [np.empty(0, np.uint16)] * len(self._lanes)
-        self._cells = [np.empty((0, 4), np.int64)] * len(self._lanes)
-        self._ends = [np.empty((0, 2), np.int64)] * len(self._lanes)
-        self._pools = np.zeros((len(self._lanes), 3), np.int64)
+        self._n_rows = np.full(len(self._lanes), -1)  # rows of the pool; -1: not read yet
+        self._look_at = np.full(len(self._lanes), _NEVER)  # row at which to work on reading the next pool
+        self._buffers = [np.empty(0, np.uint16)] * len(self._lanes)  # memory for the tokens of each lane's pool
+        self._pools = empty_pools(len(self._lanes))
 
     @property
     def positions(self) -> dict[int, tuple[int, int]]:
@@ -83,7 +80,7 @@ class Lanes:
         return dict(zip(self._lanes, zip(self._pool.tolist(), self._row.tolist(), strict=True), strict=True))
 
     def take(self, n_rows: int) -> Rows:
-        """The next `n_rows` rows of each lane, lane after lane; moves the positions behind them.
+        """Take the next `n_rows` rows of each lane, lane after lane, and move the positions past them.
 
         Raises:
             DataError: a chunk cannot be read.
@@ -105,14 +102,14 @@ class Lanes:
         return Rows.join(parts)
 
     def _copy(self, first: int, stop: int, n_rows: int) -> Rows:
-        """The next `n_rows` rows of lanes [first, stop), which have them."""
+        """The next `n_rows` rows of lanes [first, stop), whose pools hold that many."""
         lanes = slice(first, stop)
-        rows = Rows(*copy_rows(self._row[lanes], n_rows, self._pools[lanes]))
+        rows = Rows(*copy_rows(self._pools, first, self._row[lanes], n_rows))
         self._row[lanes] += n_rows
         return rows
 
     def _take_across(self, i: int, n_rows: int) -> list[Rows]:
-        """The next `n_rows` rows of one lane, from as many pools as it takes."""
+        """The next `n_rows` rows of one lane, from as many pools as needed."""
         parts = []
         while n_rows:
             if self._n_rows[i] < 0:
@@ -135,7 +132,7 @@ class Lanes:
         return self._reader.begin(self._order.blocks(self._places(i, pool)).tolist())
 
     def _enter(self, i: int) -> None:
-        """Read the pool of a lane's position, and plan when to begin with the one behind it."""
+        """Read the pool of a lane's position, and set when to begin with the next one."""
         pool, lane, plan = int(self._pool[i]), self._lanes[i], self._plan
         pending, self._next[i] = self._next[i] or self._begin(i, pool), None
         key = fold(plan.seed, lane, pool)
@@ -144,34 +141,33 @@ class Lanes:
         )
         pending.release()
         columns = (rows.lengths, rows.places, rows.cells, rows.damaged)
-        self._cells[i] = np.column_stack([column.astype(np.int64) for column in columns])
         cells = np.cumsum(rows.cells_of_row)
         ends = np.zeros((len(rows) + 1, 2), np.int64)
         ends[1:, 0] = cells
         ends[1:, 1] = np.cumsum(rows.lengths)[cells - 1]
-        self._ends[i] = ends
-        self._pools[i] = [of_lane[i].ctypes.data for of_lane in (self._tokens, self._cells, self._ends)]
+        set_pool(self._pools, i, rows.tokens, np.column_stack([column.astype(np.int64) for column in columns]), ends)
         self._n_rows[i] = len(rows)
         self._look_at[i] = int(len(rows) * _AHEAD * lane / plan.lanes)
 
     def _room(self, i: int, n_tokens: int) -> npt.NDArray[np.uint16]:
-        """Where the tokens of a lane's pool go: what its last one had, where that is about as large."""
-        if not n_tokens <= len(self._tokens[i]) <= n_tokens + n_tokens // 4:
-            self._tokens[i] = np.empty(0, np.uint16)
-            # Straight from the system, and back to it: pools of many sizes would leave holes on the heap.
-            # A little more, or every other pool would not fit where the one before it was.
+        """Memory for the tokens of a lane's pool: that of its last pool if the size is about right."""
+        if not n_tokens <= len(self._buffers[i]) <= n_tokens + n_tokens // 4:
+            self._buffers[i] = np.empty(0, np.uint16)
+            set_pool(self._pools, i, self._buffers[i], np.empty((0, 4), np.int64), np.empty((0, 2), np.int64))
+            # mmap returns the memory to the system: pools of many sizes would leave holes on the heap.
+            # Slightly more than needed, or every other pool would not fit into the memory of the one before.
             size = n_tokens + n_tokens // 16
-            self._tokens[i] = np.frombuffer(mmap.mmap(-1, 2 * max(1, size)), np.uint16)
-        return self._tokens[i][:n_tokens]
+            self._buffers[i] = np.frombuffer(mmap.mmap(-1, 2 * max(1, size)), np.uint16)
+        return self._buffers[i][:n_tokens]
 
     def _look_ahead(self, i: int, n_ahead: int) -> bool:
-        """Begin to read a lane's next pool, or go on with it; whether one more than `n_ahead` is now being read."""
+        """Begin or continue to read a lane's next pool. Returns whether one more than `n_ahead` is now being read."""
         pending = self._next[i]
         if pending is not None:
             if pending.advance():
                 self._look_at[i] = _NEVER
             return False
-        if (n_ahead + 1) * self._tokens[i].nbytes > self._ahead_bytes:
+        if (n_ahead + 1) * self._buffers[i].nbytes > self._ahead_bytes:
             self._look_at[i] = self._row[i] + _AGAIN
             return False
         self._next[i] = self._begin(i, int(self._pool[i]) + 1)
@@ -183,7 +179,7 @@ def block_order(reader: StoreReader, plan: RowPlan) -> BlockOrder:
     """The order of a store's blocks under a plan.
 
     Raises:
-        DataError: a weight of a data set that the store does not have, or no training cells.
+        DataError: the plan weighs a data set that the store does not have, or there are no training cells.
     """
     datasets = reader.manifest.datasets
     names = [entry.name for entry in datasets]
@@ -199,10 +195,18 @@ def block_order(reader: StoreReader, plan: RowPlan) -> BlockOrder:
 
 
 def validation_rows(reader: StoreReader, plan: RowPlan, max_cells: int) -> Rows:
-    """Rows of held-out cells, a function of the store and the plan, its weights apart.
+    """Rows of validation cells. They depend on the store and the plan only, and not on its weights.
 
-    Blocks of data sets that hold cells out are visited in an order of their own until `max_cells` validation cells are
-    found (the last block is cut). None if the store holds out none.
+    Blocks of data sets with validation cells are visited in a separate order until `max_cells` such cells are found;
+    the last block is cut.
+
+    Args:
+        reader: reader of the store.
+        plan: how cells are packed; its seed fixes the order.
+        max_cells: maximum number of cells.
+
+    Returns:
+        The rows; no rows if the store has no validation cells.
     """
     datasets = reader.manifest.datasets
     key = fold(plan.seed, _PURPOSE_VALIDATION)
@@ -227,7 +231,7 @@ def validation_rows(reader: StoreReader, plan: RowPlan, max_cells: int) -> Rows:
 
 
 def _held_out(block: Block) -> Block:
-    """A block that has the tokens of its validation cells alone: blocks may have few of them, and many are visited."""
+    """The block with the tokens of its validation cells only: many blocks are visited, and each may have few."""
     held_out = block.split == VALIDATION
     lengths = np.diff(block.indptr)
     indptr = np.concatenate([np.zeros(1, np.int64), np.where(held_out, lengths, 0).cumsum()])

@@ -1,11 +1,9 @@
-"""Pack whole cells into rows of equal length: compiled, and a function of lengths and hashes alone."""
-
-from typing import Any
+"""Pack whole cells into rows of equal length, in compiled code. The result depends on lengths and hashes only."""
 
 import numpy as np
 import numpy.typing as npt
-from numba import carray, types  # type: ignore[attr-defined]
-from numba.extending import intrinsic
+from numba import types
+from numba.typed import List
 
 from data_shards.compiled import compiled
 from data_shards.hashing import mix64_scalar
@@ -14,15 +12,15 @@ I64 = npt.NDArray[np.int64]
 U16 = npt.NDArray[np.uint16]
 U64 = npt.NDArray[np.uint64]
 
-_INDEX_BITS = 24  # of a cell or row within its group, below its length or space in one sortable number
+_INDEX_BITS = 24  # low bits of a sort key: index of a cell or row in its group; above them its length or space
 
 
 @compiled("Tuple((int64[:], int64))(int64[:], int64[:], int64)")
 def _best_fit(lengths, by_length, row_length):  # type: ignore[no-untyped-def]
     """Row of each cell, and the number of rows.
 
-    The open rows stand in one list, sorted by (space, age): the row that a cell takes is found by bisection, and moves
-    down the list as its space shrinks.
+    The open rows are in one list, sorted by (space, age). Bisection finds the row that a cell takes; the row then
+    moves down the list, since its space has shrunk.
     """
     n_cells = len(lengths)
     row_of = np.empty(n_cells, np.int64)
@@ -110,13 +108,12 @@ def arrange(lengths: I64, hashes: U64, row_keys: U64, row_length: int) -> tuple[
     Args:
         lengths: int64 (n_cells,), tokens of each cell, at most `row_length`.
         hashes: uint64 (n_cells,), the order of the cells before they are cut.
-        row_keys: uint64 (n_groups,), what the rows of each group are permuted by. The first groups have a cell more
-            where they cannot be equal.
+        row_keys: uint64 (n_groups,), key of the permutation of each group's rows. The first groups have one more cell
+            if they cannot all be equal.
         row_length: tokens of a row.
 
     Returns:
-        The cells in the order in which they stand in the rows, int64 (n_cells,), and how many each row has, int64
-        (n_rows,).
+        The cells in the order of the rows, int64 (n_cells,), and the number of cells of each row, int64 (n_rows,).
 
     Raises:
         ValueError: a cell is longer than a row, or there are more cells than a group can have.
@@ -131,17 +128,17 @@ def arrange(lengths: I64, hashes: U64, row_keys: U64, row_length: int) -> tuple[
 
 @compiled("Tuple((int64[:], int64[:], int64[:], int64[:], int64[:]))(int64[:], uint8[:], int64[:], int64)")
 def select_cells(indptr, split, n_cells, wanted):  # type: ignore[no-untyped-def]
-    """The cells of one split among those of several blocks.
+    """Select the cells of one split from several blocks.
 
     Args:
-        indptr: int64 (sum of n_cells + n_blocks,), of one block after another, each from 0.
-        split: uint8 (sum of n_cells,).
-        n_cells: int64 (n_blocks,).
+        indptr: int64 (sum of n_cells + n_blocks,), indptr of one block after another, each from 0.
+        split: uint8 (sum of n_cells,), split of each cell.
+        n_cells: int64 (n_blocks,), cells of each block.
         wanted: the split.
 
     Returns:
-        Block, number within the block, first token within the block and tokens of each, int64; and where each block
-        begins among them, int64 (n_blocks + 1,).
+        For each selected cell, int64 (n,) each: its block, its number in the block, its first token in the block, its
+        number of tokens. Then int64 (n_blocks + 1,): where each block begins among the selected cells.
     """
     n = 0
     for value in split:
@@ -168,49 +165,83 @@ def select_cells(indptr, split, n_cells, wanted):  # type: ignore[no-untyped-def
 
 @compiled("void(uint16[::1], int64[:], int64[:], int64[:], int64[:], uint16[::1])")
 def copy_cells(tokens, starts, lengths, to, which, out):  # type: ignore[no-untyped-def]
-    """Copy some cells from `tokens`, where they begin at `starts`, to the places `to` of `out`."""
+    """Copy cells from one token array to another.
+
+    Args:
+        tokens: uint16 (n_tokens,), where the cells come from.
+        starts: int64 (n_cells,), where each cell begins in `tokens`.
+        lengths: int64 (n_cells,), tokens of each cell.
+        to: int64 (n_cells,), where each cell begins in `out`.
+        which: int64 (n,), the cells to copy.
+        out: uint16, gets the cells.
+    """
     for cell in which:
-        # Two slices and a loop: numba makes half the speed of an assignment between slices.
+        # Two slices and a loop: in numba an assignment between slices is half as fast.
         source = tokens[starts[cell] : starts[cell] + lengths[cell]]
         copy = out[to[cell] : to[cell] + lengths[cell]]
         for i in range(len(source)):
             copy[i] = source[i]
 
 
-def _pointer_to(dtype: Any) -> Any:
-    """What makes an address a pointer to numbers of a type, in compiled code."""
-
-    @intrinsic
-    def pointer(context, address):  # type: ignore[no-untyped-def]
-        to = types.CPointer(dtype)  # type: ignore[no-untyped-call]
-        return to(address), lambda context, builder, _, words: builder.inttoptr(words[0], context.get_value_type(to))
-
-    return pointer
+#: What lanes hold, a list of arrays each: tokens; columns of the cells; ends of the rows.
+_TOKENS, _NUMBERS = types.uint16[::1], types.int64[:, ::1]
+_LISTS = types.Tuple((types.ListType(_TOKENS), types.ListType(_NUMBERS), types.ListType(_NUMBERS)))
 
 
-_tokens_at, _numbers_at = _pointer_to(types.uint16), _pointer_to(types.int64)
+@compiled(_LISTS(types.int64))
+def empty_pools(n_lanes):  # type: ignore[no-untyped-def]
+    """Lists for `n_lanes` lanes that hold nothing yet, as `copy_rows` takes them.
+
+    Compiled code makes and changes them, since that is cached: Python's own calls of numba lists are compiled anew in
+    each process.
+    """
+    tokens, cells, ends = List.empty_list(_TOKENS), List.empty_list(_NUMBERS), List.empty_list(_NUMBERS)
+    for _ in range(n_lanes):
+        tokens.append(np.empty(0, np.uint16))
+        cells.append(np.empty((0, 4), np.int64))
+        ends.append(np.empty((0, 2), np.int64))
+    return tokens, cells, ends
 
 
-@compiled("Tuple((uint16[:], int64[:], int64[:], int64[:], boolean[:], int64[:]))(int64[:], int64, int64[:,::1])")
-def copy_rows(first, n_rows, pools):  # type: ignore[no-untyped-def]
-    """The same number of rows of each of several lanes, lane after lane.
+@compiled(types.void(_LISTS, types.int64, _TOKENS, _NUMBERS, _NUMBERS))
+def set_pool(pools, lane, tokens, cells, ends):  # type: ignore[no-untyped-def]
+    """Replace the pool of a lane.
 
     Args:
+        pools: from `empty_pools`.
+        lane: number of the lane in the lists.
+        tokens: uint16 (n_tokens,) or longer.
+        cells: int64 (n_cells, 4): length, place, number within the block, and whether it is damaged.
+        ends: int64 (n_rows + 1, 2), the cells and tokens before each row, and behind the last.
+    """
+    pools[0][lane] = tokens
+    pools[1][lane] = cells
+    pools[2][lane] = ends
+
+
+@compiled(
+    types.Tuple((types.uint16[::1], *[types.int64[::1]] * 3, types.boolean[::1], types.int64[::1]))(
+        _LISTS, types.int64, types.int64[:], types.int64
+    )
+)
+def copy_rows(pools, first_lane, first, n_rows):  # type: ignore[no-untyped-def]
+    """Copy the same number of rows of each of several lanes, lane after lane.
+
+    Args:
+        pools: from `empty_pools`, each lane's set by `set_pool`.
+        first_lane: number of the first of these lanes in the lists.
         first: int64 (n_lanes,), the first row of each.
         n_rows: rows of each.
-        pools: int64 (n_lanes, 3), addresses of what each lane's pool holds: its tokens, uint16; for each cell, int64,
-            length, place, number within the block, and whether it is damaged; for each row, and behind the last,
-            int64, the cells and tokens before it.
 
     Returns:
         As the attributes of `pool.Rows`.
     """
     n_cells = n_tokens = 0
-    for lane in range(len(first)):
-        start, stop = 2 * first[lane], 2 * (first[lane] + n_rows)
-        ends = carray(_numbers_at(pools[lane, 2]), stop + 2)
-        n_cells += ends[stop] - ends[start]
-        n_tokens += ends[stop + 1] - ends[start + 1]
+    for i in range(len(first)):
+        ends = pools[2][first_lane + i]
+        start, stop = first[i], first[i] + n_rows
+        n_cells += ends[stop, 0] - ends[start, 0]
+        n_tokens += ends[stop, 1] - ends[start, 1]
     out = np.empty(n_tokens, np.uint16)
     lengths = np.empty(n_cells, np.int64)
     places = np.empty(n_cells, np.int64)
@@ -218,25 +249,22 @@ def copy_rows(first, n_rows, pools):  # type: ignore[no-untyped-def]
     damaged = np.empty(n_cells, np.bool_)
     cells_of_row = np.empty(len(first) * n_rows, np.int64)
     cell = token = row = 0
-    for lane in range(len(first)):
-        start, stop = 2 * first[lane], 2 * (first[lane] + n_rows)
-        ends = carray(_numbers_at(pools[lane, 2]), stop + 2)
-        size = ends[stop + 1] - ends[start + 1]
-        tokens = carray(_tokens_at(pools[lane, 0]), ends[stop + 1])
-        source = tokens[ends[start + 1] :]
-        copy = out[token : token + size]
-        for i in range(size):
-            copy[i] = source[i]
-        token += size
-        cells = carray(_numbers_at(pools[lane, 1]), 4 * ends[stop])
-        for i in range(4 * ends[start], 4 * ends[stop], 4):
-            lengths[cell] = cells[i]
-            places[cell] = cells[i + 1]
-            numbers[cell] = cells[i + 2]
-            damaged[cell] = cells[i + 3] != 0
+    for i in range(len(first)):
+        ends, cells = pools[2][first_lane + i], pools[1][first_lane + i]
+        start, stop = first[i], first[i] + n_rows
+        source = pools[0][first_lane + i][ends[start, 1] : ends[stop, 1]]
+        copy = out[token : token + len(source)]
+        for k in range(len(source)):
+            copy[k] = source[k]
+        token += len(source)
+        for k in range(ends[start, 0], ends[stop, 0]):
+            lengths[cell] = cells[k, 0]
+            places[cell] = cells[k, 1]
+            numbers[cell] = cells[k, 2]
+            damaged[cell] = cells[k, 3] != 0
             cell += 1
-        for i in range(start, stop, 2):
-            cells_of_row[row] = ends[i + 2] - ends[i]
+        for k in range(start, stop):
+            cells_of_row[row] = ends[k + 1, 0] - ends[k, 0]
             row += 1
     return out, lengths, places, numbers, damaged, cells_of_row
 
@@ -247,8 +275,8 @@ def lay_out(tokens, lengths, cells_of_row, ids, segment):  # type: ignore[no-unt
 
     Args:
         tokens: uint16 (n_tokens,), cells one after another, row by row.
-        lengths: int64 (n_cells,).
-        cells_of_row: int64 (n_rows,).
+        lengths: int64 (n_cells,), tokens of each cell.
+        cells_of_row: int64 (n_rows,), number of cells of each row.
         ids: int64 (n_rows, row_length), gets the tokens, 0 on the unused tail.
         segment: int64 (n_rows, row_length), gets 1 … n for the cells of a row and 0 on the tail.
     """

@@ -1,4 +1,4 @@
-"""A pool: the cells of some blocks, permuted and packed into rows."""
+"""Pools: the cells of some blocks, permuted and packed into rows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -20,15 +20,15 @@ U16 = npt.NDArray[np.uint16]
 
 @dataclass(frozen=True)
 class Rows:
-    """Whole cells that stand in rows.
+    """Whole cells, packed into rows.
 
     Attributes:
         tokens: uint16 (n_tokens,), cells one after another, row by row; `<pad>` throughout a damaged cell.
-        lengths: int64 (n_cells,), tokens of each.
+        lengths: int64 (n_cells,), tokens of each cell.
         places: int64 (n_cells,), place of each cell's block in the order.
-        cells: int64 (n_cells,), each cell's number within its block.
-        damaged: bool (n_cells,), cells whose tokens are lost: they keep their slots.
-        cells_of_row: int64 (n_rows,).
+        cells: int64 (n_cells,), each cell's number in its block.
+        damaged: bool (n_cells,), cells whose tokens are lost; they keep their slots.
+        cells_of_row: int64 (n_rows,), number of cells of each row.
     """
 
     tokens: U16
@@ -40,7 +40,7 @@ class Rows:
 
     @classmethod
     def join(cls, parts: "Sequence[Rows]") -> "Rows":
-        """Rows one after another."""
+        """Concatenate rows."""
         parts = [part for part in parts if len(part)]
         if len(parts) == 1:
             return parts[0]
@@ -68,14 +68,15 @@ class Rows:
         )
 
     def lay_out(self, row_length: int, out: tuple[I64, I64] | None = None) -> tuple[I64, I64]:
-        """Tokens, 0 on the unused tail, and segments, 1 … n for the cells of a row and 0 on the tail.
+        """Write the rows into matrices of tokens and segments.
 
         Args:
             row_length: tokens of a row.
-            out: where they go; memory that is used again is written many times as fast as new memory.
+            out: the matrices to write into; reused memory is written many times as fast as new memory.
 
         Returns:
-            Both int64 (n_rows, row_length).
+            Tokens, 0 on the unused tail, and segments, 1 … n for the cells of a row and 0 on the tail; both int64
+            (n_rows, row_length).
         """
         shape = len(self), row_length
         ids, segment = out or (np.empty(shape, np.int64), np.empty(shape, np.int64))
@@ -85,15 +86,15 @@ class Rows:
 
 @dataclass(frozen=True)
 class RowPlan:
-    """What fixes the order besides the store.
+    """Settings that, with the store, fix the order of the rows.
 
     Attributes:
         seed: the run's seed.
-        lanes: V.
-        pool_blocks: G, places that are shuffled together.
-        group_cells: W, cells that are packed together, about.
+        lanes: V, the number of lanes.
+        pool_blocks: G, number of places that are shuffled together.
+        group_cells: W, approximate number of cells that are packed together.
         row_length: tokens of a row.
-        weights: how often the blocks of a data set stand in a pass; of those that are not named, once.
+        weights: how often the blocks of a data set occur in a pass; those of data sets not named occur once.
     """
 
     seed: int
@@ -105,10 +106,10 @@ class RowPlan:
 
 
 def choose_pool_blocks(manifest: Manifest) -> int:
-    """Blocks of a pool of about a million tokens, at most 8,192 cells and as many blocks as the store has.
+    """Number of blocks of a pool: about a million tokens, at most 8,192 cells, at most the blocks of the store.
 
-    So many tokens are some hundreds of cells, which fill rows of 2,048 tokens to 97 %; and 2 MiB, of which 192 lanes
-    hold one each. A cell takes 32 bytes beside its tokens, so that short ones are counted, too.
+    A million tokens are some hundreds of cells, enough to fill rows of 2,048 tokens to 97 %. They take 2 MiB, and each
+    of 192 lanes holds one pool. A cell takes 32 bytes besides its tokens, so the number of short cells is limited too.
     """
     block_tokens = manifest.block_cells * manifest.n_tokens / manifest.n_cells
     n_blocks = min(round(_POOL_TOKENS / block_tokens), _POOL_CELLS // manifest.block_cells)
@@ -129,13 +130,13 @@ def pack_pool(
 
     Args:
         blocks: the blocks.
-        places: int64 (n_blocks,), the place of each in the order.
-        split: which of their cells.
-        plan: how they are packed.
-        key: of the shuffles.
-        most: cells that are taken, in the order of the blocks; none: all.
-        longest: best-ranked genes of a cell that are taken; none: all.
-        room: gives the memory for so many tokens.
+        places: int64 (n_blocks,), the place of each block in the order.
+        split: split of the cells that are taken.
+        plan: how cells are packed.
+        key: key of the shuffles.
+        most: maximum number of cells, in the order of the blocks; None: all.
+        longest: maximum number of best-ranked genes of a cell; None: all.
+        room: returns memory for a number of tokens, uint16.
     """
     n_cells = np.array([len(block.split) for block in blocks], np.int64)
     indptr = np.concatenate([block.indptr for block in blocks])

@@ -17,7 +17,7 @@ from data_shards.store.manifest import Manifest
 from data_shards.store.quarantine import DamagedChunk, Quarantine
 from data_shards.tokens.vocabulary import PAD
 
-_INDEX_SHARE = 1 / 8  # of the cache, for chunks of `indptr`, and as many of `split`, beside it
+_INDEX_SHARE = 1 / 8  # of `cache_bytes`, in addition to it, for chunks of `indptr`; as many chunks of `split`
 
 U16 = npt.NDArray[np.uint16]
 
@@ -30,7 +30,7 @@ class Block:
         tokens: uint16 (n_tokens,), cells one after another, best-ranked gene first; `<pad>` throughout a damaged cell.
         indptr: int64 (n_cells + 1,), where each cell begins in `tokens`.
         split: uint8 (n_cells,), 0 training, 1 validation, 2 test.
-        damaged: bool (n_cells,), cells of which tokens are lost; None if there are none.
+        damaged: bool (n_cells,), cells whose tokens are lost; None if there are none.
     """
 
     tokens: U16
@@ -40,9 +40,9 @@ class Block:
 
 
 class _RecentChunks:
-    """The chunks of an array that were read last, whole: stretches are slices of them.
+    """Cache of the last chunks of an array; reads are slices of whole chunks.
 
-    A stretch read through TensorStore takes many times as long as a slice of an array that is there, for a few cells.
+    For a few cells, a read through TensorStore takes many times as long as a slice of an array in memory.
     """
 
     def __init__(self, array: StoredArray, max_chunks: int) -> None:
@@ -59,14 +59,14 @@ class _RecentChunks:
         return _Stretch(parts)
 
     def _chunk(self, number: int) -> Reading:
-        found = self._chunks.get(number)
-        if found is None:
+        chunk = self._chunks.get(number)
+        if chunk is None:
             first = number * self._array.chunk
-            found = self._array.begin(first, min(first + self._array.chunk, self._array.size))
-            self._chunks[number] = found
+            chunk = self._array.begin(first, min(first + self._array.chunk, self._array.size))
+            self._chunks[number] = chunk
             if len(self._chunks) > self._max_chunks:
                 self._chunks.popitem(last=False)
-        return found
+        return chunk
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,13 @@ class _Stretch:
     parts: list[tuple[Reading, slice]]
 
     def done(self) -> bool:
-        """Whether calling it would not wait."""
+        """Whether calling this object would return without waiting."""
         return all(chunk.done() for chunk, _ in self.parts)
 
     def __call__(self) -> npt.NDArray[Any]:
-        """The elements. Raises DataError where a chunk is missing or damaged."""
-        found = [chunk()[part] for chunk, part in self.parts]
-        return found[0] if len(found) == 1 else np.concatenate(found)
+        """The elements. Raises DataError if a chunk is missing or damaged."""
+        slices = [chunk()[part] for chunk, part in self.parts]
+        return slices[0] if len(slices) == 1 else np.concatenate(slices)
 
 
 class _PendingBlock:
@@ -93,12 +93,12 @@ class _PendingBlock:
         self._split: npt.NDArray[np.uint8]
         self._tokens: Reading
 
-    def is_placed(self) -> bool:
-        """Whether `place` would not wait."""
+    def is_located(self) -> bool:
+        """Whether `locate` would return without waiting."""
         return self._pending_indptr.done() and self._pending_split.done()
 
-    def place(self) -> int:
-        """Wait for where the cells lie: how many tokens they have."""
+    def locate(self) -> int:
+        """Wait for `indptr` and `split`. Returns the block's number of tokens."""
         self._indptr, self._split = self._pending_indptr(), self._pending_split()
         if (self._indptr[1:] < self._indptr[:-1]).any():
             path = self._array.path.parent / "indptr"
@@ -106,27 +106,29 @@ class _PendingBlock:
         return int(self._indptr[-1] - self._indptr[0])
 
     def begin_tokens(self, out: U16) -> None:
+        """Begin to read the tokens into `out`."""
         self._tokens = self._array.begin(int(self._indptr[0]), int(self._indptr[-1]), out=out)
 
     def has_let_go(self) -> bool:
-        """Whether nothing writes into the memory of the tokens any more."""
+        """Whether nothing will write into the memory of the tokens any more."""
         return self._tokens.has_let_go()
 
     def wait(self) -> Block:
+        """Wait for the tokens. Returns the block, with damaged cells set to `<pad>`."""
         start, stop = int(self._indptr[0]), int(self._indptr[-1])
         damaged = self._quarantine.lost(self._array, self._indptr)
         try:
-            tokens: U16 = self._tokens() if damaged is None else self._what_is_left(start, stop)
+            tokens: U16 = self._tokens() if damaged is None else self._undamaged_tokens(start, stop)
         except ChunkDamaged:
-            tokens = self._what_is_left(start, stop)
+            tokens = self._undamaged_tokens(start, stop)
             damaged = self._quarantine.lost(self._array, self._indptr)
         indptr = self._indptr - start
         if damaged is not None:
             tokens[np.repeat(damaged, np.diff(indptr))] = PAD
         return Block(tokens, indptr, self._split, damaged)
 
-    def _what_is_left(self, start: int, stop: int) -> U16:
-        """Tokens [start, stop) chunk by chunk, `<pad>` for those of a damaged one, which goes into quarantine."""
+    def _undamaged_tokens(self, start: int, stop: int) -> U16:
+        """Tokens [start, stop), read chunk by chunk; `<pad>` for a damaged chunk, which is put into quarantine."""
         array = self._array
         tokens = np.full(stop - start, PAD, np.uint16)
         for number in range(start // array.chunk, -(-stop // array.chunk)):
@@ -142,41 +144,41 @@ class _PendingBlock:
 
 
 class PendingBlocks:
-    """Blocks that are being read, in two rounds: where the cells lie, then their tokens."""
+    """Blocks that are being read, in two rounds: first `indptr` and `split`, then the tokens."""
 
     def __init__(self, blocks: list[_PendingBlock], spare: list[U16]) -> None:
         self._blocks, self._spare = blocks, spare
         self._buffer: U16 | None = None
 
     def advance(self) -> bool:
-        """Begin the second round if it need not be waited for; whether it has begun.
+        """Begin the second round if that needs no waiting. Returns whether it has begun.
 
         Raises:
             DataError: `indptr` or `split` is damaged.
         """
-        if self._buffer is None and all(block.is_placed() for block in self._blocks):
+        if self._buffer is None and all(block.is_located() for block in self._blocks):
             self._begin_tokens()
         return self._buffer is not None
 
     def wait(self) -> list[Block]:
-        """The blocks.
+        """Wait for the blocks, and return them.
 
         Raises:
-            DataError: a chunk cannot be read, or more chunks are damaged than may be.
+            DataError: a chunk cannot be read, or more than `max_damaged` chunks are damaged.
         """
         if self._buffer is None:
             self._begin_tokens()
         return [block.wait() for block in self._blocks]
 
     def release(self) -> None:
-        """Let the memory of the blocks' tokens be used again: they must not be looked at any more."""
+        """Allow reuse of the memory of the blocks' tokens. The caller must not read them afterwards."""
         assert self._buffer is not None
-        # A block with a lost chunk does not wait for its own reading, which may still write here.
+        # A block with a damaged chunk does not wait for its first read, which may still write into this memory.
         if all(block.has_let_go() for block in self._blocks):
             self._spare.append(self._buffer)
 
     def _begin_tokens(self) -> None:
-        sizes = [block.place() for block in self._blocks]
+        sizes = [block.locate() for block in self._blocks]
         total = sum(sizes)
         self._buffer = self._spare.pop() if self._spare else np.empty(total, np.uint16)
         if len(self._buffer) < total:
@@ -188,21 +190,23 @@ class PendingBlocks:
 
 
 class StoreReader:
-    """Reads blocks by number, counted through all data sets of a store in the order of its manifest.
+    """Read blocks by number, counted across all data sets of a store in the order of its manifest.
 
     Only chunks that a block touches are read, through one bounded cache; neither `indptr` nor `split` is ever held
-    whole. The cells of a token chunk whose checksum fails are marked, as long as `max_damaged` chunks are not exceeded.
+    whole. Cells of a token chunk whose checksum fails are marked as damaged, for at most `max_damaged` such chunks.
 
     Args:
         path: the store: a folder, or a URL.
         cache_bytes: limit of the chunk cache.
-        max_damaged: token chunks that may be damaged.
+        max_damaged: number of token chunks that may be damaged before a read fails.
 
     Attributes:
-        quarantine: the damaged chunks that were met.
+        path: location of the store.
+        manifest: its manifest.
+        quarantine: the damaged chunks found so far.
 
     Raises:
-        DataError: no store, or one that is damaged.
+        DataError: there is no store, or it is damaged.
     """
 
     def __init__(self, path: str | Path | Url, cache_bytes: int = 256 << 20, max_damaged: int = 0) -> None:
@@ -247,6 +251,6 @@ class StoreReader:
         """Read blocks.
 
         Raises:
-            DataError: a chunk cannot be read, or more token chunks are damaged than may be.
+            DataError: a chunk cannot be read, or more than `max_damaged` token chunks are damaged.
         """
         return self.begin(blocks).wait()

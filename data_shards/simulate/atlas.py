@@ -1,8 +1,9 @@
-"""A simulated atlas whose cell types and gene programmes are known.
+"""Simulate an atlas whose cell types and gene programmes are known.
 
-Each count of a cell is one molecule. It comes from the cell type's base expression or, with the cell's own activity,
-from one of the programmes of its type; batch and donor catch each gene's molecules with their own probability; library
-sizes spread log-normally; dropout then removes genes from a cell, low counts first. The programmes are written as GMT.
+A count is a number of molecules. Each molecule comes from the base expression of the cell's type or from one of the
+type's programmes, whose activity differs from cell to cell. The number of molecules of a cell is log-normal. Each is
+caught with a probability that depends on its gene, the batch and the donor. Dropout then removes genes from a cell, low
+counts first. The programmes are written as GMT.
 """
 
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ import scipy.sparse as sp
 from data_shards.simulate.atlas_options import AtlasOptions
 from data_shards.simulate.draws import catch, count_genes, draw_genes, guide
 
-#: Cells that one random generator draws.
+#: Cells of a chunk, each of which has a random generator of its own.
 CHUNK_CELLS = 4096
 
 I64 = npt.NDArray[np.int64]
@@ -25,15 +26,15 @@ F64 = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Atlas:
-    """What is fixed before any cell is drawn.
+    """The parameters of the simulation that are drawn before any cell.
 
     Attributes:
         programmes: int64 (programmes, genes_per_programme), gene numbers.
         of_type: int64 (cell_types, programmes_per_type), programmes of each type.
-        profiles: float64 (cell_types + programmes, genes), cumulative probability of a molecule's gene.
+        profiles: float64 (cell_types + programmes, genes), cumulative probabilities of a molecule's gene.
         guides: int32 (cell_types + programmes, n), where the search for a gene begins (`draws.guide`).
         caught: float64 (donors, genes), probability that a molecule is caught.
-        batch_of: int64 (donors,).
+        batch_of: int64 (donors,), the batch of each donor.
     """
 
     programmes: I64
@@ -46,7 +47,7 @@ class Atlas:
 
 @lru_cache(maxsize=1)
 def draw_atlas(options: AtlasOptions) -> Atlas:
-    """What the cells of these options share; kept, since a worker is asked for one chunk after the other."""
+    """Draw what all cells share; cached, since a worker process draws many chunks of the same atlas."""
     rng = np.random.default_rng([options.seed, 0])
     base = rng.lognormal(0.0, 1.5, options.genes)
     size = options.genes_per_programme
@@ -69,10 +70,16 @@ def draw_atlas(options: AtlasOptions) -> Atlas:
 
 
 def draw_cells(atlas: Atlas, options: AtlasOptions, chunk: int, size: int) -> tuple[I64, I64, sp.csr_matrix]:
-    """Types, donors and counts of one chunk of cells, from a generator of its own.
+    """Draw types, donors and counts of one chunk of cells, by a random generator of its own.
+
+    Args:
+        atlas: what `draw_atlas` returned for `options`.
+        options: what to simulate.
+        chunk: number of the chunk, from 0.
+        size: cells of the chunk.
 
     Returns:
-        types and donors int64 (size,), counts csr_matrix (size, genes), float32, genes of a cell in order.
+        Types and donors, int64 (size,), and counts, csr_matrix (size, genes) of float32, a cell's genes ascending.
     """
     rng = np.random.default_rng([options.seed, 1, chunk])
     types = rng.integers(options.cell_types, size=size)
@@ -85,7 +92,7 @@ def draw_cells(atlas: Atlas, options: AtlasOptions, chunk: int, size: int) -> tu
     shares = rng.dirichlet([6.0] + [1.0] * options.programmes_per_type, size)
     parts = rng.multinomial(molecules, shares)
     sources = np.column_stack([types, options.cell_types + atlas.of_type[types]])
-    # Molecules of each cell from each profile: molecules stand profile by profile, and cell by cell within one.
+    # Number of molecules of each cell from each profile. Molecules are drawn profile by profile, and in each by cell.
     drawn = [np.where(sources == profile, parts, 0).sum(axis=1) for profile in range(len(atlas.profiles))]
     genes = [
         draw_genes(rng.random(int(n.sum())), cumulative, guide)
@@ -94,8 +101,8 @@ def draw_cells(atlas: Atlas, options: AtlasOptions, chunk: int, size: int) -> tu
     ends = np.cumsum(molecules)
     starts, fill = ends - molecules, ends - molecules
     caught = np.empty(int(ends[-1]), np.int32)
-    for n, found in zip(drawn, genes, strict=True):
-        catch(found, n, rng.random(len(found)), atlas.caught, donors, caught, fill)
+    for n, of_profile in zip(drawn, genes, strict=True):
+        catch(of_profile, n, rng.random(len(of_profile)), atlas.caught, donors, caught, fill)
     counts = sp.csr_matrix(count_genes(caught, starts, fill, options.genes), (size, options.genes))
     lost = rng.random(counts.nnz) < options.dropout * np.exp(1.0 - counts.data.astype(np.float64))
     counts.data[lost] = 0
@@ -104,7 +111,7 @@ def draw_cells(atlas: Atlas, options: AtlasOptions, chunk: int, size: int) -> tu
 
 
 def format_gmt(atlas: Atlas, gene_names: Sequence[str]) -> str:
-    """The programmes as gene sets: name, who uses it, genes, separated by tabs."""
+    """Format the programmes as gene sets, a line each: name, cell types that use it, genes, separated by tabs."""
     lines = []
     for number, genes in enumerate(atlas.programmes):
         users = [f"type{i:03d}" for i, used in enumerate(atlas.of_type) if number in used]

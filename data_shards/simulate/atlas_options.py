@@ -1,4 +1,4 @@
-"""What to simulate; importing it takes no time, as the command line has to."""
+"""Options of the simulator, in a module of their own that the command line can import at once."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,13 @@ class AtlasOptions:
     """What to simulate.
 
     Attributes:
-        cells, genes, cell_types, programmes, donors, batches: how many.
+        cells, genes, cell_types, programmes, donors, batches: how many of each.
         genes_per_programme: size of each gene set.
         programmes_per_type: programmes that a type uses.
-        counts_per_cell: median molecules of a cell before dropout.
-        dropout: probability that a gene with one molecule is lost; falls off exponentially with the count.
-        seed: of everything drawn.
-        sorted: cells of one type stand together, as in many files: the worst case for mixing.
+        counts_per_cell: median number of molecules of a cell before capture and dropout.
+        dropout: probability that a gene with one molecule is lost; it falls off exponentially with the count.
+        seed: seed of all random draws.
+        sorted: sort cells by type, as many files do: the worst case for mixing.
     """
 
     cells: int = 2000

@@ -1,6 +1,6 @@
-"""Compiled loops of the simulator: which gene each molecule comes from, which are caught, and how many a cell has.
+"""Compiled loops of the simulator: draw the gene of each molecule, catch molecules, and count them by cell and gene.
 
-They use random numbers that numpy has drawn, so that the values are those of numpy's generators.
+numpy draws the random numbers, so that results depend on its generators alone.
 """
 
 import numpy as np
@@ -8,28 +8,39 @@ import numpy.typing as npt
 
 from data_shards.compiled import compiled
 
-_GUIDES = 1 << 14
+_GUIDES = 1 << 14  # a power of two: `draw_genes` relies on it
 
 
 def guide(cumulative: npt.NDArray[np.float64]) -> npt.NDArray[np.int32]:
-    """Where the search for a uniform number begins, for each of 2^14 equal intervals: int32.
+    """Make the guide table of Chen and Asau (1974), by which `draw_genes` finds a gene in constant time on average.
 
-    The guide table of Chen and Asau (1974): a gene is found in constant time on average, and it is the one that a
-    binary search finds.
+    The gene is the same as a binary search would find.
 
     Args:
         cumulative: float64 (genes,), cumulative probabilities.
+
+    Returns:
+        int32 (2^14,): the gene at which to begin the search for a number in each of 2^14 equal intervals of [0, 1).
     """
     return np.searchsorted(cumulative, np.arange(_GUIDES) / _GUIDES, side="right").astype(np.int32)
 
 
 @compiled()
 def draw_genes(uniform, cumulative, guide):  # type: ignore[no-untyped-def]
-    """The first gene whose cumulative probability is above each uniform number: int32 (n,)."""
+    """Find the first gene whose cumulative probability is above each uniform number.
+
+    Args:
+        uniform: float64 (n,), in [0, 1).
+        cumulative: float64 (genes,), cumulative probabilities.
+        guide: int32, the table that `guide` makes of them.
+
+    Returns:
+        int32 (n,), gene numbers.
+    """
     last = len(cumulative) - 1
     genes = np.empty(len(uniform), np.int32)
     for i in range(len(uniform)):
-        # A power of two: the product is exact, so that the interval is the number's own.
+        # The length of the table is a power of two, so the product is exact and gives the right interval.
         gene = min(guide[int(uniform[i] * len(guide))], last)
         while gene < last and cumulative[gene] <= uniform[i]:
             gene += 1
@@ -39,36 +50,40 @@ def draw_genes(uniform, cumulative, guide):  # type: ignore[no-untyped-def]
 
 @compiled()
 def catch(genes, n_of_cell, uniform, probability, donors, caught, fill):  # type: ignore[no-untyped-def]
-    """Append the caught molecules of each cell to its place in `caught`.
+    """Append the caught molecules of each cell to its part of `caught`.
 
     Args:
         genes: int32 (n,), the gene of each molecule, cell by cell.
         n_of_cell: int64 (cells,), molecules of each cell.
-        uniform: float64 (n,).
+        uniform: float64 (n,), in [0, 1).
         probability: float64 (donors, genes), that a molecule is caught.
-        donors: int64 (cells,).
-        caught: int32, changed: the genes of the molecules of all cells.
-        fill: int64 (cells,), changed: where each cell's next molecule goes.
+        donors: int64 (cells,), the donor of each cell.
+        caught: int32, changed in place: the genes of the caught molecules of all cells.
+        fill: int64 (cells,), changed in place: the index in `caught` of each cell's next molecule.
     """
     i = 0
     for cell in range(len(n_of_cell)):
-        place = fill[cell]
+        end = fill[cell]
         of_donor = probability[donors[cell]]
         for _ in range(n_of_cell[cell]):
-            caught[place] = genes[i]
-            place += uniform[i] < of_donor[genes[i]]
+            # Always written; the next molecule overwrites one that is not caught.
+            caught[end] = genes[i]
+            end += uniform[i] < of_donor[genes[i]]
             i += 1
-        fill[cell] = place
+        fill[cell] = end
 
 
 @compiled()
 def count_genes(caught, starts, stops, n_genes):  # type: ignore[no-untyped-def]
-    """Molecules of each gene in each cell: float32 data, int32 indices and int64 indptr of a CSR matrix.
+    """Count the molecules of each gene in each cell.
 
     Args:
         caught: int32, genes of molecules.
-        starts, stops: int64 (cells,), where the molecules of each cell stand.
+        starts, stops: int64 (cells,), each cell's molecules are `caught[start:stop]`.
         n_genes: number of genes.
+
+    Returns:
+        float32 data, int32 indices and int64 indptr of a CSR matrix (cells, n_genes).
     """
     most = 0
     for cell in range(len(starts)):

@@ -1,4 +1,4 @@
-"""Writing a simulated atlas as `.h5ad`, a few thousand cells at a time."""
+"""Write a simulated atlas as `.h5ad`, a few thousand cells at a time."""
 
 import io
 from collections.abc import Iterator, Sequence
@@ -30,16 +30,16 @@ def write_atlas(out: Path, options: AtlasOptions, compression: str = "lzf", work
     The same options give the same atlas. Memory does not grow with the number of cells.
 
     Args:
-        out: a new `.h5ad`.
+        out: path of the new `.h5ad`.
         options: what to simulate.
-        compression: of the counts, one of `COMPRESSIONS`.
-        workers: processes that draw; the result does not depend on it.
+        compression: HDF5 filter of the counts, one of `COMPRESSIONS`.
+        workers: processes that draw cells; the result does not depend on their number.
 
     Returns:
         The path of the GMT file.
 
     Raises:
-        DataError: `out` is not named `.h5ad`, an unknown compression, or one of the files exists or cannot be written.
+        DataError: `out` does not end in `.h5ad`, the compression is unknown, or a file exists or cannot be written.
     """
     if compression not in COMPRESSIONS:
         raise OptionError(f"--compression {compression!r}: must be one of {', '.join(COMPRESSIONS)}")
@@ -62,15 +62,15 @@ def write_atlas(out: Path, options: AtlasOptions, compression: str = "lzf", work
 
 
 def _draw(options: AtlasOptions, first: int) -> tuple[I64, I64, sp.csr_matrix]:
-    """The chunk of cells that begins with cell `first`."""
+    """Draw the chunk of cells that begins with cell `first`."""
     size = min(CHUNK_CELLS, options.cells - first)
     return draw_cells(draw_atlas(options), options, first // CHUNK_CELLS, size)
 
 
 class _Output(io.FileIO):
-    """A new file whose writes do not fail in the hands of HDF5, but keep the first error for `check`.
+    """A new file whose `write` keeps the first error for `check` instead of raising it inside HDF5.
 
-    Of a write that failed, HDF5 keeps datasets that cannot be closed, over which it crashes when the program ends.
+    After a failed write HDF5 cannot close some of its datasets, and crashes when the program ends.
     """
 
     def __init__(self, path: Path) -> None:
@@ -88,16 +88,16 @@ class _Output(io.FileIO):
         return size
 
     def readinto(self, buffer: Any) -> int:
-        """Fill all of the buffer, behind the end of the file with zeros: h5py takes it for filled."""
+        """Fill the whole buffer, with zeros past the end of the file: h5py assumes that it was filled."""
         left = memoryview(buffer).cast("B")
         size = len(left)
-        while len(left) and (found := super().readinto(left)):
-            left = left[found:]
+        while len(left) and (n_read := super().readinto(left)):
+            left = left[n_read:]
         left[:] = bytes(len(left))
         return size
 
     def check(self) -> None:
-        """Raise OSError where a write has failed."""
+        """Raise OSError if a write has failed."""
         if self._error is not None:
             raise self._error
 
@@ -105,7 +105,7 @@ class _Output(io.FileIO):
 def _write_cells(
     file: h5py.File, options: AtlasOptions, gene_names: Sequence[str], compression: str | None, workers: Workers
 ) -> Iterator[None]:
-    """Write all there is to `file`, in steps of some thousand cells."""
+    """Write the whole atlas to `file`; yield after each few thousand cells."""
     file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})
     matrix = file.create_group("X")
     matrix.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})

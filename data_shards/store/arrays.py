@@ -1,4 +1,4 @@
-"""Arrays of a store, read through TensorStore; a chunk that is not there is an error."""
+"""Arrays of a store, read through TensorStore; a missing chunk is an error."""
 
 import logging
 from collections.abc import Callable
@@ -14,23 +14,23 @@ from data_shards.files.location import Location, advice, first_line, open_contex
 
 log = logging.getLogger(__name__)
 
-#: What trying again does not mend; requests to a server have been tried again by TensorStore when they fail.
+#: Errors for which another try cannot help. TensorStore itself has already repeated requests to a server.
 _FINAL = ("NOT_FOUND", "FAILED_PRECONDITION", "INVALID_ARGUMENT", "OUT_OF_RANGE", "PERMISSION_DENIED", "ABORTED")
 
-_CHECKSUM_RETRIES = 2  # most often the file itself is damaged
+_CHECKSUM_RETRIES = 2  # few, because most often the file itself is damaged
 
 
 class ChunkDamaged(DataError):
-    """The checksum of a chunk does not fit its content, however often it is read."""
+    """The checksum of a chunk does not match its content, even after further tries."""
 
 
 class StoredArray:
     """A one-dimensional array of a store.
 
     Attributes:
-        path: its directory.
+        path: its folder.
         size: number of elements.
-        chunk, shard: elements of an inner chunk and of a file.
+        chunk, shard: number of elements in an inner chunk and in a file.
     """
 
     def __init__(self, path: Location, array: Any) -> None:
@@ -42,7 +42,7 @@ class StoredArray:
         self.chunk, self.shard = int(layout.read_chunk.shape[0]), int(layout.write_chunk.shape[0])
 
     def read(self, start: int, stop: int) -> npt.NDArray[Any]:
-        """Elements [start, stop).
+        """Read elements [start, stop).
 
         Raises:
             ChunkDamaged: the checksum of a chunk fails.
@@ -51,30 +51,47 @@ class StoredArray:
         return self.begin(start, stop)()
 
     def begin(self, start: int, stop: int, retry: bool = True, out: npt.NDArray[Any] | None = None) -> "Reading":
-        """Begin to read elements [start, stop), into `out` of as many elements if it is given."""
+        """Begin to read elements [start, stop).
+
+        Args:
+            start, stop: the elements.
+            retry: try again when a read fails.
+            out: (stop - start,), of the array's dtype, takes the elements; None allocates new memory.
+
+        Raises:
+            DataError: the elements lie outside of the array.
+        """
         try:
             stretch = self._array[start:stop].translate_to[0]
-        except Exception as error:  # outside the array, where a damaged indptr points
+        except Exception as error:  # outside of the array: a damaged indptr points there
             raise self._error(start, stop, error) from error
         if out is None:
             out = np.empty(stop - start, self._dtype)
         return Reading(stretch, out, lambda error: self._error(start, stop, error), retry)
 
     def _error(self, start: int, stop: int, error: Exception) -> DataError:
-        if told := advice(error):
-            return DataError(f"{self.path}: elements {start:,} to {stop:,} cannot be read ({first_line(error)}){told}")
-        # Without its index a shard is lost as a whole.
+        if what_to_do := advice(error):
+            return DataError(
+                f"{self.path}: elements {start:,} to {stop:,} cannot be read ({first_line(error)}){what_to_do}"
+            )
+        # A damaged index loses the whole shard, not one chunk.
         damaged = status(error) == "DATA_LOSS" and "shard index" not in str(error)
         return (ChunkDamaged if damaged else DataError)(
             f"{self.path}: elements {start:,} to {stop:,} cannot be read ({first_line(error)}); "
-            f"`gm-train data verify {self.path.parent.parent}` names every damaged chunk, then build the store again"
+            f"run `gm-train data verify {self.path.parent.parent}` to list damaged chunks, then build the store again"
         )
 
 
 class Reading:
-    """Elements that are being read; calling it waits for them.
+    """Elements that are being read; call it to wait for them.
 
-    Read errors are met by a few further tries (`place.RETRIES`): disks and memory fail for a moment, too.
+    A failed read is tried again a few times (`location.RETRIES`): disks and memory, too, can fail for a moment.
+
+    Args:
+        stretch: the TensorStore array of the elements.
+        out: takes the elements.
+        explain: makes the error to raise from that of TensorStore.
+        retry: whether to try again when a read fails.
     """
 
     def __init__(
@@ -85,19 +102,19 @@ class Reading:
         self._pending = self._begin()
 
     def _begin(self) -> Any:
-        # Memory that the caller has is filled faster than new memory, and does not scatter over the heap.
+        # Existing memory is filled faster than new memory, and does not fragment the heap.
         return ts.array(self._out).write(self._stretch).commit
 
     def done(self) -> bool:
-        """Whether calling it would not wait."""
+        """Whether a call returns at once, without waiting."""
         return bool(self._pending.done())
 
     def has_let_go(self) -> bool:
-        """Whether nothing writes into `out` any more: other chunks of a try that failed may still be under way."""
+        """Whether nothing writes into `out` any more. False after a failed try: its other chunks may still come."""
         return self.done() and not self._failed
 
     def __call__(self) -> npt.NDArray[Any]:
-        """The elements.
+        """Wait for the elements and return them.
 
         Raises:
             ChunkDamaged: the checksum of a chunk fails.
@@ -126,7 +143,7 @@ def open_array(store: Location, dataset: str, name: str, context: ts.Context | N
         store: the store.
         dataset: name of the data set.
         name: name of the array.
-        context: holds the chunk cache, if chunks are to be kept.
+        context: holds the chunk cache; None reads without one.
 
     Raises:
         DataError: its metadata is missing or damaged.
@@ -135,9 +152,9 @@ def open_array(store: Location, dataset: str, name: str, context: ts.Context | N
     spec = {
         "driver": "zarr3",
         "kvstore": location.kvstore(path),
-        # Without this a shard file that is gone reads as zeros.
+        # Otherwise a missing shard file would read as zeros.
         "fill_missing_data_reads": False,
-        # A store does not change: what is in the cache need not be asked for again.
+        # A store does not change: cached chunks need not be checked again.
         "recheck_cached_data": "open",
         "recheck_cached_metadata": "open",
     }
@@ -145,7 +162,7 @@ def open_array(store: Location, dataset: str, name: str, context: ts.Context | N
         array = ts.open(spec, read=True, open=True, context=context or open_context()).result()
         return StoredArray(path, array)
     except Exception as error:
-        told = advice(error) or (
-            f"; `gm-train data verify {store}` names everything that is damaged, then build the store again"
+        what_to_do = advice(error) or (
+            f"; run `gm-train data verify {store}` to list everything that is damaged, then build the store again"
         )
-        raise DataError(f"{path}: cannot be read ({first_line(error)}){told}") from error
+        raise DataError(f"{path}: cannot be read ({first_line(error)}){what_to_do}") from error

@@ -1,4 +1,4 @@
-"""The manifest of a token store: what it says of itself, in the attributes of its root."""
+"""The manifest of a token store: its description, in the attributes of its root."""
 
 import hashlib
 import json
@@ -22,26 +22,26 @@ class DatasetEntry:
     """One data set of a store.
 
     Attributes:
-        name: its group, named after the stem of the file.
-        n_cells, n_tokens: cells kept, and their tokens.
-        n_train, n_validation, n_test: cells of each split.
-        content_hash: SHA-256 of tokens, indptr and split, and of values if there are.
+        name: name of the data set and of its group: the stem of the file.
+        n_cells, n_tokens: number of cells kept, and of their tokens.
+        n_train, n_validation, n_test: number of cells in each split.
+        content_hash: SHA-256 of tokens, indptr and split, and of values if the store has them.
         split_by: "donor", "dataset", "cell" or "none".
-        donor_key: column of obs with the donors, if they were split by donor.
+        donor_key: column of obs with the donors, if the split is by donor.
         source_file: name of the file, without its folder.
         source_hash: SHA-256 of the file.
-        source_cells: cells in the file.
-        filtered_cells: cells that the filters left out.
-        empty_cells: further cells without a token.
-        counts: how the counts were read (`CountOptions`).
+        source_cells: number of cells in the file.
+        filtered_cells: number of cells that the filters left out.
+        empty_cells: number of other cells left out because they have no token.
+        counts: options for reading the counts (`CountOptions`).
         min_mapped: share of the file's genes that had to have Ensembl ids.
-        filters: which cells were left out (`CellFilter`).
-        obs_columns: columns of obs that were asked for, none for all.
-        splits: how held-out cells were asked for (`SplitOptions`).
+        filters: options for leaving out cells (`CellFilter`).
+        obs_columns: columns of obs that were asked for; None means all.
+        splits: options for held-out cells (`SplitOptions`).
         obs_hash: SHA-256 of `obs.parquet`.
-        genes: how its gene ids were found (`GeneReport`), and `in_vocabulary`, how many genes of the vocabulary it has.
-        imported: of cells that came ranked, the files that they and their tokens came from, and what was dropped; none
-            for cells that were ranked here. There are no counts then to read, filter or map.
+        genes: how its gene ids were found (`GeneReport`), and `in_vocabulary`: how many genes of the vocabulary it has.
+        imported: for imported cells, which were ranked elsewhere: the files of the cells and of their tokens, and what
+            was dropped; these have no counts to read, filter or map. None for cells that were ranked here.
     """
 
     name: str
@@ -75,21 +75,21 @@ class DatasetEntry:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What a store says of itself.
+    """The description of a store.
 
     Attributes:
         schema: version of the layout.
-        vocabulary_hash, medians_hash, tokenizer_hash: hashes of the tokenizer that made it.
+        vocabulary_hash, medians_hash, tokenizer_hash: hashes of the tokenizer that the store was made with.
         medians_file_hash: hash of the genes, medians and counts of the medians file that the store was made with
-            (`Medians.hash`); not of its digests.
+            (`Medians.hash`); its digests are not part of it.
         kind: kind of the gene ids.
-        n_genes: genes of the vocabulary.
+        n_genes: number of genes in the vocabulary.
         top_k: most tokens of a cell.
         dither: whether counts were dithered before ranking.
         values: whether each data set has `values` beside `tokens`.
-        block_cells: cells of a block, the unit of shuffling.
-        options: the files with the genes of the vocabulary and with those left out of it, and their SHA-256, if there
-            were any, and whatever else the store was made with.
+        block_cells: number of cells in a block, the unit of shuffling.
+        options: all other options that the store was made with. With gene lists: the file of the vocabulary's genes,
+            the file of genes left out of it, and their SHA-256.
         datasets: the data sets, in order.
         files: SHA-256 of each file in the root.
     """
@@ -111,7 +111,7 @@ class Manifest:
 
     @cached_property
     def hash(self) -> str:
-        """SHA-256 (hex) of what decides the content: the same for the same cells on every machine."""
+        """SHA-256 (hex) of everything that decides the content: the same for the same cells on every machine."""
         content = [
             self.schema,
             self.tokenizer_hash,
@@ -122,15 +122,17 @@ class Manifest:
 
     @property
     def n_cells(self) -> int:
+        """Number of cells in all data sets."""
         return sum(entry.n_cells for entry in self.datasets)
 
     @property
     def n_tokens(self) -> int:
+        """Number of tokens in all data sets."""
         return sum(entry.n_tokens for entry in self.datasets)
 
     @property
     def n_blocks(self) -> list[int]:
-        """Blocks of each data set."""
+        """Number of blocks in each data set."""
         return [-(-entry.n_cells // self.block_cells) for entry in self.datasets]
 
     @classmethod
@@ -138,19 +140,19 @@ class Manifest:
         """Read the manifest of a store, at a local path or a URL.
 
         Raises:
-            DataError: there is no store, it is of another version, or its manifest is damaged; or its server cannot be
-                reached.
+            DataError: there is no store, it has another layout version, its manifest is damaged, or its server cannot
+                be reached.
         """
-        place = location_of(store)
-        if isinstance(place, Path) and not place.exists():
+        location = location_of(store)
+        if isinstance(location, Path) and not location.exists():
             raise DataError(f"{store}: no such store: make it with `gm-train data shards`")
         try:
-            attrs: dict[str, Any] = dict(json.loads((place / "zarr.json").read_bytes())["attributes"])
+            attrs: dict[str, Any] = dict(json.loads((location / "zarr.json").read_bytes())["attributes"])
             if "method" in attrs:
-                raise DataError(f"{store}: is a medians file: name the store that `gm-train data shards` makes with it")
+                raise DataError(f"{store}: is a medians file: give the store that `gm-train data shards` makes with it")
             if attrs["schema"] != SCHEMA:
-                mend = "update gm-train" if attrs["schema"] > SCHEMA else "make it again with `gm-train data shards`"
-                raise DataError(f"{store}: layout version {attrs['schema']}, this program reads {SCHEMA}: {mend}")
+                fix = "update gm-train" if attrs["schema"] > SCHEMA else "make it again with `gm-train data shards`"
+                raise DataError(f"{store}: layout version {attrs['schema']}, this program reads {SCHEMA}: {fix}")
             check, expected = attrs.pop("check"), attrs.pop("hash")
             whole = check == _check({**attrs, "hash": expected})
             attrs["datasets"] = tuple(DatasetEntry(**entry) for entry in attrs["datasets"])
@@ -164,10 +166,10 @@ class Manifest:
         return manifest
 
     def save(self, store: Path) -> None:
-        """Make this the manifest of a store, in one moment: a reader sees the one before or this one.
+        """Replace the manifest of a store atomically: a reader sees either the previous one or this one.
 
         Raises:
-            OSError: it cannot be written; the one before stays.
+            OSError: it cannot be written; the previous one stays.
         """
         content = {**asdict(self), "hash": self.hash}
         attributes = {**content, "check": _check(content)}
@@ -176,5 +178,5 @@ class Manifest:
 
 
 def _check(content: dict[str, Any]) -> str:
-    """SHA-256 (hex) of a whole manifest: unlike its `hash`, which names the content, it finds any damage."""
+    """SHA-256 (hex) of a whole manifest. It detects any damage; `Manifest.hash` only identifies the content."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

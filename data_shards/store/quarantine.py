@@ -1,4 +1,4 @@
-"""Token chunks whose checksum fails: which they are, and how many a reader puts up with."""
+"""Token chunks whose checksum fails, and the budget of them that a reader tolerates."""
 
 from typing import NamedTuple
 
@@ -13,10 +13,10 @@ class DamagedChunk(NamedTuple):
     """A chunk of the tokens of one data set.
 
     Attributes:
-        data_set: its name.
-        shard: the file, below the data set's folder of tokens.
-        chunk: number within that file.
-        start, stop: elements of `tokens` that are lost.
+        data_set: name of the data set.
+        shard: path of the file, relative to the data set's `tokens` folder.
+        chunk: number of the chunk within that file.
+        start, stop: the lost elements [start, stop) of `tokens`.
     """
 
     data_set: str
@@ -27,7 +27,7 @@ class DamagedChunk(NamedTuple):
 
     @classmethod
     def of(cls, tokens: StoredArray, number: int) -> "DamagedChunk":
-        """Chunk `number` of an array of tokens."""
+        """Describe chunk `number` of an array of tokens."""
         start = number * tokens.chunk
         shard, within = divmod(start, tokens.shard)
         stop = min(start + tokens.chunk, tokens.size)
@@ -38,47 +38,47 @@ class DamagedChunk(NamedTuple):
 
 
 class Quarantine:
-    """The damaged chunks that a reader has met.
+    """The damaged chunks that a reader has found.
 
     Args:
-        budget: damaged chunks that may be.
+        budget: most damaged chunks allowed.
     """
 
     def __init__(self, budget: int) -> None:
         self._budget = budget
         self._chunks: dict[str, list[DamagedChunk]] = {}
-        self._untold: list[DamagedChunk] = []
+        self._unreported: list[DamagedChunk] = []
 
     def __contains__(self, chunk: DamagedChunk) -> bool:
         return chunk in self._chunks.get(chunk.data_set, ())
 
     def add(self, chunk: DamagedChunk, error: DataError) -> None:
-        """Take in a chunk.
+        """Add a chunk that was read with `error`.
 
         Raises:
-            DataError: it is one too many.
+            DataError: the budget of damaged chunks is exceeded.
         """
         self._chunks.setdefault(chunk.data_set, []).append(chunk)
-        self._untold.append(chunk)
+        self._unreported.append(chunk)
         if sum(map(len, self._chunks.values())) > self._budget:
             raise DataError(
-                f"{error}; with {chunk} there are too many: no more than {self._budget} damaged chunks are passed over"
+                f"{error}; {chunk} exceeds the limit: no more than {self._budget} damaged chunks are tolerated"
             ) from error
 
     def take_new(self) -> tuple[DamagedChunk, ...]:
-        """Chunks that were met since the last call."""
-        untold, self._untold = tuple(self._untold), []
-        return untold
+        """Return the chunks found since the last call."""
+        unreported, self._unreported = tuple(self._unreported), []
+        return unreported
 
     def lost(self, tokens: StoredArray, indptr: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_] | None:
-        """Which of some cells have lost tokens.
+        """Find the cells that have lost tokens.
 
         Args:
-            tokens: the array that they are in.
-            indptr: int64 (n_cells + 1,), where each begins in it.
+            tokens: the array of their tokens.
+            indptr: int64 (n_cells + 1,), where each cell begins in it.
 
         Returns:
-            bool (n_cells,); None if none has.
+            bool (n_cells,), True for cells with lost tokens; None if there are none.
         """
         if not self._chunks:
             return None

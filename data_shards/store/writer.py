@@ -1,8 +1,8 @@
-"""The token store: what lies on disk and the one writer that makes it.
+"""The layout of a token store on disk, and the only writer of it.
 
-A store is a Zarr v3 group. Its attributes are the manifest; its root holds the files of the tokenizer; each data set is
-a group with `tokens` (uint16, the cells' tokens one after the other), `indptr` (int64), `split` (uint8), if they were
-kept `values` (float32, the normalised expression behind each token) and, beside them, `obs.parquet`.
+A store is a Zarr v3 group. Its attributes are the manifest; its root holds the files of the tokenizer. Each data set is
+a group with `tokens` (uint16, the tokens of all cells, cell after cell), `indptr` (int64, where each cell begins),
+`split` (uint8), if asked for `values` (float32, the normalised expression behind each token), and `obs.parquet`.
 """
 
 import hashlib
@@ -23,25 +23,29 @@ from data_shards.errors import DataError
 from data_shards.files.atomic import hash_path
 from data_shards.files.location import first_line, kvstore
 
-#: Type, elements of an inner chunk and of a shard. A block begins anywhere in a chunk: with chunks of its own size,
-#: twice what it needs would be decoded.
+#: Of each array: dtype, elements of an inner chunk, elements of a shard. Chunks are smaller than a block: a block may
+#: begin anywhere in a chunk, and with chunks of its own size twice as much as needed would be decoded.
 LAYOUT = {
     "tokens": ("<u2", 1 << 14, 1 << 24),
     "indptr": ("<i8", 1 << 12, 1 << 21),
     "values": ("<f4", 1 << 14, 1 << 24),
     "split": ("|u1", 1 << 12, 1 << 21),
 }
-#: What a block has, about.
+#: Tokens of a block, about.
 BLOCK_TOKENS = 1 << 16
 MAX_BLOCK_CELLS = 128
 MIN_BLOCKS = 64
 
 
 def choose_block_cells(cells: Sequence[int], n_tokens: int) -> int:
-    """Cells of a block: about 65,536 tokens, and at least 64 blocks in the store if it can be.
+    """Choose the cells per block: about 65,536 tokens, and at least 64 blocks in the store if possible.
 
-    The power of two nearest (by ratio) to the cells of so many tokens, at most 128, halved until the store has 64
-    blocks or blocks of one cell.
+    It is the power of two nearest (by ratio) to the number of cells with 65,536 tokens, at most 128. It is halved until
+    the store has 64 blocks, or blocks have one cell.
+
+    Args:
+        cells: number of cells in each data set.
+        n_tokens: number of tokens in the store.
     """
     mean_tokens = n_tokens / max(1, sum(cells))
     ideal = BLOCK_TOKENS / max(1.0, mean_tokens)
@@ -55,11 +59,11 @@ class ArrayWriter:
     """Appends to a new one-dimensional array of a store, whole shards at a time, and hashes what it writes.
 
     Args:
-        folder: the group, a directory that exists.
-        name: one of `LAYOUT`.
+        folder: the group, an existing directory.
+        name: a key of `LAYOUT`.
 
     Raises:
-        DataError: it cannot be written, here and in `append` and `close`.
+        DataError: the array cannot be written; `append` and `close` raise this, too.
     """
 
     def __init__(self, folder: Path, name: str) -> None:
@@ -80,9 +84,9 @@ class ArrayWriter:
             spec = {
                 "driver": "zarr3",
                 "kvstore": kvstore(self._path),
-                # A chunk that is not there is an error to the reader: chunks of zeros are written too.
+                # For a reader a missing chunk is an error, so that chunks of zeros must be written, too.
                 "store_data_equal_to_fill_value": True,
-                # Whoever makes the store whole flushes its files.
+                # The caller flushes all files once the store is complete.
                 "context": {"file_io_sync": False},
             }
             self._array = ts.open(spec, open=True, read=True, write=True).result()
@@ -92,6 +96,7 @@ class ArrayWriter:
         self._hash = hashlib.sha256()
 
     def append(self, values: npt.NDArray[Any]) -> None:
+        """Add values (n,); they are converted to the dtype of the array."""
         values = np.ascontiguousarray(values, self._dtype)
         self._hash.update(values.data)
         self._waiting.append(values)
@@ -100,7 +105,7 @@ class ArrayWriter:
             self._write((self._n_waiting // self._shard) * self._shard)
 
     def close(self) -> str:
-        """Write what waits and return the SHA-256 (hex) of all values, little-endian."""
+        """Write the remaining values and return the SHA-256 (hex) of all values, little-endian."""
         self._write(self._n_waiting)
         return self._hash.hexdigest()
 
@@ -120,19 +125,23 @@ class ArrayWriter:
     def _writable(self) -> Iterator[None]:
         try:
             yield
-        except Exception as error:  # TensorStore has kinds of its own
+        except Exception as error:  # TensorStore raises its own types
             raise DataError(f"{self._path}: cannot be written ({first_line(error)}): make room") from error
 
 
 def content_hash(tokens: str, indptr: str, split: str, values: str | None = None) -> str:
-    """SHA-256 (hex) of a data set from those of its arrays."""
+    """Combine the SHA-256 (hex) of a data set's arrays into one.
+
+    Args:
+        tokens, indptr, split, values: SHA-256 (hex) of each array; `values` is None if the store has none.
+    """
     hashes = [tokens, indptr, split] if values is None else [tokens, indptr, split, values]
     return hashlib.sha256("\n".join(hashes).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
 class ArrayHashes:
-    """SHA-256 (hex) of the arrays of a data set, all but its splits; no values is none."""
+    """SHA-256 (hex) of the arrays of a data set except `split`; `values` is None if the store has none."""
 
     tokens: str
     indptr: str
@@ -140,12 +149,12 @@ class ArrayHashes:
 
 
 class DatasetWriter:
-    """Writes the cells of one data set into a store that is being made.
+    """Writes the cells of one data set into a new store.
 
     Args:
-        store: a directory that exists.
-        name: the data set.
-        values: whether its cells come with values.
+        store: an existing directory.
+        name: name of the data set.
+        values: whether `append` gets values.
     """
 
     def __init__(self, store: Path, name: str, values: bool = False) -> None:
@@ -164,7 +173,13 @@ class DatasetWriter:
         indptr: npt.NDArray[np.int64],
         values: npt.NDArray[np.float32] | None = None,
     ) -> None:
-        """Add cells: their tokens, the n + 1 places where they begin and end, and the values of the tokens."""
+        """Add n cells.
+
+        Args:
+            tokens: uint16 (n_tokens,), cell after cell.
+            indptr: int64 (n + 1,), from 0: where each cell begins in `tokens`.
+            values: float32 (n_tokens,), of each token, if the data set has values.
+        """
         self._tokens.append(tokens)
         self._indptr.append(indptr[1:] + self.n_tokens)
         if self._values is not None:
@@ -174,11 +189,11 @@ class DatasetWriter:
         self.n_tokens += len(tokens)
 
     def close(self) -> ArrayHashes:
-        """Finish all arrays but the splits: their hashes."""
+        """Finish all arrays except `split`, and return their hashes."""
         values = self._values.close() if self._values is not None else None
         return ArrayHashes(self._tokens.close(), self._indptr.close(), values)
 
 
 def hash_files(store: Path, names: Sequence[str]) -> dict[str, str]:
-    """SHA-256 of files in the root of a store."""
+    """SHA-256 (hex) of those of the named files that exist in the root of a store."""
     return {name: hash_path(store / name) for name in names if (store / name).exists()}

@@ -1,4 +1,4 @@
-"""The genes of a vocabulary: all with a median, or those of a list, less those of another."""
+"""Choose the genes of a vocabulary: all with a median, or those of a list, without those of a deny list."""
 
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -18,20 +18,20 @@ def make_tokenizer(
     deny_file: Path | None = None,
     say: Callable[[str], None] = print,
 ) -> Tokenizer:
-    """The tokenizer of all genes with a median, or of those that one file lists and another does not.
+    """Make the tokenizer of all genes with a median, or only those in `genes_file`; leave out those in `deny_file`.
 
     Args:
-        medians: their genes can be chosen.
-        top_k, dither: of the tokenizer.
-        genes_file, deny_file: ids or symbols, one a line.
-        say: takes lines of the report.
+        medians: the medians file; only its genes can be chosen.
+        top_k, dither: see `Tokenizer`.
+        genes_file, deny_file: text files with one gene id or symbol per line; None for no such list.
+        say: called with each line of the report.
 
     Raises:
-        DataError: a file cannot be read, or no gene is left.
+        DataError: a file cannot be read, none of its genes is known, or no gene is left.
     """
     chosen = {gene: i for i, gene in enumerate(medians.genes) if medians.counts[i] > 0}
     if not chosen:
-        raise DataError("no gene has a median: the cells that the medians were made of have no counts")
+        raise DataError("no gene has a median: the cells of the medians have no counts: make medians from other files")
     if genes_file is not None:
         listed = _listed(genes_file, medians)
         wanted = set().union(*listed.values())
@@ -60,11 +60,14 @@ def make_tokenizer(
 
 
 def _listed(path: Path, medians: Medians, all_of_ambiguous: bool = False) -> dict[str, set[str]]:
-    """The genes that a file lists, with the ids of each; none of those that are not known."""
+    """Read a list of genes: each name to its gene ids, an empty set if it is unknown or ambiguous.
+
+    With `all_of_ambiguous`, an ambiguous symbol gives all of its ids.
+    """
     try:
         names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}): give a text file with one gene a line") from error
+        raise DataError(f"{path}: cannot be read ({error}): give a text file with one gene per line") from error
     table = medians.gene_table
     listed: dict[str, set[str]] = {}
     for name in names:

@@ -1,7 +1,7 @@
-"""Rank the genes of each cell: one compiled kernel, and the tokenizer's arrays that are sent with every task.
+"""Rank the genes of each cell: one compiled kernel, and the arrays of the tokenizer that each task carries.
 
-Keys are positive float32, whose bits order as the numbers do: a least-significant-digit radix sort of 11 + 11 + 9
-bits ranks a cell without comparisons. Equal keys are then put in the order of their hashes (`ties.py`).
+Keys are positive float32, whose bits sort as the numbers do: a least-significant-digit radix sort of 11 + 11 + 9 bits
+ranks a cell without comparisons. Then `ties.py` orders equal keys by their hashes.
 """
 
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ class Ranked:
     """The ranked genes of cells.
 
     Attributes:
-        genes: uint16 (n_tokens,), gene numbers, cells one after another, best-ranked gene first.
-        indptr: int64 (n_cells + 1,).
-        values: float32 (n_tokens,), `count / total * 10,000 / median` of each, or none; of dithered counts if these are
-            ranked.
-        known: how many of the counts are of genes of the vocabulary.
+        genes: uint16 (n_tokens,), gene numbers, cell after cell, best-ranked gene first.
+        indptr: int64 (n_cells + 1,), where each cell begins in `genes`.
+        values: float32 (n_tokens,), `count / total * 10,000 / median` of each gene, from dithered counts if these are
+            ranked; empty unless values were asked for.
+        known: number of non-zero counts whose gene is in the vocabulary.
     """
 
     genes: npt.NDArray[np.uint16]
@@ -39,13 +39,13 @@ class Ranked:
 
 @dataclass(frozen=True, eq=False)
 class Ranker:
-    """What ranking needs of a tokenizer.
+    """The part of a tokenizer that ranking needs.
 
     Attributes:
         medians: float64 (n_genes,).
         gene_hashes: uint64 (n_genes,), `hash_string` of the gene ids.
         top_k: most tokens of a cell.
-        dither: rank dithered counts.
+        dither: whether to rank dithered counts.
     """
 
     medians: npt.NDArray[np.float64]
@@ -58,8 +58,8 @@ class Ranker:
 
         Args:
             counts: csr_matrix (n_cells, n_delivered), float64, without repeated columns.
-            numbers: int32 (n_delivered,), number of each delivered gene in the vocabulary or -1.
-            with_values: return the values too.
+            numbers: int32 (n_delivered,), number of each gene as delivered in the vocabulary, or -1.
+            with_values: also return the values.
         """
         above = counts.data > 0
         if not above.all():
@@ -85,24 +85,24 @@ class Ranker:
 
 @compiled()
 def rank_genes(indptr, indices, counts, numbers, totals, detected, medians, gene_hashes, top_k, dither, with_values):  # type: ignore[no-untyped-def]
-    """Gene numbers of cells, best-ranked first; see `Tokenizer.encode`.
+    """Rank the genes of cells, best first; see `Tokenizer.encode`.
 
     Args:
-        indptr: (n_cells + 1,).
-        indices: genes as delivered, (n,), each once in a cell.
+        indptr: integers (n_cells + 1,), where each cell begins in `indices`.
+        indices: integers (n,), genes as delivered, each at most once in a cell.
         counts: float64 (n,), above zero.
-        numbers: int32 (n_delivered,), gene number of each delivered gene or -1; counts of the same number are summed.
-        totals: float64 (n_cells,), over all genes as delivered.
-        detected: int64 (n_cells,), non-zero counts among all genes as delivered.
+        numbers: int32 (n_delivered,), number of each gene as delivered, or -1; counts of the same number are summed.
+        totals: float64 (n_cells,), sum of the counts of all genes as delivered.
+        detected: int64 (n_cells,), number of non-zero counts among all genes as delivered.
         medians: float64 (n_genes,).
         gene_hashes: uint64 (n_genes,).
         top_k: most tokens of a cell.
-        dither: rank dithered counts.
-        with_values: return the values too.
+        dither: whether to rank dithered counts.
+        with_values: also return the values.
 
     Returns:
         gene numbers uint16 (n_tokens,); indptr int64 (n_cells + 1,); values float32 (n_tokens,), the key of each gene
-        times 10,000 / total, or none; and how many of the counts are of numbered genes.
+        times 10,000 / total, or empty; and the number of counts whose gene has a number.
     """
     n_cells = len(indptr) - 1
     n_genes = len(medians)
@@ -151,7 +151,7 @@ def rank_genes(indptr, indices, counts, numbers, totals, detected, medians, gene
             if dither:
                 count = dithered(count, mix64_scalar(key ^ gene_hashes[gene]))
             floats[i] = np.float32(count / medians[gene])
-            # Positive floats leave the highest bit clear; its complement orders descending.
+            # The highest bit of a positive float is 0; the complement of the others sorts in descending order.
             inverse = np.uint32(0x7FFFFFFF) ^ bits[i]
             keys_a[i] = inverse
             histograms[0, inverse & np.uint32(2047)] += 1

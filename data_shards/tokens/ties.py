@@ -1,7 +1,7 @@
 """Break ties between equally ranked genes by a hash, and dither counts by another.
 
-Both hash the gene id with the cell's total and its number of detected genes: the same on every machine, and telling a
-model nothing about the cell's type.
+Both hash the gene id with the cell's total and its number of detected genes. The result is the same on every machine,
+and tells a model nothing about the cell's type.
 """
 
 import numpy as np
@@ -9,7 +9,7 @@ import numpy as np
 from data_shards.compiled import compiled
 from data_shards.hashing import mix64_scalar
 
-#: Keys of the two hashes; other values would make other tokens of the same cells.
+#: Keys of the two hashes. They must not change: the same cells would get other tokens.
 TIE = 0x7469655F6F726465
 DITHER = 0x6469746865725F75
 _SMALL_RUN = 32
@@ -17,7 +17,13 @@ _SMALL_RUN = 32
 
 @compiled()
 def cell_key(purpose, total, detected):  # type: ignore[no-untyped-def]
-    """Hash of what a cell is, apart from its genes: uint64."""
+    """Hash a cell, without its genes, for one purpose: uint64.
+
+    Args:
+        purpose: `TIE` or `DITHER`.
+        total: float64, sum of the cell's counts.
+        detected: integer, number of its non-zero counts.
+    """
     bits = np.array([total]).view(np.uint64)[0]
     state = mix64_scalar(np.uint64(purpose))
     state = mix64_scalar(state ^ bits)
@@ -26,14 +32,23 @@ def cell_key(purpose, total, detected):  # type: ignore[no-untyped-def]
 
 @compiled()
 def dithered(count, hashed):  # type: ignore[no-untyped-def]
-    """`count` moved by less than a half (by less than itself if it is below a half), always above zero."""
+    """Move `count` by less than 0.5, or by less than itself if it is below 0.5; the result is always above zero."""
     uniform = (np.float64(hashed >> np.uint64(12)) + 0.5) * 2.0**-52
     return count + (uniform - 0.5) * min(1.0, 2.0 * count)
 
 
 @compiled()
 def order_ties(keys, genes, kept, total, detected, gene_hashes):  # type: ignore[no-untyped-def]
-    """Put runs of equal keys that reach into the first `kept` places in the order of their hashes."""
+    """Sort each run of equal keys by hash, if it begins among the first `kept` keys.
+
+    Args:
+        keys: uint32 (n,), sorted.
+        genes: uint16 (n,), gene number of each key; reordered in place.
+        kept: number of keys that become tokens.
+        total: float64, sum of the cell's counts.
+        detected: integer, number of its non-zero counts.
+        gene_hashes: uint64 (n_genes,), `hash_string` of the gene ids.
+    """
     n = len(keys)
     key_of_tie = cell_key(TIE, total, detected)
     start = 0

@@ -1,7 +1,7 @@
-"""The one tokenizer: a cell's genes, ranked by count / median, as tokens.
+"""The only tokenizer: it ranks a cell's genes by count / median and returns them as tokens.
 
-Pretraining, evaluation and embedding all call `Tokenizer.encode`. A cell's total cancels in its own ranking: it
-matters for the medians, and as a part of the hash that orders exact ties.
+Pretraining, evaluation and embedding all call `Tokenizer.encode`. A cell's total cancels out in its own ranking: it
+matters only for the medians and in the hash that orders exact ties.
 """
 
 import hashlib
@@ -26,22 +26,23 @@ from data_shards.tokens.rank import Ranker
 from data_shards.tokens.vocabulary import FIRST_GENE, Vocabulary
 
 FILES = ("vocabulary.json", "medians.npy", "tokenizer.json")
-#: Drift looks at genes with this many non-zero values, and counts those that are off by more than this factor.
+#: `Tokenizer.drift` looks at genes with at least this many non-zero values, and counts medians off by more than this
+#: factor.
 DRIFT_VALUES, DRIFT_FACTOR = 100, 1.5
-#: Share of such genes from which on drift is reported.
+#: Drift is reported from this share of such genes on.
 DRIFT_SHARE = 0.2
-#: No cell can have more: tokens are uint16, and each stands once.
+#: No cell can have more tokens: they are uint16, and each occurs once.
 MAX_TOP_K = 65_535
 _SCHEMA = 1
 
 
 @dataclass(frozen=True, eq=False)
 class GeneColumns:
-    """The genes of one file in the numbers of a vocabulary.
+    """The genes of one file, numbered as in a vocabulary.
 
     Attributes:
-        numbers: int32 (n_delivered,), number of each delivered gene in the vocabulary or -1.
-        found: genes of the vocabulary that the file has.
+        numbers: int32 (n_delivered,), number of each gene as delivered in the vocabulary, or -1.
+        found: number of the vocabulary's genes that the file has.
         report: how its gene ids were found.
     """
 
@@ -58,8 +59,8 @@ class Tokenizer:
         vocabulary: the genes that have tokens.
         medians: float64 (n_genes,), non-zero median of each gene in `count / total * 10,000`.
         top_k: most tokens of a cell.
-        dither: spread each count evenly over its interval of one before ranking.
-        gene_table: maps the symbols of files without Ensembl ids.
+        dither: spread each count evenly over an interval of width 1 around it before ranking.
+        gene_table: maps the symbols of files without Ensembl ids; None if there is none.
     """
 
     vocabulary: Vocabulary
@@ -70,13 +71,15 @@ class Tokenizer:
 
     def __post_init__(self) -> None:
         if self.medians.shape != (len(self.vocabulary.genes),) or self.medians.dtype != np.float64:
-            raise DataError(f"{len(self.vocabulary.genes):,} genes need as many medians, not {self.medians.shape}")
+            raise DataError(
+                f"{len(self.vocabulary.genes):,} genes need as many float64 medians, not {self.medians.dtype} of shape "
+                f"{self.medians.shape}"
+            )
         if not bool(np.all(self.medians > 0) and np.all(np.isfinite(self.medians))):
-            raise DataError("every gene of a vocabulary needs a median above zero")
+            raise DataError("every gene of a vocabulary needs a finite median above zero")
         if not 1 <= self.top_k <= MAX_TOP_K:
             raise DataError(
-                f"--top-k {self.top_k:,}: a cell has at least one token, and at most {MAX_TOP_K:,}, which is more than "
-                "a vocabulary has genes"
+                f"--top-k {self.top_k:,}: must be at least 1 and at most {MAX_TOP_K:,}; no vocabulary has more genes"
             )
 
     @cached_property
@@ -95,15 +98,19 @@ class Tokenizer:
 
     @cached_property
     def ranker(self) -> Ranker:
-        """What ranks: `encode` without the gene ids."""
+        """The part of this tokenizer that ranks, without the gene ids."""
         return Ranker(self.medians, hash_strings(self.vocabulary.genes), self.top_k, self.dither)
 
     def bind(self, counts: CountFile, min_mapped: float = 0.5) -> GeneColumns:
         """Find the vocabulary's genes in a file.
 
+        Args:
+            counts: the file.
+            min_mapped: share of its genes (0 to 1) that must map to Ensembl ids, unless ids are used as they are.
+
         Raises:
-            DataError: fewer of its genes than `min_mapped` could be mapped to ids, they are of another species, or none
-                is in the vocabulary.
+            DataError: less than `min_mapped` of its genes map to ids, they are of another species, or none is in the
+                vocabulary.
         """
         found = find_gene_ids(counts, self.gene_table, min_mapped, self.vocabulary.kind)
         if self.vocabulary.kind == "ensembl":
@@ -124,16 +131,16 @@ class Tokenizer:
     def encode(
         self, counts: sp.csr_matrix, columns: GeneColumns
     ) -> tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64]]:
-        """Tokens of the cells, best-ranked first.
+        """Return the tokens of the cells, best-ranked first.
 
-        The key of a gene is float32(count / median), descending. Exact ties stand in the order of a hash of gene id,
-        the cell's total and its number of detected genes, both over all genes as delivered. A total is the same for
-        any order of the genes. What is not above zero is left out.
+        Genes are sorted by float32(count / median), descending. Exact ties are sorted by a hash of gene id, the cell's
+        total and its number of detected genes, both over all genes as delivered. A total is the same for any order of
+        the genes. Counts that are not above zero are left out.
 
         Args:
             counts: csr_matrix (n_cells, n_delivered), float64, without repeated columns, as `CountFile.chunks` yields
                 it.
-            columns: what `bind` found for the file.
+            columns: result of `bind` for the file.
 
         Returns:
             tokens uint16 (n_tokens,) and indptr int64 (n_cells + 1,).
@@ -142,7 +149,7 @@ class Tokenizer:
         return ranked.genes + np.uint16(FIRST_GENE), ranked.indptr
 
     def drift(self, genes: npt.NDArray[np.int32], values: npt.NDArray[np.float64]) -> tuple[float, int]:
-        """How far the medians of other cells are from these.
+        """Compare the medians of other cells with these.
 
         Args:
             genes: int32 (n,), gene number of each non-zero count of the cells.
@@ -150,7 +157,7 @@ class Tokenizer:
 
         Returns:
             Of the genes with at least 100 values, the share whose median differs from the tokenizer's by more than a
-            factor of 1.5; and the number of these genes, of which none gives a share of 0.
+            factor of 1.5; and the number of genes with at least 100 values. Without such genes the share is 0.
         """
         starts, grouped = group_by_gene(genes, values, len(self.medians))
         often = np.flatnonzero(np.diff(starts) >= DRIFT_VALUES)
@@ -161,7 +168,7 @@ class Tokenizer:
     def save(self, directory: Path) -> None:
         """Write `vocabulary.json`, `medians.npy`, `tokenizer.json` and, with a gene table, `gene_table.parquet`."""
         self.vocabulary.save(directory / "vocabulary.json")
-        medians = io.BytesIO()  # into a file, numpy would say nothing of a full disk
+        medians = io.BytesIO()  # written straight to a file, numpy does not report a full disk
         np.save(medians, self.medians.astype("<f8"))
         (directory / "medians.npy").write_bytes(medians.getvalue())
         if self.gene_table is not None:
@@ -182,7 +189,7 @@ class Tokenizer:
         """Read what `save` wrote.
 
         Raises:
-            DataError: a file is missing or is not what it was when it was written.
+            DataError: a file is missing or damaged, or the files do not belong together.
         """
         try:
             content = json.loads((directory / "tokenizer.json").read_text())
@@ -192,7 +199,9 @@ class Tokenizer:
             tokenizer = cls(vocabulary, medians, int(content["top_k"]), bool(content["dither"]), table)
             expected = content["hash"]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise DataError(f"{directory}: no tokenizer can be read there ({error})") from error
+            raise DataError(f"{directory}: cannot read a tokenizer ({error}): copy or make it again") from error
         if tokenizer.hash != expected:
-            raise DataError(f"{directory}: vocabulary, medians and tokenizer.json do not belong together")
+            raise DataError(
+                f"{directory}: vocabulary, medians and tokenizer.json do not belong together: copy or make them again"
+            )
         return tokenizer

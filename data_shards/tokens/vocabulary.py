@@ -1,4 +1,4 @@
-"""Which gene is which token."""
+"""The mapping between genes and tokens."""
 
 import hashlib
 import json
@@ -12,7 +12,7 @@ from data_shards.files.location import Location
 PAD = 0
 MASK = 1
 FIRST_GENE = 2
-#: Tokens are uint16, and two of its 65,536 values are specials.
+#: Tokens are uint16; two of the 65,536 values are the special tokens `PAD` and `MASK`.
 MAX_GENES = 65_534
 
 
@@ -32,9 +32,9 @@ class Vocabulary:
         if self.kind not in ("ensembl", "as-is"):
             raise DataError(f"vocabulary kind is {self.kind!r}: expected 'ensembl' or 'as-is'")
         if not self.genes:
-            raise DataError("a vocabulary without genes gives no tokens")
+            raise DataError("a vocabulary must have at least one gene")
         if list(self.genes) != sorted(set(self.genes)):
-            raise DataError("the genes of a vocabulary must be sorted and each stand once")
+            raise DataError("the genes of a vocabulary must be sorted, without duplicates")
         if len(self.genes) > MAX_GENES:
             raise DataError(
                 f"{len(self.genes):,} genes do not fit uint16 tokens (at most {MAX_GENES:,}): choose genes with --genes"
@@ -42,7 +42,7 @@ class Vocabulary:
 
     @property
     def size(self) -> int:
-        """Number of tokens, the two specials included."""
+        """Number of tokens, including the two special ones."""
         return len(self.genes) + FIRST_GENE
 
     @cached_property
@@ -52,10 +52,11 @@ class Vocabulary:
 
     @cached_property
     def token_of(self) -> dict[str, int]:
-        """Gene id to token."""
+        """Token of each gene id."""
         return {gene: i + FIRST_GENE for i, gene in enumerate(self.genes)}
 
     def save(self, path: Path) -> None:
+        """Write `vocabulary.json`."""
         path.write_text(json.dumps({"kind": self.kind, "genes": list(self.genes)}, indent=0) + "\n")
 
     @classmethod

@@ -1,50 +1,51 @@
-"""Ctrl-C that ends what it is to end, whatever was running as it came."""
+"""Make Ctrl-C reliable, whatever code is running."""
 
 import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_is_noted = False
-_came = False
+_is_active = False
+_is_interrupted = False
 
 
 @contextmanager
 def noted() -> Iterator[None]:
-    """Raise KeyboardInterrupt in the end if there was one, also where a library swallows or mistakes it.
+    """Raise KeyboardInterrupt at the end of the block if SIGINT arrived, even if a library swallowed or converted it.
 
-    Python drops what is raised in callbacks and finalizers, and compiled code may make a SystemError of it. Of several
-    such blocks within each other the outermost one does it; none, where SIGINT has a handler already or in a thread.
+    Python drops exceptions raised in callbacks and finalizers, and compiled code may turn one into a SystemError.
+    In nested blocks only the outermost one does this. The block does nothing outside of the main thread, or if SIGINT
+    has a handler other than Python's default.
     """
-    global _is_noted, _came
-    # Its own handler is there still where an interrupt came in the last lines of such a block.
-    usual = (signal.default_int_handler, _note)
-    if _is_noted or not _in_main_thread() or signal.getsignal(signal.SIGINT) not in usual:
+    global _is_active, _is_interrupted
+    # Our own handler is still installed if an interrupt arrived in the last lines of an earlier block.
+    expected = (signal.default_int_handler, _note)
+    if _is_active or not _in_main_thread() or signal.getsignal(signal.SIGINT) not in expected:
         yield
         return
     try:
-        _is_noted, _came = True, False
+        _is_active, _is_interrupted = True, False
         signal.signal(signal.SIGINT, _note)
         yield
         check()
     except Exception as error:
-        if _came:
+        if _is_interrupted:
             raise KeyboardInterrupt from error
         raise
     finally:
-        _is_noted = False
+        _is_active = False
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _note(number: int, frame: object) -> None:
-    global _came
-    _came = True
+    global _is_interrupted
+    _is_interrupted = True
     raise KeyboardInterrupt
 
 
 def check() -> None:
-    """Raise KeyboardInterrupt, in the main thread, if there was one within `noted`."""
-    if _is_noted and _came and _in_main_thread():
+    """Raise KeyboardInterrupt if SIGINT arrived in the current `noted` block; only in the main thread."""
+    if _is_active and _is_interrupted and _in_main_thread():
         raise KeyboardInterrupt
 
 
@@ -54,15 +55,15 @@ def _in_main_thread() -> bool:
 
 @contextmanager
 def held() -> Iterator[None]:
-    """Ctrl-C waits for the end of it, in the main thread, and never comes to the processes started meanwhile.
+    """Delay Ctrl-C in the main thread until the block ends, and keep it from processes started in the block.
 
-    It reaches the whole group, and is for this process alone, which lets workers finish what they are at.
+    Ctrl-C reaches the whole process group, but only this process should act on it: it lets workers finish their tasks.
     """
-    came = []
-    # The mask alone, which new processes have from this thread, would leave it to another thread to take the signal.
-    # A handler that is not Python's could not be put back.
+    interrupts = []
+    # New processes inherit the mask of this thread. The mask alone is not enough: another thread could take the signal.
+    # `getsignal` returns None for a handler that was not installed from Python: it could not be restored.
     is_ours = _in_main_thread() and signal.getsignal(signal.SIGINT) is not None
-    before = signal.signal(signal.SIGINT, lambda *_: came.append(True)) if is_ours else None
+    before = signal.signal(signal.SIGINT, lambda *_: interrupts.append(True)) if is_ours else None
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -70,5 +71,5 @@ def held() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         if is_ours:
             signal.signal(signal.SIGINT, before)
-        if came:
+        if interrupts:
             signal.raise_signal(signal.SIGINT)

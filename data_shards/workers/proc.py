@@ -1,6 +1,6 @@
-"""Read what Linux tells of processes and of the processor, in `/proc`; see proc(5).
+"""Read information about processes and the processor from Linux's `/proc`; see proc(5).
 
-Other systems have no `/proc`, and a process may end at any moment: each function then returns None or nothing.
+Other systems have no `/proc`, and a process may end at any moment: each function then returns None or an empty result.
 """
 
 import platform
@@ -11,12 +11,12 @@ _PROC = Path("/proc")
 
 
 def processes() -> list[int]:
-    """The numbers of all processes."""
+    """The ids of all processes."""
     return [int(entry.name) for entry in _PROC.iterdir() if entry.name.isdecimal()] if _PROC.is_dir() else []
 
 
 def status(pid: int | str = "self") -> dict[str, str]:
-    """The fields of a process's `status` by their names, such as `VmHWM`, `PPid` or `State`."""
+    """The fields of a process's `status` file by name, such as `VmHWM`, `PPid` or `State`."""
     try:
         lines = (_PROC / str(pid) / "status").read_text().splitlines()
     except OSError:
@@ -25,19 +25,19 @@ def status(pid: int | str = "self") -> dict[str, str]:
 
 
 def memory(field: str, pid: int | str = "self") -> int | None:
-    """Bytes of `VmRSS` (resident now) or `VmHWM` (the most so far) of a process."""
-    found = status(pid).get(field)
-    return None if found is None else int(found.split()[0]) << 10
+    """`VmRSS` (resident memory now) or `VmHWM` (its peak so far) of a process, in bytes."""
+    kilobytes = status(pid).get(field)
+    return None if kilobytes is None else int(kilobytes.split()[0]) << 10
 
 
 def forget_peak() -> None:
-    """Set this process's `VmHWM` to its `VmRSS`."""
+    """Reset this process's `VmHWM` to its `VmRSS`."""
     with suppress(OSError):
         (_PROC / "self" / "clear_refs").write_text("5")
 
 
 def words(pid: int, file: str) -> list[str]:
-    """The entries of a process's `environ` or `cmdline`; none of a zombie."""
+    """The entries of a process's `environ` or `cmdline`; an empty list for a zombie."""
     try:
         return (_PROC / str(pid) / file).read_text(errors="replace").split("\0")[:-1]
     except OSError:
@@ -45,7 +45,7 @@ def words(pid: int, file: str) -> list[str]:
 
 
 def descendants(pid: int) -> list[int]:
-    """The processes that a process has started, and theirs."""
+    """The ids of all child processes of a process, recursively."""
     parents = {child: int(status(child).get("PPid", -1)) for child in processes()}
     found: list[int] = []
     new = [pid]
@@ -56,7 +56,7 @@ def descendants(pid: int) -> list[int]:
 
 
 def processor_name() -> str:
-    """The processor's model."""
+    """The model name of the processor."""
     with suppress(OSError):
         for line in (_PROC / "cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

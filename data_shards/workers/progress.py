@@ -1,4 +1,4 @@
-"""Progress of what takes long: a bar at a terminal, lines in a log."""
+"""Progress of long operations: a bar in a terminal, lines in a log."""
 
 import sys
 from typing import Any
@@ -9,11 +9,12 @@ _EVERY_S = 15.0
 
 
 class Progress(tqdm):
-    """tqdm's bar; where standard error is no terminal, as in a job of SLURM, a line every 15 seconds.
+    """tqdm's bar; if standard error is not a terminal, as in a SLURM job, a line every 15 seconds instead.
 
     Args:
-        at_once: do not wait so long for the first of the lines.
-        arguments: of tqdm.
+        arguments: positional arguments of tqdm.
+        at_once: print the first line without waiting 15 seconds.
+        options: keyword arguments of tqdm.
     """
 
     def __init__(self, *arguments: Any, at_once: bool = False, **options: Any) -> None:
@@ -25,6 +26,7 @@ class Progress(tqdm):
         super().__init__(*arguments, **options)
 
     def update(self, n: float | None = 1) -> bool | None:
+        """Advance by `n`, as tqdm does."""
         shown = super().update(n)
         if self._due:
             self._due = False
@@ -32,9 +34,10 @@ class Progress(tqdm):
         return shown
 
     def display(self, msg: str | None = None, pos: int | None = None) -> Any:
+        """Draw the bar, or print a line."""
         if not self._in_lines:
             return super().display(msg, pos)
-        # An empty one is to clear a bar.
+        # tqdm clears a bar with an empty message.
         text = str(self) if msg is None else msg
         if text:
             print(text, file=self.fp, flush=True)

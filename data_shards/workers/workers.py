@@ -1,4 +1,4 @@
-"""Running tasks on this machine's processes or on a Dask cluster; results do not depend on which, or on how many."""
+"""Run tasks in processes of this machine or on a Dask cluster; the results are the same for any number of either."""
 
 import asyncio
 import ctypes
@@ -21,27 +21,28 @@ from data_shards.workers import interrupts
 
 Task = TypeVar("Task")
 Result = TypeVar("Result")
-#: A function, and what it is called with.
+#: A function and its argument.
 Call = tuple[Callable[[Any], Any], Any]
-#: Calls of a step each, which is taken when all of the last one's are done.
+#: The calls of each step; a step is taken once all calls of the step before are done.
 Steps = Iterator[Sequence[Call]]
+#: Seconds to wait for an answer of a scheduler or for a result, before checking again.
 _ANSWER_S = 30
-#: Seconds for which nothing is said while workers end.
+#: Seconds to wait silently for workers to finish.
 _PATIENCE_S = 1
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
-#: What tasks need, and what they need imports.
+#: Modules that the fork server imports: with what they import, they cover what tasks need.
 _TASKS = ["data_shards.medians.make_medians", "data_shards.prepare.rank_range"]
-#: Bytes of a folder for temporary files in which the fork server's socket still has a name.
+#: Longest path of TMPDIR, in bytes, for which the path of the fork server's socket is not too long.
 _LONGEST = 64
 
 
 class Workers:
-    """What runs tasks: this process (one worker), a pool of processes, or the workers of a Dask scheduler.
+    """Runs tasks in this process (one worker), in a pool of processes, or on the workers of a Dask scheduler.
 
     Args:
-        count: processes of this machine, if there is no scheduler.
+        count: number of processes on this machine, if no scheduler is given.
         dask: address of a scheduler, such as tcp://head:8786. Its workers need this package and the same file system.
-        say: takes lines of the report.
+        say: receives each line of the report.
 
     Raises:
         DataError: Dask is not installed, or no scheduler answers.
@@ -62,7 +63,7 @@ class Workers:
 
     @property
     def at_once(self) -> int:
-        """Tasks that run at the same time; of a Dask cluster, now: workers may join and leave.
+        """Number of tasks that run at the same time; on a Dask cluster the current one: workers may join and leave.
 
         Raises:
             DataError: the scheduler is gone.
@@ -79,7 +80,7 @@ class Workers:
         return max(1, threads)
 
     def map_in_order(self, function: Callable[[Task], Result], tasks: Iterable[Task]) -> Generator[Result, None, None]:
-        """`function` of each task, in the order of the tasks, with at most two tasks a worker in flight.
+        """Yield `function(task)` for each task, in the order of the tasks, with at most two tasks per worker in flight.
 
         Raises:
             DataError: a worker was killed, the scheduler is gone, or a task raised it.
@@ -88,29 +89,29 @@ class Workers:
         yield from self._results(lambda: next(calls, None))
 
     def run(self, jobs: Iterable[Steps]) -> Iterator[Any]:
-        """Run jobs side by side: as many as keep all workers busy, those first that have begun.
+        """Run jobs side by side, as many as keep all workers busy; jobs that have begun go first.
 
         Yields:
-            What each call was made with, when it is done.
+            The argument of each call, once the call is done.
 
         Raises:
-            DataError: as of `map_in_order`, or a job raised it.
+            DataError: as `map_in_order` does, or a job raised it.
         """
-        coming = iter(jobs)
+        remaining = iter(jobs)
         ready: deque[tuple[_Job, Call]] = deque()
         running: deque[tuple[_Job, Call]] = deque()
 
-        def go_on(job: _Job) -> None:
+        def start_next_step(job: _Job) -> None:
             calls = next(filter(None, job.steps), ())
             job.unfinished = len(calls)
             ready.extendleft((job, call) for call in reversed(calls))
 
         def take() -> Call | None:
             while not ready:
-                steps = next(coming, None)
+                steps = next(remaining, None)
                 if steps is None:
                     return None
-                go_on(_Job(steps))
+                start_next_step(_Job(steps))
             running.append(ready.popleft())
             return running[-1][1]
 
@@ -119,10 +120,13 @@ class Workers:
             yield task
             job.unfinished -= 1
             if not job.unfinished:
-                go_on(job)
+                start_next_step(job)
 
     def _results(self, take: Callable[[], Call | None]) -> Generator[Any, None, None]:
-        """Results of the calls that `take` gives, in their order; None is nothing now, and in the end nothing runs."""
+        """Yield the results of the calls that `take` returns, in their order.
+
+        `take` returns None when no call is ready; iteration ends once nothing runs.
+        """
         if self._pool is None and self._client is None:
             while (call := take()) is not None:
                 function, task = call
@@ -134,22 +138,22 @@ class Workers:
         try:
             while True:
                 while len(pending) < 2 * self.at_once and (call := take()) is not None:
-                    # It may start a process, which waits for what this one still has to send.
+                    # Submitting may start a process, which waits for data that this process still has to send.
                     with interrupts.held():
                         pending.append(self._submit(*call))
                 if not pending:
                     return
-                result = self._result(pending[0])  # there to be waited for, too, if this is interrupted
+                result = self._result(pending[0])  # stays in `pending`: if interrupted, `finally` waits for it
                 pending.popleft()
                 interrupts.check()
                 yield result
         finally:
             for future in pending:
                 future.cancel()
-            # What runs already cannot be stopped; of a Dask cluster it may be anywhere.
+            # Running tasks cannot be stopped. Those of a Dask cluster, which run elsewhere, are not waited for.
             running = [future for future in pending if isinstance(future, Future)]
             if wait(running, _PATIENCE_S).not_done:
-                self._say("stopping: waiting for workers to end what they are at")
+                self._say("stopping: waiting for workers to finish their tasks")
                 wait(running)
 
     def _submit(self, function: Callable[[Task], Result], task: Task) -> Any:
@@ -168,24 +172,24 @@ class Workers:
             except TimeoutError:
                 if future.done():
                     raise
-                _ = self.at_once  # says so where there is no worker left
+                _ = self.at_once  # reports if no worker is left
             except BrokenProcessPool as error:
                 raise _killed() from error
             except CancelledError as error:
                 raise self._gone() from error
             except Exception as error:
-                # Dask's own, which are not there without Dask.
+                # Dask's exceptions are compared by name: they cannot be imported without Dask.
                 if type(error).__name__ == "CommClosedError":
                     raise self._gone() from error
                 if type(error).__name__ == "KilledWorker":
                     raise DataError(
-                        "Dask workers died over the same task again and again, most likely for want of memory "
-                        f"({error}): give each of them more"
+                        "Dask workers were killed repeatedly by the same task, most likely out of memory "
+                        f"({error}): give each worker more memory"
                     ) from error
                 raise
 
     def _gone(self) -> DataError:
-        return DataError(f"{self._address}: the Dask scheduler is gone: start it again, and then the same command")
+        return DataError(f"{self._address}: the Dask scheduler is gone: start it again, then rerun the same command")
 
     def __enter__(self) -> "Workers":
         self._watch.enter_context(interrupts.noted())
@@ -210,7 +214,7 @@ class _Job:
 
 def _connect(address: str) -> Any:
     try:
-        # Untyped, as a whole.
+        # Dask has no type annotations.
         distributed: Any = import_module("distributed")
         comm: Any = import_module("distributed.comm")
     except ImportError as error:
@@ -218,39 +222,43 @@ def _connect(address: str) -> Any:
 
     async def answer() -> None:
         security = distributed.Security().get_connection_args("client")
-        found = await comm.connect(address, _ANSWER_S, **security)
-        await found.close()
+        connection = await comm.connect(address, _ANSWER_S, **security)
+        await connection.close()
 
-    # It prints the ways in which a connection was lost.
+    # This logger prints how a connection was lost.
     logging.getLogger("distributed.client").setLevel(logging.CRITICAL)
     try:
-        # A client that finds no scheduler goes on looking for it long after it has raised.
-        with ThreadPoolExecutor(1) as thread:  # a notebook has a loop in this one
+        # Test the address first: a client that finds no scheduler keeps trying long after it has raised.
+        with ThreadPoolExecutor(1) as thread:  # this thread already has an event loop in a notebook
             thread.submit(asyncio.run, answer()).result()
         return distributed.Client(address, timeout=_ANSWER_S, set_as_default=False)
     except TypeError as error:
         raise DataError(
-            f"--dask {address}: the connection needs TLS keys ({error}): name them in Dask's settings, "
-            "`distributed.comm.tls.ca-file`, `client.cert` and `client.key` there"
+            f"--dask {address}: the connection needs TLS keys ({error}): name them in Dask's configuration, "
+            "`distributed.comm.tls.ca-file`, `client.cert` and `client.key`"
         ) from error
     except (OSError, ValueError) as error:
         raise DataError(
-            f"--dask {address}: no scheduler answers ({error}): start one with `dask scheduler`, and give the address "
+            f"--dask {address}: no scheduler answers ({error}): start one with `dask scheduler` and use the address "
             "that it prints"
         ) from error
 
 
 def start_server() -> str:
-    """Let what workers need be imported, beside what this process does, and say how they are started.
+    """Start the fork server, which imports what workers need, and return the start method for multiprocessing.
 
-    They are forks of a server that imports for all: of this process, which has threads, they could hang.
+    Workers are forks of that server, which imports once for all. Forks of this process, which has threads, could hang.
+
+    Returns:
+        "forkserver", or "spawn" if the path of TMPDIR is too long for the server's socket.
     """
     is_long = len(os.fsencode(tempfile.gettempdir())) > _LONGEST
     forkserver.set_forkserver_preload(_TASKS)
     before = os.environ.get("PYTHONSAFEPATH")
-    os.environ["PYTHONSAFEPATH"] = "1"  # or they would import what lies in the current folder
+    os.environ["PYTHONSAFEPATH"] = "1"  # otherwise workers would import modules from the current folder
     try:
-        resource_tracker.ensure_running()  # workers need it, however started, and as it starts it lets interrupts in
+        # All workers need it. It unblocks SIGINT when it starts, so start it before `held`.
+        resource_tracker.ensure_running()
         if not is_long:
             with interrupts.held():
                 forkserver.ensure_running()
@@ -263,8 +271,8 @@ def start_server() -> str:
 
 
 def _begin_worker() -> None:
-    """In a worker process: keep what is freed, and end with the process that started it, even if that is killed."""
-    # What glibc gives back is cleared by the system when it is asked for again: a tenth of the time of medians.
+    """Set up a worker process: keep freed memory, and exit when the parent process ends, even if it is killed."""
+    # The kernel zeroes memory that glibc returned and requests again: that took a tenth of the time of medians.
     set_malloc = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_malloc is not None and set_malloc(_M_MMAP_THRESHOLD, 32 << 20):
         set_malloc(_M_TRIM_THRESHOLD, 256 << 20)
@@ -279,4 +287,4 @@ def _begin_worker() -> None:
 
 
 def _killed() -> DataError:
-    return DataError("a worker process was killed, most likely for want of memory: use fewer --workers")
+    return DataError("a worker process was killed, most likely out of memory: use fewer --workers")

@@ -1,1 +1,1 @@
-"""Benchmarks: contenders side by side on one machine, in one run."""
+"""Benchmarks that compare several contenders on one machine, in one run."""

@@ -1,4 +1,4 @@
-"""Simulated cells for the benchmarks of data, as counts and as a store."""
+"""Simulated cells for the data benchmarks, as a file of counts and as a token store."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +11,12 @@ from data_shards.simulate.write_atlas import write_atlas
 from gm_train.bench.measure.turns import Say
 
 TOP_K = 2048
-#: About a thousand detected genes a cell, of 20,000.
+#: With these, about 1,000 of the 20,000 genes are detected in a cell.
 _GENES, _MOLECULES = 20_000, 2600.0
 
 
 def atlas_options(n_cells: int) -> AtlasOptions:
-    """What is simulated: 24 donors in 8 batches, 20 cell types that stand in no order."""
+    """Options of the simulator: 24 donors in 8 batches, 20 cell types in random order."""
     return AtlasOptions(
         cells=n_cells,
         genes=_GENES,
@@ -30,7 +30,19 @@ def atlas_options(n_cells: int) -> AtlasOptions:
 
 
 def simulated_counts(folder: Path, n_cells: int, compression: str, workers: int, say: Say, sort: bool = False) -> Path:
-    """`folder/COMPRESSION.h5ad`, made at the first call; with `sort`, the cells of a type stand together."""
+    """Simulate cells into `folder/COMPRESSION.h5ad`, unless the file exists.
+
+    Args:
+        folder: an existing folder.
+        n_cells: number of cells.
+        compression: of the counts: gzip, lzf or none.
+        workers: processes that simulate.
+        say: takes progress lines.
+        sort: write the cells of one type next to each other.
+
+    Returns:
+        The path of the file.
+    """
     path = folder / f"{compression}.h5ad"
     if not path.exists():
         say(f"simulating {n_cells:,} cells, {compression}")
@@ -39,7 +51,17 @@ def simulated_counts(folder: Path, n_cells: int, compression: str, workers: int,
 
 
 def store_of(h5ad: Path, folder: Path, workers: int, say: Say) -> Path:
-    """`folder/store.zarr` with all cells of a file, none held out, by medians of its own; made at the first call."""
+    """Make `folder/store.zarr` from a file and the file's own medians, unless it exists. No cells are held out.
+
+    Args:
+        h5ad: counts.
+        folder: existing folder for the medians and the store.
+        workers: processes that prepare.
+        say: takes progress lines.
+
+    Returns:
+        The path of the store.
+    """
     medians, store = folder / "medians.zarr", folder / "store.zarr"
     if not medians.exists():
         say(f"medians of {h5ad.name}")

@@ -1,4 +1,4 @@
-"""What every benchmark does around its measurements: says what it is at, what it was made with, and writes it down."""
+"""Shared by all benchmarks: progress lines, facts about the run, and result files."""
 
 import datetime
 import json
@@ -17,7 +17,7 @@ from gm_train.run.provenance import git_revision, packages
 
 @contextmanager
 def bench_progress() -> Iterator[Say]:
-    """A line on what the benchmark is at, with the time so far; where there is no terminal, a line now and then."""
+    """Show the current work and the time so far in one line; without a terminal, print a line now and then."""
     with Progress(bar_format="{desc}  [{elapsed}]", mininterval=0, miniters=1, at_once=True) as line:
 
         def say(text: str) -> None:
@@ -28,7 +28,12 @@ def bench_progress() -> Iterator[Say]:
 
 
 def made_with(asked: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
-    """Date, command, processor, and versions of those of the named packages that are installed."""
+    """Return date, command, processor and versions, for the head of a report.
+
+    Args:
+        asked: the command line after `gm-train`.
+        names: packages to list; those that are not installed are skipped.
+    """
     installed = packages()
     return {
         "date": datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
@@ -41,7 +46,16 @@ def made_with(asked: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
 
 
 def write_results(out: Path, results: dict[str, Any], render: Callable[[dict[str, Any]], str]) -> list[Path]:
-    """Write `bench.json` and `bench.md`: their paths."""
+    """Write `bench.json` and `bench.md`.
+
+    Args:
+        out: existing folder.
+        results: plain values, as JSON takes them.
+        render: makes the Markdown.
+
+    Returns:
+        The paths of both files.
+    """
     paths = [out / "bench.json", out / "bench.md"]
     paths[0].write_text(json.dumps(results, indent=1) + "\n")
     paths[1].write_text(render(results))

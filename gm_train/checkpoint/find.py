@@ -1,9 +1,9 @@
-"""Checkpoints that are whole or do not count.
+"""Find and verify checkpoints. Only complete and undamaged ones are used.
 
-A checkpoint is a directory. Its state is written under parameter names (`state.py`), so that it does not know the
-number of ranks that wrote it, or by DeepSpeed as ZeRO's ranks hold it (`zero.py`); `COMMIT` comes last and lists every
-file with its size and SHA-256. Whatever has no COMMIT is not a checkpoint; whatever does not match its COMMIT is passed
-over, loudly.
+A checkpoint is a directory. Its state is written under parameter names, independent of the number of ranks
+(`state.py`), or by DeepSpeed as ZeRO's ranks hold it (`strategies/zero.py`). `COMMIT` is written last and lists every
+file with its size and SHA-256. A directory without COMMIT is not a checkpoint. One that does not match its COMMIT is
+skipped with a warning.
 """
 
 import contextlib
@@ -32,12 +32,12 @@ COMMIT = "COMMIT"
 SCHEMA = 2
 _NAME = re.compile(r"step-(\d{8,})")
 PARTIAL, REPLACED, _DAMAGED = ".partial", ".replaced", ".damaged"
-#: The form of a state under parameter names; ZeRO's are `zero2` and `zero3`.
+#: The `form` of a state under parameter names; those of ZeRO are `zero2` and `zero3`.
 BY_NAME = "by name"
 
 
 class UnreadableCheckpoint(DataError):
-    """A checkpoint of another version, or one that the disk did not give: it may well be whole."""
+    """A checkpoint that could not be checked: it is of another version, or the disk failed. It may be undamaged."""
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Checkpoint:
 
     Attributes:
         path: its directory.
-        step: the step that it was taken after.
-        val_loss: the validation loss at that step, if it was validated.
-        form: how the state is written, `by name`, `zero2` or `zero3`.
-        n_ranks: number of ranks that wrote it; only ZeRO's forms depend on it.
-        files: size in bytes and SHA-256 of every file, by name within the directory.
+        step: the step after which it was written.
+        val_loss: the validation loss at that step; None if there was no validation.
+        form: how the state is written: `by name`, `zero2` or `zero3`.
+        n_ranks: number of ranks that wrote it; it matters for ZeRO's forms only.
+        files: size in bytes and SHA-256 of every file, by its path within the directory.
     """
 
     path: Path
@@ -67,6 +67,7 @@ class Checkpoint:
 
     @property
     def n_bytes(self) -> int:
+        """Total size of the files, in bytes."""
         return sum(int(entry["size"]) for entry in self.files.values())
 
     @classmethod
@@ -74,14 +75,16 @@ class Checkpoint:
         """Read the COMMIT of a directory.
 
         Raises:
-            DataError: it is missing or torn.
-            UnreadableCheckpoint: it is of another version, or the disk cannot be read.
+            DataError: COMMIT is missing or damaged.
+            UnreadableCheckpoint: the checkpoint is of another version, or the disk cannot be read.
         """
         try:
             content = json.loads((path / COMMIT).read_text())
             schema = int(content["schema"])
             if schema != SCHEMA:
-                raise UnreadableCheckpoint(f"{path}: is of version {schema}, this program reads {SCHEMA}: use its own")
+                raise UnreadableCheckpoint(
+                    f"{path}: is of version {schema}, this program reads {SCHEMA}: use the gm-train that wrote it"
+                )
             form, n_ranks = str(content["form"]), int(content["n_ranks"])
             checkpoint = cls(path, int(content["step"]), content["val_loss"], form, n_ranks, dict(content["files"]))
         except (FileNotFoundError, ValueError, KeyError, TypeError) as error:
@@ -91,7 +94,7 @@ class Checkpoint:
         return checkpoint
 
     def damage(self) -> str | None:
-        """What is wrong with its files, or None if every one has the size and hash of the COMMIT.
+        """Return what is wrong with its files; None if all of them have the size and hash that COMMIT lists.
 
         Raises:
             UnreadableCheckpoint: the disk cannot be read.
@@ -114,7 +117,7 @@ class Checkpoint:
 
 
 def checkpoint_directories(directory: Path) -> list[Path]:
-    """What has a checkpoint's name, by step."""
+    """Return the directories that are named as a checkpoint, sorted by step."""
     return sorted(
         (path for path in directory.glob("step-*") if _NAME.fullmatch(path.name)),
         key=lambda path: int(path.name.removeprefix("step-")),
@@ -122,43 +125,43 @@ def checkpoint_directories(directory: Path) -> list[Path]:
 
 
 def list_checkpoints(directory: Path) -> list[Checkpoint]:
-    """Checkpoints of a run whose COMMIT can be read, oldest first; files are not verified."""
-    found = []
+    """Return a run's checkpoints whose COMMIT can be read, sorted by step. Their files are not verified."""
+    checkpoints = []
     for path in checkpoint_directories(directory):
         with contextlib.suppress(DataError):
-            found.append(Checkpoint.read(path))
-    return found
+            checkpoints.append(Checkpoint.read(path))
+    return checkpoints
 
 
 def latest_whole(directory: Path, before: int | None = None) -> Checkpoint | None:
-    """The newest checkpoint whose files are as committed, of a step below `before` if given; loud about others."""
+    """Return the newest undamaged checkpoint, of a step below `before` if given; warn about damaged ones."""
     for checkpoint in reversed(list_checkpoints(directory)):
         if before is None or checkpoint.step < before:
             damage = checkpoint.damage()
             if damage is None:
                 return checkpoint
-            log.warning("%s: %s, so this checkpoint is passed over", checkpoint.path, damage)
+            log.warning("%s: %s, so this checkpoint is skipped", checkpoint.path, damage)
     return None
 
 
 def put_back(directory: Path) -> None:
-    """Finish or undo the replacing of a checkpoint by a process that was killed in it."""
+    """Finish or undo the replacement of a checkpoint, during which a process was killed."""
     for path in directory.glob(f".step-*{REPLACED}"):
-        whole = path.with_name(path.name.removeprefix(".").removesuffix(REPLACED))
-        if whole.exists():
+        target = path.with_name(path.name.removeprefix(".").removesuffix(REPLACED))
+        if target.exists():
             shutil.rmtree(path, ignore_errors=True)
         else:
-            path.rename(whole)
+            path.rename(target)
 
 
 def recover(directory: Path) -> Checkpoint | None:
-    """Where a run goes on: its newest whole checkpoint, None if it has none yet.
+    """Return the checkpoint from which a run resumes: the newest undamaged one. None if the run has no checkpoint yet.
 
-    Newer ones that are not whole are renamed, loudly, and unfinished ones cleared.
+    Newer ones that are damaged are renamed with a warning; unfinished ones are deleted.
 
     Raises:
-        DataError: there were checkpoints and not one is whole. Training from step 0 would throw the run away.
-        UnreadableCheckpoint: one is of another version, or the disk cannot be read; it keeps its name.
+        DataError: there were checkpoints, but all are damaged. Training from step 0 would throw the run away.
+        UnreadableCheckpoint: one is of another version, or the disk cannot be read. It keeps its name.
     """
     for path in (*directory.glob(f".step-*{PARTIAL}"), *directory.glob(".reshard-*")):
         shutil.rmtree(path, ignore_errors=True)
@@ -174,7 +177,7 @@ def recover(directory: Path) -> Checkpoint | None:
             damage = str(error)
         if damage is None:
             return checkpoint
-        log.warning("%s: %s, so this checkpoint is passed over", path, damage)
+        log.warning("%s: %s, so this checkpoint is skipped", path, damage)
         aside = path.with_name(path.name + _DAMAGED)
         shutil.rmtree(aside, ignore_errors=True)
         path.rename(aside)
@@ -189,12 +192,13 @@ def recover(directory: Path) -> Checkpoint | None:
 
 
 def prune(directory: Path, keep_last: int, before: int | None) -> None:
-    """Delete all checkpoints but the newest `keep_last`, the one of the best validation loss, and a way back.
+    """Delete all checkpoints but the newest ones, the one with the best validation loss, and the one for a rollback.
 
     Args:
-        directory: the run's checkpoints.
-        keep_last: newest ones that stay.
-        before: the newest checkpoint of a step below this stays, too: where a rollback would go.
+        directory: the folder of the run's checkpoints.
+        keep_last: number of newest checkpoints to keep.
+        before: keep the newest undamaged checkpoint below this step as well, since a rollback would need it; None: no
+            rollback is possible.
     """
     checkpoints = list_checkpoints(directory)
     kept = {checkpoint.path for checkpoint in checkpoints[-keep_last:]}
@@ -206,7 +210,8 @@ def prune(directory: Path, keep_last: int, before: int | None) -> None:
     for checkpoint in checkpoints:
         if checkpoint.path not in kept:
             try:
-                # Under a name that the next start clears: what is half deleted must not look whole.
+                # Rename it first: if the deletion is interrupted, the rest must not look like a checkpoint. The next
+                # start deletes what has this name.
                 doomed = directory / f".{checkpoint.path.name}{PARTIAL}"
                 checkpoint.path.rename(doomed)
                 shutil.rmtree(doomed)
@@ -215,10 +220,10 @@ def prune(directory: Path, keep_last: int, before: int | None) -> None:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """A verified checkpoint from its directory, or the newest whole one from a run's directory.
+    """Open a checkpoint directory, or the newest undamaged checkpoint of a run directory, and verify its files.
 
     Raises:
-        DataError: there is none, or its files are not what was committed.
+        DataError: there is no checkpoint, or it is damaged.
     """
     if (path / COMMIT).is_file():
         checkpoint = Checkpoint.read(path)
@@ -232,22 +237,22 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def refuse_other_form(checkpoint: Checkpoint, form: str, n_ranks: int) -> None:
-    """Raise DataError if the state is cut up as other ranks of ZeRO held it.
+    """Raise DataError if ZeRO wrote the state for another strategy or number of ranks.
 
     Args:
-        checkpoint: to be read.
-        form: what the reader writes itself; every reader reads what is by name.
-        n_ranks: how many read it together.
+        checkpoint: the checkpoint to read.
+        form: the form that the reader itself writes. Every reader can read the form `by name`.
+        n_ranks: number of ranks that read it together.
     """
     if checkpoint.form != BY_NAME and (checkpoint.form, checkpoint.n_ranks) != (form, n_ranks):
         raise DataError(
-            f"{checkpoint.path}: its state is cut up as {checkpoint.n_ranks} ranks of {checkpoint.form} held it: run "
-            f"`gm-train ckpt reshard {checkpoint.path}` once, then this again"
+            f"{checkpoint.path}: its state is divided among {checkpoint.n_ranks} ranks of {checkpoint.form}: run "
+            f"`gm-train ckpt reshard {checkpoint.path}` once, then this command again"
         )
 
 
 def load_whole(checkpoint: Checkpoint) -> tuple[GeneMamba, torch.optim.AdamW]:
-    """The model of a checkpoint whose state is under parameter names, and its optimizer, whole and on the CPU."""
+    """Load model and optimizer of a checkpoint of form `by name`, unsharded and on the CPU."""
     config = config_from_file(checkpoint.path / "config.yaml")
     model = GeneMamba(config.model, Tokenizer.load(checkpoint.path / "tokenizer").vocabulary.size)
     optimizer = build_optimizer(model, config.optim)
@@ -256,10 +261,10 @@ def load_whole(checkpoint: Checkpoint) -> tuple[GeneMamba, torch.optim.AdamW]:
 
 
 def load_model(checkpoint: Checkpoint) -> tuple[GeneMamba, Tokenizer, Config]:
-    """The model of a checkpoint in evaluation mode, its tokenizer and its configuration.
+    """Load a checkpoint's model in evaluation mode, its tokenizer and its configuration.
 
     Raises:
-        DataError: its state is written as ZeRO's ranks held it.
+        DataError: its state has one of ZeRO's forms.
     """
     refuse_other_form(checkpoint, BY_NAME, 1)
     config = config_from_file(checkpoint.path / "config.yaml")

@@ -1,4 +1,4 @@
-"""Writing a checkpoint: by all ranks together, whole or not at all."""
+"""Write a checkpoint: all ranks together, completely or not at all."""
 
 import json
 import shutil
@@ -25,13 +25,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class About:
-    """What a checkpoint says besides its state and position.
+    """What a checkpoint holds besides its state and position.
 
     Attributes:
-        config: the run's, as resolved.
-        identity: what a run that resumes it must agree with.
+        config: the run's resolved configuration.
+        identity: settings and hashes that must be the same in a run that resumes it (`identity_of`).
         tokenizer: vocabulary and medians.
-        store_hash: the manifest's hash.
+        store_hash: the hash of the store's manifest.
     """
 
     config: Config
@@ -40,6 +40,7 @@ class About:
     store_hash: str
 
     def save(self, folder: Path, position: Position) -> None:
+        """Write all of it, and the position, into a folder."""
         position.save(folder / "position.json", self.config.run.seed, self.store_hash)
         (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.structured(self.config)))
         (folder / "identity.json").write_text(json.dumps(self.identity, indent=1, sort_keys=True) + "\n")
@@ -55,34 +56,34 @@ def save_checkpoint(
     about: About,
     val_loss: float | None,
     ranks: Ranks,
-    claim: RunLock | None,
+    lock: RunLock | None,
     replace: bool = False,
 ) -> Checkpoint:
-    """Write and commit `step-<step>` into `directory`, under another name until it is whole; by all ranks together.
+    """Write and commit the checkpoint `step-<step>`. All ranks call this. It has another name until it is complete.
 
     Args:
-        directory: the run's checkpoints.
+        directory: the folder of the run's checkpoints.
         write_state: writes this rank's part of the state into a folder.
-        form: what `write_state` writes.
-        position: of the whole run.
-        about: what else the checkpoint says.
-        val_loss: the validation loss of these weights, if there is one.
+        form: the form that `write_state` writes.
+        position: the position of the whole run.
+        about: what else the checkpoint holds.
+        val_loss: the validation loss of these weights; None if there is none.
         ranks: this process among the others.
-        claim: rank 0's right to write the run directory.
-        replace: whether it takes the place of a checkpoint of the same step.
+        lock: the lock of the run directory, on rank 0; None on the others.
+        replace: whether it replaces a checkpoint of the same step.
 
     Raises:
-        DataError: the disk is full or cannot be written, or another start has taken over. Earlier checkpoints stay as
-            they are, and what was written of this one is removed.
+        DataError: the disk is full or cannot be written, or another start has taken over. Earlier checkpoints stay
+            unchanged, and what was written of this one is removed.
     """
     path = directory / f"step-{position.step:08d}"
     replaced = directory / f".{path.name}{REPLACED}"
 
     def begin() -> Path:
-        # A name of its own: a start that was left behind may be writing the same step.
+        # A unique name, because the old process of a start that was taken over may be writing the same step.
         partial = directory / f".{path.name}.{uuid.uuid4().hex[:8]}{PARTIAL}"
-        if claim is not None:
-            claim.check()
+        if lock is not None:
+            lock.check()
         partial.mkdir(parents=True)
         try:
             about.save(partial, position)
@@ -91,7 +92,7 @@ def save_checkpoint(
             raise
         return partial
 
-    partial = ranks.from_first(lambda: _or_say(path, begin))
+    partial = ranks.from_first(lambda: _explain_failure(path, begin))
 
     def written() -> list[str]:
         return sorted(str(file.relative_to(partial)) for file in partial.rglob("*") if file.is_file())
@@ -104,8 +105,8 @@ def save_checkpoint(
     def commit(files: dict[str, dict[str, Any]]) -> Checkpoint:
         checkpoint = Checkpoint(path, position.step, val_loss, form, ranks.world_size, files)
         _commit(partial, checkpoint)
-        if claim is not None:
-            claim.check()
+        if lock is not None:
+            lock.check()
         if replace:
             path.rename(replaced)
         try:
@@ -121,57 +122,59 @@ def save_checkpoint(
 
     try:
         _write(path, lambda: write_state(partial / "state"), ranks)
-        names = ranks.from_first(lambda: _or_say(path, written))
-        # Each rank reads its share of the files, whoever wrote them.
+        names = ranks.from_first(lambda: _explain_failure(path, written))
+        # Each rank hashes its share of the files, no matter which rank wrote them.
         own = names[ranks.global_rank :: ranks.world_size]
-        shares = ranks.gather(ranks.together(lambda: _or_say(path, lambda: hashed(own))))
+        shares = ranks.gather(ranks.together(lambda: _explain_failure(path, lambda: hashed(own))))
         files = {name: entry for share in shares for name, entry in share.items()}
-        return ranks.from_first(lambda: _or_say(path, lambda: commit(dict(sorted(files.items())))))
+        return ranks.from_first(lambda: _explain_failure(path, lambda: commit(dict(sorted(files.items())))))
     except DataError as error:
         if ranks.is_first:
             shutil.rmtree(partial, ignore_errors=True)
-            _refuse_replaced(claim, error)
+            _refuse_taken_over(lock, error)
         raise
 
 
-def _refuse_replaced(claim: RunLock | None, error: DataError) -> None:
-    """Raise DataError if another start has taken over: it clears away what it finds half-written, and so what was
-    being written here failed with an error that looks like the disk's."""
-    if claim is not None:
+def _refuse_taken_over(lock: RunLock | None, error: DataError) -> None:
+    """Raise DataError if another start has taken over.
+
+    That start deletes unfinished checkpoints. So the write here failed with `error`, which looks like a disk error.
+    """
+    if lock is not None:
         try:
-            claim.check()
-        except DataError as replaced:
-            raise replaced from error
+            lock.check()
+        except DataError as taken_over:
+            raise taken_over from error
 
 
 def _write(path: Path, write_state: Callable[[], None], ranks: Ranks) -> None:
     """Write the state, all ranks together.
 
     Raises:
-        DataError: it could not be written. The other ranks may be waiting for this one inside of `write_state`: it must
-            end, and with it the connection to them.
+        DataError: the state could not be written. The other ranks may be waiting for this one inside `write_state`, so
+            this process must end, which closes its connection to them.
     """
     try:
         write_state()
     except CheckpointException as error:
-        # torch has told every rank.
+        # torch raises this on every rank.
         raise ranks.in_one_voice(_unwritten(path, error)) from error
     except OSError as error:
         raise _unwritten(path, error) from error
     except RuntimeError as error:
-        # What torch.save makes of a full disk.
+        # torch.save raises RuntimeError if the disk is full.
         if is_lost_connection(error):
             raise
         raise _unwritten(path, error) from error
-    # Waits for all, so that what they have written can be listed.
+    # Wait until all ranks have written, so that the files can be listed.
     ranks.gather(None)
 
 
-def _or_say(path: Path, function: Callable[[], T]) -> T:
-    """What `function` returns.
+def _explain_failure(path: Path, function: Callable[[], T]) -> T:
+    """Return what `function` returns.
 
     Raises:
-        DataError: it could not write; the message says what is left of the run and what to do.
+        DataError: `function` could not write. The message names the newest remaining checkpoint and what to do.
     """
     try:
         return function()
@@ -181,15 +184,15 @@ def _or_say(path: Path, function: Callable[[], T]) -> T:
 
 def _unwritten(path: Path, error: OSError | RuntimeError | CheckpointException) -> DataError:
     earlier = list_checkpoints(path.parent)
-    kept = f"the newest one kept is {earlier[-1].path.name}" if earlier else "there is none before it"
+    kept = f"the newest remaining one is {earlier[-1].path.name}" if earlier else "there is no earlier one"
     return DataError(
-        f"{path}: the checkpoint could not be written ({_cause(error)}); {kept}. Free disk space or mend the "
+        f"{path}: the checkpoint could not be written ({_cause(error)}); {kept}. Free disk space or fix the "
         "permissions, then start the same command again"
     )
 
 
 def _cause(error: OSError | RuntimeError | CheckpointException) -> str:
-    """What went wrong in a line; torch wraps the error of each rank."""
+    """Say in one line what went wrong. torch wraps the errors of the ranks; this takes the first."""
     inner: BaseException = error
     if isinstance(error, CheckpointException) and error.failures:
         inner = next(iter(error.failures.values()))[0]
@@ -197,7 +200,7 @@ def _cause(error: OSError | RuntimeError | CheckpointException) -> str:
 
 
 def _commit(folder: Path, checkpoint: Checkpoint) -> None:
-    """Write COMMIT, once everything that it lists is on the disk."""
+    """Write COMMIT, after everything that it lists is on the disk."""
     for inner in {folder / name for name in checkpoint.files}:
         flush(inner.parent)
     content = {

@@ -1,4 +1,4 @@
-"""Weights and optimizer state under the model's parameter names, in files that do not know the number of ranks."""
+"""Weights and optimizer state under the model's parameter names, in files that do not depend on the number of ranks."""
 
 import contextlib
 import warnings
@@ -17,17 +17,22 @@ from gm_train.model.genemamba import GeneMamba
 
 @contextlib.contextmanager
 def _single_process() -> Iterator[None]:
-    """Torch warns at every save and load that there is one process; here that is meant."""
+    """Suppress torch's warning, at every save and load, that there is only one process. Here that is intended."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.distributed is disabled.*")
         yield
 
 
 def save_by_name(folder: Path, model: GeneMamba, optimizer: torch.optim.Optimizer) -> None:
-    """Write weights and optimizer state by torch.distributed.checkpoint; each rank writes its part.
+    """Write weights and optimizer state with torch.distributed.checkpoint; each rank writes its part.
+
+    Args:
+        folder: the folder to write; it is created.
+        model: the model, sharded or not.
+        optimizer: its optimizer.
 
     Raises:
-        OSError, torch.distributed.checkpoint.api.CheckpointException: it could not be written.
+        OSError, torch.distributed.checkpoint.api.CheckpointException: the state could not be written.
     """
     model_state, optimizer_state = get_state_dict(model, optimizer)
     with _single_process():
@@ -39,9 +44,14 @@ def save_by_name(folder: Path, model: GeneMamba, optimizer: torch.optim.Optimize
 
 
 def load_by_name(folder: Path, model: GeneMamba, optimizer: torch.optim.Optimizer) -> None:
-    """Load weights and optimizer state in place, whole or sharded as they are in the model and the optimizer.
+    """Load weights and optimizer state in place, sharded as the model and the optimizer are.
 
-    How the optimizer computes stays as it was built.
+    `fused` of the optimizer is not loaded; it stays as configured.
+
+    Args:
+        folder: the folder that `save_by_name` has written.
+        model: the model to load into.
+        optimizer: its optimizer.
     """
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
@@ -53,7 +63,7 @@ def load_by_name(folder: Path, model: GeneMamba, optimizer: torch.optim.Optimize
 
 
 def load_weights(folder: Path, model: GeneMamba) -> None:
-    """Load the weights alone into a whole model, in this process alone."""
+    """Load only the weights, into a model that is not sharded, without other ranks."""
     state = {"model": model.state_dict()}
     with _single_process():
         load(state, checkpoint_id=folder, no_dist=True)

@@ -1,4 +1,4 @@
-"""`python -m gm_train.cli`: the same as `gm-train`."""
+"""Run `gm-train` as `python -m gm_train.cli`."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""`gm-train bench`."""
+"""`gm-train bench`: measure speed and memory on this machine."""
 
 import argparse
 from dataclasses import replace
@@ -7,44 +7,46 @@ from typing import Any
 
 _MODEL_EPILOG = """\
 examples:
-  gm-train bench model --quick                       two minutes on a CPU: does it run, and roughly how fast
+  gm-train bench model --quick                       about two minutes on a CPU: does it run, and roughly how fast?
   gm-train bench model configs/genemamba-66m.yaml --lengths 1024,2048 --out runs/bench-66m
   gm-train bench model --store gut.zarr --lengths natural --parts race,ladder
-  gm-train bench model --gpu-report                  everything at the published size, on a GPU
+  gm-train bench model --gpu-report                  all parts at the published model size, on a GPU
 
-Cells are simulated at the first use, into OUT/cells, unless --store names a token store. Writes bench.json, bench.md
-and bench.png into --out.
+Without --store, the first run simulates cells and keeps them in the folder cells of --out.
+Results: bench.json, bench.md and bench.png in --out.
 """
 
 
 _LOADER_EPILOG = """\
 examples:
-  gm-train bench loader --quick                      a minute or two: does it run, and roughly how fast
+  gm-train bench loader --quick                      one or two minutes: does it run, and roughly how fast?
   gm-train bench loader --out runs/bench-loader      50,000 simulated cells
   gm-train bench loader --h5ad gut.h5ad --store gut.zarr
 
-Loaders of others are timed where they are installed: pip install 'gm-train[peers]'. Writes bench.json and bench.md into
---out, and keeps the cells and the copies of them that the loaders want in there, too.
+Loaders of other packages take part if they are installed: pip install 'gm-train[peers]'.
+Results: bench.json and bench.md in --out. The cells, and copies of them for the other loaders, are kept there, too.
 """
 
 _PREPARE_EPILOG = """\
 examples:
-  gm-train bench prepare --quick                     two minutes: does it run, and roughly how fast
+  gm-train bench prepare --quick                     about two minutes: does it run, and roughly how fast?
   gm-train bench prepare --parts ranking,medians,files --out runs/bench-prepare
   gm-train bench prepare --parts scale --sizes 100000,1000000
 
-A million cells need 10 GB of disk in --out while they are there, those of the other parts 4 GB.
-Writes bench.json and bench.md into --out.
+While it runs, the part scale needs 10 GB of disk in --out for a million cells; the other parts need 4 GB.
+Results: bench.json and bench.md in --out.
 """
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = subparsers.add_parser("bench", help="compare speeds and memory on this machine, in one run")
+    """Add `bench` and its subcommands; each sets `run`, which returns the exit code."""
+    parser = subparsers.add_parser("bench", help="measure speed and memory on this machine, beside alternatives")
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="WHAT")
     model = kinds.add_parser(
         "model",
-        help="training steps of the model beside the published layer and a transformer",
-        description="Contenders side by side, one process each, in alternation: throughput, memory, rooflines.",
+        help="time training steps, beside the published layer and a transformer",
+        description="Measure throughput, memory and rooflines of the model and other contenders.\n"
+        "Each contender has its own process, and they take turns.",
         epilog=_MODEL_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -53,20 +55,42 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "config",
         nargs="*",
         metavar="CONFIG.yaml|key=value",
-        help="settings of genemamba, as for fit, but for cells and gene sets",
+        help="settings of genemamba, as for `gm-train fit`; --store and --pathways name cells and gene sets",
     )
     add("--quick", action="store_true", help="a small model, few lengths, nothing compiled: about two minutes")
-    add("--gpu-report", action="store_true", help="all parts at 24 x 512 in bf16, on a GPU")
-    add("--parts", type=_words, metavar="LIST", help="race,ladder,kernels (default) and options,loss-memory,profile")
-    add("--contenders", type=_words, metavar="LIST", help="of genemamba,published,transformer,mamba2_transformers")
-    add("--lengths", type=_lengths, metavar="LIST", help="genes of a cell, or natural (512,1024,2048,4096,8192)")
-    add("--tokens-per-step", type=int, metavar="N", help="tokens of the rows of a step (8192)")
-    add("--steps", type=int, metavar="N", help="timed steps of each contender at each length, at least 10 (12)")
-    add("--warmup", type=int, metavar="N", help="untimed steps before them (2)")
-    add("--threads", type=int, metavar="N", help="of PyTorch (all cores)")
-    add("--store", type=Path, metavar="STORE.zarr", help="a store of yours, a local folder, instead of simulated cells")
-    add("--pathways", type=Path, metavar="GMT", help="gene sets: train L_pathway, too")
-    add("--out", type=Path, default=Path("runs/bench-model"), metavar="DIR", help="results (%(default)s)")
+    add("--gpu-report", action="store_true", help="all parts, with 24 layers of width 512 in bf16, on a GPU")
+    add(
+        "--parts",
+        type=_words,
+        metavar="LIST",
+        help="any of race,ladder,kernels,options,loss-memory,profile (race,ladder,kernels)",
+    )
+    add(
+        "--contenders",
+        type=_words,
+        metavar="LIST",
+        help="any of genemamba,published,transformer,mamba2_transformers (all)",
+    )
+    add(
+        "--lengths",
+        type=_lengths,
+        metavar="LIST",
+        help="genes per cell, or natural for the lengths of the store's cells (512,1024,2048,4096,8192)",
+    )
+    add("--tokens-per-step", type=int, metavar="N", help="tokens per training step (8192)")
+    add("--steps", type=int, metavar="N", help="timed steps per contender and length, at least 10 (12)")
+    add("--warmup", type=int, metavar="N", help="untimed steps before the timed ones (2)")
+    add("--threads", type=int, metavar="N", help="number of PyTorch threads (all cores)")
+    add(
+        "--store",
+        type=Path,
+        metavar="STORE.zarr",
+        help="use this token store, a local folder, instead of simulated cells",
+    )
+    add("--pathways", type=Path, metavar="GMT", help="file of gene sets (.gmt): include L_pathway in training")
+    add(
+        "--out", type=Path, default=Path("runs/bench-model"), metavar="DIR", help="folder for the results (%(default)s)"
+    )
     model.set_defaults(run=run_bench_model)
     _add_loader(kinds)
     _add_prepare(kinds)
@@ -75,46 +99,64 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def _add_loader(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     loader = kinds.add_parser(
         "loader",
-        help="loading of batches beside the loaders of others",
-        description="Loaders side by side on the same cells, one process each, in alternation: cells a second.",
+        help="time the loading of batches, beside other packages' loaders",
+        description="Measure cells per second of several loaders on the same cells.\n"
+        "Each loader has its own process, and they take turns.",
         epilog=_LOADER_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = loader.add_argument
-    add("--quick", action="store_true", help="few cells, short turns: a minute or two")
-    add("--parts", type=_words, metavar="LIST", help="race,mixing (default: both)")
-    add("--cells", type=int, metavar="N", help="cells to simulate (50000)")
-    add("--compression", help="of their counts: none (default; loaders that read .h5ad are fastest), lzf or gzip")
+    add("--quick", action="store_true", help="few cells, short turns: one or two minutes")
+    add("--parts", type=_words, metavar="LIST", help="any of race,mixing (both)")
+    add("--cells", type=int, metavar="N", help="number of cells to simulate (50000)")
+    add("--compression", help="compression of their counts: none, lzf or gzip (none, the fastest for .h5ad loaders)")
     add(
         "--store",
         type=Path,
         metavar="STORE.zarr",
-        help="a store of yours, a local folder; alone, without other loaders",
+        help="use this token store, a local folder; without --h5ad, no other loaders take part",
     )
-    add("--h5ad", type=Path, metavar="FILE", help="your cells as counts; with --store the same cells in the same order")
-    add("--turns", type=int, metavar="N", help="timed turns of each loader, at least 10 (12)")
-    add("--turn-seconds", type=float, metavar="S", help="seconds of a turn, at least (0.5)")
-    add("--out", type=Path, default=Path("runs/bench-loader"), metavar="DIR", help="results (%(default)s)")
+    add(
+        "--h5ad",
+        type=Path,
+        metavar="FILE",
+        help="use the counts in this file; with --store: the same cells, in the same order",
+    )
+    add("--turns", type=int, metavar="N", help="timed turns per loader, at least 10 (12)")
+    add("--turn-seconds", type=float, metavar="S", help="minimal length of a turn in seconds (0.5)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/bench-loader"),
+        metavar="DIR",
+        help="folder for the results (%(default)s)",
+    )
     loader.set_defaults(run=run_loader)
 
 
 def _add_prepare(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     prepare = kinds.add_parser(
         "prepare",
-        help="ranking, medians, shards, and an atlas that grows",
-        description="Preparation of data: ranking beside other ways, medians by function, files beside reading them, "
-        "and growing atlases through every step.",
+        help="time the preparation of data: ranking, medians, files, growing atlases",
+        description="Measure the preparation of data: ranking beside alternatives, medians function by function,\n"
+        "files beside only reading them, and every step for atlases of growing size.",
         epilog=_PREPARE_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = prepare.add_argument
     add("--quick", action="store_true", help="few cells: about two minutes")
-    add("--parts", type=_words, metavar="LIST", help="ranking,medians,files,scale (default: all)")
-    add("--cells", type=int, metavar="N", help="cells of all parts but scale (200000)")
-    add("--sizes", type=_sizes, metavar="LIST", help="cells of the atlases of scale (100000,1000000)")
+    add("--parts", type=_words, metavar="LIST", help="any of ranking,medians,files,scale (all)")
+    add("--cells", type=int, metavar="N", help="number of cells, in all parts except scale (200000)")
+    add("--sizes", type=_sizes, metavar="LIST", help="numbers of cells of the atlases of scale (100000,1000000)")
     add("--repeats", type=int, metavar="N", help="runs of each way to prepare a file (3)")
-    add("--workers", type=int, metavar="N", help="processes, where there is more than one (2)")
-    add("--out", type=Path, default=Path("runs/bench-prepare"), metavar="DIR", help="results (%(default)s)")
+    add("--workers", type=int, metavar="N", help="number of processes, where a part uses several (2)")
+    add(
+        "--out",
+        type=Path,
+        default=Path("runs/bench-prepare"),
+        metavar="DIR",
+        help="folder for the results (%(default)s)",
+    )
     prepare.set_defaults(run=run_prepare)
 
 
@@ -126,18 +168,21 @@ def _lengths(text: str) -> tuple[int | None, ...]:
     try:
         return tuple(dict.fromkeys(None if word == "natural" else int(word) for word in _words(text)))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers of genes, or natural, with commas") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: expected numbers of genes, or natural, separated by commas"
+        ) from None
 
 
 def _sizes(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(word) for word in _words(text))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers of cells, with commas") from None
+        raise argparse.ArgumentTypeError(f"{text!r}: expected numbers of cells, separated by commas") from None
 
 
 def run_bench_model(arguments: argparse.Namespace) -> int:
-    # Late: importing torch takes seconds, `--help` should not.
+    """Run `gm-train bench model`; return the exit code."""
+    # Imported late: importing torch takes seconds, and `--help` should be fast.
     import sys
 
     from data_shards.errors import DataError
@@ -148,7 +193,7 @@ def run_bench_model(arguments: argparse.Namespace) -> int:
         raise ConfigError(["--quick and --gpu-report: choose one"])
     for path in (arguments.store, arguments.pathways):
         if path is not None and not path.exists():
-            raise DataError(f"{path}: there is no such file")
+            raise DataError(f"{path}: no such file or folder")
 
     import torch
 
@@ -162,7 +207,7 @@ def run_bench_model(arguments: argparse.Namespace) -> int:
         sizes = model_plan.GPU_SIZES
     elif not has_file and device == "cpu":
         sizes = model_plan.QUICK_SIZES if arguments.quick else model_plan.CPU_SIZES
-    # The cells are those of --store, and so must the gene sets be: what a file says of both is for `fit`.
+    # The options --store and --pathways choose cells and gene sets: those in a configuration file are for `fit`.
     cells = [f"data.store={arguments.store or 'simulated'}", f"objective.pathways={arguments.pathways or ''}"]
     words = [*sizes, *arguments.config, *cells]
     plan = model_plan.ModelPlan(load_config(words), device=device)
@@ -184,6 +229,7 @@ def run_bench_model(arguments: argparse.Namespace) -> int:
 
 
 def run_loader(arguments: argparse.Namespace) -> int:
+    """Run `gm-train bench loader`; return the exit code."""
     import sys
 
     from data_shards.errors import DataError
@@ -191,7 +237,7 @@ def run_loader(arguments: argparse.Namespace) -> int:
 
     for path in (arguments.store, arguments.h5ad):
         if path is not None and not path.exists():
-            raise DataError(f"{path}: there is no such file")
+            raise DataError(f"{path}: no such file or folder")
     plan = bench_loader.LoaderPlan(
         store=arguments.store, h5ad=arguments.h5ad, out=arguments.out, asked=tuple(sys.argv[1:])
     )
@@ -207,6 +253,7 @@ def run_loader(arguments: argparse.Namespace) -> int:
 
 
 def run_prepare(arguments: argparse.Namespace) -> int:
+    """Run `gm-train bench prepare`; return the exit code."""
     import sys
 
     from gm_train.bench.prepare import bench_prepare
@@ -224,7 +271,7 @@ def run_prepare(arguments: argparse.Namespace) -> int:
 
 
 def _changed(plan: Any, given: dict[str, Any]) -> Any:
-    """A plan with the settings that were given."""
+    """Replace the settings of a plan that the command line gives."""
     return replace(plan, **{name: value for name, value in given.items() if value is not None})
 
 

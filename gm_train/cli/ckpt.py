@@ -1,44 +1,48 @@
-"""`gm-train ckpt list | verify | reshard`."""
+"""`gm-train ckpt list | verify | reshard`: list, check or convert checkpoints."""
 
 import argparse
 import sys
 from pathlib import Path
 
 _EPILOG = """\
-example:
+examples:
   gm-train ckpt list runs/demo
-  gm-train ckpt verify runs/demo
-  gm-train ckpt reshard runs/demo          its newest checkpoint
+  gm-train ckpt verify runs/demo           all checkpoints of the run
+  gm-train ckpt reshard runs/demo          the newest checkpoint of the run
   gm-train ckpt reshard runs/demo/checkpoints/step-00001000
 """
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `ckpt` and its actions; each sets `run`, which returns the exit code."""
     parser = subparsers.add_parser(
         "ckpt",
-        help="look at, check or convert checkpoints",
-        description="Look at, check or convert the checkpoints of a run.",
+        help="list, check or convert checkpoints",
+        description="List, check or convert the checkpoints of a run.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="the checkpoints of a run, oldest first")
-    listing.add_argument("path", type=Path, metavar="RUN")
+    listing = actions.add_parser("list", help="list the checkpoints of a run, oldest first")
+    listing.add_argument("path", type=Path, metavar="RUN", help="run directory")
     listing.set_defaults(run=run_list)
-    checking = actions.add_parser("verify", help="read every file and compare it with what was committed")
-    checking.add_argument("path", type=Path, metavar="RUN|CHECKPOINT")
+    checking = actions.add_parser("verify", help="read every file and compare its hash with the committed one")
+    checking.add_argument("path", type=Path, metavar="RUN|CHECKPOINT", help="one checkpoint, or all of a run")
     checking.set_defaults(run=run_verify)
     converting = actions.add_parser(
         "reshard",
-        help="bring a checkpoint of ZeRO's under parameter names, for any strategy and number of ranks",
-        description="Replace a checkpoint of ZeRO's by one under parameter names, from which every strategy goes on, "
-        "on any number of ranks. It stays the same checkpoint of the same run.",
+        help="convert a ZeRO checkpoint so that any strategy and number of ranks can resume from it",
+        description="Replace a ZeRO checkpoint by one that stores the state by parameter name. Every strategy can "
+        "resume from that, on any number of ranks. It remains the same checkpoint of the same run.",
     )
-    converting.add_argument("path", type=Path, metavar="RUN|CHECKPOINT")
+    converting.add_argument(
+        "path", type=Path, metavar="RUN|CHECKPOINT", help="a checkpoint, or a run for its newest one"
+    )
     converting.set_defaults(run=run_reshard)
 
 
 def run_list(arguments: argparse.Namespace) -> int:
+    """Run `gm-train ckpt list`; return the exit code."""
     from gm_train.checkpoint.find import Checkpoint
 
     for path in _directories(arguments.path):
@@ -51,6 +55,7 @@ def run_list(arguments: argparse.Namespace) -> int:
 
 
 def run_verify(arguments: argparse.Namespace) -> int:
+    """Run `gm-train ckpt verify`; return the exit code."""
     from data_shards.errors import DataError
     from gm_train.checkpoint.find import Checkpoint
 
@@ -63,11 +68,12 @@ def run_verify(arguments: argparse.Namespace) -> int:
         n_damaged += damage is not None
         print(f"{path}: {damage or 'whole'}", flush=True)
     if n_damaged:
-        print(f"gm-train: error: {n_damaged} not whole: `fit` passes over them, do not rely on them", file=sys.stderr)
+        print(f"gm-train: error: {n_damaged} not whole: do not use them (`fit` skips them)", file=sys.stderr)
     return 1 if n_damaged else 0
 
 
 def run_reshard(arguments: argparse.Namespace) -> int:
+    """Run `gm-train ckpt reshard`; return the exit code."""
     from data_shards.errors import DataError
     from gm_train.checkpoint.find import open_checkpoint, put_back
     from gm_train.run.lock import locked
@@ -85,18 +91,18 @@ def run_reshard(arguments: argparse.Namespace) -> int:
         checkpoint = open_checkpoint(path)
         done = reshard(checkpoint, claim)
     what = "is by name already" if done is checkpoint else f"{checkpoint.form} of {checkpoint.n_ranks} ranks -> by name"
-    print(f"{done.path}: {what}; any strategy goes on from it, on any number of ranks")
+    print(f"{done.path}: {what}; any strategy can resume from it, on any number of ranks")
     return 0
 
 
 def _directories(path: Path) -> list[Path]:
-    """The checkpoint itself, or those of a run by step."""
+    """Return the checkpoint itself, or the checkpoints of a run by step."""
     from data_shards.errors import DataError
     from gm_train.checkpoint.find import COMMIT, checkpoint_directories
 
     if (path / COMMIT).is_file():
         return [path]
-    found = checkpoint_directories(path / "checkpoints")
-    if not found:
+    directories = checkpoint_directories(path / "checkpoints")
+    if not directories:
         raise DataError(f"{path}: neither a checkpoint nor a run directory that holds one")
-    return found
+    return directories

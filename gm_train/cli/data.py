@@ -1,4 +1,4 @@
-"""`gm-train data`: from count files to a token store."""
+"""`gm-train data`: prepare data, from count files to a token store."""
 
 import argparse
 from dataclasses import fields
@@ -23,7 +23,7 @@ from gm_train.cli.data_options import (
 
 def add_parser(subparsers: Any) -> None:
     """Add `data` and its subcommands; each sets `run`, which returns the exit code."""
-    parser = subparsers.add_parser("data", help="simulate, prepare and check data")
+    parser = subparsers.add_parser("data", help="prepare data: from counts to a token store")
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     _add_simulate(commands)
     _add_medians(commands)
@@ -36,20 +36,22 @@ def add_parser(subparsers: Any) -> None:
 def _add_simulate(commands: Any) -> None:
     example = "gm-train data simulate --out atlas.h5ad --cells 20000 --genes 4000 --cell-types 12"
     parser = add_command(commands, "simulate", "simulate an atlas with known cell types and gene programmes", example)
-    parser.add_argument("--out", type=Path, required=True, help="new .h5ad; the programmes go beside it as .gmt")
+    parser.add_argument(
+        "--out", type=Path, required=True, help="new .h5ad file; the programmes are written beside it as .gmt"
+    )
     helps = {
         "cells": "number of cells",
         "genes": "number of genes",
         "cell_types": "number of cell types",
         "programmes": "number of gene programmes",
         "donors": "number of donors",
-        "batches": "number of batches; each donor is in one",
-        "genes_per_programme": "genes of a programme",
-        "programmes_per_type": "programmes that a cell type uses",
-        "counts_per_cell": "median molecules of a cell",
+        "batches": "number of batches; each donor is in one batch",
+        "genes_per_programme": "number of genes of a programme",
+        "programmes_per_type": "number of programmes that a cell type uses",
+        "counts_per_cell": "median number of molecules of a cell",
         "dropout": "probability of losing a gene that has one molecule",
-        "seed": "of everything drawn",
-        "sorted": "cells of one type stand together: the worst case for mixing",
+        "seed": "seed of all random numbers",
+        "sorted": "put the cells of a type next to each other: the worst case for mixing",
     }
     for field in fields(AtlasOptions):
         default: Any = field.default
@@ -58,9 +60,11 @@ def _add_simulate(commands: Any) -> None:
             continue
         text = f"{helps[field.name]} (default {default:g})"
         parser.add_argument(f"--{field.name.replace('_', '-')}", type=type(default), default=default, help=text)
-    parser.add_argument("--compression", default="lzf", help="of the counts: lzf (default), gzip or none")
     parser.add_argument(
-        "--workers", type=positive, default=1, help="processes (default 1); the result is the same for any"
+        "--compression", default="lzf", help="compression of the counts: lzf, gzip or none (default lzf)"
+    )
+    parser.add_argument(
+        "--workers", type=positive, default=1, help="number of processes (default 1); it does not change the result"
     )
     parser.set_defaults(run=_simulate)
 
@@ -77,14 +81,18 @@ def _simulate(arguments: argparse.Namespace) -> int:
 
 def _add_medians(commands: Any) -> None:
     example = "gm-train data medians gut.h5ad placenta.h5ad --out medians.zarr --gene-table genes.csv.gz"
-    parser = add_command(commands, "medians", "compute each gene's median non-zero expression over data sets", example)
+    parser = add_command(
+        commands, "medians", "compute the median non-zero expression of each gene over data sets", example
+    )
     add_counts(parser)
     parser.add_argument("--out", type=Path, required=True, help="new medians file (.zarr)")
     parser.add_argument(
-        "--gene-table", type=Path, help="CSV of Ensembl id, symbol, …: maps symbols; kept in the output"
+        "--gene-table", type=Path, help="CSV with Ensembl id, symbol, …: maps symbols to ids; a copy is kept in --out"
     )
     add_engine(parser)
-    parser.add_argument("--exact", action="store_true", help="exact medians instead of t-digests; cannot be added to")
+    parser.add_argument(
+        "--exact", action="store_true", help="exact medians instead of t-digests; --add cannot extend them later"
+    )
     parser.add_argument("--add", action="store_true", help="add the files to an existing --out")
     parser.set_defaults(run=_medians)
 
@@ -111,21 +119,25 @@ def _add_shards(commands: Any) -> None:
     example = "gm-train data shards gut.h5ad placenta.h5ad --medians medians.zarr --out store.zarr --top-k 2048"
     parser = add_command(commands, "shards", "rank the genes of every cell into a token store", example)
     add_counts(parser)
-    parser.add_argument("--medians", type=Path, help="what `gm-train data medians` made; not needed with --add")
+    parser.add_argument("--medians", type=Path, help="output of `gm-train data medians`; not needed with --add")
     parser.add_argument("--out", type=Path, required=True, help="new token store (.zarr)")
-    parser.add_argument("--add", action="store_true", help="add the files to an existing --out, ranked as it was")
-    parser.add_argument("--top-k", type=positive, help="most tokens of a cell (default 2048)")
-    parser.add_argument("--genes", type=Path, help="use only these genes: ids or symbols, one a line")
-    parser.add_argument("--deny-genes", type=Path, help="leave these genes out of the vocabulary: one a line")
+    parser.add_argument("--add", action="store_true", help="add the files to an existing --out, ranked in the same way")
+    parser.add_argument("--top-k", type=positive, help="maximal number of tokens of a cell (default 2048)")
+    parser.add_argument("--genes", type=Path, help="use only the genes in this file: ids or symbols, one per line")
     parser.add_argument(
-        "--dither", action="store_true", help="spread equal counts: ± a half, drawn by a hash, before ranking"
+        "--deny-genes", type=Path, help="leave out the genes in this file: ids or symbols, one per line"
+    )
+    parser.add_argument(
+        "--dither",
+        action="store_true",
+        help="break ties between equal counts: add a value in ± 0.5, drawn by a hash, to each count before ranking",
     )
     parser.add_argument(
         "--keep-values",
         action="store_true",
-        help="keep count / total * 10,000 / median of each token beside it, with --dither of dithered counts",
+        help="store count / total * 10,000 / median of each token, too (with --dither: of dithered counts)",
     )
-    parser.add_argument("--obs-columns", type=names, help="columns of obs to keep: a,b,c (default: all)")
+    parser.add_argument("--obs-columns", type=names, help="columns of obs to keep, such as a,b,c (default: all)")
     add_engine(parser)
     filters = parser.add_argument_group("filters")
     filters.add_argument(
@@ -135,14 +147,16 @@ def _add_shards(commands: Any) -> None:
         "--min-counts", type=float, default=0.0, help="leave out cells with fewer counts (default: off)"
     )
     filters.add_argument(
-        "--max-mito", type=share, help="leave out cells with a larger share of counts in MT- genes (default: off)"
+        "--max-mito",
+        type=share,
+        help="leave out cells with a larger share of counts in MT- genes, 0 to 1 (default: off)",
     )
     filters.add_argument(
         "--where",
         action="append",
         default=[],
         metavar="COLUMN",
-        help="keep cells where this boolean column of obs is true, such as is_primary_data; can be repeated",
+        help="keep only cells where this boolean column of obs is true, such as is_primary_data; repeatable",
     )
     add_splits(parser)
     parser.set_defaults(run=partial(_shards, parser))
@@ -186,20 +200,27 @@ def _add_import(commands: Any) -> None:
         nargs="+",
         type=Path,
         metavar="FOLDER_OR_FILE",
-        help="Parquet or Arrow files with a column input_ids, or a folder of them, as Hugging Face datasets saves it; "
-        "all of them become one data set",
+        help="Parquet or Arrow files with a column input_ids, or a folder of them as saved by Hugging Face datasets; "
+        "together they become one data set",
     )
-    parser.add_argument("--tokens", type=Path, required=True, help="gene id -> token: JSON or pickle")
+    parser.add_argument("--tokens", type=Path, required=True, help="dictionary from gene id to token: JSON or pickle")
     parser.add_argument(
-        "--medians", type=Path, required=True, help="gene id -> non-zero median that it was ranked with: JSON or pickle"
+        "--medians",
+        type=Path,
+        required=True,
+        help="dictionary from gene id to the non-zero median that the cells were ranked with: JSON or pickle",
     )
     parser.add_argument("--out", type=Path, required=True, help="new token store (.zarr)")
-    parser.add_argument("--add", action="store_true", help="add the data set to an existing --out of the same medians")
-    parser.add_argument("--name", help="of the data set (default: the folder's or file's)")
     parser.add_argument(
-        "--top-k", type=positive, help="most tokens of a cell (default 2048, or as the store that is added to)"
+        "--add", action="store_true", help="add the data set to an existing --out with the same medians"
     )
-    parser.add_argument("--obs-columns", type=names, help="columns to keep as annotations: a,b,c (default: all)")
+    parser.add_argument("--name", help="name of the data set (default: name of the folder or file)")
+    parser.add_argument(
+        "--top-k", type=positive, help="maximal number of tokens of a cell (default 2048; with --add: as in the store)"
+    )
+    parser.add_argument(
+        "--obs-columns", type=names, help="columns to keep as annotations, such as a,b,c (default: all)"
+    )
     add_splits(parser)
     parser.set_defaults(run=_import)
 
@@ -223,13 +244,13 @@ def _import(arguments: argparse.Namespace) -> int:
 
 def _add_inspect(commands: Any) -> None:
     example = "gm-train data inspect store.zarr --plot store.png"
-    parser = add_command(commands, "inspect", "print what a token store holds, or draw it", example)
-    parser.add_argument("store", metavar="STORE", help="folder, or a URL: http(s)://, s3:// or gs://")
+    parser = add_command(commands, "inspect", "print what a token store contains, or draw it with --plot", example)
+    parser.add_argument("store", metavar="STORE", help="token store: a folder, or a URL (http(s)://, s3:// or gs://)")
     parser.add_argument(
         "--plot",
         type=Path,
         metavar="FILE.png",
-        help="draw lengths of cells, data sets and splits, how full rows are, and how common genes are",
+        help="draw the lengths of cells, data sets and splits, how full rows are, and how common genes are",
     )
     parser.set_defaults(run=_inspect)
 
@@ -239,7 +260,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     from data_shards.inspect.store_summary import StoreSummary
 
     if arguments.plot is not None and arguments.plot.suffix.lower() not in ("", ".png"):
-        raise OptionError(f"--plot {arguments.plot}: a PNG is drawn: name it .png")
+        raise OptionError(f"--plot {arguments.plot}: only PNG is supported: name it .png")
     summary = StoreSummary.read(arguments.store)
     print("\n".join(summary.describe()))
     if arguments.plot is not None:
@@ -250,14 +271,14 @@ def _inspect(arguments: argparse.Namespace) -> int:
             draw_store(summary, arguments.plot)
         except OSError as error:
             raise DataError(f"{arguments.plot}: cannot be written ({error}): choose another --plot") from error
-        print(f"{arguments.plot}: its picture")
+        print(f"{arguments.plot}: picture of the store")
     return 0
 
 
 def _add_verify(commands: Any) -> None:
-    text = "read a whole token store again and name every damaged file and chunk"
+    text = "read a whole token store and name every damaged file and chunk"
     parser = add_command(commands, "verify", text, "gm-train data verify store.zarr")
-    parser.add_argument("store", metavar="STORE", help="folder, or a URL: http(s)://, s3:// or gs://")
+    parser.add_argument("store", metavar="STORE", help="token store: a folder, or a URL (http(s)://, s3:// or gs://)")
     parser.set_defaults(run=_verify)
 
 
@@ -269,6 +290,6 @@ def _verify(arguments: argparse.Namespace) -> int:
         print(problem)
     print(
         f"{arguments.store}: "
-        + (f"{len(problems)} problems: build it again" if problems else "all is as it was written")
+        + (f"{len(problems)} problems: build the store again" if problems else "all is as it was written")
     )
     return 1 if problems else 0

@@ -1,4 +1,4 @@
-"""Options that several of the `gm-train data` commands have, and what the data code takes for them."""
+"""Options that several `gm-train data` commands share, and their conversion for the code in `data_shards`."""
 
 import argparse
 from collections.abc import Iterator
@@ -10,7 +10,14 @@ _FORMATS = argparse.RawDescriptionHelpFormatter
 
 
 def add_command(commands: Any, name: str, text: str, example: str) -> argparse.ArgumentParser:
-    """A command of `gm-train data`, with an example at the end of its help."""
+    """Add a command to `gm-train data`.
+
+    Args:
+        commands: the subparsers of `gm-train data`.
+        name: name of the command.
+        text: its help: an imperative phrase in lower case, without a full stop.
+        example: a command line, shown at the end of its help.
+    """
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
         help=text,
@@ -22,9 +29,9 @@ def add_command(commands: Any, name: str, text: str, example: str) -> argparse.A
 
 
 def add_counts(parser: argparse.ArgumentParser) -> None:
-    """Options on how the counts of the files are read."""
+    """Add the count files and the options of how to read them."""
     parser.add_argument(
-        "files", nargs="+", type=Path, metavar="FILE", help="AnnData file (.h5ad) or AnnData-Zarr folder"
+        "files", nargs="+", type=Path, metavar="FILE", help="count files: AnnData (.h5ad) or AnnData-Zarr folders"
     )
     group = parser.add_argument_group("counts")
     group.add_argument("--layer", help="layer with the counts (default: X)")
@@ -32,20 +39,20 @@ def add_counts(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--counts-from",
         choices=["log1p"],
-        help="take log1p of scaled counts back to counts: expm1, over the cell's smallest",
+        help="recover counts from log1p of scaled counts: expm1, divided by the smallest value of the cell",
     )
-    group.add_argument("--allow-non-integer", action="store_true", help="accept counts that are not whole")
-    group.add_argument("--gene-column", help="column of var with gene ids or symbols (default: its index)")
+    group.add_argument("--allow-non-integer", action="store_true", help="accept counts that are not whole numbers")
+    group.add_argument("--gene-column", help="column of var with gene ids or symbols (default: the index of var)")
     group.add_argument(
         "--min-mapped",
         type=share,
         default=0.5,
-        help="refuse a file when a smaller share of its genes is mapped (default 0.5)",
+        help="refuse a file if less than this share of its genes can be mapped, 0 to 1 (default 0.5)",
     )
 
 
 def count_options(arguments: argparse.Namespace) -> Any:
-    """What `add_counts` chose: `data_shards.counts.count_file.CountOptions`."""
+    """Return the options of `add_counts` as `data_shards.counts.count_options.CountOptions`."""
     from data_shards.counts.count_options import CountOptions
 
     return CountOptions(
@@ -58,34 +65,34 @@ def count_options(arguments: argparse.Namespace) -> Any:
 
 
 def add_engine(parser: argparse.ArgumentParser) -> None:
-    """What runs the work: processes of this machine, or the workers of a Dask scheduler."""
+    """Add the options for what does the work: local processes, a Dask scheduler's workers, or SLURM jobs."""
     group = parser.add_mutually_exclusive_group()
     group.add_argument(
-        "--workers", type=positive, default=1, help="processes (default 1); the result is the same for any"
+        "--workers", type=positive, default=1, help="number of processes (default 1); it does not change the result"
     )
     group.add_argument(
         "--dask",
         metavar="ADDRESS",
-        help="run on the workers of this Dask scheduler (tcp://head:8786), which see the same file system",
+        help="run on the workers of this Dask scheduler, such as tcp://head:8786; they must see the same files",
     )
     group.add_argument(
         "--slurm",
         nargs="+",
         metavar="WORD",
-        help="run on worker jobs under SLURM, which end with this command: cluster.KEY=value or .yaml files as for "
-        "`gm-train launch`, such as cluster.nodes=4 (jobs) cluster.cpus_per_task=8 (workers of each) "
-        "cluster.memory=32G (of each job) cluster.partition=cpu cluster.time=04:00:00",
+        help="run on SLURM jobs, which are submitted for this command and end with it. Settings are cluster.KEY=value "
+        "or .yaml files, as for `gm-train launch`. Example: cluster.nodes=4 (number of jobs) cluster.cpus_per_task=8 "
+        "(workers per job) cluster.memory=32G (per job) cluster.partition=cpu cluster.time=04:00:00",
     )
 
 
 @contextmanager
 def engine(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    """What `add_engine` chose, as the data code takes it, for the length of the work."""
+    """Provide what `add_engine` chose, as arguments of the functions in `data_shards`, for the length of the work."""
     if arguments.slurm is None:
         if arguments.workers > 1:
             from data_shards.workers.workers import start_server
 
-            start_server()  # before this process imports the same
+            start_server()  # before this process imports the same modules
         yield {"workers": arguments.workers, "dask": arguments.dask}
         return
     from cluster.dask_workers import workers_on_slurm
@@ -102,24 +109,27 @@ def engine(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
 
 
 def add_splits(parser: argparse.ArgumentParser) -> None:
-    """Options on which cells are held out."""
+    """Add the options of which cells are held out."""
     splits = parser.add_argument_group("held-out cells")
     splits.add_argument(
         "--split-by",
         choices=["auto", "donor", "dataset", "cell", "none"],
         default="auto",
-        help="auto: whole donors where obs names two or more, else nothing is held out; cell is the weakest",
+        help="what is held out as a whole (default auto: donors, if obs names two or more, else nothing); "
+        "cell divides the cells of a donor and is the weakest test",
     )
     splits.add_argument(
-        "--donor-key", help="column of obs with donors (default: donor_id, donor, patient or individual)"
+        "--donor-key", help="column of obs with donors (default: the first of donor_id, donor, patient, individual)"
     )
-    splits.add_argument("--validation", type=share, default=0.1, help="share of validation cells, about (default 0.1)")
-    splits.add_argument("--test", type=share, default=0.0, help="share of test cells, about (default 0)")
-    splits.add_argument("--split-seed", type=int, default=0, help="of the drawing (default 0)")
+    splits.add_argument(
+        "--validation", type=share, default=0.1, help="approximate share of validation cells (default 0.1)"
+    )
+    splits.add_argument("--test", type=share, default=0.0, help="approximate share of test cells (default 0)")
+    splits.add_argument("--split-seed", type=int, default=0, help="seed of the split (default 0)")
 
 
 def split_options(arguments: argparse.Namespace) -> Any:
-    """What `add_splits` chose: `data_shards.prepare.splits.SplitOptions`."""
+    """Return the options of `add_splits` as `data_shards.prepare.splits.SplitOptions`."""
     from data_shards.prepare.splits import SplitOptions
 
     return SplitOptions(
@@ -132,21 +142,21 @@ def split_options(arguments: argparse.Namespace) -> Any:
 
 
 def positive(text: str) -> int:
-    """A whole number from 1 on."""
+    """Parse a whole number from 1 on."""
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{value} is below 1")
+        raise argparse.ArgumentTypeError(f"{value}: must be at least 1")
     return value
 
 
 def names(text: str) -> list[str]:
-    """Names between commas."""
+    """Parse names that are separated by commas."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 
 def share(text: str) -> float:
-    """A number from 0 to 1."""
+    """Parse a number from 0 to 1."""
     value = float(text)
     if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{value:g} is not between 0 and 1")
+        raise argparse.ArgumentTypeError(f"{value:g}: must be between 0 and 1")
     return value

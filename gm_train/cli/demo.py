@@ -1,4 +1,4 @@
-"""`make demo`: the main job, end to end, through the commands that a user would type."""
+"""Run `make demo`: from counts to an evaluated model, through the commands that a user would type."""
 
 import argparse
 import importlib.util
@@ -29,15 +29,15 @@ LABELS = ("cell_type", "celltype", "Celltype", "CellType", "bulk_labels", "louva
 
 
 def pbmc_file() -> Path:
-    """The file of 700 labelled blood cells inside scanpy's package (10x Genomics' PBMC 68k, reduced).
+    """Return the file of 700 labelled blood cells in scanpy's package (10x Genomics' PBMC 68k, reduced).
 
     Raises:
         DataError: scanpy is not installed.
     """
-    found = importlib.util.find_spec("scanpy")
-    if found is None or not found.submodule_search_locations:
+    spec = importlib.util.find_spec("scanpy")
+    if spec is None or not spec.submodule_search_locations:
         raise DataError("the demo's cells come with scanpy: pip install 'gm-train[demo]'")
-    return Path(found.submodule_search_locations[0]) / "datasets" / "10x_pbmc68k_reduced.h5ad"
+    return Path(spec.submodule_search_locations[0]) / "datasets" / "10x_pbmc68k_reduced.h5ad"
 
 
 def _command(*words: str | Path) -> None:
@@ -49,21 +49,21 @@ def _command(*words: str | Path) -> None:
 
 
 def _budget(directory: Path, steps: int) -> int:
-    """The next whole multiple of the demo's steps: an interrupted demo is finished, a finished one goes on."""
+    """Return the next multiple of the demo's steps: finish an interrupted demo, continue a finished one."""
     checkpoints = list_checkpoints(directory / "checkpoints")
     done = checkpoints[-1].step if checkpoints else 0
     return (done // steps + 1) * steps
 
 
 def _label_column(store: Path) -> str | None:
-    """The column of obs that names cell types, if it has one of the usual names."""
+    """Return the column of obs with cell types, if it has one of the usual names; else None."""
     name = Manifest.load(store).datasets[0].name
     columns = pq.read_schema(store / name / "obs.parquet").names
     return next((column for column in LABELS if column in columns), None)
 
 
 def _split_by(file: CountFile) -> str:
-    """Whole donors where obs names two or more in a usual column; else single cells, as for the blood cells."""
+    """Split by donor if a usual column of obs names two or more; else by cell, as for the blood cells."""
     key = usual_donor_column(file.annotations.columns)
     return "donor" if key is not None and file.read_obs(columns=[key])[key].nunique() > 1 else "cell"
 
@@ -71,7 +71,7 @@ def _split_by(file: CountFile) -> str:
 def _make_store(cells: Path, reading: list[str], store: Path, top_k: int, split_by: str) -> None:
     store.parent.mkdir(parents=True, exist_ok=True)
     medians = store.parent / "medians.zarr"
-    # Left by a demo that was interrupted between the two commands, perhaps with other cells.
+    # A demo that was interrupted between the two commands may have left it, perhaps made from other cells.
     shutil.rmtree(medians, ignore_errors=True)
     _command("data", "medians", cells, *reading, "--out", medians)
     _command(
@@ -81,22 +81,26 @@ def _make_store(cells: Path, reading: list[str], store: Path, top_k: int, split_
 
 
 def _sets_fit(config: Config, store: Path) -> bool:
-    """Whether the demo's gene sets name genes of the store."""
+    """Return whether the demo's gene sets contain genes of the store."""
     known = Tokenizer.load(store).vocabulary.token_of
     return any(len(set(genes) & set(known)) > 1 for genes in read_gmt(Path(config.objective.pathways)).values())
 
 
 def demo(data: Path | None, fresh: bool) -> None:
-    """Counts to medians, shards, a trained model and its evaluation; again, it goes on from its last checkpoint.
+    """Make medians and a store from counts, train a model and evaluate it. A second call trains it further.
+
+    Args:
+        data: an .h5ad file with counts; None uses the blood cells of scanpy.
+        fresh: whether to delete the store and the run of an earlier demo.
 
     Raises:
-        DataError: the cells cannot be read, or the store of an earlier demo holds others.
+        DataError: the cells cannot be read, or the store of an earlier demo was made from other cells.
     """
     started = time.monotonic()
     config = load_config([CONFIG])
     store, run = Path(config.data.store), Path(config.run.dir)
     cells = data or pbmc_file()
-    # The blood cells carry log-normalised values, from which their counts come back; a file of yours has counts.
+    # The blood cells have log-normalised values, from which counts are recovered. A user's file must have counts.
     options = CountOptions() if data else CountOptions(raw=True, counts_from="log1p")
     with open_counts(cells, options) as file:
         print(f"cells: {file.path}, {file.n_cells:,} cells of {file.n_genes:,} genes")
@@ -107,22 +111,22 @@ def demo(data: Path | None, fresh: bool) -> None:
     if store.exists():
         if Manifest.load(store).datasets[0].source_hash != hash_path(cells):
             again = f"make demo FRESH=1 DATA={shlex.quote(str(data))}" if data else "make demo FRESH=1"
-            raise DataError(f"{store} holds other cells than {cells}: `{again}` starts over with these")
-        print(f"the store {store} is there already")
+            raise DataError(f"{store} was made from other cells than {cells}: `{again}` starts over with these")
+        print(f"the store {store} exists already")
     else:
         _make_store(cells, [] if data else ["--raw", "--counts-from", "log1p"], store, config.data.row_length, split_by)
     words = [CONFIG, f"trainer.max_steps={_budget(run, config.trainer.max_steps)}"]
     if data and not _sets_fit(config, store):
-        print(f"\n{config.objective.pathways} has symbols, and none of these genes: training goes without L_pathway")
+        print(f"\n{config.objective.pathways} has symbols, but none of the store's genes: training without L_pathway")
         words.append("objective.pathways=")
     _command("fit", *words)
     label = _label_column(store)
     _command("eval", run, cells, *(["--label", label] if label else []))
-    print(f"\nThis took {time.monotonic() - started:.0f} s. What lies where:")
+    print(f"\nThis took {time.monotonic() - started:.0f} s. Its files:")
     for path, what in (
-        (store, "the cells as ranked tokens: gm-train data inspect"),
-        (run / "checkpoints", "weights, optimizer, position and tokenizer, committed"),
-        (run / "metrics.jsonl", "every step"),
+        (store, "the cells as ranked tokens; see them with gm-train data inspect"),
+        (run / "checkpoints", "committed checkpoints: weights, optimizer, position, tokenizer"),
+        (run / "metrics.jsonl", "records of every step"),
         (run / "report.html", "curves, the table above and the embedding: open it in a browser"),
         (run.parent / "mlflow.db", f"mlflow ui --backend-store-uri sqlite:///{run.parent / 'mlflow.db'}"),
     ):
@@ -134,8 +138,8 @@ def demo(data: Path | None, fresh: bool) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(prog="make demo", description=__doc__)
-    parser.add_argument("--data", type=Path, help="an .h5ad file with counts; default: blood cells from scanpy")
-    parser.add_argument("--fresh", action="store_true", help="start over")
+    parser.add_argument("--data", type=Path, help=".h5ad file with counts (default: blood cells from scanpy)")
+    parser.add_argument("--fresh", action="store_true", help="delete the earlier demo and start over")
     arguments = parser.parse_args()
     try:
         demo(arguments.data, arguments.fresh)

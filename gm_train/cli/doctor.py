@@ -1,4 +1,4 @@
-"""`gm-train doctor`."""
+"""`gm-train doctor`: check what this machine or allocation can run."""
 
 import argparse
 import os
@@ -8,24 +8,32 @@ examples:
   gm-train doctor                                    what this machine can run
   gm-train doctor configs/demo.yaml trainer.devices=2
   srun --nodes=2 --ntasks-per-node=8 --gpus-per-node=8 --cpus-per-task=8 \\
-      gm-train doctor configs/genemamba-66m.yaml     one task for each rank, as the run will have
+      gm-train doctor configs/genemamba-66m.yaml     one task per rank, as in the run itself
 
-Each line is `ok`, `WARN` or `FAIL`, and rank 0 prints one report for all ranks. Exit code 0 if nothing failed, else 1.
-Nothing is trained, and what is written into run.dir to see whether all nodes share it is taken away again.
+Rank 0 prints one report for all ranks; each line is `ok`, `WARN` or `FAIL`. The exit code is 0 if nothing failed, else
+1. Nothing is trained. Small test files show whether all nodes share run.dir; they are deleted again.
 """
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `doctor`; it sets `run`, which returns the exit code."""
     parser = subparsers.add_parser(
         "doctor",
         help="check what this machine or allocation can run",
-        description="Without a configuration: what is here. With one: whether a run of it would find what it needs.",
+        description="Report what this machine or allocation has.\n"
+        "With a configuration, check that it has what the run needs.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", nargs="*", metavar="CONFIG.yaml|key=value")
     parser.add_argument(
-        "--timeout", type=_seconds, default=180.0, metavar="SECONDS", help="how long ranks wait for each other (180)"
+        "config", nargs="*", metavar="CONFIG.yaml|key=value", help="configuration of the run, as for `gm-train fit`"
+    )
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=180.0,
+        metavar="SECONDS",
+        help="how long ranks wait for each other (%(default)g)",
     )
     parser.set_defaults(run=run)
 
@@ -41,6 +49,7 @@ def _seconds(text: str) -> float:
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Run `gm-train doctor`; return the exit code."""
     from gm_train.config.load import load_config
     from gm_train.ranks.launch_local import follow_parent, is_launched, run_ranks
 
@@ -49,9 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
         words = ["doctor", *arguments.config, f"--timeout={arguments.timeout}"]
         return run_ranks(words, config.trainer.devices or 1)
     follow_parent()
-    # A rendezvous that fails is told in a line; without this PyTorch adds the frames of its C++ code.
+    # The report has one line for a failed rendezvous; without this, PyTorch adds a C++ stack trace.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")
-    # Behind the check of the configuration: importing torch takes seconds.
+    # Imported after the check of the configuration, because importing torch takes seconds.
     from cluster.doctor.examine import examine
 
     return examine(config, arguments.timeout)

@@ -1,4 +1,4 @@
-"""`gm-train eval`."""
+"""`gm-train eval`: score a checkpoint on held-out cells."""
 
 import argparse
 import json
@@ -10,32 +10,43 @@ examples:
   gm-train eval runs/demo pbmc.h5ad --label bulk_labels
   gm-train eval runs/atlas/checkpoints/step-00010000 donors/*.h5ad --label cell_type --max-cells 5000
 
-The count files are those that the store was made from: held-out cells are ranked anew, plain and dithered.
+Give the count files that the store was made from: the held-out cells are ranked again, plain and dithered.
 """
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `eval`; it sets `run`, which returns the exit code."""
     parser = subparsers.add_parser(
         "eval",
-        help="score a checkpoint beside its controls",
-        description="Masked-gene scores and probes of a checkpoint on held-out cells, every control beside them.",
+        help="score a checkpoint on held-out cells, beside controls",
+        description="Score a checkpoint on held-out cells: prediction of masked genes, and probes.\n"
+        "Every score is shown beside its controls.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run for its newest one")
-    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="count files of the store's data sets")
-    parser.add_argument("--store", help="token store, a folder or a URL (default: the run's data.store)")
-    parser.add_argument("--label", metavar="KEY", help="column of obs for the probes (default: no probes)")
     parser.add_argument(
-        "--max-cells", type=int, default=2_000, metavar="N", help="most cells that are read (%(default)s)"
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run directory for its newest one"
     )
-    parser.add_argument("--mask-seeds", type=int, default=3, metavar="N", help="times genes are hidden (%(default)s)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="for eval.json, eval.md, pictures (default: RUN/eval)")
+    parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="count files that the store was made from")
+    parser.add_argument("--store", help="token store, a folder or a URL (default: the run's data.store)")
+    parser.add_argument(
+        "--label", metavar="KEY", help="column of obs that the probes predict, such as cell_type (default: no probes)"
+    )
+    parser.add_argument(
+        "--max-cells", type=int, default=2_000, metavar="N", help="maximal number of cells to read (%(default)s)"
+    )
+    parser.add_argument(
+        "--mask-seeds", type=int, default=3, metavar="N", help="number of random masks per cell (%(default)s)"
+    )
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder for eval.json, eval.md and pictures (default: RUN/eval)"
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    # Late: importing torch takes seconds, `--help` should not.
+    """Run `gm-train eval`; return the exit code."""
+    # Imported late: importing torch takes seconds, and `--help` should be fast.
     import torch
 
     from data_shards.errors import DataError, OptionError
@@ -51,19 +62,19 @@ def run(arguments: argparse.Namespace) -> int:
         if getattr(arguments, name) < 1:
             raise OptionError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
     if not arguments.checkpoint.is_dir():
-        raise DataError(f"{arguments.checkpoint}: there is no such checkpoint or run directory")
+        raise DataError(f"{arguments.checkpoint}: no such checkpoint or run directory")
     given = arguments.checkpoint.resolve()
     run_dir = given if (given / "checkpoints").is_dir() else given.parent.parent
     if arguments.out is None and not (run_dir / "metrics.jsonl").is_file():
-        raise DataError(f"{given}: lies in no run directory: say where the results go with --out")
+        raise DataError(f"{given}: not in a run directory: choose a folder for the results with --out")
     checkpoint = open_checkpoint(arguments.checkpoint)
     print(f"checkpoint {checkpoint.path}, step {checkpoint.step:,}")
     model, tokenizer, config = load_model(checkpoint)
     store = location_of(arguments.store or config.data.store)
     if Manifest.load(store).hash != json.loads((checkpoint.path / "identity.json").read_text())["store"]:
-        message = f"{store}: not the store that this model was trained on: it may have seen cells held out there"
+        message = f"{store}: not the store that this model was trained on, so it may have seen the cells held out there"
         if arguments.store is None:
-            raise DataError(f"{message}; give the model's store, or this one with --store if that is meant")
+            raise DataError(f"{message}; name the right one with --store, or this one to use it all the same")
         logging.getLogger(__name__).warning(message)
     cells = read_cells(store, arguments.files, tokenizer, arguments.label, arguments.max_cells)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

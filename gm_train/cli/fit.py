@@ -1,4 +1,4 @@
-"""`gm-train fit`."""
+"""`gm-train fit`: train a model."""
 
 import argparse
 import contextlib
@@ -12,28 +12,37 @@ _EPILOG = """\
 example:
   gm-train fit configs/demo.yaml run.dir=runs/second optim.lr=1e-3
 
-A directory that holds a committed checkpoint is resumed, by the same command or by its own configuration:
+If run.dir contains a committed checkpoint, training resumes from it. Repeat the same command, or use the run's own
+configuration:
   gm-train fit runs/second/config.yaml trainer.max_steps=5000
-Every setting, with its type, default and meaning: gm_train/config/schema.py.
-SIGTERM or SIGUSR1 saves at the next step and leaves with exit code 85, Ctrl-C saves and leaves with 1,
-once more ends at once.
-Several ranks: trainer.devices=2 starts them on this machine; under srun or torchrun every task is a rank.
+
+Settings: gm_train/config/schema.py lists each with its type, default and meaning.
+Signals: SIGTERM or SIGUSR1 saves at the next step and exits with code 85. Ctrl-C saves and exits with code 1; a second
+Ctrl-C ends at once.
+Several ranks: trainer.devices=2 starts two on this machine; under srun or torchrun, every task is a rank.
 """
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `fit`; it sets `run`, which returns the exit code."""
     parser = subparsers.add_parser(
         "fit",
-        help="train a model; resumes by itself",
-        description="Train a model from configuration files and key=value words, merged left to right.",
+        help="train a model, or resume its training",
+        description="Train a model, or resume its training from the last committed checkpoint.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", nargs="+", metavar="CONFIG.yaml|key=value")
+    parser.add_argument(
+        "config",
+        nargs="+",
+        metavar="CONFIG.yaml|key=value",
+        help="files and settings; later ones override earlier ones",
+    )
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Run `gm-train fit`; return the exit code."""
     from gm_train.config.load import load_config
     from gm_train.ranks.launch_local import PREEMPTED, follow_parent, is_first, is_launched, run_ranks
     from gm_train.ranks.signals import Leaving
@@ -47,7 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     leaving.install()
     follow_parent()
     try:
-        # Behind the check of the configuration: importing torch takes seconds.
+        # Imported after the check of the configuration, because importing torch takes seconds.
         from gm_train.train.fit import fit
 
         left_by = fit(config, leaving).left_by
@@ -57,17 +66,17 @@ def run(arguments: argparse.Namespace) -> int:
     if left_by is None:
         leaving.restore()
         return 0
-    # When the first rank has left, a launcher may signal those that are about to; Python, on its way out, would let it.
+    # After the first rank has left, a launcher may signal the others: that would kill a Python that is exiting.
     leaving.ignore()
     return FAILED if left_by is signal.SIGINT else PREEMPTED
 
 
 def _refuse_job_in_queue(run_dir: Path) -> None:
-    """Raise DataError if a launched job of this run waits in the queue: it would find the run taken, and fail."""
+    """Raise DataError if a job of this run is in the queue: it would find the run directory locked, and fail."""
     if not (run_dir / "launch").is_dir():
         return
     from cluster.submit import QueueUnknown, refuse_job_in_queue
 
-    # Where no SLURM answers, nothing will start such a job either.
+    # If SLURM does not answer, it cannot start such a job either.
     with contextlib.suppress(QueueUnknown):
         refuse_job_in_queue(run_dir.absolute())

@@ -1,4 +1,4 @@
-"""`gm-train launch`."""
+"""`gm-train launch`: train on many nodes under SLURM."""
 
 import argparse
 import logging
@@ -11,27 +11,35 @@ examples:
   gm-train launch configs/genemamba-66m.yaml configs/cluster/h100-infiniband.yaml data.micro_rows=3 --dry-run
   gm-train launch configs/demo.yaml configs/cluster/local-cpu.yaml data.micro_rows=2 run.dir=/shared/runs/demo
 
---dry-run prints the script and writes nothing. Without it the script is checked with `sbatch --test-only`, written with
-its settings to RUN_DIR/launch/001 (002, ...), and submitted. The job saves and comes back by itself before its time
-limit, after a preemption and after a lost node, until the run is finished. Settings: ClusterConfig in
-gm_train/config/schema.py; what happens when: docs/slurm.md.
+The script is printed, checked with `sbatch --test-only`, written with its settings to RUN_DIR/launch/001 (002, ...),
+and submitted. With --dry-run it is only printed.
+Before its time limit and on preemption, the job saves a checkpoint and goes back into the queue; after the loss of a
+node, SLURM requeues it. Each start resumes the run until it is finished.
+Settings: ClusterConfig in gm_train/config/schema.py. More: docs/slurm.md.
 """
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add `launch`; it sets `run`, which returns the exit code."""
     parser = subparsers.add_parser(
         "launch",
         help="train on many nodes under SLURM",
-        description="Render a batch script, show it, check it and submit it.",
+        description="Render the batch script of a run, check it and submit it.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("config", nargs="+", metavar="CONFIG.yaml|key=value")
-    parser.add_argument("--dry-run", action="store_true", help="only print the script")
+    parser.add_argument(
+        "config",
+        nargs="+",
+        metavar="CONFIG.yaml|key=value",
+        help="files and settings; later ones override earlier ones",
+    )
+    parser.add_argument("--dry-run", action="store_true", help="only print the script; write and submit nothing")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Run `gm-train launch`; return the exit code."""
     from cluster import submit
     from cluster.batch_script import launch_dir, render_batch_script, resolved
     from cluster.launch_problems import launch_problems
@@ -50,7 +58,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.dry_run:
         submit.refuse_second_job(run_dir)
     print(script, end="" if arguments.dry_run else "\n", flush=True)
-    # Behind the script, which is long.
+    # After the script, which is long: otherwise the warnings would scroll out of sight.
     for warning in submit.warnings(config):
         logging.getLogger(__name__).warning(warning)
     if arguments.dry_run:
@@ -62,8 +70,8 @@ def run(arguments: argparse.Namespace) -> int:
     logs = run_dir / LOGS
     print(
         f"submitted job {job}: {launch / submit.SCRIPT}\n"
-        f"  in the queue  squeue --jobs={job}\n"
-        f"  training      tail -F {shlex.quote(f'{logs}/{job}-0.out')}\n"
-        f"  its starts    tail -F {shlex.quote(f'{logs}/{job}-batch.out')}"
+        f"  queue     squeue --jobs={job}\n"
+        f"  training  tail -F {shlex.quote(f'{logs}/{job}-0.out')}\n"
+        f"  starts    tail -F {shlex.quote(f'{logs}/{job}-batch.out')}"
     )
     return 0

@@ -1,4 +1,4 @@
-"""The command line: `gm-train <command>`."""
+"""The command line `gm-train COMMAND`: parse it, run the command, and report errors."""
 
 import argparse
 import importlib.metadata
@@ -17,7 +17,7 @@ from gm_train.ranks.launch_local import OtherRankFailed, is_first
 
 
 class _Version(argparse.Action):
-    """Looks it up only if it is asked for: a checkout on the path that is not installed has none."""
+    """Print the version. It is looked up only here, because a checkout that is not installed has none."""
 
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         print("gm-train", importlib.metadata.version("gm-train"))
@@ -25,13 +25,13 @@ class _Version(argparse.Action):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The parser of all commands; each sets `run`, a function of the parsed arguments that returns the exit code."""
+    """Build the parser. Each command sets `run`, a function of the parsed arguments that returns the exit code."""
     parser = argparse.ArgumentParser(
         prog="gm-train",
-        description="Pretrain GeneMamba on ranked genes: from counts to a trained, checked model.",
+        description="Pretrain GeneMamba on ranked genes: from counts to a trained and evaluated model.",
     )
-    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and leave")
-    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.add_argument("--debug", action="store_true", help="also print the traceback of an error")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     data.add_parser(subparsers)
     fit.add_parser(subparsers)
@@ -44,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command. Returns 0 (done), 1 (failed), 2 (wrong usage) or 85 (`fit` was told to leave, and saved)."""
+    """Run one command. Return 0 (done), 1 (failed), 2 (wrong usage) or 85 (`fit` saved and left on a signal)."""
     arguments = build_parser().parse_args(argv)
     try:
         return _run(arguments)
@@ -54,16 +54,16 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    # Of what all ranks would say, rank 0 says it.
+    # All ranks would log the same: only rank 0 logs more than errors.
     level = logging.INFO if is_first() else logging.ERROR
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
     for noisy in ("lightning", "lightning.pytorch", "mlflow", "alembic", "matplotlib", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    # Imported late: reading a configuration needs OmegaConf, `gm-train --help` does not.
+    # Imported late: it needs OmegaConf, which `gm-train --help` does not.
     from gm_train.config.check import ConfigError
 
     try:
-        # Training has its own way to end.
+        # `fit` handles signals itself.
         with interrupts.noted() if arguments.command == "data" else nullcontext():
             code: int = arguments.run(arguments)
         sys.stdout.flush()
@@ -80,12 +80,12 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _is_unread() -> bool:
-    """Whether what is printed goes into a pipe that nobody reads any more, as behind `| head`."""
+    """Return whether stdout is a pipe that nobody reads any more, as with `| head`."""
     pipe = select.poll()
     pipe.register(sys.stdout.fileno(), 0)
     if not pipe.poll(0):
         return False
-    # What waits to be printed would fail once more when the interpreter ends.
+    # Buffered output would raise the same error again when the interpreter exits.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return True
 
@@ -93,7 +93,7 @@ def _is_unread() -> bool:
 def _fail(error: Exception, debug: bool, code: int) -> int:
     if debug:
         traceback.print_exception(error)
-    # Of an error that all ranks find, and of one that another rank has told, one message is enough.
+    # Print one message for an error that all ranks found, and none for an error that another rank prints.
     if isinstance(error, OtherRankFailed) or (getattr(error, "everywhere", False) and not is_first()):
         return code
     print(f"gm-train: error: {error}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""The picture of a token store: lengths of cells, data sets and splits, padding, and how common its genes are."""
+"""Draw a token store: lengths of cells, data sets and splits, padding, and how common its genes are."""
 
 from pathlib import Path
 
@@ -11,13 +11,13 @@ from gm_train.run.curves import DPI
 
 _COLOURS = ("#4c72b0", "#dd8452", "#55a868", "#c44e52", "#8172b3", "#937860", "#da8bc3", "#ccb974")
 _REST = "#8c8c8c"
-#: Data sets with a colour, and with a bar, of their own.
+#: Data sets with their own colour, and data sets with their own bar, at most.
 _DRAWN, _BARS = len(_COLOURS), 16
 _BINS = 48
 
 
 def draw_store(summary: StoreSummary, path: Path) -> None:
-    """Draw a store (PNG).
+    """Draw a store into a PNG file.
 
     Raises:
         DataError: a chunk of the store is damaged.
@@ -42,7 +42,7 @@ def draw_store(summary: StoreSummary, path: Path) -> None:
 
 
 def _draw_lengths(axis: Axes, summary: StoreSummary) -> None:
-    """Lengths of the largest data sets one by one, of the others together, as shares of their cells."""
+    """Draw the lengths of cells as shares: one curve for each large data set, one for all others."""
     order = np.argsort([-cells.sum() for cells in summary.lengths], kind="stable")
     names = [entry.name for entry in summary.manifest.datasets]
     drawn = order if len(order) <= _DRAWN else order[: _DRAWN - 1]
@@ -50,12 +50,12 @@ def _draw_lengths(axis: Axes, summary: StoreSummary) -> None:
     if len(drawn) < len(order):
         others = order[len(drawn) :]
         groups.append((f"{len(others):,} others", sum(summary.lengths[i] for i in others), _REST))
-    # Cells that were cut stand in no bin, whose peak would hide all others.
+    # Cells that were cut to top-k are in no bin: their peak would dwarf all others.
     top_k = summary.manifest.top_k
     edges = np.unique(np.linspace(0, min(summary.longest + 1, top_k), _BINS + 1).round().astype(int))
     widths = np.diff(edges)
     for name, cells, colour in groups:
-        # Bins of whole lengths differ in width by one: their mean width makes the shares comparable.
+        # The widths of the bins differ by one: rescale to the mean width, so that the shares are comparable.
         shares = np.add.reduceat(cells[: edges[-1]], edges[:-1]) / cells.sum() * (widths.mean() / widths)
         full = cells[top_k] / cells.sum()
         label = _short(name) + (f" ({_percent(round(full, 3))} have {top_k:,})" if full else "")
@@ -70,29 +70,29 @@ def _draw_lengths(axis: Axes, summary: StoreSummary) -> None:
 
 
 def _draw_datasets(axis: Axes, summary: StoreSummary) -> None:
-    """Cells of each data set, the largest ones on top, and of each split within."""
+    """Draw the number of cells of each data set, the largest on top, divided by split."""
     entries = sorted(summary.manifest.datasets, key=lambda entry: -entry.n_cells)
     rest = entries[_BARS - 1 :] if len(entries) > _BARS else []
     bars = entries[: len(entries) - len(rest)]
     names = [_short(entry.name) for entry in bars] + ([f"{len(rest):,} others"] if rest else [])
-    places, left = np.arange(len(names)), np.zeros(len(names))
+    heights, left = np.arange(len(names)), np.zeros(len(names))
     for split, colour in (("training", _COLOURS[0]), ("validation", _COLOURS[1]), ("test", _COLOURS[2])):
         key = {"training": "n_train"}.get(split, f"n_{split}")
         cells = [getattr(entry, key) for entry in bars] + ([sum(getattr(e, key) for e in rest)] if rest else [])
         if any(cells):
-            axis.barh(places, cells, left=left, color=colour, label=f"{split} ({sum(cells):,})", height=0.7)
+            axis.barh(heights, cells, left=left, color=colour, label=f"{split} ({sum(cells):,})", height=0.7)
         left += cells
     axis.set_title("Data sets and splits", fontsize=11)
     axis.set_xlabel("cells")
-    axis.set_yticks(places, names)
-    axis.set_ylim(max(4, len(names)) - 0.4, -0.6)  # a few data sets are not drawn as thick as walls
+    axis.set_yticks(heights, names)
+    axis.set_ylim(max(4, len(names)) - 0.4, -0.6)  # so that the bars of a few data sets are not too thick
     axis.tick_params(axis="y", labelsize=8, length=0)
     axis.xaxis.set_major_formatter(_number)
     axis.legend(frameon=False, fontsize=8, loc="center right")
 
 
 def _draw_rows(axis: Axes, summary: StoreSummary) -> None:
-    """What is computed for nothing with one cell a row, and with packed ones."""
+    """Draw the share of positions with a token, for one cell per row and for packed rows."""
     lengths = np.unique(np.linspace(summary.longest, 4 * summary.longest, 7).round().astype(int))
     padded, packed = zip(*(summary.fill(int(length)) for length in lengths), strict=True)
     axis.plot(
@@ -108,7 +108,7 @@ def _draw_rows(axis: Axes, summary: StoreSummary) -> None:
 
 
 def _draw_genes(axis: Axes, summary: StoreSummary) -> None:
-    """In how many cells each gene is."""
+    """Draw the share of cells that contain each gene."""
     shares, cells = summary.gene_shares()
     seen = shares[shares > 0]
     axis.plot(np.arange(1, len(seen) + 1), seen, color=_COLOURS[0], linewidth=1.6)
@@ -121,11 +121,11 @@ def _draw_genes(axis: Axes, summary: StoreSummary) -> None:
     axis.yaxis.set_major_formatter(_percent)
 
 
-def _percent(share: float, place: float = 0) -> str:
+def _percent(share: float, position: float = 0) -> str:
     return f"{100 * share:.6g} %"
 
 
-def _number(number: float, place: float = 0) -> str:
+def _number(number: float, position: float = 0) -> str:
     return f"{number / 1e6:g} M" if abs(number) >= 1e6 else f"{number:,g}"
 
 

@@ -1,12 +1,12 @@
 """Find every value and combination of settings that cannot work."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from omegaconf import OmegaConf
 
-from gm_train.config.parts import AGGREGATIONS, ARCHITECTURES, MIXERS, OBJECTIVES, STRATEGIES
+from gm_train.config.parts import AGGREGATIONS, ARCHITECTURES, MIXERS, OBJECTIVES
 from gm_train.config.schema import Config
 
 
@@ -14,7 +14,7 @@ class ConfigError(Exception):
     """A configuration that cannot be used; the message lists every problem. Exit code 2.
 
     Attributes:
-        everywhere: whether every rank of a run finds the same, so that one of them need say it.
+        everywhere: whether every rank of a run finds the same problems, so that one report is enough.
     """
 
     def __init__(self, problems: list[str], everywhere: bool = False) -> None:
@@ -22,11 +22,12 @@ class ConfigError(Exception):
         super().__init__("\n".join(["the configuration cannot be used:", *(f"  - {problem}" for problem in problems)]))
 
 
-#: Settings whose value is a mapping itself.
+#: Settings whose value is itself a mapping: `leaves` does not look inside.
 _MAPPINGS = ("data.weights",)
 
 
 def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the full name and the value of every setting in nested mappings, such as `("optim.lr", 5e-4)`."""
     if isinstance(node, dict) and prefix not in _MAPPINGS:
         for key, value in node.items():
             yield from leaves(value, f"{prefix}.{key}" if prefix else str(key))
@@ -34,14 +35,13 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, node
 
 
-_CHOICES = {
-    "model.arch": tuple(ARCHITECTURES),
-    "model.mixer": tuple(MIXERS),
-    "model.aggregation": tuple(AGGREGATIONS),
+_CHOICES: dict[str, Iterable[str]] = {
+    "model.arch": ARCHITECTURES,
+    "model.mixer": MIXERS,
+    "model.aggregation": AGGREGATIONS,
     "model.norm": ("none", "pre"),
     "model.kernel": ("auto", "torch", "mamba_ssm"),
-    "objective.language": tuple(OBJECTIVES),
-    "trainer.strategy": ("auto", *(name for name in STRATEGIES if name != "single")),
+    "objective.language": OBJECTIVES,
     "trainer.precision": ("fp32", "bf16"),
 }
 _POSITIVE = (
@@ -59,11 +59,13 @@ _SHARES = ("objective.random_rate", "optim.min_lr_ratio")
 
 
 def config_problems(config: Config) -> list[str]:
-    """Every value and combination that cannot work, as sentences."""
+    """List every value and combination that cannot work, one sentence each."""
     values = dict(leaves(OmegaConf.to_container(OmegaConf.structured(config))))
+    # `ddp` on one rank is `single`; nobody asks for it by name.
+    strategies = ["auto", *(name for name in STRATEGIES if name != "single")]
     problems = [
         f"{key}={values[key]}: expected {' | '.join(choices)}"
-        for key, choices in _CHOICES.items()
+        for key, choices in {**_CHOICES, "trainer.strategy": strategies}.items()
         if values[key] not in choices
     ]
     problems += [f"{key}={value}: must be finite" for key, value in values.items() if not _finite(value)]
@@ -99,12 +101,12 @@ def _combinations(config: Config) -> list[str]:
             f"{model.expand * model.d_model}"
         )
     if model.gate_per_layer and model.aggregation == "head_gate":
-        problems.append("model.gate_per_layer with model.aggregation=head_gate: its gates are each layer's own already")
+        problems.append("model.gate_per_layer with model.aggregation=head_gate: head_gate already has one per layer")
     if objective.language == "next_token" and model.arch != "mamba" and not objective.paper_compat:
         problems.append(
             f"objective.language=next_token with model.arch={model.arch}: every position has already seen the token "
-            "that it is to predict; use model.arch=mamba or objective.language=masked (objective.paper_compat=true "
-            "trains it all the same, as published)"
+            "that it must predict; use model.arch=mamba or objective.language=masked (objective.paper_compat=true "
+            "trains it anyway, as published)"
         )
     if objective.language == "masked" and not 0 < objective.mask_rate < 1:
         problems.append(f"objective.mask_rate={objective.mask_rate}: must lie between 0 and 1")
@@ -114,7 +116,7 @@ def _combinations(config: Config) -> list[str]:
         problems.append(f"objective.pathway_genes={objective.pathway_genes}: a pair needs at least 2")
     if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
         problems.append(f"optim.betas={optim.betas}: expected two numbers in 0 … 1 (1 excluded)")
-    # Where it is left out, a resumed run has the schedule of its first start.
+    # None: the run takes trainer.max_steps of its first start, and `fit` checks again then.
     if optim.schedule_steps is not None and optim.schedule_steps < max(1, optim.warmup_steps):
         problems.append(
             f"optim.warmup_steps={optim.warmup_steps}: is longer than the schedule of {optim.schedule_steps} steps "
@@ -136,11 +138,11 @@ def _combinations(config: Config) -> list[str]:
 
 
 def rank_problems(config: Config, world_size: int) -> list[str]:
-    """Why a step cannot be divided over `world_size` ranks, as sentences that name what fits."""
+    """Say why a step cannot be divided among `world_size` ranks, and which numbers would fit; empty if it can."""
     data = config.data
     if data.lanes % world_size:
         return [
-            f"{world_size} ranks: do not divide data.lanes={data.lanes}, which the ranks share out; these numbers of "
+            f"{world_size} ranks: do not divide data.lanes={data.lanes}, which the ranks share; these numbers of "
             f"ranks do: {_divisors(data.lanes)}"
         ]
     rows = data.lanes * data.rows_per_lane // world_size

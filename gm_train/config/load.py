@@ -1,4 +1,4 @@
-"""YAML files and key=value words into a checked configuration, with every problem listed at once."""
+"""Turn YAML files and key=value words into a checked configuration, and report every problem at once."""
 
 import copy
 import difflib
@@ -19,7 +19,7 @@ DEFAULTS: dict[str, Any] = dict(leaves(OmegaConf.to_container(OmegaConf.structur
 
 
 def _from_yaml(path: Path) -> list[tuple[str, Any]]:
-    """Keys and values of a file; a section without entries has none.
+    """Keys and values of a file. An empty section adds nothing.
 
     Raises:
         ValueError: the file cannot be read as sections of settings.
@@ -37,10 +37,10 @@ def _from_yaml(path: Path) -> list[tuple[str, Any]]:
 
 
 def _from_word(word: str) -> list[tuple[str, Any]]:
-    """Key and value of `key=value`; text stays as it stands, other values are read as YAML.
+    """Key and value of `key=value`. Settings that are text take it unchanged; other values are read as YAML.
 
     Raises:
-        ValueError: the word is neither, or its value is not YAML.
+        ValueError: the word is not `key=value`, or its value is not YAML.
     """
     key, equals, text = word.partition("=")
     if not equals or not key:
@@ -54,13 +54,13 @@ def _from_word(word: str) -> list[tuple[str, Any]]:
 
 
 def _merge(sources: list[tuple[str, list[tuple[str, Any]]]]) -> tuple[Config, list[str]]:
-    """Set keys over the defaults, leaf by leaf, since OmegaConf stops at the first problem of a file."""
+    """Set keys over the defaults one by one: given a whole file, OmegaConf would stop at its first problem."""
     merged: DictConfig = OmegaConf.structured(Config)
     problems = []
     for source, pairs in sources:
         for key, value in pairs:
             if isinstance(DEFAULTS.get(key), str) and not isinstance(value, str):
-                # YAML reads off as false and 2024_01 as a number.
+                # YAML reads `off` as false and `2024_01` as a number.
                 problems.append(f"{source}: {key}: {value!r} is not text: put it in quotes")
                 continue
             try:
@@ -82,7 +82,7 @@ def _explain(key: str, value: Any, error: Exception) -> str:
     near = [name for name in DEFAULTS if name.rsplit(".", 1)[-1] == last or name.startswith(f"{key}.")]
     near = near or difflib.get_close_matches(key, DEFAULTS)
     return f"unknown key {key}" + (
-        f" (is it {', '.join(near[:3])}?)" if near else "; gm_train/config/schema.py has them all"
+        f" (is it {', '.join(near[:3])}?)" if near else "; gm_train/config/schema.py lists all keys"
     )
 
 
@@ -92,7 +92,7 @@ def flat(config: Config) -> dict[str, Any]:
 
 
 def with_absolute_paths(config: Config) -> Config:
-    """A copy whose paths are right wherever it is read; URLs and what is empty stay."""
+    """Return a copy with absolute paths, so that it is right from any working directory. URLs and empty paths stay."""
     config = copy.deepcopy(config)
     for section, key in ((config.run, "dir"), (config.data, "store"), (config.objective, "pathways")):
         path = getattr(section, key)
@@ -106,22 +106,22 @@ def load_config(words: list[str]) -> Config:
     """Merge files and `key=value` words over the defaults, left to right, and check the result.
 
     Raises:
-        ConfigError: files that cannot be read, unknown keys, wrong types or impossible combinations, all of them.
+        ConfigError: lists all files that cannot be read, unknown keys, wrong types and impossible combinations.
     """
     config, unread, unfit = _load(words)
-    found = config_problems(config)
-    # What is missing may stand in the file that could not be read.
-    problems = unread + unfit + [problem for problem in found if not (unread and " is empty" in problem)]
+    unworkable = config_problems(config)
+    # A setting that seems empty may be set in the file that could not be read.
+    problems = unread + unfit + [problem for problem in unworkable if not (unread and " is empty" in problem)]
     if problems:
         raise ConfigError(problems)
     return config
 
 
 def load_cluster(words: list[str]) -> Config:
-    """Settings of jobs that train nothing: merged as by `load_config`, and of words only `cluster.KEY=value` are taken.
+    """Load the settings of jobs that train nothing: files as in `load_config`, and words `cluster.KEY=value` only.
 
     Raises:
-        ConfigError: files that cannot be read, unknown keys or wrong types, all of them.
+        ConfigError: lists all files that cannot be read, unknown keys, wrong types and other words.
     """
     config, unread, unfit = _load(words)
     others = [word for word in words if "=" in word and not word.startswith("cluster.")]
@@ -134,7 +134,7 @@ def load_cluster(words: list[str]) -> Config:
 
 
 def _load(words: list[str]) -> tuple[Config, list[str], list[str]]:
-    """The merged settings, what could not be read, and what does not fit."""
+    """Return the merged settings, the words that could not be read, and the keys and values that do not fit."""
     sources, unread = [], []
     for word in words:
         is_file = "=" not in word and word.endswith((".yaml", ".yml"))
@@ -147,15 +147,15 @@ def _load(words: list[str]) -> tuple[Config, list[str], list[str]]:
 
 
 def config_from_file(path: Path) -> Config:
-    """A resolved configuration as a run or a checkpoint keeps it.
+    """Read a resolved configuration, as a run or a checkpoint keeps it.
 
     Raises:
-        DataError: the file is not one.
+        DataError: the file cannot be read, or is not a configuration of this version.
     """
     try:
         config, problems = _merge([(str(path), _from_yaml(path))])
     except ValueError as error:
-        raise DataError(f"{path}: {error}: a run's or checkpoint's configuration is expected there") from error
+        raise DataError(f"{path}: {error}: expected the configuration of a run or a checkpoint") from error
     if problems:
         raise DataError(f"{path}: not a configuration of this version: {'; '.join(problems)}")
     return config

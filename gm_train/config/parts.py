@@ -1,8 +1,8 @@
-"""The parts of a run that a setting names: each name, and where its class or function is.
+"""The parts of a run that a setting selects by name, and where the class or function of each name is.
 
-To add one, write it and list it here: the name is then accepted in configurations, and shown in error messages.
-They are imported when they are used, so that a configuration is checked before torch is imported, and so that what
-needs an optional package is imported by those alone who ask for it.
+To add a part, write it and list it here: configurations then accept its name, and error messages list it. A part is
+imported only when it is used. So a configuration can be checked without importing torch, and an optional package is
+needed only by runs that select a part that uses it.
 """
 
 import importlib
@@ -29,7 +29,7 @@ OBJECTIVES = {
     "masked": "gm_train.objective.masking:predict_masked_genes",
     "next_token": "gm_train.objective.next_token:predict_next_tokens",
 }
-#: `trainer.strategy`: how a step is spread over ranks, a Lightning strategy with `Steps`, `(ranks, clip)`.
+#: `trainer.strategy`: how a step is divided among ranks: a Lightning strategy with `Steps`, made by `(ranks, clip)`.
 STRATEGIES = {
     "single": "gm_train.strategies.single:SingleProcess",
     "ddp": "gm_train.strategies.ddp:Ddp",
@@ -40,7 +40,7 @@ STRATEGIES = {
 
 
 def load_part(table: dict[str, str], name: str) -> Any:
-    """Import the class or function of a name.
+    """Import the class or function that a name stands for.
 
     Args:
         table: one of the tables above.

@@ -5,31 +5,37 @@ from dataclasses import dataclass, field
 
 @dataclass
 class RunConfig:
-    dir: str = "runs/default"  # the run's directory, which is its identity: fit resumes what it finds there
+    """The run itself."""
+
+    dir: str = "runs/default"  # directory of the run; if it holds a run already, `fit` resumes it
     seed: int = 0  # weights, order of the data, masks and pathway genes
 
 
 @dataclass
 class DataConfig:
+    """The data and how they are read."""
+
     store: str = ""  # token store made by `gm-train data shards`
     lanes: int = 192  # independent streams of blocks; the number of ranks must divide it
     rows_per_lane: int = 1  # rows that a step takes from each lane: the global batch is lanes * rows_per_lane rows
     micro_rows: int = 8  # rows in one forward pass of one rank
     row_length: int = 2048  # tokens in a row; whole cells are packed into rows
-    pool_blocks: int | None = None  # blocks of a lane that are shuffled together; none: those of about 2^20 tokens
-    group_cells: int = 1024  # cells that are packed together, about
-    weights: dict[str, int] = field(default_factory=dict)  # how often a data set's blocks stand in a pass; others: once
-    max_damaged_chunks: int = 8  # token chunks whose checksum may fail: their cells are passed over; more end the run
+    pool_blocks: int | None = None  # blocks of a lane that are shuffled together; None: those of about 2^20 tokens
+    group_cells: int = 1024  # about how many cells are packed together
+    weights: dict[str, int] = field(default_factory=dict)  # how often each data set's blocks come in a pass; default 1
+    max_damaged_chunks: int = 8  # token chunks that may be damaged: their cells are skipped; more end the run
     workers: int = 0  # loader processes; 0 reads in the training process
     cache_mb: int = 64  # chunk cache of a rank's reading processes, MiB
 
 
 @dataclass
 class ModelConfig:
+    """The model."""
+
     arch: str = "bimamba"  # bimamba | mamba (unidirectional) | transformer (the baseline)
     mixer: str = "mamba2"  # what mixes the tokens of a cell within a layer
     aggregation: str = "gate"  # gate | mean | sum | concat | head_gate: how the two directions are joined
-    gate_per_layer: bool = False  # a gate (or concat) projection a layer, not one shared by all as published
+    gate_per_layer: bool = False  # true: one gate (or concat) projection per layer; false: one for all, as published
     norm: str = "none"  # none (as published) | pre: RMSNorm before each mixer
     d_model: int = 512  # width of the residual stream
     n_layers: int = 24
@@ -37,94 +43,108 @@ class ModelConfig:
     d_conv: int = 4  # taps of the depthwise convolution
     expand: int = 2  # inner width / d_model
     head_dim: int = 64  # channels of a head; divides expand * d_model
-    chunk: int = 64  # tokens that the scan handles by matrix products
-    n_heads: int = 8  # attention heads of the transformer, of an even number of channels each
-    d_ff: int = 2240  # feed-forward width of the transformer; at d_model 512, 12 layers weigh as much as Bi-Mamba's 24
+    chunk: int = 64  # tokens that the scan processes at once, by matrix products
+    n_heads: int = 8  # attention heads of the transformer; each must have an even number of channels
+    d_ff: int = 2240  # feed-forward width of the transformer; at d_model 512, 12 layers are as large as 24 of Bi-Mamba
     tie_output: bool = False  # share the embedding with the output layer
     kernel: str = "auto"  # auto (by device and packages) | torch | mamba_ssm: what computes the scan
 
 
 @dataclass
 class ObjectiveConfig:
+    """What is trained for: the language loss and the pathway loss."""
+
     language: str = "masked"  # masked | next_token (unidirectional model)
     mask_rate: float = 0.15  # share of tokens to predict
     random_rate: float = 0.1  # share of those that show a random gene instead of <mask>
     gamma: float = 0.1  # weight of L_pathway
     pathways: str = ""  # GMT file of gene sets; empty: no L_pathway
-    pathway_size: list[int] = field(default_factory=lambda: [10, 200])  # smallest and largest set that is used
-    pathway_genes: int = 32  # genes drawn in a cell, at most
+    pathway_size: list[int] = field(default_factory=lambda: [10, 200])  # smallest and largest gene set that is used
+    pathway_genes: int = 32  # at most so many genes are drawn in a cell
     temperature: float = 0.1  # tau of L_pathway
     paper_compat: bool = False  # allow next_token on the bidirectional model, which leaks its targets
 
 
 @dataclass
 class OptimConfig:
+    """Optimizer and learning rate."""
+
     lr: float = 5e-4  # peak learning rate of AdamW
     min_lr_ratio: float = 0.1  # final learning rate / peak
     warmup_steps: int = 1000
-    schedule_steps: int | None = None  # steps until the final learning rate; none: trainer.max_steps of the first start
+    schedule_steps: int | None = None  # steps until the final learning rate; None: trainer.max_steps of the first start
     betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
     eps: float = 1e-8
     weight_decay: float = 0.1  # matrices only
     fused: bool = True  # AdamW in one pass over each parameter
-    clip: float = 1.0  # largest norm of the whole gradient
+    clip: float = 1.0  # largest norm of the whole gradient; a larger one is scaled down
 
 
 @dataclass
 class TrainerConfig:
+    """How long and on what the run trains."""
+
     max_steps: int = 100_000  # optimizer steps, counted from the start of the run
     strategy: str = "auto"  # auto (chosen by size, memory and nodes) | ddp | fsdp2 | zero2 | zero3
-    devices: int | None = None  # ranks on a node; none: as many as the launcher started, 1 without a launcher
-    num_nodes: int | None = None  # none: as the launcher started
+    devices: int | None = None  # ranks on a node; None: as many as the launcher started, 1 without a launcher
+    num_nodes: int | None = None  # nodes; None: as many as the launcher uses
     precision: str = "fp32"  # fp32 | bf16 (compute; parameters and decay stay fp32)
     compile: bool = False  # torch.compile of each block: a minute or more at the start, faster steps
-    activation_checkpointing: bool = False  # keep only the input of each block, compute the rest again for the gradient
+    activation_checkpointing: bool = False  # keep only each block's input; compute the rest again for the gradient
     validate_every_steps: int = 1000  # 0: never
-    validation_cells: int = 2048  # held-out cells in a validation, at most
-    max_bad_steps: int = 10  # steps with non-finite numbers, in a window of 1,000, before rolling back
+    validation_cells: int = 2048  # at most so many held-out cells in a validation
+    max_bad_steps: int = 10  # steps with non-finite numbers within 1,000 steps; one more rolls the run back
     max_rollbacks: int = 2  # rollbacks before the run stops
 
 
 @dataclass
 class CheckpointConfig:
+    """When checkpoints are written, and how many are kept."""
+
     every_steps: int = 1000
-    keep_last: int = 2  # newest checkpoints kept; the one of the best validation loss is kept besides
+    keep_last: int = 2  # newest checkpoints that are kept; the one with the best validation loss is kept as well
 
 
 @dataclass
 class TrackingConfig:
+    """MLflow."""
+
     mlflow: str = "auto"  # auto: an SQLite file beside the run directory | none | a tracking URI
     experiment: str = "gm-train"
 
 
 @dataclass
 class ClusterConfig:
+    """The SLURM job."""
+
     nodes: int = 1
     gpus_per_node: int = 8  # ranks on a node, one GPU each; 0: ranks without GPUs, cluster.tasks_per_node of them
     tasks_per_node: int = 1  # ranks on a node where gpus_per_node is 0
-    gpu_request: str = "gpus-per-node"  # gpus-per-node | gres: how the site wants GPUs to be asked for
-    gpu_type: str = ""  # type within the request, such as h100
-    cpus_per_task: int = 8  # cores of a rank: its loader workers and itself
+    gpu_request: str = "gpus-per-node"  # gpus-per-node | gres: how the site wants GPUs to be requested
+    gpu_type: str = ""  # GPU type within the request, such as h100
+    cpus_per_task: int = 8  # cores of a rank: one for itself, the others for its loader workers
     memory: str = ""  # memory of a node, as sbatch --mem; empty: the site's default
     partition: str = ""
     account: str = ""
     qos: str = ""
     constraint: str = ""
-    exclude: str = ""  # nodes to stay away from
+    exclude: str = ""  # nodes that the job must not use
     time: str = "24:00:00"  # time limit; the run is signalled before it and requeued
-    signal_seconds: int = 180  # how long before the time limit USR1 comes: start of a step to a saved checkpoint
-    requeue: bool = True  # go on in the same job after a preemption, the time limit or a lost node
+    signal_seconds: int = 180  # USR1 comes so long before the time limit; a step and a save must fit in
+    requeue: bool = True  # requeue the job after a preemption, the time limit or a lost node; the run then resumes
     max_requeues: int = 100  # starts after the first one
     job_name: str = ""  # empty: the name of the run directory
     setup: list[str] = field(default_factory=list)  # shell lines before the ranks start, such as `module load cuda`
     prefix: str = ""  # put before every rank's command, such as `apptainer exec --nv image.sif`
-    python: str = ""  # interpreter of the ranks; empty: the one that launches
+    python: str = ""  # interpreter of the ranks; empty: the one that runs `gm-train launch`
     env: list[str] = field(default_factory=list)  # NAME=value for every rank, such as NCCL_SOCKET_IFNAME=ib0
-    sbatch: list[str] = field(default_factory=list)  # further options of sbatch, as they stand
+    sbatch: list[str] = field(default_factory=list)  # further options of sbatch, passed on unchanged
 
 
 @dataclass
 class Config:
+    """All settings of a run. Where a default is None, YAML files write null."""
+
     run: RunConfig = field(default_factory=RunConfig)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -1,30 +1,20 @@
 """One evaluation: masked-gene scores and probes of a model, every control beside them, on plain and dithered ranks."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
-import torch
 
 from data_shards.tokens.vocabulary import FIRST_GENE
 from data_shards.workers.progress import Progress
 from gm_train.config.schema import Config
 from gm_train.evaluation import score_table
 from gm_train.evaluation.cells import EvaluationCells
-from gm_train.evaluation.embeddings import F32, embed_cells, principal_components
-from gm_train.evaluation.frequency_controls import Frequency, FrequencyByRank
-from gm_train.evaluation.masked_genes import Predictor, Score, mask_cells, model_predictor, score_masked
-from gm_train.evaluation.order_control import OrderControl
-from gm_train.evaluation.probes import ProbeSplit, probe
+from gm_train.evaluation.embeddings import F32
+from gm_train.evaluation.figures import RANKS, Row
 from gm_train.evaluation.score_pictures import draw_embeddings, draw_scores
+from gm_train.evaluation.task import Subject
+from gm_train.evaluation.tasks import TASKS
 from gm_train.model.genemamba import GeneMamba
-from gm_train.objective.cell_keys import cell_keys
-
-#: Seeds of the probes' subsamples; the random weights of a probe seed are drawn from the same number.
-PROBE_SEEDS = 3
-#: Share of a cell's genes that is hidden, whatever a model was trained with: scores of runs can be compared.
-MASK_RATE = 0.15
 
 
 @dataclass(frozen=True)
@@ -38,7 +28,7 @@ class Evaluation:
         cells: the cells.
     """
 
-    results: score_table.Row
+    results: Row
     embeddings: dict[str, F32]
     cells: EvaluationCells
 
@@ -55,27 +45,6 @@ class Evaluation:
         return written
 
 
-@dataclass(frozen=True)
-class _Task:
-    """What every score of one evaluation needs."""
-
-    model: GeneMamba
-    config: Config
-    cells: EvaluationCells
-    bar: Progress
-
-    @property
-    def vocabulary_size(self) -> int:
-        return self.model.embedding.num_embeddings
-
-    def random_model(self, seed: int) -> GeneMamba:
-        """Random weights of the same shape, on the same device, in evaluation mode."""
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = GeneMamba(self.config.model, self.vocabulary_size)
-        return model.eval().to(next(self.model.parameters()).device)
-
-
 def evaluate(model: GeneMamba, config: Config, cells: EvaluationCells, trained_on: str, mask_seeds: int) -> Evaluation:
     """Score a model and its controls.
 
@@ -89,28 +58,16 @@ def evaluate(model: GeneMamba, config: Config, cells: EvaluationCells, trained_o
     Raises:
         DataError: no gene is hidden.
     """
-    split = ProbeSplit.of(cells.labels, cells.held_out) if cells.labels is not None else None
-    probed = split is not None and split.usable
-    masked: list[score_table.Row] = []
-    probes: list[score_table.Row] = []
-    embeddings: dict[str, F32] = {}
-    order_control = {}
-    # A mask seed scores five predictors; the model is embedded once, and a probe seed scores three kinds of features.
-    steps = len(score_table.RANKS) * (5 * mask_seeds + (1 + 3 * PROBE_SEEDS) * probed)
-    with Progress(total=steps, desc="evaluating", unit=" scores") as bar:
-        task = _Task(model, config, cells, bar)
-        pca = principal_components(cells.expression, ~cells.held_out) if probed else None
-        for ranks in score_table.RANKS:
-            rows, order_control[ranks] = _masked_rows(task, ranks, mask_seeds)
-            masked += rows
-            if split is None or pca is None:
-                continue
-            features = embed_cells(model, cells.ranked(ranks))
-            bar.update()
-            probes += _probe_rows(task, ranks, split, features, pca)
-            if ranks == trained_on:
-                embeddings = {f"GeneMamba, {ranks} ranks": features, f"PCA, {pca.shape[1]} components": pca}
-    results: score_table.Row = {
+    subject = Subject(model, config, cells, trained_on, mask_seeds)
+    tasks = [task(subject) for task in TASKS]
+    rows: dict[str, list[Row]] = {task.key: [] for task in tasks}
+    n_scores = len(RANKS) * sum(task.n_scores for task in tasks)
+    with Progress(total=n_scores, desc="evaluating", unit=" scores") as bar:
+        for ranks in RANKS:
+            for task in tasks:
+                if task.n_scores:
+                    rows[task.key] += task.rows(ranks, bar.update)
+    results: Row = {
         "model": {
             "arch": config.model.arch,
             "d_model": config.model.d_model,
@@ -122,70 +79,19 @@ def evaluate(model: GeneMamba, config: Config, cells: EvaluationCells, trained_o
         "cells": {
             "train": int((~cells.held_out).sum()),
             "held_out": int(cells.held_out.sum()),
-            "genes": task.vocabulary_size - FIRST_GENE,
+            "genes": subject.vocabulary_size - FIRST_GENE,
             "without_tokens": cells.n_empty,
             "data_sets_left_out": list(cells.missing),
         },
-        "label": None,
-        "mask_rate": MASK_RATE,
-        "mask_seeds": mask_seeds,
-        "probe_seeds": PROBE_SEEDS,
-        "order_control": order_control,
-        "masked": masked,
-        "probes": probes,
     }
-    if split is not None:
-        results["label"] = {
-            "key": cells.label,
-            "train": len(split.train),
-            "held_out": len(split.held_out),
-            "unseen": split.unseen,
-            "unlabelled": split.unlabelled,
-        }
+    for task in tasks:
+        results |= task.facts()
+    results |= rows
     results["notes"] = _notes(results)
-    return Evaluation(results, embeddings, cells)
+    return Evaluation(results, {title: f for task in tasks for title, f in task.features.items()}, cells)
 
 
-def _masked_rows(task: _Task, ranks: str, mask_seeds: int) -> tuple[list[score_table.Row], dict[str, float]]:
-    """Scores on one kind of ranks, a row for the model and each control; and what the order control was tuned to."""
-    cells, size = task.cells, task.vocabulary_size
-    train = cells.ranked(ranks).take(np.flatnonzero(~cells.held_out))
-    numbers = np.flatnonzero(cells.held_out)
-    held_out = cells.ranked(ranks).take(numbers)
-    order = OrderControl(train, size, MASK_RATE)
-    fixed: dict[str, Predictor] = {
-        score_table.MODEL: model_predictor(task.model),
-        score_table.ORDER: order,
-        score_table.BY_RANK: FrequencyByRank(train, size),
-        score_table.FREQUENCY: Frequency(train, size),
-    }
-    scores: dict[str, list[Score]] = {name: [] for name in [*fixed, score_table.RANDOM]}
-    for seed in range(mask_seeds):
-        keys = cell_keys(seed, cells.data_set[numbers], cells.row[numbers])
-        masked = mask_cells(held_out, keys, size, MASK_RATE)
-        for name, predictor in {**fixed, score_table.RANDOM: model_predictor(task.random_model(seed))}.items():
-            scores[name].append(score_masked(predictor, masked))
-            task.bar.update()
-    rows = [{"ranks": ranks, "scored": name, **_figures([asdict(s) for s in runs])} for name, runs in scores.items()]
-    return rows, {"strength": order.strength, "smoothing": order.smoothing}
-
-
-def _probe_rows(task: _Task, ranks: str, split: ProbeSplit, features: F32, pca: F32) -> list[score_table.Row]:
-    """Probe scores on one kind of ranks, a row for the model and each control."""
-    scores: dict[str, list[dict[str, float]]] = {score_table.MODEL: [], score_table.PCA: [], score_table.RANDOM: []}
-    for seed in range(PROBE_SEEDS):
-        random = embed_cells(task.random_model(seed), task.cells.ranked(ranks))
-        for name, of_cells in ((score_table.MODEL, features), (score_table.PCA, pca), (score_table.RANDOM, random)):
-            scores[name].append(probe(of_cells, split, seed))
-            task.bar.update()
-    return [{"ranks": ranks, "scored": name, **_figures(runs)} for name, runs in scores.items()]
-
-
-def _figures(runs: list[dict[str, float]]) -> score_table.Row:
-    return {key: score_table.figure([run[key] for run in runs]) for key in runs[0]}
-
-
-def _notes(results: score_table.Row) -> list[str]:
+def _notes(results: Row) -> list[str]:
     """What a reader must know about how the figures came about."""
     label = results["label"]
     said = [

@@ -8,8 +8,10 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from sklearn.manifold import TSNE
 
-from gm_train.evaluation import score_table
+from gm_train.evaluation import figures
+from gm_train.evaluation.figures import Row
 from gm_train.evaluation.probes import Labels
+from gm_train.evaluation.tasks import TASKS
 
 #: Cells drawn, at most: t-SNE of more takes minutes and shows no more.
 MAX_DRAWN = 1_500
@@ -18,50 +20,47 @@ MAX_COLOURED = 19
 DPI = 150
 
 _COLOURS = {
-    score_table.MODEL: "#c44e52",
-    score_table.PCA: "#4c72b0",
-    score_table.ORDER: "#4c72b0",
-    score_table.BY_RANK: "#7f9bc8",
-    score_table.FREQUENCY: "#a9bbd9",
-    score_table.RANDOM: "#bbbbbb",
+    figures.MODEL: "#c44e52",
+    figures.PCA: "#4c72b0",
+    figures.ORDER: "#4c72b0",
+    figures.BY_RANK: "#7f9bc8",
+    figures.FREQUENCY: "#a9bbd9",
+    figures.RANDOM: "#bbbbbb",
 }
 
 
-def draw_scores(results: score_table.Row, path: Path) -> None:
-    """Bars of the masked cross-entropy and, with labels, of the linear probe, on both kinds of ranks (PNG)."""
-    panels = [("masked", "cross_entropy", "Hidden genes", "cross-entropy, nats (lower is better)")]
-    if results["probes"]:
-        key = results["label"]["key"]
-        panels.append(("probes", "linear_accuracy", f"Linear probe of {key}", "accuracy, % (higher is better)"))
+def draw_scores(results: Row, path: Path) -> None:
+    """Bars of one column of each task, on both kinds of ranks (PNG)."""
+    panels = [task for task in TASKS if results.get(task.key)]
     figure = Figure(figsize=(5.2 * len(panels), 3.6), layout="constrained")
-    for axis, (kind, column, title, unit) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
-        rows = results[kind]
+    for axis, task in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        rows = results[task.key]
+        column, title, unit = task.panel
+        decimals = next(number for key, _, _, number, _ in task.columns if key == column)
         names = list(dict.fromkeys(row["scored"] for row in rows))
         width = 0.8 / len(names)
         for i, name in enumerate(names):
-            figures = [
-                next(r for r in rows if r["ranks"] == ranks and r["scored"] == name)[column]
-                for ranks in score_table.RANKS
+            values = [
+                next(r for r in rows if r["ranks"] == ranks and r["scored"] == name)[column] for ranks in figures.RANKS
             ]
-            at = np.arange(len(score_table.RANKS)) + (i - (len(names) - 1) / 2) * width
+            at = np.arange(len(figures.RANKS)) + (i - (len(names) - 1) / 2) * width
             bars = axis.bar(
                 at,
-                [f["mean"] for f in figures],
+                [f["mean"] for f in values],
                 width * 0.92,
-                yerr=[f["sd"] or 0.0 for f in figures],
+                yerr=[f["sd"] or 0.0 for f in values],
                 color=_COLOURS[name],
                 label=name,
                 error_kw={"elinewidth": 1},
             )
-            decimals = 2 if kind == "masked" else 0
-            axis.bar_label(bars, [f"{f['mean']:.{decimals}f}" for f in figures], fontsize=7, padding=2)
+            axis.bar_label(bars, [f"{f['mean']:.{decimals}f}" for f in values], fontsize=7, padding=2)
         trained = results["model"]["trained_on"]
         axis.set_xticks(
-            range(len(score_table.RANKS)),
-            [f"{r} ranks" + (" (as trained)" if r == trained else "") for r in score_table.RANKS],
+            range(len(figures.RANKS)),
+            [f"{r} ranks" + (" (as trained)" if r == trained else "") for r in figures.RANKS],
         )
         axis.set_ylabel(unit)
-        axis.set_title(title, fontsize=11)
+        axis.set_title(title.format(**results), fontsize=11)
         axis.margins(y=0.12)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=7.5, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))

@@ -1,4 +1,4 @@
-"""The DataModule: each rank's lanes of the store, as micro-batches, from a position on."""
+"""The DataModule: reads each rank's lanes of the store from a given position on, as micro-batches."""
 
 import time
 from collections.abc import Iterator
@@ -25,8 +25,13 @@ from gm_train.ranks.signals import children_deaf
 
 @dataclass
 class Piece:
-    """What a loader worker has of a step: the rows of its lanes, the positions of these behind them, and the chunks of
-    tokens that it found damaged."""
+    """One loader worker's part of a step.
+
+    Attributes:
+        examples: the rows of its lanes.
+        positions: for each of its lanes the (pool, row) after these rows.
+        damaged: chunks of tokens that it found damaged since its last part.
+    """
 
     examples: Examples
     positions: dict[int, tuple[int, int]]
@@ -34,9 +39,16 @@ class Piece:
 
 
 class LaneDataset(IterableDataset[Piece | DataError]):
-    """Yields, step by step, the rows of the lanes that a loader worker owns: of W workers, the w-th part of the lanes.
+    """Yields, step by step, the rows of a loader worker's own lanes: worker w of W takes the w-th part of the lanes.
 
-    An error of the data is yielded, not raised: a worker would bury its message in a traceback.
+    A DataError is yielded, not raised: raised in a worker, its message would be buried in a traceback.
+
+    Args:
+        data: settings of the data.
+        plan: how the rows of a lane are made.
+        recipe: what turns rows into examples.
+        lanes: for each lane of this rank the (pool, row) to start at.
+        n_steps: number of steps to yield.
     """
 
     def __init__(
@@ -66,12 +78,12 @@ def _as_it_is(item: Any) -> Any:
 
 
 class StepLoader:
-    """Micro-batches of the steps from a position on: an iterable for one pass.
+    """The micro-batches of all steps from a position on. It can be iterated once.
 
-    The rows of a step stand in the order of the lanes, whatever the number of workers.
+    The rows of a step come in the order of the lanes, whatever the number of workers.
 
     Attributes:
-        waited_s: seconds that training has waited for batches so far; without workers, that they took to make.
+        waited_s: seconds that training has waited for batches so far; without workers, the time to make them.
     """
 
     def __init__(self, dataset: LaneDataset) -> None:
@@ -85,22 +97,22 @@ class StepLoader:
             batch_size=None,
             num_workers=n_workers,
             collate_fn=_as_it_is,
-            # TensorStore has threads of its own, which a forked child would lack.
+            # TensorStore runs threads, which a forked child would not have.
             multiprocessing_context="spawn" if n_workers else None,
         )
-        # The loader draws a base seed from the global generator on iter(); nothing here uses it.
+        # iter() draws a base seed from the global generator. Nothing uses it, so the generator's state is restored.
         with torch.random.fork_rng(devices=[]), children_deaf():
             items = iter(loader)
         for _ in range(self._dataset.n_steps):
             begun = time.perf_counter()
             pieces = []
-            # The workers take turns, in the order of their lanes.
+            # The loader takes one item from each worker in turn, which is the order of their lanes.
             for _ in range(max(1, n_workers)):
                 item = next(items)
                 if isinstance(item, DataError):
                     raise item
                 pieces.append(item)
-            positions = {lane: place for piece in pieces for lane, place in piece.positions.items()}
+            positions = {lane: position for piece in pieces for lane, position in piece.positions.items()}
             damaged = tuple(chunk for piece in pieces for chunk in piece.damaged)
             examples = join([piece.examples for piece in pieces])
             batches = split(examples, self._dataset.data.micro_rows, positions, damaged)
@@ -109,14 +121,14 @@ class StepLoader:
 
 
 class CellDataModule(L.LightningDataModule):
-    """Batches for one rank: those of the lanes v with v mod K = r, for rank r of K.
+    """The batches of one rank: rank r of K reads the lanes v with v mod K = r.
 
     Args:
         data: settings of the data.
         recipe: what turns rows into examples.
         position: where training begins; not changed here.
-        max_steps: step at which the loader ends.
-        validation_cells: held-out cells in a validation, at most.
+        max_steps: the step after which the loader ends.
+        validation_cells: at most so many held-out cells in a validation.
         ranks: this process among the others.
     """
 
@@ -133,7 +145,7 @@ class CellDataModule(L.LightningDataModule):
         self._ranks = ranks
         self.data, self.recipe, self.position = data, recipe, position
         self.max_steps, self.validation_cells = max_steps, validation_cells
-        assert data.pool_blocks is not None, "fit has chosen them"
+        assert data.pool_blocks is not None, "fit sets data.pool_blocks before"
         self.plan = RowPlan(
             recipe.seed, data.lanes, data.pool_blocks, data.group_cells, recipe.row_length, dict(data.weights)
         )
@@ -141,9 +153,10 @@ class CellDataModule(L.LightningDataModule):
         self._loader: StepLoader | None = None
 
     def train_dataloader(self) -> StepLoader:
+        """Make the loader of this rank's lanes, from the present position to `max_steps`."""
         n_steps = max(0, self.max_steps - self.position.step)
         rank, size = self._ranks.global_rank, self._ranks.world_size
-        own = {lane: place for lane, place in self.position.lanes.items() if lane % size == rank}
+        own = {lane: position for lane, position in self.position.lanes.items() if lane % size == rank}
         self._loader = StepLoader(LaneDataset(self.data, self.plan, self.recipe, own, n_steps))
         return self._loader
 
@@ -153,9 +166,9 @@ class CellDataModule(L.LightningDataModule):
         return 0.0 if self._loader is None else self._loader.waited_s
 
     def validation_batches(self) -> list[MicroBatch]:
-        """Held-out cells with fixed masks: the same at every validation, whatever the run's seed.
+        """Return held-out cells with fixed masks: the same at every validation and for every seed of the run.
 
-        Empty if no cells are held out.
+        The list is empty if no cells are held out.
         """
         if self._validation is None:
             reader = StoreReader(self.data.store, self.data.cache_mb << 20, self.data.max_damaged_chunks)

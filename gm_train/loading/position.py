@@ -1,4 +1,4 @@
-"""Where a run stands in its data."""
+"""The position of a run in its data."""
 
 import json
 from dataclasses import dataclass, field
@@ -7,11 +7,11 @@ from pathlib import Path
 
 @dataclass
 class Position:
-    """The position of a run: everything that fixes which cells come next.
+    """The position of a run in its data: everything that decides which cells come next.
 
     Attributes:
-        step: optimizer steps behind it, skipped ones included.
-        cells: cells trained, each time counted.
+        step: optimizer steps done, skipped ones included.
+        cells: cells trained on; a cell counts each time that it is used.
         lanes: for each lane the (pool, row) of its next row.
     """
 
@@ -21,10 +21,17 @@ class Position:
 
     @classmethod
     def start(cls, n_lanes: int) -> "Position":
-        """The beginning of all lanes."""
+        """Return the position before the first step."""
         return cls(0, 0, dict.fromkeys(range(n_lanes), (0, 0)))
 
     def save(self, path: Path, seed: int, store_hash: str) -> None:
+        """Write the position to a JSON file.
+
+        Args:
+            path: the file.
+            seed: the run's seed, kept for reference: `load` does not read it.
+            store_hash: the hash of the store's manifest.
+        """
         content = {
             "step": self.step,
             "cells": self.cells,
@@ -36,6 +43,7 @@ class Position:
 
     @classmethod
     def load(cls, path: Path) -> "Position":
+        """Read a position that `save` has written."""
         content = json.loads(path.read_text())
         lanes = {lane: (pool, row) for lane, (pool, row) in enumerate(content["lanes"])}
         return cls(content["step"], content["cells"], lanes)

@@ -7,7 +7,7 @@ layer's output of that shape. With X_f = x + f and X_b = x + b:
     concat     W [X_f ; X_b] + c
     mean       (X_f + X_b) / 2
     sum        X_f + X_b, which doubles the residual stream at every layer
-    head_gate  x + y, where the mixer has joined its outputs to y, head by head
+    head_gate  x + y, where the mixer has already joined its outputs into y, head by head
 """
 
 import torch
@@ -22,6 +22,7 @@ class Gate(nn.Module):
         self.proj = nn.Linear(2 * d_model, d_model)
 
     def forward(self, x: Tensor, f: Tensor, b: Tensor) -> Tensor:
+        """Join the directions, as above."""
         gate = torch.sigmoid(self.proj(torch.cat([x + f, x + b], dim=-1)))
         return x + torch.lerp(b, f, gate)
 
@@ -34,6 +35,7 @@ class Concat(nn.Module):
         self.proj = nn.Linear(2 * d_model, d_model)
 
     def forward(self, x: Tensor, f: Tensor, b: Tensor) -> Tensor:
+        """Join the directions, as above."""
         joined: Tensor = self.proj(torch.cat([x + f, x + b], dim=-1))
         return joined
 
@@ -45,6 +47,7 @@ class Mean(nn.Module):
         super().__init__()
 
     def forward(self, x: Tensor, f: Tensor, b: Tensor) -> Tensor:
+        """Join the directions, as above."""
         return x + (f + b) / 2
 
 
@@ -55,14 +58,16 @@ class Sum(nn.Module):
         super().__init__()
 
     def forward(self, x: Tensor, f: Tensor, b: Tensor) -> Tensor:
+        """Join the directions, as above."""
         return 2 * x + f + b
 
 
 class HeadGate(nn.Module):
-    """x + y: `Mamba2Mixer` has joined its outputs already, since its gate acts before the output projection."""
+    """x + y: `Mamba2Mixer` has already joined the directions, since its gate acts before the output projection."""
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
 
     def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        """Add the residual connection."""
         return x + y

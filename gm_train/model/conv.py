@@ -1,4 +1,4 @@
-"""Depthwise convolution over the tokens of a cell, causal and mirrored, and its SiLU."""
+"""Depthwise convolution over the tokens of a cell, causal and mirrored, followed by SiLU."""
 
 import math
 from typing import Any
@@ -12,35 +12,35 @@ from gm_train.model.segments import Segments
 
 
 class DepthwiseConv(nn.Module):
-    """Each channel filtered on its own, within a cell: y_t = SiLU(bias + sum over k of w_k x_(t-k)).
+    """Filter each channel on its own, within a cell: y_t = SiLU(bias + sum over k of w_k x_(t-k)).
 
-    The mirrored form reads x_(t+k) instead. Parameters are laid out as those of `nn.Conv1d(channels, channels, taps,
-    groups=channels)`, whose last tap is k = 0. With channels last, shifted products are several times faster than a
-    grouped convolution, and they can stop at the boundaries between cells.
+    The mirrored form reads x_(t+k) instead. Parameters have the layout of `nn.Conv1d(channels, channels, taps,
+    groups=channels)`, whose last tap is k = 0. With channels last, sums of shifted products are several times faster
+    than a grouped convolution, and they can stop at the boundaries between cells.
     """
 
     def __init__(self, channels: int, taps: int) -> None:
         super().__init__()
-        # Found out here and not in every pass, where a compiled graph would break at it.
+        # Decided once: in `forward` it would break a compiled graph.
         self.on_package = scan_kernels.package_conv_takes(channels, taps)
         self.weight = nn.Parameter(torch.empty(channels, 1, taps))
         self.bias = nn.Parameter(torch.empty(channels))
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Uniform within 1 / sqrt(taps), PyTorch's default for a depthwise convolution."""
+        """Draw uniformly within ± 1 / sqrt(taps), PyTorch's default for a depthwise convolution."""
         bound = 1 / math.sqrt(self.weight.shape[-1])
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
     def forward(self, x: Tensor, segments: Segments, bidirectional: bool, as_read: bool = False) -> tuple[Tensor, ...]:
-        """Filter (batch, length, channels); the tokens of other cells count as zeros.
+        """Filter the tokens of each cell; the tokens of other cells count as zeros.
 
         Args:
             x: (batch, length, channels).
             segments: boundaries of the same rows.
-            bidirectional: also the mirrored form.
-            as_read: flip the mirrored result, as mamba_ssm's scan is to read it; by causal_conv1d if it can.
+            bidirectional: whether to compute the mirrored form as well.
+            as_read: flip the mirrored result, as mamba_ssm's scan expects it, and use causal_conv1d where it can run.
 
         Returns:
             The causal result and, if bidirectional, the mirrored one, each in the shape and type of x.
@@ -63,8 +63,8 @@ class DepthwiseConv(nn.Module):
 class _Shifted(torch.autograd.Function):
     """Causal and mirrored sums of shifted products.
 
-    A function of its own because autograd's general way through slices copies and fills whole arrays at every tap.
-    Masked taps serve both directions, and the gradient of each direction is the other one's filter.
+    The gradient is written by hand because autograd copies and fills whole arrays for the slices of every tap. Masked
+    taps serve both directions, and the gradient of each direction is the other one's filter.
     """
 
     @staticmethod

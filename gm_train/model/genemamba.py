@@ -1,4 +1,4 @@
-"""GeneMamba: from the tokens of packed cells to their states, and from states to logits and cell embeddings."""
+"""GeneMamba: compute states from the tokens of packed cells, and logits and cell embeddings from states."""
 
 from typing import cast
 
@@ -14,15 +14,15 @@ from gm_train.model.output_layer import OutputLayer
 class GeneMamba(nn.Module):
     """A stack of Mamba-2 layers over the ranked genes of cells (arXiv 2504.16956).
 
-    Several cells may share a row. Nothing passes between them, nor to or from the unused tail: a cell's states are the
-    same alone, padded to any length or packed with others.
+    Several cells may share a row. No information passes between them, nor to or from the unused tail: a cell's states
+    are the same alone, padded to any length or packed with others.
 
     Args:
         config: sizes and variants.
-        vocabulary_size: number of tokens, specials included.
+        vocabulary_size: number of tokens, special ones included.
 
     Raises:
-        ValueError: an unknown variant, or a head_dim that does not divide expand * d_model.
+        ValueError: a variant is unknown, or head_dim does not divide expand * d_model.
     """
 
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
@@ -33,42 +33,42 @@ class GeneMamba(nn.Module):
         self.output = OutputLayer(config.d_model, vocabulary_size, config.tie_output)
 
     def forward(self, input_ids: Tensor, segment: Tensor) -> Tensor:
-        """States of packed cells.
+        """Compute the states of packed cells.
 
         Args:
             input_ids: int64 (batch, length), `<pad>` on the unused tail.
-            segment: integer (batch, length), 0 on the unused tail, 1..n on the row's cells, each in one piece.
+            segment: integer (batch, length), 0 on the unused tail, 1..n on the row's cells, each contiguous.
 
         Returns:
-            Final-norm states, (batch, length, d_model). Those of the tail are finite and mean nothing.
+            States after the final norm, (batch, length, d_model). Those of the tail are finite but meaningless.
         """
         return cast(Tensor, self.norm(self.stack(self.embedding(input_ids), segment)))
 
     def logits(self, states: Tensor) -> Tensor:
-        """Logits (..., vocabulary_size) of states (..., d_model).
+        """Compute logits (..., vocabulary_size) of states (..., d_model).
 
-        The output layer costs as much as several layers of the stack: give it the positions to predict alone.
+        The output layer costs as much as several layers of the stack: pass only the positions to predict.
         """
         return cast(Tensor, self.output(states, self.embedding.weight))
 
     def language_loss(self, states: Tensor, targets: Tensor) -> Tensor:
-        """Sum of the cross-entropy in nats, a scalar, of states (n, d_model) that predict targets, int64 (n,).
+        """Sum the cross-entropy in nats, a scalar, of states (n, d_model) that predict targets, int64 (n,).
 
-        The logits are never there all at once.
+        The logits are never all in memory at once.
         """
         return cast(Tensor, self.output(states, self.embedding.weight, targets))
 
 
 def cell_embeddings(states: Tensor, segment: Tensor) -> Tensor:
-    """The mean of the final-norm states over each cell's tokens.
+    """Average the final states over the tokens of each cell.
 
     Args:
         states: (batch, length, d_model).
         segment: integer (batch, length), 0 on the unused tail.
 
     Returns:
-        (n_cells, d_model), in the type of states but at least float32: the cells of row 0 in the order of their
-        segment numbers, then those of row 1, and so on. Numbers that a row does not use yield nothing.
+        (n_cells, d_model), in the type of `states` but at least float32: the cells of row 0 in the order of their
+        segment numbers, then those of row 1, and so on. Segment numbers that a row does not use are left out.
     """
     states = states.to(torch.promote_types(states.dtype, torch.float32))
     numbers = torch.arange(1, int(segment.max()) + 1, device=segment.device)

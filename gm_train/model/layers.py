@@ -9,7 +9,7 @@ from gm_train.model.segments import Segments, make_segments
 
 
 class MambaLayer(nn.Module):
-    """A Mamba-2 mixer with its residual connection, in both directions or in the forward one alone."""
+    """A Mamba-2 mixer with its residual connection, in both directions or in the forward one only."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -18,7 +18,16 @@ class MambaLayer(nn.Module):
         self.mixer: nn.Module = load_part(MIXERS, config.mixer)(config)
 
     def forward(self, x: Tensor, segments: Segments, aggregation: nn.Module | None) -> Tensor:
-        """Map (batch, length, d_model) to the same shape; without an aggregation the mixer has one output."""
+        """Compute one layer.
+
+        Args:
+            x: (batch, length, d_model).
+            segments: boundaries of the cells in the rows.
+            aggregation: joins the directions; None in the unidirectional stack, whose mixer has one output.
+
+        Returns:
+            (batch, length, d_model).
+        """
         outputs = self.mixer(self.norm(x), segments, self.bidirectional)
         joined: Tensor = x + outputs[0] if aggregation is None else aggregation(x, *outputs)
         return joined
@@ -27,10 +36,10 @@ class MambaLayer(nn.Module):
 class MambaStack(nn.Module):
     """The model's layers, with one aggregation for all of them, as published, or one for each.
 
-    The shared aggregation belongs to the stack and not to its layers, so that each parameter has one owner.
+    The aggregations belong to the stack and not to its layers, so that each parameter has one owner.
 
     Raises:
-        ValueError: an unknown arch, norm or aggregation.
+        ValueError: arch, norm or aggregation is unknown.
     """
 
     def __init__(self, config: ModelConfig) -> None:

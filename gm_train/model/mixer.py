@@ -13,24 +13,24 @@ from gm_train.model.norm import GatedRMSNorm
 from gm_train.model.segments import Segments
 from gm_train.model.ssd import ssd
 
-DT_MIN, DT_MAX = 1e-3, 1e-1  # initial step sizes, as Mamba-2's defaults
-A_MIN, A_MAX = 1.0, 16.0  # initial decay rates, likewise
+DT_MIN, DT_MAX = 1e-3, 1e-1  # range of initial step sizes, Mamba-2's default
+A_MIN, A_MAX = 1.0, 16.0  # range of initial decay rates, Mamba-2's default
 
 
 class Mamba2Mixer(nn.Module):
-    """Mamba-2's mixer (Dao and Gu 2024, arXiv 2405.21060), parameters named and laid out as in mamba_ssm.
+    """Mamba-2's mixer (Dao and Gu 2024, arXiv 2405.21060), with the parameter names and layout of mamba_ssm.
 
-    [z, x, B, C, dt] = in_proj(u); x, B, C pass a depthwise convolution and SiLU; y = SSD(x, dt, A, B, C) + D x; the
+    [z, x, B, C, dt] = in_proj(u); x, B and C pass a depthwise convolution and SiLU; y = SSD(x, dt, A, B, C) + D x; the
     result is out_proj(RMSNorm(y * SiLU(z))).
 
-    The reverse direction equals running all this on a flipped copy of each cell and flipping the result back. What acts
-    on each position alone, the input projection and SiLU(z), is computed once for both.
+    The reverse direction equals running all this on a flipped copy of each cell and flipping the result back. The input
+    projection and SiLU(z) act on each position alone, and are computed once for both directions.
 
     With `model.aggregation=head_gate` the directions are joined before the norm and the output projection, which then
-    run once: y = g y_f + (1 - g) y_b, where g is the sigmoid of one more column of in_proj for each head. The skip D x
-    is part of both y.
+    run once: y = g y_f + (1 - g) y_b, where g is the sigmoid of one more column of in_proj for each head. Both y_f and
+    y_b include the skip D x.
 
-    `model.kernel` says what computes the convolution and the scan; see `kernels.py`.
+    `model.kernel` selects what computes the convolution and the scan; see `scan_kernels.py`.
 
     Raises:
         ValueError: head_dim does not divide expand * d_model.
@@ -59,7 +59,7 @@ class Mamba2Mixer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Mamba-2's defaults for the parameters this module owns itself: dt log-uniform, A uniform, D ones."""
+        """Set the parameters that this module owns itself to Mamba-2's defaults: dt log-uniform, A uniform, D ones."""
         with torch.no_grad():
             dt = torch.empty_like(self.dt_bias).uniform_(math.log(DT_MIN), math.log(DT_MAX)).exp()
             self.dt_bias.copy_(dt + (-torch.expm1(-dt)).log())  # the inverse of softplus
@@ -72,16 +72,16 @@ class Mamba2Mixer(nn.Module):
         Args:
             u: (batch, length, d_model).
             segments: boundaries of the cells in the rows.
-            bidirectional: also read from the right.
+            bidirectional: whether to read from the right as well.
 
         Returns:
-            The forward direction's output and, if bidirectional, the reverse one's, or with `head_gate` the joined one
-            alone, each (batch, length, d_model).
+            The output of the forward direction and, if bidirectional, of the reverse one; with `head_gate` only the
+            joined output. Each is (batch, length, d_model).
         """
         widths = [self.d_inner, self.d_inner + 2 * self.d_state, self.n_heads, self.n_heads if self.head_gate else 0]
         z, xBC, dt, g = torch.split(self.in_proj(u), widths, dim=-1)
         gate = F.silu(z)
-        # Step sizes and decay stay in the parameters' type (float32 or wider) under autocast.
+        # Under autocast, step sizes and decay stay in the parameters' type, float32 or wider.
         dt = F.softplus(dt.to(self.dt_bias.dtype) + self.dt_bias)
         scans = self.scans(xBC, dt, segments, bidirectional)
         if self.head_gate:
@@ -89,13 +89,13 @@ class Mamba2Mixer(nn.Module):
         return tuple(self.out_proj(self.norm(y.flatten(-2), gate)) for y in scans)
 
     def scans(self, xBC: Tensor, dt: Tensor, segments: Segments, bidirectional: bool) -> list[Tensor]:
-        """Convolution, SiLU and scan.
+        """Apply convolution, SiLU and scan.
 
         Args:
             xBC: (batch, length, d_inner + 2 * d_state), from the input projection.
             dt: (batch, length, heads), step sizes.
             segments: boundaries of the same rows.
-            bidirectional: also read from the right.
+            bidirectional: whether to read from the right as well.
 
         Returns:
             y of the forward direction and, if bidirectional, of the reverse one, each (batch, length, heads, head_dim).
@@ -112,7 +112,7 @@ class Mamba2Mixer(nn.Module):
         x = x.view(*x.shape[:-1], self.n_heads, -1)
         if not self._on_package(xBC):
             return ssd(x, dt, A, B, C, self.D, segments, reverse)
-        # The package reads from the left only; in reverse, x, B and C have come flipped from the convolution.
+        # The package reads from the left only; in reverse, the convolution has already flipped x, B and C.
         direction, dt = (segments.reverse, dt.flip(1)) if reverse else (segments.forward, dt)
         y: Tensor = scan_kernels.package_ssd(x, dt, A, B, C, self.D, direction.seq_idx)
         return y.flip(1) if reverse else y

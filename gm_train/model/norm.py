@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class RMSNorm(nn.Module):
-    """RMSNorm over the last dimension, computed in the weight's type when the input is narrower."""
+    """RMSNorm over the last dimension, computed in the type of the weight."""
 
     def __init__(self, width: int, eps: float = 1e-5) -> None:
         super().__init__()
@@ -16,7 +16,7 @@ class RMSNorm(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Ones."""
+        """Set the weight to ones."""
         nn.init.ones_(self.weight)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -38,8 +38,8 @@ class GatedRMSNorm(RMSNorm):
 class _GatedNorm(torch.autograd.Function):
     """The gated norm of `GatedRMSNorm`.
 
-    A function of its own because it runs over the widest arrays of the model, and autograd's general way through it
-    takes twice as many passes over them.
+    The gradient is written by hand because these are the widest arrays of the model, and autograd makes twice as many
+    passes over them.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""From states to logits over the vocabulary, and to the cross-entropy of those without ever holding them all."""
+"""Compute logits over the vocabulary, or their cross-entropy without ever holding all of them."""
 
 import math
 from typing import Any
@@ -12,10 +12,15 @@ _LOGITS_AT_A_TIME = 2**25
 
 
 class OutputLayer(nn.Module):
-    """Logits over the vocabulary, with weights of its own or the embedding's.
+    """Logits over the vocabulary, with weights of its own or those of the embedding.
 
-    Tied, the states are divided by sqrt(d_model), as in T5 (arXiv 1910.10683): the embedding is drawn with unit
-    variance, which the mixers need where no norm stands before them, and would make the first logits far too large.
+    With the embedding's weights, states are divided by sqrt(d_model), as in T5 (arXiv 1910.10683): the embedding has
+    unit variance, which mixers without a norm before them need, but which would make the first logits far too large.
+
+    Args:
+        d_model: width of the states.
+        vocabulary_size: number of tokens, special ones included.
+        tied: use the embedding's weights.
     """
 
     def __init__(self, d_model: int, vocabulary_size: int, tied: bool) -> None:
@@ -26,23 +31,23 @@ class OutputLayer(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Weights uniform within 1 / sqrt(d_model), PyTorch's default for a linear layer; bias zero."""
+        """Draw weights uniformly within ± 1 / sqrt(d_model), as PyTorch does for a linear layer; set the bias to 0."""
         if self.weight is not None:
             nn.init.uniform_(self.weight, -self.scale, self.scale)
         nn.init.zeros_(self.bias)
 
     def forward(self, states: Tensor, embedding: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Logits, or the sum of their cross-entropy.
+        """Compute logits, or the sum of their cross-entropy.
 
-        Both are calls of the module itself, since sharded strategies gather its weights around those.
+        Both go through `forward`, because sharded strategies gather the module's weights around its call.
 
         Args:
             states: (..., d_model).
             embedding: (vocabulary_size, d_model), used if tied.
-            targets: int64, of the leading shape of `states`; none: logits are wanted.
+            targets: int64, of the leading shape of `states`; None: return the logits.
 
         Returns:
-            (..., vocabulary_size), or a scalar in nats, float32 at least.
+            Logits (..., vocabulary_size), or the cross-entropy, a scalar in nats, at least float32.
         """
         weight: Tensor = embedding if self.weight is None else self.weight
         if self.weight is None:
@@ -62,9 +67,9 @@ class OutputLayer(nn.Module):
 class _CrossEntropy(torch.autograd.Function):
     """Sum of the cross-entropy of states W^T + bias, a few rows at a time.
 
-    The gradient is made in the same pass, while the logits of these rows are there: nothing is computed twice, and what
-    is kept for the backward pass has the size of the inputs. Products are computed in the type of the states, all
-    else, and the sums over chunks, in the weight's.
+    The gradient is computed in the forward pass, while the logits of these rows are in memory: nothing is computed
+    twice, and only arrays of the inputs' size are kept for the backward pass. Matrix products are computed in the type
+    of the states; everything else, the sums over chunks included, in the type of the weight.
     """
 
     @staticmethod

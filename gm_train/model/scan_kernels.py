@@ -1,7 +1,7 @@
-"""Which kernel computes the scan, and the kernels of the package mamba_ssm.
+"""Choose the kernel that computes the scan, and call the kernels of the package mamba_ssm.
 
-`torch` is `ssd.py` and `conv.py`. `mamba_ssm` is the package's scan, written in Triton, and causal_conv1d's convolution
-where that package is installed. Of mamba_ssm no compiled code is needed: it may be installed without.
+`torch` means `ssd.py` and `conv.py`. `mamba_ssm` means the package's scan, written in Triton, and the convolution of
+causal_conv1d where that package is installed. mamba_ssm may be installed without its compiled code.
 """
 
 import functools
@@ -23,20 +23,23 @@ log = logging.getLogger(__name__)
 
 _INSTALL = "pip install --no-build-isolation 'gm-train[cuda]'"
 
-#: Positions in a chunk of the package's scan, as its own Mamba-2 has it. `model.chunk` is chosen for the CPU: on a GPU
-#: longer chunks write fewer states to memory, and the products that they add are cheap.
+#: Positions in a chunk of the package's scan, the default of its own Mamba-2. `model.chunk` is chosen for the CPU; on a
+#: GPU longer chunks write fewer states to memory, and the matrix products that they add are cheap.
 CHUNK = 256
 
 
 def choose_kernel(requested: str, device: torch.device) -> tuple[str, str]:
-    """The kernel that computes the scan on a device, and why.
+    """Choose the kernel that computes the scan on a device.
 
     Args:
         requested: `model.kernel`.
-        device: where the model lies when it is trained.
+        device: where the model is trained.
+
+    Returns:
+        "torch" or "mamba_ssm", and the reason, in one line.
 
     Raises:
-        DataError: `mamba_ssm` is asked for by name and cannot run here.
+        DataError: `model.kernel` is `mamba_ssm`, which cannot run here.
     """
     if requested == "torch":
         return "torch", "model.kernel=torch"
@@ -53,7 +56,9 @@ def choose_kernel(requested: str, device: torch.device) -> tuple[str, str]:
     if problem is not None:
         raise DataError(f"model.kernel={requested}: the package {problem}: {_INSTALL}, or set model.kernel=torch")
     conv = package_convolution()
-    convolution = "causal_conv1d, for sizes that it has" if conv else f"torch, since causal_conv1d {_conv_problem()}"
+    convolution = (
+        "causal_conv1d, for sizes that it supports" if conv else f"torch, since causal_conv1d {_conv_problem()}"
+    )
     why = "auto: on a GPU, and installed" if requested == "auto" else f"model.kernel={requested}"
     return "mamba_ssm", f"{why}; convolution by {convolution}"
 
@@ -61,7 +66,7 @@ def choose_kernel(requested: str, device: torch.device) -> tuple[str, str]:
 def package_devices(requested: str) -> tuple[str, ...]:
     """The types of device on which a model computes with mamba_ssm; elsewhere it computes with `torch`.
 
-    A checkpoint can so be read where the kernel that trained it cannot run.
+    A checkpoint can therefore be used where the kernel that trained it cannot run.
     """
     types: tuple[str, ...] = ("cuda",) if requested != "torch" and torch.cuda.is_available() else ()
     if requested == "mamba_ssm" and _interpreted():
@@ -70,16 +75,16 @@ def package_devices(requested: str) -> tuple[str, ...]:
 
 
 def _interpreted() -> bool:
-    """Whether Triton's interpreter runs kernels on the CPU, as tests have it."""
+    """Whether Triton's interpreter runs kernels on the CPU, as in tests."""
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 @functools.cache
 def package_problem() -> str | None:
-    """Why the scan of mamba_ssm cannot be imported, None if it can."""
+    """Why the scan of mamba_ssm cannot be imported, or None if it can."""
     if importlib.util.find_spec("mamba_ssm") is None:
         return "is not installed"
-    # A package that was compiled for another PyTorch fails in more ways than by ImportError.
+    # A package that was compiled for another PyTorch may fail with other errors than ImportError.
     try:
         _package_scan()
     except Exception as error:
@@ -89,13 +94,14 @@ def package_problem() -> str | None:
 
 @functools.cache
 def _package_scan() -> Callable[..., Tensor]:
-    # By default Triton narrows float32 operands to TF32 on GPUs, which PyTorch does not: fp32 would not mean the same.
+    # On GPUs Triton by default rounds float32 operands to TF32, and PyTorch does not: fp32 would mean two things.
     os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
     try:
         importlib.import_module("mamba_ssm")
     except Exception as error:
-        log.debug("mamba_ssm as a whole cannot be imported (%s); its scan alone is", error)
-        # Its __init__ imports Mamba-1, whose scan is compiled; a bare package leads to the modules beside it.
+        log.debug("mamba_ssm as a whole cannot be imported (%s); importing only its scan", error)
+        # Its __init__ imports Mamba-1, whose scan is compiled. An empty package in its place makes its modules
+        # importable.
         spec = importlib.util.find_spec("mamba_ssm")
         assert spec is not None
         sys.modules["mamba_ssm"] = importlib.util.module_from_spec(spec)
@@ -110,7 +116,7 @@ def _package_scan() -> Callable[..., Tensor]:
 
 @functools.cache
 def package_convolution() -> Callable[..., Tensor] | None:
-    """causal_conv1d's function; None if `_conv_problem` says why not."""
+    """The function of causal_conv1d, or None if the package cannot be imported."""
     if _conv_problem() is not None:
         return None
     function: Callable[..., Tensor] = importlib.import_module("causal_conv1d").causal_conv1d_fn
@@ -119,7 +125,7 @@ def package_convolution() -> Callable[..., Tensor] | None:
 
 @functools.cache
 def _conv_problem() -> str | None:
-    """Why causal_conv1d, which is compiled code, cannot be imported, None if it can."""
+    """Why causal_conv1d, which is compiled code, cannot be imported, or None if it can."""
     if importlib.util.find_spec("causal_conv1d") is None:
         return "is not installed"
     try:
@@ -131,9 +137,9 @@ def _conv_problem() -> str | None:
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def package_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, seq_idx: Tensor) -> Tensor:
-    """Scan packed rows with mamba_ssm's kernels, in their order alone; nothing passes from one cell to another.
+    """Scan packed rows from the left with mamba_ssm's kernels; no information passes from one cell to another.
 
-    A compiled graph breaks here: the kernels are compiled by Triton.
+    A compiled graph breaks here, since Triton compiles the kernels.
 
     Args:
         x: (batch, length, heads, head_dim), float32 or bfloat16.
@@ -141,8 +147,8 @@ def package_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tenso
         A: float32 (heads,), negative.
         B: (batch, length, d_state), in the type of `x`.
         C: (batch, length, d_state), in the type of `x`.
-        D: float32 (heads,), weight of the skip.
-        seq_idx: int32 (batch, length), a number for each cell and for the unused tail.
+        D: float32 (heads,), weight of the skip connection.
+        seq_idx: int32 (batch, length), another number for each cell of a row and for its unused tail.
 
     Returns:
         y, (batch, length, heads, head_dim), in the type of `x`.
@@ -152,35 +158,38 @@ def package_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tenso
 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def package_conv(x: Tensor, weight: Tensor, bias: Tensor, seq_idx: Tensor) -> Tensor:
-    """Convolve packed rows with causal_conv1d, in their order alone, and apply SiLU.
+    """Convolve packed rows from the left with causal_conv1d, and apply SiLU.
 
     Args:
         x: (batch, length, channels).
-        weight: (channels, taps), the last tap for the token itself.
+        weight: (channels, taps); the last tap is for the token itself.
         bias: (channels,), in the type of `weight`.
-        seq_idx: int32 (batch, length), as for the scan.
+        seq_idx: int32 (batch, length), as in `package_ssd`.
 
     Returns:
         (batch, length, channels), in the type of `x`.
     """
     convolve = package_convolution()
     assert convolve is not None
-    # It reads eight channels at once, and x is a slice of the input projection's output.
+    # The kernel reads eight channels at once, and x is a slice of the input projection's output.
     if any(stride % 8 for stride in (*x.stride()[:2], x.storage_offset())):
         x = x.contiguous()
     return convolve(x.transpose(1, 2), weight, bias, seq_idx=seq_idx, activation="silu").transpose(1, 2)
 
 
 def package_conv_takes(channels: int, taps: int) -> bool:
-    """Whether causal_conv1d is there and has a kernel for these sizes."""
+    """Whether causal_conv1d can be imported and has a kernel for these sizes."""
     return 2 <= taps <= 4 and channels % 8 == 0 and package_convolution() is not None
 
 
 def kernel_of(config: Config, device: torch.device) -> tuple[str, str]:
-    """What computes the scan, or the transformer's attention, on a device, and why.
+    """Choose the kernel of the scan, or of the transformer's attention, on a device.
+
+    Returns:
+        The name of the kernel, and the reason, in one line.
 
     Raises:
-        DataError: `model.kernel` asks for what cannot run there.
+        DataError: the kernel that `model.kernel` names cannot run there.
     """
     model = config.model
     if model.arch == "transformer":

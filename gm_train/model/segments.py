@@ -1,4 +1,4 @@
-"""Where one cell ends and the next begins in a packed row, in the forms that convolution and scan need."""
+"""The boundaries between the cells of packed rows, in the forms that convolution and scan need."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,9 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Direction:
-    """Boundaries as the scan meets them in one direction; `n` is batch * number of chunks."""
+    """Boundaries for the scan in one direction; `n` is batch * number of chunks."""
 
-    seq_idx: Tensor  # int32 (batch, length), each cell's number within its row, in the order that is read
+    seq_idx: Tensor  # int32 (batch, length), each cell's number within its row, in the order of reading
     within: Tensor  # (n, 1, chunk, chunk), 0 where output i may read input j, -inf elsewhere
     into: Tensor  # (n, chunk, 1), 0 where a position reaches the state that leaves its chunk, -inf elsewhere
     out: Tensor  # (n, chunk, 1), 0 where a position reads the state that enters its chunk, -inf elsewhere
@@ -19,12 +19,12 @@ class Direction:
 
 @dataclass(frozen=True)
 class Segments:
-    """Boundaries of a batch of packed rows: made once a forward pass, read by every layer."""
+    """Boundaries of a batch of packed rows: made once for each forward pass, read by every layer."""
 
-    same: tuple[Tensor, ...]  # same[k - 1]: (batch, length - k, 1) bool, positions t and t + k are of one cell
+    same: tuple[Tensor, ...]  # same[k - 1]: (batch, length - k, 1) bool, positions t and t + k are in one cell
     forward: Direction
     reverse: Direction
-    sums: Tensor  # float64 (n, chunk, chunk), times values: their running sums within a chunk, afresh for each cell
+    sums: Tensor  # float64 (n, chunk, chunk), sums @ values: running sums in a chunk that restart at each cell
     chunk: int  # positions in a chunk of the scan
 
 
@@ -33,12 +33,12 @@ def make_segments(segment: Tensor, chunk: int, taps: int, dtype: torch.dtype = t
 
     Args:
         segment: integer (batch, length); each cell is a contiguous run of one number, and so is the unused tail.
-        chunk: positions that the scan handles by matrix products.
+        chunk: positions in a chunk of the scan.
         taps: width of the depthwise convolution.
         dtype: type of the decay, at least float32.
     """
     batch, length = segment.shape
-    # Numbering the runs afresh makes equality at two positions mean that all between them are equal, too.
+    # Runs are numbered anew, so that two positions have the same number only if all between them have it as well.
     change = torch.ones_like(segment, dtype=torch.bool)
     change[:, 1:] = segment[:, 1:] != segment[:, :-1]
     run = change.cumsum(1)
@@ -48,9 +48,9 @@ def make_segments(segment: Tensor, chunk: int, taps: int, dtype: torch.dtype = t
     filled = torch.nn.functional.pad(run, (0, n_chunks * chunk - length)).view(batch, n_chunks, chunk)
     pair = filled[..., :, None] == filled[..., None, :]
     first, last = filled[..., :1], filled[..., -1:]
-    none = torch.full_like(first[:, :1], -1)  # no cell lies beyond either end of the row
-    before = torch.cat([none, last[:, :-1]], dim=1)
-    after = torch.cat([first[:, 1:], none], dim=1)
+    outside = torch.full_like(first[:, :1], -1)  # the number of no cell: beyond either end of the row
+    before = torch.cat([outside, last[:, :-1]], dim=1)
+    after = torch.cat([first[:, 1:], outside], dim=1)
 
     def log_mask(allowed: Tensor, *shape: int) -> Tensor:
         zeros = torch.zeros(allowed.shape, dtype=dtype, device=segment.device)

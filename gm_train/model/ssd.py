@@ -8,8 +8,8 @@ Within a chunk y = S x, where S_ij = (C_i B_j) exp(sum of dt A over j+1..i) dt_j
 diagonal; between chunks only states are carried. The reverse direction reads the same arrays from the right without
 flipping them: h_t = exp(dt_t A) h_(t+1) + dt_t B_t x_t, so its sum runs over i..j-1, for j >= i.
 
-Powers of two stand for those of e, with exponents scaled to match: PyTorch's CPU exp is many times slower on the
-strongly negative exponents that a decay has.
+The code computes powers of 2 instead of e, with exponents divided by ln 2: PyTorch's CPU exp is many times slower on
+strongly negative exponents, which a decay has.
 """
 
 import math
@@ -27,9 +27,9 @@ DT_FLOOR = 1e-30  # keeps the logarithm finite where softplus underflows
 def ssd(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, segments: Segments, reverse: bool = False
 ) -> Tensor:
-    """Scan packed rows; nothing passes from one cell to another.
+    """Scan packed rows; no information passes from one cell to another.
 
-    The decay is computed in the type of `dt`, which should be float32 or float64 also when `x`, `B` and `C` are
+    The decay is computed in the type of `dt`, which should be float32 or float64 even when `x`, `B` and `C` are
     narrower.
 
     Args:
@@ -38,7 +38,7 @@ def ssd(
         A: (heads,), negative.
         B: (batch, length, d_state).
         C: (batch, length, d_state).
-        D: (heads,), weight of the skip.
+        D: (heads,), weight of the skip connection.
         segments: boundaries of the same rows.
         reverse: read from the right.
 
@@ -55,9 +55,9 @@ def ssd(
     bounds = segments.reverse if reverse else segments.forward
     x, B, C = x.reshape(n, chunk, heads, width), B.reshape(n, chunk, -1), C.reshape(n, chunk, -1)
 
-    # Sums of dt A from the start of the chunk, or of the cell if that is later, to each position: including it
-    # (forward) or up to the one before (reverse). As a product in float64, which neither autocast nor TF32 narrows;
-    # and since each cell starts at zero, its neighbours do not even change the rounding.
+    # Sums of dt A from the start of the chunk, or of the cell if that is later, to each position: including the
+    # position (forward) or up to the one before (reverse). They are a matrix product in float64, which neither autocast
+    # nor TF32 narrows. Since each cell starts at zero, its neighbours do not even change the rounding.
     log_decay = (dt * (A / math.log(2))).view(n, chunk, heads)
     inclusive = (segments.sums @ log_decay.double()).to(dt.dtype)
     total = inclusive[:, -1:]
@@ -84,13 +84,12 @@ def ssd(
 class _Scores(torch.autograd.Function):
     """scores_ij = products_ij 2^(row_i + column_j + within_ij), plus D on the diagonal.
 
-    A function of its own because autograd's general way through it takes twice as many passes over arrays of
-    (n, heads, chunk, chunk).
+    The gradient is written by hand because autograd makes twice as many passes over arrays of (n, heads, chunk, chunk).
     """
 
     @staticmethod
     def forward(ctx: Any, products: Tensor, row: Tensor, column: Tensor, D: Tensor, within: Tensor) -> Tensor:
-        # Masked with -inf before the power: where j may not be read, the exponent is positive and could overflow.
+        # The mask is added before the power: where i may not read j, the exponent is positive and could overflow.
         decay = (row[..., :, None] + column[..., None, :]).add_(within).exp2_()
         scores = products[:, None] * decay
         scores.diagonal(dim1=-2, dim2=-1).add_(D[:, None])
@@ -111,10 +110,10 @@ class _Scores(torch.autograd.Function):
 
 
 def _carry(states: Tensor, decay: Tensor, carry: Tensor, reverse: bool) -> Tensor:
-    """From what each chunk adds to the state that leaves it to the state that enters it.
+    """Compute the state that enters each chunk from what each chunk adds to the state that leaves it.
 
     Args:
-        states: (batch, n_chunks, d_state, heads, head_dim).
+        states: (batch, n_chunks, d_state, heads, head_dim), what each chunk adds.
         decay: (batch * n_chunks, 1, heads), over a whole chunk.
         carry: bool (batch, n_chunks, 1), whether the entering state also leaves.
 

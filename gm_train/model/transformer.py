@@ -10,21 +10,36 @@ from gm_train.config.schema import ModelConfig
 from gm_train.model.attention import CellLayout, attend, lay_out
 from gm_train.model.norm import RMSNorm
 
-#: Ranks in the longest wave of the positions, over 2 pi (Vaswani et al. 2017, arXiv 1706.03762).
+#: Longest wavelength of the positions, in ranks, divided by 2 pi (Vaswani et al. 2017, arXiv 1706.03762).
 LONGEST_WAVE = 10_000
 
 
 def wave_angles(length: int, width: int, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """rank / 10,000^(2 i / width) in radians, for rank 0 … length - 1 and i < width / 2: (length, width / 2)."""
+    """Angles of sinusoidal positions: rank / 10,000^(2 i / width), for rank 0 … length - 1 and i < width / 2.
+
+    Args:
+        length: number of ranks.
+        width: number of channels, even.
+        dtype: type of the result.
+        device: where the result is computed.
+
+    Returns:
+        (length, width / 2), in radians.
+    """
     exponent = torch.arange(0, width, 2, dtype=dtype, device=device) / width
     return torch.arange(length, dtype=dtype, device=device)[:, None] * LONGEST_WAVE**-exponent
 
 
 class Projection(nn.Module):
-    """W x, with W drawn from a normal distribution of variance 1 / inputs, which keeps the size of x.
+    """W x, with W drawn from a normal distribution of variance 1 / n_in, which keeps the scale of x.
 
-    A projection that ends a branch is drawn smaller by sqrt(branches), so that the residual stream of a deep stack
-    begins as wide as that of a shallow one (GPT-2, Radford et al. 2019).
+    The last projection of a residual branch is drawn smaller by sqrt(branches), so that the residual stream of a deep
+    stack initially has the variance of a shallow one (GPT-2, Radford et al. 2019).
+
+    Args:
+        n_in: inputs.
+        n_out: outputs.
+        branches: residual branches of the stack, for the last projection of a branch.
     """
 
     def __init__(self, n_in: int, n_out: int, branches: int = 1) -> None:
@@ -34,7 +49,7 @@ class Projection(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Normal, as above."""
+        """Draw the weight, as above."""
         nn.init.normal_(self.weight, std=self.std)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -45,8 +60,8 @@ class Projection(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention of each token to all tokens of its cell, with rotary positions.
 
-    Queries and keys are turned by the angles of their ranks, pair of channels by pair of channels, so that their
-    products depend on the distance of the ranks (RoPE, Su et al. 2021, arXiv 2104.09864).
+    Each pair of channels of queries and keys is rotated by the angle of its rank, so that products depend on the
+    distance between ranks (RoPE, Su et al. 2021, arXiv 2104.09864).
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -56,13 +71,13 @@ class Attention(nn.Module):
         self.out_proj = Projection(config.d_model, config.d_model, branches=2 * config.n_layers)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cells: CellLayout) -> Tensor:
-        """Map (batch * length, d_model) to the same shape; the arguments are those of `Layer.forward`."""
+        """Map (batch * length, d_model) to the same shape; the arguments are those of `TransformerLayer.forward`."""
         qkv = self.qkv_proj(x).unflatten(-1, (3, self.n_heads, -1))
         qk, v = qkv[:, :2], qkv[:, 2]
         cos, sin = rotation
         a, b = qk.chunk(2, dim=-1)
-        turned = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(v.dtype)
-        out: Tensor = self.out_proj(attend(*turned.unbind(1), v, cells))
+        rotated = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1).to(v.dtype)
+        out: Tensor = self.out_proj(attend(*rotated.unbind(1), v, cells))
         return out
 
 
@@ -81,7 +96,7 @@ class FeedForward(nn.Module):
 
 
 class TransformerLayer(nn.Module):
-    """Attention and feed-forward, each behind a norm and with a residual connection."""
+    """Attention and feed-forward, each with a norm before it and a residual connection."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -91,12 +106,12 @@ class TransformerLayer(nn.Module):
         self.feed_forward = FeedForward(config)
 
     def forward(self, x: Tensor, rotation: tuple[Tensor, Tensor], cells: CellLayout) -> Tensor:
-        """One layer.
+        """Compute one layer.
 
         Args:
-            x: (batch * length, d_model), by place.
+            x: (batch * length, d_model), in the order of the layout.
             rotation: cosine and sine of the rotary angles, (batch * length, 1, 1, head_dim / 2) each.
-            cells: where the cells are.
+            cells: the layout.
 
         Returns:
             (batch * length, d_model).
@@ -109,15 +124,15 @@ class TransformerLayer(nn.Module):
 class TransformerStack(nn.Module):
     """A pre-norm encoder without dropout and without biases.
 
-    Positions have no parameters and no largest length, and begin anew with every cell. What a position means is the
-    rank of a gene, so its sinusoids are added to the embeddings, once. What stands beside a gene tells much of it as
-    well, and rotary positions give attention the distance between ranks: without them the baseline learns more slowly.
+    Positions have no parameters and no maximum length, and start at 0 in every cell. A position is the rank of a gene,
+    so its sinusoids are added to the embeddings, once. The neighbours of a gene are informative as well, and rotary
+    positions give attention the distance between ranks: without them the baseline learns more slowly.
 
-    All but attention acts on each token alone. The tokens of a batch are therefore put into the order that attention
-    wants once for all layers.
+    Everything but attention acts on each token alone, so the tokens of a batch are put into the order that attention
+    needs once for all layers.
 
     Raises:
-        ValueError: d_model / n_heads is not a whole, even number.
+        ValueError: d_model / n_heads is not an even integer.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -128,7 +143,7 @@ class TransformerStack(nn.Module):
             )
         self.head_dim = config.d_model // config.n_heads
         self.layers = nn.ModuleList(TransformerLayer(config) for _ in range(config.n_layers))
-        self.aggregations = nn.ModuleList()  # of Bi-Mamba's directions
+        self.aggregations = nn.ModuleList()  # empty: only Bi-Mamba has directions to join
 
     def forward(self, x: Tensor, segment: Tensor) -> Tensor:
         """Map (batch, length, d_model) to the same shape; `segment` as in `GeneMamba.forward`."""

@@ -1,4 +1,4 @@
-"""Packed rows into the tensors that a forward pass takes: hidden tokens, targets and pathway pairs are drawn here."""
+"""Turn packed rows into the tensors of a forward pass; draw hidden tokens, targets and pathway pairs."""
 
 from dataclasses import dataclass
 
@@ -21,18 +21,18 @@ I64 = npt.NDArray[np.int64]
 
 @dataclass
 class Examples:
-    """Rows with everything that was drawn for them, still as arrays.
+    """Rows with everything that was drawn for them, as NumPy arrays.
 
     Attributes:
-        input_ids: int64 (rows, length), what the model sees; 0 on the unused tail and in damaged cells.
+        input_ids: int64 (rows, length), the tokens that the model sees; 0 on the unused tail and in damaged cells.
         segment: int64 (rows, length), 1 … n for the cells of a row, 0 on the unused tail.
         target_at: int64 (n_targets,), flat position (row * length + column) of the state that predicts; ascending.
         targets: int64 (n_targets,), the token to predict there.
-        drawn: int64 (n_cells, n_draw), flat positions of the genes of L_pathway, -1 where there is none.
+        drawn: int64 (n_cells, n_draw), flat positions of the genes drawn for L_pathway; -1 where a cell has no more.
         positive: bool (n_cells, n_draw, n_draw), which of them share a gene set.
-        row_of_cell: int64 (n_cells,), ascending; damaged cells are none.
-        n_tokens: real tokens.
-        sample_hash: order-free hash of which cells these are, modulo 2^64.
+        row_of_cell: int64 (n_cells,), ascending; damaged cells are left out.
+        n_tokens: number of tokens, those of damaged cells left out.
+        sample_hash: hash of the set of cells, independent of their order, modulo 2^64.
     """
 
     input_ids: I64
@@ -48,15 +48,15 @@ class Examples:
 
 @dataclass
 class StepInfo:
-    """What is known of a whole step on this rank before it is computed.
+    """Counts of a whole step on this rank, known before the step is computed.
 
     Attributes:
-        n_targets, n_pairs: what the sums of the two losses are divided by, once summed over ranks.
-        n_cells, n_tokens: cells and real tokens of the step.
-        n_slots: places for tokens, the unused tails included.
-        sample_hash: order-free hash of which cells these are, modulo 2^64.
+        n_targets, n_pairs: divisors of the two losses' sums, once they are summed over ranks.
+        n_cells, n_tokens: cells and tokens of the step, damaged cells left out.
+        n_slots: positions of the step's rows, the unused tails included.
+        sample_hash: hash of the set of cells, independent of their order, modulo 2^64.
         lanes: position of each of this rank's lanes after the step.
-        damaged: chunks of tokens that were found damaged in this step, and not before by the same process.
+        damaged: chunks of tokens that this process found damaged for the first time in this step.
     """
 
     n_targets: int
@@ -69,19 +69,19 @@ class StepInfo:
     damaged: tuple[DamagedChunk, ...] = ()
 
     def over(self, ranks: Ranks) -> "StepInfo":
-        """The counts and damaged chunks of all ranks, with this rank's lanes."""
-        # As a signed number, whose sums wrap around as those of the unsigned one do.
+        """Sum the counts and collect the damaged chunks of all ranks; `lanes` stay those of this rank."""
+        # The hash as a signed number: its sums wrap around in the same way as unsigned ones.
         signed = (self.sample_hash + 2**63) % 2**64 - 2**63
         n_targets, n_pairs, n_cells, n_tokens, n_slots, sample_hash, n_damaged = ranks.sums(
             [self.n_targets, self.n_pairs, self.n_cells, self.n_tokens, self.n_slots, signed, len(self.damaged)]
         )
-        damaged = tuple(chunk for found in ranks.gather(self.damaged) for chunk in found) if n_damaged else ()
+        damaged = tuple(chunk for of_rank in ranks.gather(self.damaged) for chunk in of_rank) if n_damaged else ()
         return StepInfo(n_targets, n_pairs, n_cells, n_tokens, n_slots, sample_hash % 2**64, self.lanes, damaged)
 
 
 @dataclass
 class MicroBatch:
-    """One forward pass: tensors as in `Examples`, the step that it belongs to, and whether it is its first and last."""
+    """One forward pass: tensors as in `Examples`, its step, and whether it is the step's first and last."""
 
     input_ids: Tensor
     segment: Tensor
@@ -97,8 +97,8 @@ class MicroBatch:
 def make_examples(rows: Rows, recipe: Recipe) -> Examples:
     """Draw masks and pairs for rows and lay them out; a pure function of the rows and the recipe.
 
-    A damaged cell keeps its slots, which show `<pad>` under a segment of their own, and is nothing else: no target, no
-    pair, no trained cell or token.
+    A damaged cell keeps its positions, which show `<pad>` and have a segment of their own. It has no targets and no
+    pairs, and does not count as a cell or tokens.
     """
     length, objective = recipe.row_length, recipe.objective
     input_ids, segment = rows.lay_out(length)
@@ -144,7 +144,7 @@ def make_examples(rows: Rows, recipe: Recipe) -> Examples:
 
 
 def join(parts: list[Examples]) -> Examples:
-    """Examples one after another, rows in the order of the parts."""
+    """Concatenate examples, rows in the order of the parts."""
     if len(parts) == 1:
         return parts[0]
     n_rows = [len(part.input_ids) for part in parts]
@@ -176,7 +176,7 @@ def split(
         examples: all rows of this rank in the step.
         micro_rows: rows of a forward pass.
         lanes: position of each of this rank's lanes after the step.
-        damaged: chunks of tokens that were found damaged.
+        damaged: chunks of tokens that were found damaged, as in `StepInfo`.
     """
     n_rows, length = examples.input_ids.shape
     info = StepInfo(

@@ -1,4 +1,4 @@
-"""Keys and hashes that masks and gene pairs are drawn by: functions of the seed and of where a cell stands in the data.
+"""Keys and hashes by which masks and gene pairs are drawn: functions of the seed and of a cell's position in the data.
 
 They are the same for any number of ranks, loader workers and restarts.
 """
@@ -11,11 +11,11 @@ from data_shards.hashing import U64, fold, mix64, mix64_scalar
 
 
 def cell_keys(seed: int, places: npt.NDArray[np.int64], cells: npt.NDArray[np.int64]) -> U64:
-    """The key of each drawn cell: uint64 (n_cells,).
+    """Compute the key of each cell: uint64 (n_cells,).
 
     Args:
         seed: the run's seed.
-        places: int64 (n_cells,), place of the cell's block in the order of the data.
+        places: int64 (n_cells,), position of the cell's block in the order of blocks.
         cells: int64 (n_cells,), the cell's number within its block.
     """
     return mix64(mix64(places.astype(np.uint64) ^ np.uint64(fold(seed))) ^ cells.astype(np.uint64))
@@ -23,7 +23,7 @@ def cell_keys(seed: int, places: npt.NDArray[np.int64], cells: npt.NDArray[np.in
 
 @compiled("float64(uint64)", inline="always")
 def uniform_scalar(hashed):  # type: ignore[no-untyped-def]
-    """`hashing.uniform` of one uint64."""
+    """Compute `hashing.uniform` of one uint64: float64 in [0, 1)."""
     return np.float64(hashed >> np.uint64(11)) * 2.0**-53
 
 
@@ -40,5 +40,11 @@ def _token_hashes(keys, lengths, purpose):  # type: ignore[no-untyped-def]
 
 
 def token_hashes(keys: U64, lengths: npt.NDArray[np.int64], purpose: int) -> U64:
-    """One hash for every token of every cell: uint64 (sum of lengths,)."""
+    """Compute a hash for every token of every cell: uint64 (sum of lengths,).
+
+    Args:
+        keys: uint64 (n_cells,), from `cell_keys`.
+        lengths: int64 (n_cells,), tokens of each cell.
+        purpose: number of the purpose that the hashes serve; each has hashes of its own.
+    """
     return np.asarray(_token_hashes(keys, lengths, np.uint64(fold(purpose))))

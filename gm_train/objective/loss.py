@@ -1,4 +1,4 @@
-"""The loss of a micro-batch, as sums that a step divides by its counts."""
+"""The loss of a micro-batch, as sums that the step divides by its counts."""
 
 from contextlib import AbstractContextManager
 
@@ -11,19 +11,28 @@ from gm_train.objective.pathway import pathway_loss_sum
 
 
 def computing_in(precision: str, device: torch.device) -> AbstractContextManager[object]:
-    """The type that matrix products are computed in; parameters and decay stay float32.
+    """Context in which matrix products are computed in the given precision; parameters and decay stay float32.
 
     Args:
-        precision: `trainer.precision`.
+        precision: `trainer.precision`; "bf16" turns on autocast.
         device: where the computation runs.
     """
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def loss_sums(model: GeneMamba, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
-    """Sums of L_lang over the targets and of L_pathway over the pairs of a micro-batch (scalars)."""
+    """Sum L_lang over the targets and L_pathway over the pairs of a micro-batch.
+
+    Args:
+        model: the model.
+        batch: the micro-batch.
+        temperature: tau of L_pathway.
+
+    Returns:
+        Two scalars.
+    """
     states = model(batch.input_ids, batch.segment).flatten(0, 1)
-    # The output layer sees the predicted positions alone.
+    # The output layer gets only the positions that predict.
     lang = model.language_loss(states[batch.target_at], batch.targets)
     if batch.drawn.shape[1] == 0:
         return lang, lang.new_zeros(())

@@ -1,7 +1,7 @@
-"""Masked-gene modelling: which tokens are hidden, and what stands in their place.
+"""Masked-gene modelling: draw which tokens are hidden, and what they show instead.
 
-Drawn by a counter hash of (seed, place of the block in the data order, cell in the block, token in the cell): the
-same for any number of ranks, loader workers and restarts.
+Draws are a counter hash of (seed, position of the block in the order of blocks, cell in the block, token in the cell):
+they are the same for any number of ranks, loader workers and restarts.
 """
 
 import numpy as np
@@ -48,15 +48,17 @@ def mask_tokens(
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.bool_]]:
     """Hide a share of the tokens of each cell.
 
-    Every token is chosen with probability `mask_rate`, on its own. A chosen token shows `<mask>`, or, with
-    probability `random_rate`, a gene drawn evenly from the vocabulary. A draw that hits the token's own gene
-    shows `<mask>`: a hidden token never shows itself.
+    Every token is chosen with probability `mask_rate`, independently. A chosen token shows `<mask>` or, with
+    probability `random_rate`, a gene drawn evenly from the vocabulary. If that is the token's own gene, it shows
+    `<mask>`: a hidden token never shows itself.
 
     Args:
         tokens: int64 (n_tokens,), cells one after another.
         lengths: int64 (n_cells,), tokens of each cell.
         keys: uint64 (n_cells,), from `cell_keys`.
-        vocabulary_size: number of tokens, specials included.
+        vocabulary_size: number of tokens, special ones included.
+        mask_rate: probability that a token is chosen.
+        random_rate: probability that a chosen token shows a random gene.
 
     Returns:
         The visible tokens, int64 (n_tokens,), and which are chosen, bool (n_tokens,).
@@ -70,13 +72,13 @@ def mask_tokens(
 def predict_masked_genes(
     tokens: npt.NDArray[np.int64], lengths: npt.NDArray[np.int64], keys: U64, recipe: Recipe
 ) -> Prediction:
-    """Hide a share of each cell's genes; each is predicted from its own state.
+    """Hide a share of each cell's genes; each is predicted from the state at its own position.
 
     Args:
         tokens: int64 (n_tokens,), cells one after another.
-        lengths: int64 (n_cells,).
+        lengths: int64 (n_cells,), tokens of each cell.
         keys: uint64 (n_cells,), from `cell_keys`.
-        recipe: `mask_rate`, `random_rate` and the vocabulary's size.
+        recipe: its `mask_rate`, `random_rate` and vocabulary size are used.
     """
     objective = recipe.objective
     visible, hidden = mask_tokens(

@@ -10,12 +10,12 @@ I64 = npt.NDArray[np.int64]
 
 
 def next_token_targets(lengths: I64) -> tuple[I64, I64]:
-    """For next-token prediction: token t of a cell is predicted from the state at t - 1 of the same cell.
+    """Find the targets of next-token prediction: token t of a cell is predicted from the cell's state at t - 1.
 
-    The first token of a cell has nothing before it and is not predicted.
+    The first token of a cell has no state before it and is not predicted.
 
     Args:
-        lengths: int64 (n_cells,), cells one after another.
+        lengths: int64 (n_cells,), tokens of each cell; cells lie one after another.
 
     Returns:
         Positions of the states and positions of the predicted tokens, both int64 (sum of lengths - n_cells,).
@@ -27,13 +27,13 @@ def next_token_targets(lengths: I64) -> tuple[I64, I64]:
 
 
 def predict_next_tokens(tokens: I64, lengths: I64, keys: U64, recipe: Recipe) -> Prediction:
-    """Show every token; each but a cell's first is predicted from the state before it.
+    """Show every token; each but the first of a cell is predicted from the state before it.
 
     Args:
         tokens: int64 (n_tokens,), cells one after another.
-        lengths: int64 (n_cells,).
-        keys: uint64 (n_cells,), from `cell_keys`; nothing is drawn here.
-        recipe: the objective's settings.
+        lengths: int64 (n_cells,), tokens of each cell.
+        keys: unused, since nothing is drawn.
+        recipe: unused.
     """
     states, targets = next_token_targets(lengths)
     return Prediction(tokens, np.zeros(len(tokens), dtype=bool), states, targets)

@@ -22,10 +22,10 @@ I64 = npt.NDArray[np.int64]
 
 
 def read_gmt(path: Path) -> dict[str, list[str]]:
-    """Gene sets of a GMT file: name to gene names.
+    """Read the gene sets of a GMT file: name to gene names.
 
     Raises:
-        DataError: the file is missing or a line has not name, description and genes between tabs.
+        DataError: the file cannot be read, or a line lacks a name, a description or genes, separated by tabs.
     """
     try:
         lines = path.read_text().splitlines()
@@ -42,17 +42,17 @@ def read_gmt(path: Path) -> dict[str, list[str]]:
             raise DataError(f"{path}, line {number}: expected name, description and genes between tabs: {line[:60]!r}")
         sets[name] = [gene for gene in rest[1:] if gene]
     if not sets:
-        raise DataError(f"{path}: holds no gene sets")
+        raise DataError(f"{path}: has no gene sets")
     return sets
 
 
 @dataclass(frozen=True)
 class PathwayIndex:
-    """Which token belongs to which gene sets, as bits.
+    """The gene sets of each token, as bits.
 
     Attributes:
         bits: uint64 (vocabulary size, words): bit b of word w of a token is set if its gene is in set 64 w + b.
-        n_sets: sets in use.
+        n_sets: number of sets in use.
     """
 
     bits: npt.NDArray[np.uint64]
@@ -62,13 +62,13 @@ class PathwayIndex:
     def build(
         cls, sets: Mapping[str, list[str]], token_of: Mapping[str, int], vocabulary_size: int, size: tuple[int, int]
     ) -> "PathwayIndex":
-        """Index the sets whose number of genes, as the file lists them, lies within `size`; a pair takes two tokens.
+        """Index the sets whose number of genes in the file is within `size` and of which two or more have a token.
 
         Args:
             sets: name to gene names.
-            token_of: gene name to token; names that it lacks are passed over.
+            token_of: gene name to token; genes without a token are skipped.
             vocabulary_size: number of tokens.
-            size: smallest and largest set that is used.
+            size: number of genes of the smallest and of the largest set that is used.
 
         Raises:
             DataError: no set is left.
@@ -79,9 +79,9 @@ class PathwayIndex:
         if not used:
             raise DataError(
                 f"of the {len(sets):,} gene sets of objective.pathways, {len(fitting):,} have {size[0]} to {size[1]} "
-                "genes, and none of them has two in the store's vocabulary: name gene sets of these genes (of Ensembl "
-                "ids, `gm-train data medians --gene-table` keeps the symbols), or set objective.pathways='' to train "
-                "without"
+                "genes, and none of these has two genes in the store's vocabulary: use gene sets of the store's genes "
+                "(for a store of Ensembl ids, `gm-train data medians --gene-table` keeps the symbols), or set "
+                "objective.pathways='' to train without"
             )
         bits = np.zeros((vocabulary_size, -(-len(used) // 64)), dtype=np.uint64)
         for number, tokens in enumerate(used):
@@ -95,9 +95,9 @@ class PathwayIndex:
 
 
 def pathways_of(objective: ObjectiveConfig, tokenizer: Tokenizer) -> PathwayIndex | None:
-    """The gene sets that a run trains on, None if it trains without.
+    """Read the gene sets that a run trains on; None if it trains without.
 
-    Names in the file are gene ids of the store's vocabulary, or symbols that its gene table gives one id alone.
+    Names in the file are gene ids of the store's vocabulary, or symbols to which its gene table gives exactly one id.
 
     Raises:
         DataError: the file cannot be read, or no set is left.
@@ -131,7 +131,7 @@ def _draw(tokens, hidden, lengths, hashes, bits, annotated, n_draw):  # type: ig
                 candidates[n] = index
                 n += 1
         candidates = candidates[:n]
-        # A hash is 64 bits wide: two equal ones within a cell do not occur in practice, and would only swap places.
+        # Hashes have 64 bits: equal ones within a cell do not occur in practice, and would only swap two genes.
         chosen = candidates[np.argsort(hashes[candidates])[:n_draw]]
         for a in range(len(chosen)):
             drawn[cell, a] = chosen[a]
@@ -148,17 +148,17 @@ def _draw(tokens, hidden, lengths, hashes, bits, annotated, n_draw):  # type: ig
 def draw_pairs(
     tokens: I64, hidden: npt.NDArray[np.bool_], lengths: I64, keys: U64, index: PathwayIndex, n_draw: int
 ) -> tuple[I64, npt.NDArray[np.bool_]]:
-    """Draw genes of each cell, and which pairs of them share a set.
+    """Draw genes of each cell, and find which pairs of them share a set.
 
-    Only genes that are annotated and not hidden are drawn: a pair with a gene of no set can never be positive.
+    Only genes that are in a set and not hidden are drawn: a pair with a gene of no set can never be positive.
 
     Args:
         tokens: int64 (n_tokens,), cells one after another.
         hidden: bool (n_tokens,), the masked positions.
-        lengths: int64 (n_cells,).
+        lengths: int64 (n_cells,), tokens of each cell.
         keys: uint64 (n_cells,), from `cell_keys`.
         index: the gene sets.
-        n_draw: genes a cell, at most; the cap that keeps the loss linear in the number of cells.
+        n_draw: maximum number of genes of a cell; it keeps the cost of the loss linear in the number of cells.
 
     Returns:
         `drawn`, int64 (n_cells, n_draw), positions in `tokens`, -1 where a cell has no more; `positive`,
@@ -170,29 +170,29 @@ def draw_pairs(
 
 
 def pathway_loss_sum(states: Tensor, drawn: Tensor, positive: Tensor, temperature: float) -> Tensor:
-    """Sum of the pathway-aware contrastive loss over all positive pairs (arXiv 2504.16956, InfoNCE).
+    """Sum the pathway-aware contrastive loss over all positive pairs (arXiv 2504.16956, InfoNCE).
 
     For a positive pair (i, j) of a cell: -log( exp(s_ij) / (exp(s_ij) + sum_k exp(s_ik)) ), where s is the cosine
     divided by the temperature and k runs over the drawn genes that are neither i nor a positive of i.
 
     Args:
-        states: (n_positions, d_model), final-norm states of all rows, flattened.
-        drawn: int64 (n_cells, n_draw), positions in `states`, -1 where there is none.
-        positive: bool (n_cells, n_draw, n_draw).
+        states: (n_positions, d_model), states of all rows after the final norm, flattened.
+        drawn: int64 (n_cells, n_draw), positions in `states`, -1 where a cell has no more.
+        positive: bool (n_cells, n_draw, n_draw), as from `draw_pairs`.
         temperature: tau.
 
     Returns:
         The sum, a float32 (float64 for float64 states) scalar; the number of pairs is `positive.sum()`.
     """
-    there = drawn >= 0
+    exists = drawn >= 0
     wide = states.float() if states.dtype in (torch.bfloat16, torch.float16) else states
     vectors = F.normalize(wide[drawn.clamp(min=0)], dim=-1, eps=1e-6)
-    # Cosines over a small temperature reach 10, where bfloat16 has steps of 0.06: autocast must not touch the product.
+    # Cosines divided by a small temperature reach 10, where bfloat16 has steps of 0.06: no autocast for this product.
     with torch.autocast(states.device.type, enabled=False):
         similarity = vectors @ vectors.transpose(1, 2) / temperature
     itself = torch.eye(drawn.shape[1], dtype=torch.bool, device=drawn.device)
-    negative = there[:, :, None] & there[:, None, :] & ~positive & ~itself
-    # Finite, so that a gene without negatives has a loss of zero and a gradient of zero, not of NaN.
+    negative = exists[:, :, None] & exists[:, None, :] & ~positive & ~itself
+    # The mask is finite, so that a gene without negatives has a loss and a gradient of zero, not NaN.
     against = similarity.masked_fill(~negative, -1e9).logsumexp(dim=-1, keepdim=True)
     loss = torch.logaddexp(similarity, against) - similarity
     return loss.masked_fill(~positive, 0.0).sum()

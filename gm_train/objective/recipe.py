@@ -1,4 +1,4 @@
-"""What an objective is given, and what it returns: the types between `batches.py` and the files of the objectives."""
+"""Arguments and results of an objective: the types that `batches.py` and the files of the objectives share."""
 
 from dataclasses import dataclass
 
@@ -13,14 +13,14 @@ I64 = npt.NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Recipe:
-    """What turns rows into training examples.
+    """The settings that turn rows into training examples.
 
     Attributes:
         objective: the objective's settings.
         seed: the run's seed.
-        vocabulary_size: number of tokens.
-        row_length: tokens of a row.
-        pathways: gene sets, or None without L_pathway.
+        vocabulary_size: number of tokens, special ones included.
+        row_length: positions of a row.
+        pathways: gene sets; None trains without L_pathway.
     """
 
     objective: ObjectiveConfig
@@ -32,13 +32,13 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model sees of some cells, and what it is to predict.
+    """The tokens of some cells that a model sees, and those that it has to predict.
 
     Attributes:
-        visible: int64 (n_tokens,), what each token shows.
-        hidden: bool (n_tokens,), the tokens that do not show themselves: L_pathway leaves them out.
-        states: int64 (n_targets,), the tokens whose states predict, ascending.
-        targets: int64 (n_targets,), the tokens that they predict.
+        visible: int64 (n_tokens,), the token that the model sees at each position.
+        hidden: bool (n_tokens,), the positions that do not show their own token; L_pathway leaves them out.
+        states: int64 (n_targets,), positions of the states that predict, ascending.
+        targets: int64 (n_targets,), positions of the tokens that they predict.
     """
 
     visible: I64

@@ -1,4 +1,4 @@
-"""Several ranks on one machine, started and watched by `gm-train` itself, without torch in the watching process."""
+"""Start and watch several ranks on one machine. The watching process does not import torch."""
 
 import contextlib
 import ctypes
@@ -13,24 +13,25 @@ from types import FrameType
 from data_shards.errors import DataError
 
 _PARENT = "GM_TRAIN_PARENT"
-_PR_SET_PDEATHSIG = 1  # of Linux's <sys/prctl.h>
-_PATIENCE_S = 10.0  # for ranks to end by themselves after one of them failed
+_PR_SET_PDEATHSIG = 1  # from Linux's <sys/prctl.h>
+_PATIENCE_S = 10.0  # how long ranks may take to end by themselves after one of them failed
+#: Exit code of a run that was asked to leave and has saved its state.
 PREEMPTED = 85
-#: Of schedulers: the run is to be started again.
+#: Sent by schedulers, which expect to start the run again.
 PREEMPTIONS = (signal.SIGTERM, signal.SIGUSR1)
-#: What asks a run to leave.
+#: All signals that ask a run to leave.
 SIGNALS = (*PREEMPTIONS, signal.SIGINT)
 
 
 class OtherRankFailed(DataError):
-    """Another rank failed, and has said why."""
+    """Another rank failed. That rank reports the reason, so this one need not."""
 
 
 def is_launched() -> bool:
     """Whether this process was started as a rank: by srun with several tasks, by torchrun, or by `run_ranks`.
 
-    In a batch script or an interactive shell of an allocation SLURM's variables are set as well, but those of a step
-    are not, or name one task.
+    SLURM also sets variables in batch scripts and in interactive shells of an allocation. There the variables of a step
+    (`SLURM_STEP_…`) are missing, or the step has one task.
     """
     return {"RANK", "WORLD_SIZE"} <= os.environ.keys() or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1)) > 1
 
@@ -41,7 +42,7 @@ def is_first() -> bool:
 
 
 def free_port() -> int:
-    """A TCP port of this machine that nothing listens on."""
+    """Return a TCP port of this machine on which nothing listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -51,11 +52,11 @@ def run_ranks(words: list[str], n_ranks: int) -> int:
     """Run `gm-train WORDS` as `n_ranks` ranks of this machine.
 
     Signals that ask to leave are passed on, so that the ranks can agree, save and leave. When a rank fails, the others
-    are ended, too.
+    are ended as well.
 
     Returns:
-        0 if every rank returned 0, 85 if they were told to leave and saved, otherwise the code of one that failed: 128
-        and the signal for one that was killed.
+        0 if every rank returned 0; 85 if they were asked to leave and have saved; otherwise the exit code of a rank
+        that failed, which is 128 + the number of the signal if it was killed.
     """
     threads = max(1, len(os.sched_getaffinity(0)) // n_ranks)
     shared = {
@@ -76,11 +77,12 @@ def run_ranks(words: list[str], n_ranks: int) -> int:
 
     before = {number: signal.signal(number, pass_on) for number in SIGNALS}
     try:
-        # Until a rank has handlers of its own, signals wait: they neither end it nor get lost.
+        # Ranks start with the signals blocked, and unblock them once they have handlers: until then a signal neither
+        # ends a rank nor gets lost.
         unblocked = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         for rank in range(n_ranks):
             env = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-            # In a session of its own: a terminal would send Ctrl-C to the ranks a second time.
+            # In a session of its own. Otherwise the terminal would send Ctrl-C to the ranks as well, a second time.
             processes.append(subprocess.Popen(command, env=env, start_new_session=True))
         signal.pthread_sigmask(signal.SIG_SETMASK, unblocked)
         return _watch(processes)
@@ -93,7 +95,7 @@ def run_ranks(words: list[str], n_ranks: int) -> int:
 
 
 def _watch(processes: list[subprocess.Popen[bytes]]) -> int:
-    """Wait for all; after a failure, end the ones that go on. Returns the code of the whole."""
+    """Wait for all ranks; after a failure, kill those that do not end. Returns the exit code of the run."""
     deadline: float | None = None
     while any(process.poll() is None for process in processes):
         time.sleep(0.05)
@@ -104,19 +106,20 @@ def _watch(processes: list[subprocess.Popen[bytes]]) -> int:
                 if process.returncode is None:
                     process.kill()
                     process.wait()
-                    process.returncode = 1  # not what has failed
+                    process.returncode = 1  # killed here, so not the rank that failed first
     codes = [process.returncode for process in processes]
     killed = [code for code in codes if code < 0]
     if killed:
-        # The others failed for want of this one.
+        # The other ranks failed only because they lost this one.
         return 128 - killed[0]
     return max(codes, key=lambda code: (code not in (0, PREEMPTED), code))
 
 
 def follow_parent() -> None:
-    """What a rank that was started by `run_ranks` does once it handles signals: it takes those that wait.
+    """In a rank that `run_ranks` started: receive the pending signals, and end together with the parent.
 
-    It ends when that process is gone, even by kill -9. Nothing in other processes.
+    To be called once the rank handles signals. The rank is killed when its parent ends, even by kill -9. In other
+    processes this does nothing.
     """
     parent = os.environ.get(_PARENT)
     if parent is not None:

@@ -1,8 +1,8 @@
-"""The ranks of a run: who this process is among them, and what they tell each other outside forward and backward.
+"""The ranks of a run: the number of this process among them, and how they exchange values outside forward and backward.
 
 One process trains on one device. Processes are started by `srun` (one task for each rank), by `torchrun`, or, for
-several ranks on one machine, by `gm-train` itself; a rank reads its number from what its launcher left in the
-environment. Numbers and objects travel over gloo, also where the gradients travel over NCCL: they never wait for a GPU.
+several ranks on one machine, by `gm-train` itself. A rank reads its number from the environment that its launcher set.
+Numbers and objects are exchanged over gloo, even where gradients use NCCL, so that they never wait for a GPU.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ from gm_train.ranks.launch_local import OtherRankFailed, free_port, is_launched
 T = TypeVar("T")
 N = TypeVar("N", int, float)
 
-#: Longer than the slowest thing that one rank does while the others wait: checking a large checkpoint's hashes.
+#: Longer than the slowest work that one rank does while the others wait: checking the hashes of a large checkpoint.
 _TIMEOUT = timedelta(minutes=30)
 
 
@@ -51,23 +51,25 @@ class Ranks:
 
     @property
     def node_rank(self) -> int:
+        """Number of this node: 0 … n_nodes - 1."""
         return self.global_rank // self.local_size
 
     @property
     def n_nodes(self) -> int:
+        """Number of nodes."""
         return self.world_size // self.local_size
 
     def device(self) -> torch.device:
-        """The GPU of this rank, or the CPU. Where a task sees one GPU alone, it is that one."""
+        """Return the GPU of this rank, or the CPU if there is no GPU. A task that sees only one GPU uses that one."""
         n_gpus = torch.cuda.device_count()
         return torch.device("cuda", self.local_rank % n_gpus) if n_gpus else torch.device("cpu")
 
     def backend(self) -> str:
-        """What gradients travel over: `nccl` between GPUs, `gloo` between CPUs."""
+        """Return what sends the gradients: `nccl` between GPUs, `gloo` between CPUs."""
         return "nccl" if self.device().type == "cuda" else "gloo"
 
     def sums(self, values: Sequence[N]) -> list[N]:
-        """Sums over the ranks, one for each value: of integers as int64 that wrap around, of others as float64."""
+        """Sum each value over the ranks: integers as int64, which wraps around; as float64 if any value is a float."""
         if self.world_size == 1:
             return list(values)
         whole = all(isinstance(value, int) for value in values)
@@ -76,7 +78,7 @@ class Ranks:
         return list(tensor.tolist())
 
     def gather(self, value: T) -> list[T]:
-        """The value of every rank, on every rank."""
+        """Return the values of all ranks, by rank, on every rank."""
         if self.world_size == 1:
             return [value]
         values: list[T | None] = [None] * self.world_size
@@ -84,10 +86,10 @@ class Ranks:
         return values  # type: ignore[return-value]
 
     def from_first(self, function: Callable[[], T]) -> T:
-        """What `function` returns on rank 0, which alone calls it, on every rank.
+        """Call `function` on rank 0 only, and return its result on every rank.
 
         Raises:
-            DataError: on rank 0, as `function` raised it; on the others OtherRankFailed.
+            DataError: `function` raised it. Rank 0 raises that error; the others raise OtherRankFailed.
         """
         if self.world_size == 1:
             return function()
@@ -98,29 +100,32 @@ class Ranks:
                 result = [function()]
             except DataError as caught:
                 error = caught
-        told = [result[0], error is not None]
-        dist.broadcast_object_list(told)
+        sent = [result[0], error is not None]
+        dist.broadcast_object_list(sent)
         if error is not None:
             raise error
-        if told[1]:
+        if sent[1]:
             raise OtherRankFailed("rank 0 failed")
-        return told[0]  # type: ignore[return-value]
+        return sent[0]  # type: ignore[return-value]
 
     def on_first(self, function: Callable[[], T]) -> T | None:
-        """As `from_first`, but what `function` returns stays on rank 0; the others get None."""
+        """As `from_first`, but only rank 0 gets the result of `function`; the others get None."""
         kept: list[T] = []
         self.from_first(lambda: kept.append(function()))
         return kept[0] if kept else None
 
     def in_one_voice(self, error: DataError) -> DataError:
-        """What to raise of an error that every rank finds: rank 0 says it, the others that it was said."""
-        return error if self.is_first else OtherRankFailed("rank 0 has told")
+        """Return what to raise for an error that every rank finds, so that it is reported once.
+
+        On rank 0 that is the error itself; on the others OtherRankFailed.
+        """
+        return error if self.is_first else OtherRankFailed("rank 0 reports the error")
 
     def together(self, function: Callable[[], T]) -> T:
-        """What `function` returns on this rank, once it has returned on every rank.
+        """Call `function` on every rank, and return its result on this rank once all ranks have succeeded.
 
         Raises:
-            DataError: where `function` raised it; on the other ranks OtherRankFailed.
+            DataError: `function` raised it on some rank. That rank raises it; the others raise OtherRankFailed.
         """
         error: DataError | None = None
         result: T | None = None
@@ -137,7 +142,7 @@ class Ranks:
 
 
 def launched() -> Ranks | None:
-    """What the launcher of this process says; None if nothing has launched it as one of several ranks."""
+    """Read this process's rank from the environment of srun or torchrun; None if it is not one of several ranks."""
     env = os.environ
     if not is_launched():
         return None
@@ -150,10 +155,10 @@ def launched() -> Ranks | None:
 
 
 def find_ranks(trainer: TrainerConfig) -> Ranks:
-    """Who this process is, as the launcher says and the configuration expects.
+    """Return this process's rank, from its launcher, and check it against the configuration.
 
     Raises:
-        ConfigError: they contradict each other.
+        ConfigError: the launcher and the configuration contradict each other.
     """
     ranks = launched() or Ranks()
     devices = ranks.local_size if trainer.devices is None else trainer.devices
@@ -170,21 +175,21 @@ def find_ranks(trainer: TrainerConfig) -> Ranks:
 
 
 def is_lost_connection(error: RuntimeError) -> bool:
-    """Whether an error of torch says that another rank is gone."""
+    """Whether an error of torch means that another rank is gone."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 @contextlib.contextmanager
 def joined(ranks: Ranks, alone: bool, timeout: timedelta = _TIMEOUT) -> Iterator[None]:
-    """The process group, from its rendezvous to its end.
+    """Join the process group of all ranks, and leave it at the end of the block.
 
     Args:
-        ranks: this process.
-        alone: whether a group is made even for one rank, as sharded strategies need it.
-        timeout: how long a rank waits for the others, at the rendezvous and later on.
+        ranks: this process among the others.
+        alone: whether to make a group even for a single rank, which sharded strategies need.
+        timeout: how long a rank waits for the others, at the rendezvous and later.
 
     Raises:
-        DataError: the ranks did not find each other, or one of them was lost.
+        DataError: the ranks did not find each other, or the connection to one of them was lost.
     """
     if ranks.world_size == 1 and not alone:
         yield
@@ -206,7 +211,7 @@ def joined(ranks: Ranks, alone: bool, timeout: timedelta = _TIMEOUT) -> Iterator
         raise DataError(
             f"rank {ranks.global_rank} of {ranks.world_size} on {socket.gethostname()} found no rendezvous at {where} "
             f"({str(error).splitlines()[0]}): do all ranks run, and can every node reach that address? "
-            "`gm-train doctor` under the same launcher says more"
+            "For details run `gm-train doctor` under the same launcher"
         ) from error
     ended = False
     try:
@@ -215,11 +220,11 @@ def joined(ranks: Ranks, alone: bool, timeout: timedelta = _TIMEOUT) -> Iterator
     except RuntimeError as error:
         if is_lost_connection(error):
             raise DataError(
-                f"rank {ranks.global_rank} lost the connection to another rank, whose own last words say why; start "
-                "the same command again to go on from the last checkpoint"
+                f"rank {ranks.global_rank} lost the connection to another rank; that rank's last message says why. "
+                "Start the same command again to resume from the last checkpoint"
             ) from error
         raise
     finally:
-        # NCCL's end waits for the other ranks, which may be gone: then this process just ends.
+        # Closing NCCL waits for the other ranks. After an error they may be gone, so the process then just ends.
         if ended or device.type == "cpu":
             dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""Signals that ask a run to leave: they set a flag, and the training saves at its next step."""
+"""Signals that ask a run to leave. They set a flag; the training then saves at its next step and ends."""
 
 import contextlib
 import os
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from gm_train.ranks.launch_local import SIGNALS, is_first
 
-if TYPE_CHECKING:  # it brings torch, which takes seconds; signals are caught before
+if TYPE_CHECKING:  # importing it imports torch, which takes seconds; signals must be caught earlier
     from gm_train.ranks.ranks import Ranks
 
 
@@ -18,7 +18,7 @@ class Leaving:
     """Catches SIGTERM, SIGUSR1 and SIGINT from `install` to `restore`.
 
     Attributes:
-        agreed: the signal that all ranks leave by, or None.
+        agreed: the signal on which all ranks leave; None as long as no rank has got one.
     """
 
     def __init__(self) -> None:
@@ -27,26 +27,26 @@ class Leaving:
         self._before: dict[signal.Signals, Any] = {}
 
     def install(self) -> None:
-        """Take the signals; again after something else, such as Lightning, has taken them."""
+        """Handle the signals from now on. Call it again if other code, such as Lightning, has replaced the handlers."""
         for number in SIGNALS:
             before = signal.signal(number, self._note)
             self._before.setdefault(number, before)
 
     def restore(self) -> None:
-        """Give the signals back to what handled them before the first `install`."""
+        """Bring back the handlers of before the first `install`."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}
 
     def ignore(self) -> None:
-        """Let no signal in from now on, until the process ends."""
+        """Ignore the signals until the process ends."""
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)
 
     def agree(self, ranks: "Ranks") -> signal.Signals | None:
-        """The signal that any rank was given, the same on all of them.
+        """Return the signal that some rank has got, the same on all ranks; None if none has. All ranks must call it.
 
-        One that comes while the ranks exchange what they have noted counts at the next call.
+        A signal that comes during this exchange counts at the next call.
         """
         asked = ranks.sums([int(self._noted == number) for number in SIGNALS])
         if any(asked):
@@ -54,23 +54,28 @@ class Leaving:
         return self.agreed
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        # Schedulers repeat themselves; who presses Ctrl-C twice does not want to wait, for another rank, say.
+        # A second Ctrl-C ends at once: the user does not want to wait, say for another rank. Schedulers may send the
+        # other signals several times.
         if number == self._noted == signal.SIGINT:
             raise KeyboardInterrupt
         if self._noted is None:
             self._noted = signal.Signals(number)
             if is_first():
-                # Not by print, which a signal may have interrupted.
-                again = "; once more ends without saving" if number == signal.SIGINT else ""
+                # os.write, because the signal may have interrupted a print, which cannot be entered twice.
+                again = "; press Ctrl-C again to end without saving" if number == signal.SIGINT else ""
                 os.write(2, f"{self._noted.name}: saving at the next step{again}\n".encode())
 
 
 @contextlib.contextmanager
 def children_deaf() -> Iterator[None]:
-    """Processes started inside ignore the signals: schedulers send them to a whole group, and the parent decides."""
+    """Let processes that are started inside ignore the signals.
+
+    Schedulers send signals to the whole process group; the parent alone decides what to do.
+    """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
-        # Starting the tracker of shared memory, which the first process would do, lets SIGTERM and SIGINT in again.
+        # Starting multiprocessing's resource tracker unblocks SIGTERM and SIGINT. The first process would start it, so
+        # it is started here, and the signals are blocked again.
         resource_tracker.ensure_running()
         signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         yield

@@ -1,4 +1,4 @@
-"""The picture of a training: losses, gradient norm, learning rate and throughput by step."""
+"""The curves of a run as a picture: losses, gradient norm, learning rate and throughput by step."""
 
 from pathlib import Path
 from typing import Any
@@ -8,7 +8,7 @@ import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-#: Points of a curve, at most: longer trainings are drawn as means over equal stretches of steps.
+#: Most points of a curve. Longer runs are drawn as means over stretches of equally many rows.
 MAX_POINTS = 400
 DPI = 150
 
@@ -17,7 +17,7 @@ F64 = npt.NDArray[np.float64]
 
 
 def column(rows: list[Row], key: str) -> tuple[F64, F64]:
-    """Steps and values, float64 (n,) each, of the rows that have a finite number under `key`."""
+    """Return steps and values, float64 (n,) each, of the rows with a finite number under `key`."""
     pairs = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
     steps, values = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
     finite = np.isfinite(values)
@@ -25,7 +25,10 @@ def column(rows: list[Row], key: str) -> tuple[F64, F64]:
 
 
 def thin(steps: F64, values: F64) -> tuple[F64, F64]:
-    """Means over stretches of steps, so that at most `MAX_POINTS` points are left."""
+    """Return means over stretches of rows, at most `MAX_POINTS` of them.
+
+    Args and returns: steps and values, float64 (n,) each.
+    """
     stretches = np.array_split(np.arange(len(steps)), min(MAX_POINTS, max(1, len(steps))))
     return tuple(np.array([part[s].mean() for s in stretches if len(s)]) for part in (steps, values))  # type: ignore[return-value]
 
@@ -34,9 +37,9 @@ def draw_curves(rows: list[Row], skipped: list[Row], path: Path) -> None:
     """Draw the curves of a run (PNG).
 
     Args:
-        rows: of `metrics.jsonl`, those of steps and those of validations.
-        skipped: of `skipped.jsonl`; marked in the panel of the gradient norm.
-        path: the picture.
+        rows: the rows of `metrics.jsonl`, of steps and of validations.
+        skipped: the rows of `skipped.jsonl`; they are marked in the panel of the gradient norm.
+        path: the PNG file to write.
     """
     figure = Figure(figsize=(11.5, 6.2), layout="constrained")
     axes = figure.subplots(2, 3).ravel()

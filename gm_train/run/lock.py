@@ -1,8 +1,8 @@
-"""Who may write a run directory: one start of a run at a time.
+"""The lock of a run directory: only one start of a run may write it at a time.
 
-The holder keeps a lock on `.lock` and its name in it. A process can outlive its job, on a node that SLURM has lost: the
-job's next start takes over by putting a new file in the place of the lock, and the process that was left behind finds,
-before it writes again, that the name in it is not its own.
+The holder locks the file `.lock`, and writes into it which process it is. On a node that SLURM has lost, a process can
+outlive its job. The next start of that job takes over: it replaces `.lock` by a new file. The old process reads `.lock`
+before each record and each commit, finds another process in it, and stops.
 """
 
 import contextlib
@@ -24,20 +24,20 @@ from data_shards.files.atomic import replace_file
 log = logging.getLogger(__name__)
 
 #: Holds `<job>.<restart>` once all ranks of that start have agreed to leave and their checkpoint is committed. The
-#: batch script requeues by it: exit codes of ranks that end one after another are not to be trusted.
+#: batch script requeues the job by it, because exit codes of ranks that end one after another are not reliable.
 MARKER = ".preempted"
 _LOCK = ".lock"
 
 
 @dataclass(frozen=True)
 class Start:
-    """One start of a run: where it is, and which job's.
+    """One start of a run: its process and its SLURM job.
 
     Attributes:
         host, pid: the process of rank 0.
-        job: number of the SLURM job, None outside of one.
+        job: number of the SLURM job; None outside of a job.
         restart: how often the job was requeued before.
-        token: random, for numbers of processes and jobs come again.
+        token: a random name, because numbers of processes and jobs are used again.
     """
 
     host: str
@@ -48,6 +48,7 @@ class Start:
 
     @classmethod
     def this(cls) -> "Start":
+        """Describe this process, with a new token."""
         env = os.environ
         restart = int(env.get("SLURM_RESTART_COUNT") or 0)
         return cls(socket.gethostname(), os.getpid(), env.get("SLURM_JOB_ID"), restart, uuid.uuid4().hex)
@@ -68,9 +69,9 @@ class RunLock:
         self._path, self._start = path, start
 
     def holder(self) -> Start | None:
-        """Who the file names; None if it says nothing that can be read.
+        """Return the start that `.lock` names; None if the file is missing or not readable.
 
-        It is opened and read each time: over NFS, too, that tells what is there now, where attributes may be old.
+        The file is opened and read each time, because NFS then shows its present content; attributes may be outdated.
         """
         try:
             return _read(self._path.read_text())
@@ -78,7 +79,7 @@ class RunLock:
             return None
 
     def holds(self) -> bool:
-        """Whether it is still this start."""
+        """Whether this start still holds the lock."""
         return self.holder() == self._start
 
     def check(self) -> None:
@@ -86,16 +87,16 @@ class RunLock:
         if not self.holds():
             raise DataError(
                 f"{self._path.parent}: another start of this run has taken over "
-                f"({self.holder() or 'it has not said which'}); this process writes nothing more"
+                f"({self.holder() or 'the lock file does not name it'}); this process writes nothing more"
             )
 
 
 @contextlib.contextmanager
 def locked(directory: Path) -> Iterator[RunLock]:
-    """Hold a run directory for this process; it is made if it is not there.
+    """Lock a run directory for this process during the block. The directory is created if it does not exist.
 
     Raises:
-        DataError: another process trains into it, or it cannot be written.
+        DataError: another process trains into the directory, or it cannot be written.
     """
     path = directory / _LOCK
     try:
@@ -111,26 +112,26 @@ def locked(directory: Path) -> Iterator[RunLock]:
                 holder = _read(path.read_text())
                 if holder is None or not this.follows(holder):
                     raise _in_use(directory, holder)
-                log.warning("%s: %s is still there; this start takes over", directory, holder)
+                log.warning("%s: %s still holds the lock; this start takes over", directory, holder)
                 path.unlink()
                 file = stack.enter_context(path.open("a+"))
                 if not _lock(file, path):
                     raise _in_use(directory, _read(path.read_text()))
             file.truncate(0)
-            # Not through a buffer, which would try once more when the file is closed.
+            # os.write, because a buffered write that failed would be tried again when the file is closed.
             os.write(file.fileno(), (json.dumps(this.__dict__) + "\n").encode())
         except OSError as error:
             raise DataError(f"{path}: cannot be written ({error.strerror}): free space, then start again") from error
-        claim = RunLock(path, this)
-        # Another start may have put its own file there between the opening and the lock.
-        claim.check()
-        yield claim
+        lock = RunLock(path, this)
+        # Another start may have replaced the file after it was opened and before it was locked.
+        lock.check()
+        yield lock
 
 
 def _in_use(directory: Path, holder: Start | None) -> DataError:
     return DataError(
-        f"run.dir={directory}: another process is training into it ({holder or 'it has not said which'}); wait for it "
-        "or choose another run.dir"
+        f"run.dir={directory}: another process is training into it ({holder or 'the lock file does not name it'}); "
+        "wait for it or choose another run.dir"
     )
 
 
@@ -140,7 +141,7 @@ def _lock(file: TextIOWrapper, path: Path) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        log.warning("%s: this file system cannot lock (%s): start no second run there", path.parent, error.strerror)
+        log.warning("%s: this file system cannot lock (%s): start this run only once", path.parent, error.strerror)
     return True
 
 
@@ -152,16 +153,18 @@ def _read(text: str) -> Start | None:
         return None
 
 
-def mark_preempted(directory: Path, claim: RunLock | None) -> None:
-    """Tell the batch script that this start has left as it was asked to, with its state saved.
+def mark_preempted(directory: Path, lock: RunLock | None) -> None:
+    """Write `MARKER`: it tells the batch script that this start was asked to leave and has saved its state.
 
     Raises:
-        DataError: the disk is full or cannot be written.
+        DataError: the disk is full or cannot be written, or another start has taken over.
     """
-    if claim is not None:
-        claim.check()
+    if lock is not None:
+        lock.check()
     start = Start.this()
     try:
         replace_file(directory / MARKER, f"{start.job}.{start.restart}\n")
     except OSError as error:
-        raise DataError(f"{directory / MARKER}: cannot be written ({error.strerror}); the checkpoint is") from error
+        raise DataError(
+            f"{directory / MARKER}: cannot be written ({error.strerror}); the checkpoint is saved"
+        ) from error

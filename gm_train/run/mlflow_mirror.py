@@ -1,7 +1,7 @@
-"""MLflow as a mirror of `metrics.jsonl`.
+"""Copy `metrics.jsonl` to MLflow.
 
-A thread of its own reads the rows that training has written and delivers them. Training never waits for it and never
-sees its errors: what could not be delivered stays in `metrics.jsonl` and is delivered by the next start of the run.
+A separate thread reads the rows that training has written and sends them. Training never waits for it and never sees
+its errors: rows that could not be sent stay in `metrics.jsonl`, and the next start of the run sends them.
 """
 
 import json
@@ -23,7 +23,7 @@ _BATCH = 900  # MLflow takes at most 1,000 values in one request
 
 
 def tracking_uri(config: Config) -> str | None:
-    """Where the run is mirrored, or None for `tracking.mlflow=none`."""
+    """Return the URI of the MLflow server or database of a run; None for `tracking.mlflow=none`."""
     if config.tracking.mlflow == "none":
         return None
     if config.tracking.mlflow == "auto":
@@ -32,15 +32,16 @@ def tracking_uri(config: Config) -> str | None:
 
 
 class MlflowMirror(threading.Thread):
-    """Delivers a run directory's metrics to MLflow, in the background.
+    """Sends a run directory's metrics to MLflow in the background.
 
-    The MLflow run's id and the last delivered step are kept in `tracking.json`, so that a resumed run goes on in the
+    `tracking.json` holds the id of the MLflow run and the last step that was sent, so that a resumed run continues the
     same MLflow run.
 
     Args:
         config: the run's configuration; `tracking_uri(config)` must not be None.
-        first_step: the step that training goes on from; steps behind it are delivered again, since they may be
-            computed anew with other numbers.
+        first_step: the step that training continues from. Later steps are sent again, because their numbers may differ
+            when they are computed again.
+        interval_s: seconds between two looks at `metrics.jsonl`.
     """
 
     def __init__(self, config: Config, first_step: int, interval_s: float = 2.0) -> None:
@@ -61,6 +62,7 @@ class MlflowMirror(threading.Thread):
         self._undelivered = True
 
     def run(self) -> None:
+        """Send new rows every `interval_s` seconds, until `finish` is called."""
         while True:
             ending = self._ending.wait(self._interval_s)
             try:
@@ -75,20 +77,20 @@ class MlflowMirror(threading.Thread):
                 return
 
     def finish(self, status: str, patience_s: float = 30.0) -> None:
-        """Deliver what is left, but do not wait for longer than `patience_s`.
+        """Send the remaining rows, but wait no longer than `patience_s`.
 
         Args:
-            status: MLflow's word for how the run ended: FINISHED, FAILED or KILLED.
+            status: how the run ended, in MLflow's words: FINISHED, FAILED or KILLED.
             patience_s: seconds.
         """
         self._status = status
         self._ending.set()
         self.join(patience_s)
         if self.is_alive() or self._undelivered:
-            log.warning("MLflow did not take all metrics; the next `gm-train fit` of this run delivers them")
+            log.warning("MLflow did not take all metrics; the next `gm-train fit` of this run sends the rest")
 
     def _load_state(self) -> dict[str, Any]:
-        """What `tracking.json` says of this server; nothing if it speaks of another one or cannot be read."""
+        """The state in `tracking.json`; a fresh one if that is of another server or cannot be read."""
         fresh = self._fresh_state()
         try:
             state = json.loads(self._state_path.read_text())
@@ -118,7 +120,7 @@ class MlflowMirror(threading.Thread):
         if self._client is None:
             self._connect()
         self._read_new_rows()
-        # The last step may still get its validation row: leave it for the next round.
+        # The validation row of the last step may still come: leave that step for the next round.
         last = self._waiting[-1]["step"] if self._waiting and not ending else float("inf")
         rows = [row for row in self._waiting if row["step"] < last]
         from mlflow.entities import Metric
@@ -142,14 +144,14 @@ class MlflowMirror(threading.Thread):
             self._client.set_terminated(self._state["run_id"], self._status)
 
     def _connect(self) -> None:
-        # MLflow retries for minutes by default; this thread comes back by itself.
+        # By default MLflow retries for minutes; this thread tries again anyway.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
         from mlflow.entities import Param, RunTag
         from mlflow.exceptions import MlflowException
         from mlflow.tracking import MlflowClient
 
-        # Behind the import, which sets levels of its own: creating the tables is not news.
+        # After the import, which sets these levels itself. They hide the messages about creating tables.
         for name in ("alembic", "mlflow"):
             logging.getLogger(name).setLevel(logging.ERROR)
         client = MlflowClient(self._uri)
@@ -159,7 +161,7 @@ class MlflowMirror(threading.Thread):
             except MlflowException as error:
                 if error.error_code != "RESOURCE_DOES_NOT_EXIST":
                     raise
-                # Somebody deleted it: everything is told again, to a new one.
+                # Somebody deleted the MLflow run: send everything again, to a new one.
                 self._state = self._fresh_state()
                 self._offset, self._waiting = 0, []
         if self._state["run_id"] is None:
@@ -179,7 +181,7 @@ class MlflowMirror(threading.Thread):
         experiment = client.get_experiment_by_name(self._config.tracking.experiment)
         if experiment is not None:
             return str(experiment.experiment_id)
-        # Beside the database; a server has a place of its own.
+        # Artifacts go beside the database; a server stores them itself.
         artifacts = self._directory.resolve().parent / "mlartifacts"
         location = artifacts.as_uri() if str(self._uri).startswith("sqlite:") else None
         return str(client.create_experiment(self._config.tracking.experiment, artifact_location=location))

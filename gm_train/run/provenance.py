@@ -1,4 +1,4 @@
-"""What a result was made with: the git revision and the versions of all packages."""
+"""The software that made a result: the git revision and the versions of all packages."""
 
 import importlib.metadata
 import subprocess
@@ -6,8 +6,8 @@ from pathlib import Path
 
 
 def git_revision() -> str | None:
-    """Revision of the checkout that the package runs from, with "+" if files differ; None for an installed package."""
-    here = Path(__file__).resolve().parents[1]
+    """Return the git revision that the package runs from, with "+" if files differ; None if it is not a checkout."""
+    here = Path(__file__).resolve().parents[2]
     if not (here / ".git").exists():
         return None
 
@@ -22,7 +22,7 @@ def git_revision() -> str | None:
 
 
 def packages() -> dict[str, str]:
-    """Names and versions of the installed packages, by name."""
+    """Return the versions of the installed packages, sorted by name."""
     # An unfinished uninstallation leaves distributions without a name.
-    found = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
-    return dict(sorted(found.items()))
+    versions = {d.metadata["Name"]: d.version for d in importlib.metadata.distributions() if d.metadata["Name"]}
+    return dict(sorted(versions.items()))

@@ -1,4 +1,4 @@
-"""The run directory: its records, and what makes it this run and no other."""
+"""The run directory: its records, and the settings that identify a run."""
 
 import hashlib
 import json
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 METRICS, SKIPPED, QUARANTINE = "metrics.jsonl", "skipped.jsonl", "quarantine.jsonl"
 
-# What a resumed run may change: where and how fast it computes, how long, and how it is recorded.
+# Settings of the sections below that a resumed run may change: where it computes, how fast, and for how long.
 _MAY_CHANGE = {
     "run.dir",
     "data.store",  # the store's hash is compared instead
@@ -35,12 +35,12 @@ _MAY_CHANGE = {
     "model.kernel",
     "optim.fused",
     "objective.pathways",  # the file's hash is compared instead
-    "optim.schedule_steps",  # compared on its own: left out means the run's own
+    "optim.schedule_steps",  # compared separately: None means that of the run's first start
 }
 
 
 def _identity_keys(config: Config) -> dict[str, Any]:
-    """The settings that are part of a run's identity, flat."""
+    """The settings that identify a run, by their full names."""
     sections = ("run", "data", "model", "objective", "optim")
     keys = {
         key: value for key, value in flat(config).items() if key.split(".")[0] in sections and key not in _MAY_CHANGE
@@ -49,7 +49,13 @@ def _identity_keys(config: Config) -> dict[str, Any]:
 
 
 def identity_of(config: Config, store_hash: str, vocabulary_hash: str, medians_hash: str) -> dict[str, Any]:
-    """What a run cannot change without becoming another one: flat keys and values.
+    """Return what identifies a run: settings by their full names, and hashes. To change one is to start another run.
+
+    Args:
+        config: the run's configuration.
+        store_hash: the hash of the store's manifest.
+        vocabulary_hash: the hash of the vocabulary.
+        medians_hash: the hash of the medians.
 
     Raises:
         DataError: the file of gene sets cannot be read.
@@ -66,10 +72,15 @@ def identity_of(config: Config, store_hash: str, vocabulary_hash: str, medians_h
 
 
 def refuse_other_identity(path: Path, saved: dict[str, Any], current: dict[str, Any]) -> None:
-    """Compare a checkpoint's identity with the run's. A setting that the checkpoint does not know had its default.
+    """Compare a checkpoint's identity with the run's. A setting that is not in the checkpoint counts as its default.
+
+    Args:
+        path: the checkpoint, for the message.
+        saved: the identity that the checkpoint holds.
+        current: the identity of the run, as from `identity_of`.
 
     Raises:
-        DataError: they differ; the message is the diff.
+        DataError: they differ; the message lists the differences.
     """
     saved = _identity_keys(Config()) | saved
     different = [key for key in sorted(saved | current) if saved.get(key) != current.get(key)]
@@ -78,25 +89,35 @@ def refuse_other_identity(path: Path, saved: dict[str, Any], current: dict[str, 
         raise DataError(
             f"{path}: belongs to another run than this configuration:\n"
             + "\n".join(lines)
-            + "\nset these back to go on with it, or train into another run.dir"
+            + "\nset these back to resume it, or train into another run.dir"
         )
 
 
 def write_config(directory: Path, config: Config) -> None:
-    """Write `config.yaml` as resolved, with paths that are right wherever it is read."""
+    """Write the resolved configuration to `config.yaml`, with absolute paths."""
     config = with_absolute_paths(config)
     _replace(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
 def write_environment(directory: Path, start_step: int, ranks: Ranks, strategy: str) -> None:
-    """Append this start to `environment.json`: git revision, package versions, hardware, ranks, and where it began."""
+    """Append this start to `environment.json`: git revision, package versions, hardware, ranks and first step.
+
+    Args:
+        directory: the run directory.
+        start_step: the step that this start continues from.
+        ranks: this process among the others.
+        strategy: the name of the strategy in use.
+
+    Raises:
+        DataError: the disk is full or cannot be written.
+    """
     path = directory / "environment.json"
     starts = []
     if path.is_file():
         try:
             starts = list(json.loads(path.read_text())["starts"])
         except (ValueError, KeyError, TypeError) as error:
-            log.warning("%s: is damaged (%s); a new one is begun", path, error)
+            log.warning("%s: is damaged (%s) and is replaced by a new one", path, error)
     starts.append(
         {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -119,7 +140,7 @@ def write_environment(directory: Path, start_step: int, ranks: Ranks, strategy: 
 
 
 def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Append one JSON line, handed to the operating system before returning.
+    """Append one JSON line; it is handed to the operating system before this returns.
 
     Raises:
         DataError: the disk is full or cannot be written.
@@ -129,27 +150,27 @@ def append_row(path: Path, row: dict[str, Any]) -> None:
             file.write(json.dumps(row) + "\n")
     except OSError as error:
         raise DataError(
-            f"{path}: cannot be written ({error.strerror}): free space, then start the same again"
+            f"{path}: cannot be written ({error.strerror}): free disk space, then start the same command again"
         ) from error
 
 
 def sync_rows(path: Path) -> None:
-    """Bring the rows to the disk, so that no checkpoint outlives the rows that led to it."""
+    """Flush the rows to the disk, so that no checkpoint survives a crash without the rows before it."""
     if path.is_file():
         flush(path)
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a JSON-lines file; a last line that a killed process left torn is not one.
+    """Read a JSON-lines file. An incomplete last line, which a killed process leaves, is ignored.
 
     Raises:
-        DataError: another line is damaged.
+        DataError: a line other than the last is damaged.
     """
     return parse_rows(path.read_text(), path) if path.is_file() else []
 
 
 def parse_rows(text: str, path: Path) -> list[dict[str, Any]]:
-    """As `read_rows`, of text that was read from `path`."""
+    """As `read_rows`, for text that was read from `path`."""
     lines = text.splitlines()
     rows = []
     for number, line in enumerate(lines, 1):
@@ -157,12 +178,12 @@ def parse_rows(text: str, path: Path) -> list[dict[str, Any]]:
             rows.append(json.loads(line))
         except ValueError as error:
             if number < len(lines):
-                raise DataError(f"{path}: its line {number} is damaged: mend or delete that line") from error
+                raise DataError(f"{path}: its line {number} is damaged: fix or delete that line") from error
     return rows
 
 
 def forget_after(path: Path, step: int) -> int:
-    """Drop the rows behind `step`: they tell of weights that were not kept. Returns how many."""
+    """Drop the rows after `step`, which belong to weights that were not saved. Returns the number of dropped rows."""
     rows = read_rows(path)
     kept = [row for row in rows if row["step"] <= step]
     _write_rows(path, kept)
@@ -170,7 +191,7 @@ def forget_after(path: Path, step: int) -> int:
 
 
 def mend_rows(path: Path) -> None:
-    """Drop a last line that a killed process left torn, onto which the next row would be written."""
+    """Drop an incomplete last line, which a killed process leaves; otherwise the next row would be appended to it."""
     _write_rows(path, read_rows(path))
 
 
@@ -180,7 +201,7 @@ def _write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def _replace(path: Path, text: str) -> None:
-    """Write a file as a whole or not at all.
+    """Replace a file, completely or not at all.
 
     Raises:
         DataError: the disk is full or cannot be written.
@@ -188,4 +209,6 @@ def _replace(path: Path, text: str) -> None:
     try:
         replace_file(path, text)
     except OSError as error:
-        raise DataError(f"{path}: cannot be written ({error.strerror}): free space and start it again") from error
+        raise DataError(
+            f"{path}: cannot be written ({error.strerror}): free disk space, then start the same command again"
+        ) from error

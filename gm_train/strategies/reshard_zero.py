@@ -27,14 +27,14 @@ from gm_train.strategies.zero import MOMENTS, TAG
 _PREFIX = "model."
 
 
-def reshard(checkpoint: Checkpoint, claim: RunLock) -> Checkpoint:
+def reshard(checkpoint: Checkpoint, lock: RunLock) -> Checkpoint:
     """Replace a checkpoint by one with the same weights, moments and position, under parameter names.
 
     DeepSpeed's own conversion puts the ranks' pieces together. The old form is deleted once the new one is committed.
 
     Args:
         checkpoint: of any form.
-        claim: the right to write its run directory.
+        lock: the lock of its run directory.
 
     Returns:
         The checkpoint in its new form; the same one if it is under parameter names already.
@@ -63,7 +63,7 @@ def reshard(checkpoint: Checkpoint, claim: RunLock) -> Checkpoint:
         About(config, identity, tokenizer, store_hash),
         checkpoint.val_loss,
         Ranks(),
-        claim,
+        lock,
         replace=True,
     )
 

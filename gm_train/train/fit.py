@@ -91,8 +91,8 @@ def fit(config: Config, leaving: Leaving | None = None) -> Outcome:
         stack.enter_context(joined(ranks, alone=_needs_group(config)))
         ranks.together(lambda: kernel_of(config, ranks.device()))
         reader, tokenizer, pathways = ranks.together(lambda: _open(config))
-        claim = ranks.on_first(lambda: stack.enter_context(locked(directory)))
-        return _fit(config, directory, reader, tokenizer, pathways, leaving or Leaving(), ranks, claim)
+        lock = ranks.on_first(lambda: stack.enter_context(locked(directory)))
+        return _fit(config, directory, reader, tokenizer, pathways, leaving or Leaving(), ranks, lock)
 
 
 def _fit(
@@ -103,7 +103,7 @@ def _fit(
     pathways: PathwayIndex | None,
     leaving: Leaving,
     ranks: Ranks,
-    claim: RunLock | None,
+    lock: RunLock | None,
 ) -> Outcome:
     checkpoint = ranks.from_first(lambda: recover(directory / "checkpoints"))
     _resolve_schedule(config, checkpoint)
@@ -140,7 +140,7 @@ def _fit(
     if mirror:
         mirror.start()
     about = About(config, identity, tokenizer, reader.manifest.hash)
-    recorder = Recorder(directory, position, about, checkpoint, leaving, ranks, claim)
+    recorder = Recorder(directory, position, about, checkpoint, leaving, ranks, lock)
     status = "FAILED"
     try:
         if unfinished and leaving.agree(ranks) is None:
@@ -148,13 +148,13 @@ def _fit(
             lightning.fit(module, datamodule=data)
         if leaving.agreed in PREEMPTIONS and "SLURM_JOB_ID" in os.environ:
             # At once: little time may be left.
-            ranks.from_first(lambda: mark_preempted(directory, claim))
+            ranks.from_first(lambda: mark_preempted(directory, lock))
         status = "FINISHED" if leaving.agreed is None else "KILLED"
         if ranks.is_first:
             _report(directory)
     finally:
         # The MLflow run is another start's by now, if that has taken over.
-        if mirror and (claim is None or claim.holds()):
+        if mirror and (lock is None or lock.holds()):
             mirror.finish(status, patience_s=30.0 if leaving.agreed is None else 5.0)
     newest = ranks.from_first(lambda: next(reversed(list_checkpoints(directory / "checkpoints")), None))
     if ranks.is_first:

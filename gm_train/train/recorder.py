@@ -21,6 +21,7 @@ from gm_train.ranks.ranks import Ranks
 from gm_train.ranks.signals import Leaving
 from gm_train.run.lock import RunLock
 from gm_train.run.records import METRICS, QUARANTINE, SKIPPED, append_row, read_rows, sync_rows
+from gm_train.train.columns import COLUMNS, FinishedStep
 from gm_train.train.module import GeneMambaModule, StepResult
 from gm_train.train.validation import validation_losses
 
@@ -46,7 +47,7 @@ class Recorder(L.Callback):
         checkpoint: what the run goes on from, if it does.
         leaving: knows whether a signal has come.
         ranks: this process among the others.
-        claim: rank 0's right to write the run directory.
+        lock: the lock of the run directory, on rank 0; None on the others.
     """
 
     def __init__(
@@ -57,11 +58,11 @@ class Recorder(L.Callback):
         checkpoint: Checkpoint | None,
         leaving: Leaving,
         ranks: Ranks,
-        claim: RunLock | None,
+        lock: RunLock | None,
     ) -> None:
         self.directory = directory
         self.position = position
-        self._about, self._leaving, self._ranks, self._claim = about, leaving, ranks, claim
+        self._about, self._leaving, self._ranks, self._lock = about, leaving, ranks, lock
         self._start = checkpoint
         self._saved_step = position.step
         self._has_stepped = checkpoint is not None
@@ -151,23 +152,8 @@ class Recorder(L.Callback):
         self.position.lanes.update(result.info.lanes)
 
     def _record(self, result: StepResult, seconds: float, loader_s: float) -> None:
-        info = result.info
-        row: dict[str, Any] = {
-            "step": self.position.step,
-            "position": self.position.cells,
-            "loss": result.loss,
-            "l_lang": result.l_lang,
-            "l_pathway": result.l_pathway,
-            "grad_norm": result.grad_norm,
-            "lr": result.lr,
-            "tokens_per_s": info.n_tokens / seconds,
-            "step_s": seconds,
-            "loader_s": loader_s,
-            "tokens": info.n_tokens,
-            "fill": info.n_tokens / info.n_slots,
-            "sample_hash": f"{info.sample_hash:016x}",
-            "time": time.time(),
-        }
+        finished = FinishedStep(self.position, result, seconds, loader_s)
+        row = {name: value(finished) for name, value in COLUMNS.items()}
         if not result.finite:
             told = ("step", "position", "loss", "grad_norm", "sample_hash", "time")
             self._append(SKIPPED, {"event": "skipped", **{key: _json(row[key]) for key in told}})
@@ -197,8 +183,8 @@ class Recorder(L.Callback):
             )
 
     def _append(self, name: str, row: dict[str, Any]) -> None:
-        if self._claim is not None:
-            self._claim.check()
+        if self._lock is not None:
+            self._lock.check()
         append_row(self.directory / name, row)
 
     def _show(self, result: StepResult, tokens_per_s: float) -> None:
@@ -257,7 +243,7 @@ class Recorder(L.Callback):
             self._about,
             val_loss if scored else None,
             self._ranks,
-            self._claim,
+            self._lock,
         )
         self._saved_step = self.position.step
         self._save_seconds = time.perf_counter() - begun

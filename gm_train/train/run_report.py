@@ -13,6 +13,7 @@ from data_shards.files.atomic import replace_file
 from gm_train.config.load import config_from_file
 from gm_train.config.schema import Config
 from gm_train.evaluation import score_table
+from gm_train.evaluation.figures import MODEL
 from gm_train.run.curves import column, draw_curves
 from gm_train.run.records import METRICS, SKIPPED, read_rows
 
@@ -87,7 +88,7 @@ def _table(caption: str, headings: list[str], lines: Iterable[list[str]]) -> str
         columns = "".join(
             f"<td{' class=best' if text.endswith('*') else ''}>{html.escape(text.rstrip('* '))}</td>" for text in line
         )
-        parts.append(f"<tr{' class=model' if line[0] == score_table.MODEL else ''}>{columns}</tr>")
+        parts.append(f"<tr{' class=model' if line[0] == MODEL else ''}>{columns}</tr>")
     return "".join([*parts, "</table>"])
 
 

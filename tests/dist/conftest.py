@@ -1,4 +1,4 @@
-"""Runs that the tests of several ranks compare with."""
+"""Runs with which the tests of several ranks compare theirs."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ STEPS = 30
 
 @pytest.fixture(scope="session")
 def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Thirty steps with both losses, validations and checkpoints; four lanes, each row a micro-batch of its own."""
+    """Settings: 30 steps with both losses, validations and checkpoints; four lanes, one row in a micro-batch."""
     sets = write_gene_sets(tmp_path_factory.mktemp("sets") / "sets.gmt")
     return [
         f"trainer.max_steps={STEPS}", f"optim.schedule_steps={STEPS}", "checkpoint.every_steps=4",
@@ -23,7 +23,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 @pytest.fixture(scope="session")
 def one_process(atlas: Atlas, words: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The run in one process."""
+    """The directory of the run in one process."""
     folder = tmp_path_factory.mktemp("one_process")
     assert train([*tiny_words(atlas.store, folder / "run"), *words], folder / "log") == 0
     return folder / "run"
@@ -33,7 +33,7 @@ def one_process(atlas: Atlas, words: list[str], tmp_path_factory: pytest.TempPat
 def two_ranks(
     request: pytest.FixtureRequest, atlas: Atlas, words: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path]:
-    """The name of a strategy, and the run under it on two ranks, never interrupted."""
+    """The name of a strategy, and the directory of its run on two ranks, never interrupted."""
     folder = tmp_path_factory.mktemp(request.param)
     run = folder / "run"
     command = [*tiny_words(atlas.store, run), *words, f"trainer.strategy={request.param}"]

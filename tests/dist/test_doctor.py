@@ -1,4 +1,4 @@
-"""`gm-train doctor` on two gloo ranks: one report, and ranks that see, do or survive different things."""
+"""`gm-train doctor` on two gloo ranks: one report, also if the ranks see different files or one of them fails."""
 
 import os
 import shutil
@@ -12,30 +12,28 @@ import pytest
 from gm_train.ranks.ranks import free_port
 from tests.conftest import Atlas, tiny_words, write_cells, write_gene_sets
 
-# As `gm-train doctor`, where {rank} in a word is the rank's number; the rank 1 of WEIRD is not well.
+# Runs `gm-train doctor` with {rank} in the words replaced by the rank's number. WEIRD says what goes wrong on rank 1.
 RANK = """\
 import os, sys, time
-from gm_train.cli import main
+from gm_train.cli.main import main
 rank, weird = os.environ["RANK"], os.environ.get("WEIRD")
 if rank == "1" and weird:
-    from cluster.checks import data, network, report
+    from cluster.doctor import check_machine, check_network, examine
     if weird == "dies":
-        import cluster.doctor
-        cluster.doctor.check_store = lambda *rest: os._exit(9)
+        examine.check_store = lambda *rest: os._exit(9)
     elif weird == "dies before":
         os._exit(9)
     elif weird == "sleeps":
-        network.measure = lambda *rest: time.sleep(600)
+        check_network.measure = lambda *rest: time.sleep(600)
     elif weird == "miscounts":
-        measure = network.measure
-        network.measure = lambda device, n_bytes, rank, size: measure(device, n_bytes, 5, size)
+        measure = check_network.measure
+        check_network.measure = lambda device, n_bytes, rank, size: measure(device, n_bytes, 5, size)
     elif weird == "old":
-        import cluster.checks.machine as machine
-        versions = machine.versions
-        machine.versions = lambda: versions() | {"torch": "1.0"}
+        versions = check_machine.versions
+        check_machine.versions = lambda: versions() | {"torch": "1.0"}
 if weird == "sleeps":
-    from cluster.checks import network
-    network._PATIENCE_S = 3.0
+    from cluster.doctor import check_network
+    check_network._PATIENCE_S = 3.0
 sys.exit(main([word.replace("{rank}", rank) for word in sys.argv[1:]]))
 """
 
@@ -46,7 +44,7 @@ def environment() -> dict[str, str]:
 
 
 def two_ranks(*words: str, weird: str = "") -> tuple[list[int], str, str]:
-    """Exit codes of both ranks, and what they printed."""
+    """Run the doctor on two ranks. Return their exit codes, standard output and standard error."""
     shared = environment() | {
         "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
         "WEIRD": weird,
@@ -65,11 +63,12 @@ def two_ranks(*words: str, weird: str = "") -> tuple[list[int], str, str]:
         for rank in range(2)
     ]
     try:
-        said = [process.communicate(timeout=180) for process in processes]
+        outputs = [process.communicate(timeout=180) for process in processes]
     finally:
         for process in processes:
             process.kill()
-    return [process.returncode for process in processes], "".join(out for out, _ in said), "".join(e for _, e in said)
+    codes = [process.returncode for process in processes]
+    return codes, "".join(out for out, _ in outputs), "".join(err for _, err in outputs)
 
 
 def line_of(out: str, name: str) -> str:
@@ -104,7 +103,7 @@ def test_without_a_configuration() -> None:
 
 
 def test_ranks_that_see_different_files(atlas: Atlas, tmp_path: Path) -> None:
-    """Run directory and gene sets are each rank's own, the stores are equal copies."""
+    """Each rank has its own run directory and gene sets; the stores are equal copies."""
     for rank in range(2):
         (tmp_path / f"{rank}.zarr").symlink_to(atlas.store)
     write_gene_sets(tmp_path / "0.gmt")
@@ -133,7 +132,7 @@ def test_a_store_that_one_rank_does_not_see(atlas: Atlas, tmp_path: Path) -> Non
 def test_a_copy_of_the_store_with_other_tokens(atlas: Atlas, tmp_path: Path) -> None:
     (tmp_path / "0.zarr").symlink_to(atlas.store)
     copy = shutil.copytree(atlas.store, tmp_path / "1.zarr")
-    # Whole chunks with right checksums, of the other data set.
+    # The chunks are undamaged and their checksums right, but they are those of the other data set.
     shutil.rmtree(copy / "second" / "tokens")
     shutil.copytree(copy / "first" / "tokens", copy / "second" / "tokens")
     codes, out, _ = two_ranks(*tiny_words(tmp_path / "{rank}.zarr", tmp_path / "run"))
@@ -158,7 +157,7 @@ def test_a_run_directory_that_one_rank_cannot_write(atlas: Atlas, tmp_path: Path
         ("miscounts", "all-reduce", "FAIL", "sums over all ranks are wrong", 1),
     ],
 )
-def test_a_rank_that_is_not_well(weird: str, name: str, level: str, fragment: str, code: int) -> None:
+def test_a_rank_that_does_something_wrong(weird: str, name: str, level: str, fragment: str, code: int) -> None:
     codes, out, err = two_ranks(weird=weird)
     assert codes == [code, code], out + err
     assert line_of(out, name).startswith(level)

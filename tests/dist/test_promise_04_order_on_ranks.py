@@ -1,4 +1,4 @@
-"""Promise 4 in the order of the data, with gloo ranks that have loader processes of their own."""
+"""Promise 4 for the order of the data, with gloo ranks that each have their own loader processes."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from tests.support.training_runs import assert_close, train, train_ranks
 
 @pytest.mark.slow
 def test_ranks_and_their_loader_workers_change_at_each_start(atlas: Atlas, tmp_path: Path) -> None:
-    """A weighted run on one process; the same on two ranks with two workers each, on four, on one."""
+    """A run with weights in one process; the same run on two ranks with two workers each, then on four, then on one."""
     log = tmp_path / "log"
     weighted = ["data.weights={second: 3}", "data.micro_rows=1", "trainer.max_steps=12"]
     assert train([*tiny_words(atlas.store, tmp_path / "whole"), *weighted], log) == 0, log.read_text()
@@ -21,7 +21,7 @@ def test_ranks_and_their_loader_workers_change_at_each_start(atlas: Atlas, tmp_p
     assert_close(tmp_path / "parts", tmp_path / "whole")
 
 
-def test_another_weight_is_another_run_and_an_unknown_name_is_none(atlas: Atlas, tmp_path: Path) -> None:
+def test_another_weight_is_another_run_and_an_unknown_data_set_is_refused(atlas: Atlas, tmp_path: Path) -> None:
     log = tmp_path / "log"
     words = [*tiny_words(atlas.store, tmp_path / "run"), "trainer.validate_every_steps=0"]
     assert train([*words, "data.weights={secnd: 3}"], log) == 1

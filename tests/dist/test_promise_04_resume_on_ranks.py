@@ -1,4 +1,4 @@
-"""Promise 4 on many ranks: bit for bit on the same number, the same samples on any other."""
+"""Promise 4 on many ranks: bit for bit on the same number of ranks, the same samples on any other."""
 
 import os
 import random
@@ -25,13 +25,13 @@ def wait_for(run: Path, n_rows: int, ranks: RankProcesses) -> None:
 def test_promise_04_killed_ranks_go_on_bit_for_bit(
     atlas: Atlas, words: list[str], two_ranks: tuple[str, Path], tmp_path: Path
 ) -> None:
-    """kill -9 of one rank at random steps, three times, with loader workers; then to the end."""
+    """kill -9 of one rank at random steps, three times; then the run is finished."""
     strategy, undisturbed = two_ranks
     run, log = tmp_path / "run", tmp_path / "log"
     command = [*tiny_words(atlas.store, run), *words, f"trainer.strategy={strategy}"]
     rng = random.Random(strategy)
     for kill in range(3):
-        # Starting loader processes takes seconds: they are on in one start of each run.
+        # Starting loader processes takes seconds, so only one start of each run has them.
         workers = ["data.workers=1"] if kill == 1 else []
         ranks = start_ranks([*command, *workers], 2, log)
         wait_for(run, len(history(run)) + rng.randrange(2, 9), ranks)
@@ -59,7 +59,7 @@ def test_promise_05_a_rank_lost_in_a_save_leaves_the_checkpoint_before(
     assert "from step 4 " in log.read_text()
 
 
-# From and to, and whether it takes its turn in the fast tests.
+# Strategy and ranks before, strategy and ranks after, and whether the case belongs to the fast tests.
 ELASTIC = [
     ("ddp", 2, "ddp", 1, True),
     ("ddp", 1, "ddp", 2, False),
@@ -91,7 +91,7 @@ def test_promise_04_elastic(
     before: tuple[str, int],
     after: tuple[str, int],
 ) -> None:
-    """Half of the run on some ranks, half on others: the samples of one process, and its losses to 1e-5."""
+    """Half of the run on some ranks, half on others: the same samples as in one process, and its losses to 1e-5."""
     run, log = tmp_path / "run", tmp_path / "log"
     command = [*tiny_words(atlas.store, run), *words]
     for (strategy, n_ranks), budget in ((before, ["trainer.max_steps=14"]), (after, [])):
@@ -110,7 +110,7 @@ def test_promise_04_zero_is_elastic_by_reshard(
     strategy: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """ZeRO on two ranks goes on, after the conversion, as ZeRO on one, two and four ranks, as DDP and as FSDP2."""
+    """After the conversion, ZeRO on two ranks continues as ZeRO on one, two and four ranks, as DDP and as FSDP2."""
     run, log = tmp_path / "run", tmp_path / "log"
 
     def command(run: Path, strategy: str) -> list[str]:
@@ -118,7 +118,7 @@ def test_promise_04_zero_is_elastic_by_reshard(
 
     half = [*command(run, strategy), "trainer.max_steps=14"]
     assert train_ranks(half, 2, log) == [0, 0], log.read_text()
-    # Refused, by a line that can be copied.
+    # Refused; the message holds a command that can be copied.
     assert train_ranks(command(run, strategy), 4, log) == [1] * 4
     line = f"gm-train ckpt reshard {run / 'checkpoints' / 'step-00000014'}"
     assert line in log.read_text()
@@ -139,7 +139,7 @@ def test_promise_04_zero_is_elastic_by_reshard(
 
 @pytest.mark.slow
 def test_torchrun_starts_ranks(atlas: Atlas, words: list[str], one_process: Path, tmp_path: Path) -> None:
-    """Its variables are read; it tells 1 of ranks that leave with 85."""
+    """gm-train reads torchrun's variables. (torchrun itself returns 1 when ranks leave with 85.)"""
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "gm_train.cli",
         "fit", *tiny_words(atlas.store, tmp_path / "run"), *words,

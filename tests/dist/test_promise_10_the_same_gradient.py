@@ -1,4 +1,4 @@
-"""Promise 10: the same gradient on one rank and on many, of both losses, under every strategy."""
+"""Promise 10: the gradient of both losses is the same on one rank and on many, with every strategy."""
 
 from pathlib import Path
 
@@ -14,12 +14,12 @@ from tests.support.training_runs import assert_close, history, train, train_rank
 
 
 def test_promise_10_two_ranks_train_as_one(two_ranks: tuple[str, Path], one_process: Path) -> None:
-    """Losses, gradient norm and validation of 30 steps, on the same samples."""
+    """The same losses, gradient norms and validations in 30 steps, on the same samples."""
     _, run = two_ranks
     assert_close(run, one_process)
     rows = [row for row in history(run) if "loss" in row]
     assert len(rows) == STEPS
-    # The comparison would say little of a gradient that is never clipped or of a loss that is zero.
+    # Without clipped gradients, or with a loss of zero, the comparison would prove little.
     assert min(row["l_pathway"] for row in rows) > 0.1
     assert sum(row["grad_norm"] > 1.0 for row in rows) > 3
     assert rows[-1]["loss"] < rows[0]["loss"] - 0.1
@@ -38,7 +38,7 @@ def test_promise_10_tokens_of_all_ranks_are_counted(two_ranks: tuple[str, Path],
 def test_promise_10_four_ranks_and_uneven_shards(
     atlas: Atlas, words: list[str], one_process: Path, tmp_path: Path, strategy: str
 ) -> None:
-    """A vector of 82 genes and heads of two do not divide by four."""
+    """A vector over 82 genes and two heads cannot be divided evenly among four ranks."""
     command = [*tiny_words(atlas.store, tmp_path / "run"), *words, f"trainer.strategy={strategy}"]
     assert train_ranks(command, 4, tmp_path / "log") == [0] * 4, (tmp_path / "log").read_text()
     assert_close(tmp_path / "run", one_process)
@@ -71,7 +71,7 @@ def test_promise_10_variants_of_the_model(
 def test_promise_10_with_other_blocks(
     atlas: Atlas, words: list[str], one_process: Path, tmp_path: Path, strategy: str, option: str
 ) -> None:
-    """Checkpointed ones are computed again in the backward pass, where sharded weights must be gathered again."""
+    """Checkpointed blocks are computed again in the backward pass, so sharded weights must be gathered again."""
     command = [*tiny_words(atlas.store, tmp_path / "run"), *words, f"trainer.strategy={strategy}"]
     command.append(f"trainer.{option}=true")
     assert train_ranks(command, 2, tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()
@@ -82,10 +82,10 @@ def test_promise_10_with_other_blocks(
 def test_bf16_computes_narrow_and_keeps_parameters_wide(
     atlas: Atlas, words: list[str], one_process: Path, tmp_path: Path, strategy: str
 ) -> None:
-    """As one process in bf16, which differs from float32 by far more; the weights that are saved are float32.
+    """Two ranks in bf16 are as one process in bf16, which differs far more from float32. Saved weights are float32.
 
-    For three steps: then a last bit of a float32 weight, which the order of a sum decides, rounds to another bf16.
-    Stage 3 is left out: it adds a layer's bias behind its matrix product, which rounds once more.
+    Only three steps: later the last bit of a float32 weight, which depends on the order of a sum, rounds to another
+    bf16 number. ZeRO's stage 3 is left out: it adds a layer's bias after its matrix product, which rounds once more.
     """
     short = [*words, "trainer.max_steps=3", "trainer.validate_every_steps=3", "trainer.precision=bf16"]
     assert train([*tiny_words(atlas.store, tmp_path / "one"), *short], tmp_path / "log") == 0
@@ -96,7 +96,7 @@ def test_bf16_computes_narrow_and_keeps_parameters_wide(
         [row[name] for row in history(run) if "loss" in row and row["step"] <= 3 for name in ("loss", "grad_norm")]
         for run in (tmp_path / "one", one_process)
     )
-    # Any one number may come out alike by chance.
+    # A single number may agree by chance.
     assert max(abs(ours - theirs) for ours, theirs in zip(narrow, wide, strict=True)) > 1e-3
     state = open_checkpoint(tmp_path / "two").state
     if strategy == "zero2":

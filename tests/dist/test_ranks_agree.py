@@ -1,4 +1,4 @@
-"""What one rank meets, all ranks act on: signals, bad numbers, errors, bad use."""
+"""All ranks act on what happens on one: signals, bad numbers, errors, wrong use."""
 
 import os
 import signal
@@ -11,8 +11,8 @@ import pytest
 
 from gm_train.checkpoint.find import list_checkpoints
 from gm_train.cli.main import main
-from gm_train.run.records import QUARANTINE, SKIPPED, read_rows
 from gm_train.config.load import config_from_file as read_config
+from gm_train.run.records import QUARANTINE, SKIPPED, read_rows
 from tests.conftest import Atlas, tiny_words
 from tests.support import rank_hooks
 from tests.support.training_runs import history, start_ranks, train, train_ranks
@@ -28,7 +28,7 @@ STRATEGIES = ["ddp", "fsdp2", "zero2", "zero3"]
 def test_promise_06_a_signal_to_any_rank_saves_and_leaves_on_all(
     atlas: Atlas, words: list[str], tmp_path: Path, number: int, rank: int | None, code: int
 ) -> None:
-    """No checkpoint is due for 10,000 steps, and no step is lost."""
+    """No checkpoint is due for 10,000 steps, but no step is lost."""
     run, log = tmp_path / "run", tmp_path / "log"
     command = [*tiny_words(atlas.store, run), *words, "trainer.max_steps=5000", "checkpoint.every_steps=10000"]
     ranks = start_ranks([*command, "trainer.strategy=ddp"], 2, log)
@@ -39,7 +39,7 @@ def test_promise_06_a_signal_to_any_rank_saves_and_leaves_on_all(
     assert ranks.join() == [code, code], log.read_text()
     last = history(run)[-1]["step"]
     assert [checkpoint.step for checkpoint in list_checkpoints(run / "checkpoints")] == [last]
-    # The step that was under way, and as many as the machine finished between the two lines above.
+    # The ranks finish the current step; some more steps may pass between reading `seen` and sending the signal.
     assert seen <= last < 5000
     assert "left by" in log.read_text()
 
@@ -48,7 +48,7 @@ def test_promise_06_a_signal_to_any_rank_saves_and_leaves_on_all(
 def test_promise_08_a_bad_number_on_one_rank_skips_the_step_on_all(
     atlas: Atlas, words: list[str], tmp_path: Path, strategy: str
 ) -> None:
-    """The weights after a skipped step are those before it; every rank goes on."""
+    """A skipped step leaves the weights unchanged, and every rank continues."""
     run, log = tmp_path / "run", tmp_path / "log"
     command = [
         *tiny_words(atlas.store, run), *words, f"trainer.strategy={strategy}", "trainer.max_steps=12",
@@ -70,7 +70,7 @@ def test_promise_08_a_bad_number_on_one_rank_skips_the_step_on_all(
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_promise_08_all_ranks_roll_back_together(atlas: Atlas, words: list[str], tmp_path: Path, strategy: str) -> None:
-    """Past the budget the weights of step 4 come back, on all ranks, and training goes on behind the bad steps."""
+    """Past the budget all ranks load the weights of step 4 again, and continue with the data after the bad steps."""
     run, log = tmp_path / "run", tmp_path / "log"
     command = [
         *tiny_words(atlas.store, run), *words, f"trainer.strategy={strategy}", "trainer.max_steps=12",
@@ -87,10 +87,11 @@ def test_promise_08_all_ranks_roll_back_together(atlas: Atlas, words: list[str],
     assert len({val[step] for step in range(8, 13)}) == 5
 
 
-def test_what_all_ranks_find_is_told_once(atlas: Atlas, words: list[str], tmp_path: Path) -> None:
-    """A bad step past the budget, and no checkpoint yet to go back to."""
+def test_an_error_that_all_ranks_find_is_reported_once(atlas: Atlas, words: list[str], tmp_path: Path) -> None:
+    """A bad step past the budget, before there is a checkpoint to go back to."""
     log = tmp_path / "log"
-    command = [*tiny_words(atlas.store, tmp_path / "run"), *words, "trainer.max_bad_steps=0", "checkpoint.every_steps=99"]
+    settings = ["trainer.max_bad_steps=0", "checkpoint.every_steps=99"]
+    command = [*tiny_words(atlas.store, tmp_path / "run"), *words, *settings]
     assert train_ranks(command, 2, log, prepare=rank_hooks.poison_rank_1) == [1, 1]
     assert log.read_text().count("there is no checkpoint to go back to: training stops") == 1
 
@@ -108,7 +109,7 @@ def test_an_error_of_one_rank_ends_all_with_one_message(atlas: Atlas, words: lis
 def test_promise_05_a_full_disk_on_one_rank_leaves_the_checkpoint_before(
     atlas: Atlas, words: list[str], tmp_path: Path, strategy: str
 ) -> None:
-    """No rank waits for the one that could not write."""
+    """The other ranks do not wait for the one that could not write."""
     run, log = tmp_path / "run", tmp_path / "log"
     command = [*tiny_words(atlas.store, run), *words, f"trainer.strategy={strategy}", "trainer.max_steps=10"]
     env = {"GM_TEST_STRATEGY": strategy}
@@ -129,7 +130,7 @@ def test_ranks_that_were_given_different_runs_are_refused(atlas: Atlas, words: l
     assert not (run / "checkpoints").exists()
 
 
-def test_a_configuration_that_one_rank_cannot_read_is_told(
+def test_a_configuration_that_one_rank_cannot_read_is_reported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", "1")
@@ -141,7 +142,7 @@ def test_a_configuration_that_one_rank_cannot_read_is_told(
 @pytest.mark.parametrize(
     ("n_ranks", "more", "message"),
     [
-        (3, [], "3 ranks: do not divide data.lanes=4, which the ranks share out; these numbers of ranks do: 1, 2, 4"),
+        (3, [], "3 ranks: do not divide data.lanes=4, which the ranks share; these numbers of ranks do: 1, 2, 4"),
         (4, ["data.micro_rows=2"], "data.micro_rows=2: does not divide the 1 rows that each of 4 ranks takes"),
         (2, ["trainer.devices=4"], "trainer.devices=4, trainer.num_nodes=1: the launcher started 2 ranks, 2 on each"),
     ],
@@ -183,7 +184,7 @@ def test_a_changed_model_or_store_is_refused_with_a_diff(atlas: Atlas, words: li
 
 
 def test_a_refused_start_changes_nothing(atlas: Atlas, words: list[str], tmp_path: Path) -> None:
-    """Not even the run's own configuration, by which it is resumed."""
+    """Not even config.yaml of the run, from which it can be resumed."""
     run = tmp_path / "run"
     command = [*tiny_words(atlas.store, run), *words, "trainer.strategy=zero2", "trainer.max_steps=5"]
     assert train_ranks(command, 2, tmp_path / "log") == [0, 0]
@@ -196,7 +197,7 @@ def test_a_refused_start_changes_nothing(atlas: Atlas, words: list[str], tmp_pat
     assert train([*command, "trainer.max_steps=9", "optim.lr=1"], tmp_path / "log") == 1
     assert train_ranks([*command, "trainer.max_steps=9"], 4, tmp_path / "log") == [1] * 4
     assert contents() == before
-    # It goes on by that configuration, wherever that is read.
+    # The run can be resumed from its config.yaml, in any working directory.
     assert read_config(run / "config.yaml").data.store == str(atlas.store.absolute())
     assert train_ranks([str(run / "config.yaml"), "trainer.max_steps=7"], 2, tmp_path / "log") == [0, 0]
 
@@ -211,7 +212,7 @@ def test_a_strategy_without_its_package_names_the_line_that_installs_it(
 
 
 def supervised(folder: Path, words: list[str]) -> "subprocess.Popen[bytes]":
-    """`gm-train fit` that starts its ranks itself, its output in `folder/log`."""
+    """Start a `gm-train fit` that starts its ranks itself, with its output in `folder/log`."""
     return subprocess.Popen(
         [sys.executable, "-m", "gm_train.cli", "fit", *words], stdout=(folder / "log").open("wb"),
         stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": "1"}, start_new_session=True,
@@ -223,7 +224,7 @@ def ranks_of(pid: int) -> list[int]:
 
 
 def test_ranks_of_one_machine_start_leave_and_end_together(atlas: Atlas, words: list[str], tmp_path: Path) -> None:
-    """A signal to the process that was started, at once and later; kill -9 of one rank; then of that process itself."""
+    """Signals to the main process, during the start and later; kill -9 of one rank; kill -9 of the main process."""
     run = tmp_path / "run"
     command = [*tiny_words(atlas.store, run), *words, "trainer.devices=2", "trainer.max_steps=5000"]
 
@@ -238,7 +239,7 @@ def test_ranks_of_one_machine_start_leave_and_end_together(atlas: Atlas, words: 
     assert process.wait(60) == 85, (tmp_path / "log").read_text()
     assert list_checkpoints(run / "checkpoints")[-1].step == max(row["step"] for row in history(run))
 
-    # While the ranks import what they need, a signal waits for their handlers.
+    # A signal that comes while the ranks are still importing stays pending until they have handlers.
     process = supervised(tmp_path, command)
     while len(ranks_of(process.pid)) < 2:
         time.sleep(0.001)

@@ -1,4 +1,4 @@
-"""Signals: the run saves at the next step, says so in its exit code, and goes on exactly."""
+"""Signals: the run saves at the next step, leaves with the right exit code, and resumes exactly."""
 
 import os
 import signal
@@ -18,7 +18,7 @@ from tests.support.training_runs import history, start, train
     ("number", "code"), [(signal.SIGTERM, 85), (signal.SIGUSR1, 85), (signal.SIGINT, 1)], ids=lambda value: str(value)
 )
 def test_a_signal_saves_and_leaves(atlas: Atlas, tmp_path: Path, number: signal.Signals, code: int) -> None:
-    """No checkpoint is due for 1,000 steps, and still no step is lost."""
+    """No checkpoint is due for 1,000 steps, but no step is lost."""
     words = ["trainer.max_steps=60", "optim.schedule_steps=60", "checkpoint.every_steps=1000"]
     whole = [*tiny_words(atlas.store, tmp_path / "whole"), *words]
     assert train(whole, tmp_path / "log") == 0
@@ -38,7 +38,7 @@ def test_a_signal_saves_and_leaves(atlas: Atlas, tmp_path: Path, number: signal.
 
 
 def spawn(folder: Path, words: list[str], **variables: str) -> subprocess.Popen[bytes]:
-    """`gm-train fit` as the leader of a process group of its own, in an empty folder, with further variables."""
+    """Start `gm-train fit` in its own process group, in an empty folder, with extra environment variables."""
     folder.mkdir(exist_ok=True)
     return subprocess.Popen(
         [sys.executable, "-m", "gm_train.cli", "fit", *words],
@@ -49,7 +49,7 @@ def spawn(folder: Path, words: list[str], **variables: str) -> subprocess.Popen[
 
 @pytest.mark.parametrize("moment", ["training", "starting"])
 def test_a_signal_to_the_whole_group_with_loader_workers(atlas: Atlas, tmp_path: Path, moment: str) -> None:
-    """As srun and scancel send it: the workers get it, too. While the program is still starting it is not lost."""
+    """srun and scancel signal the workers as well. A signal that comes while the program is starting is not lost."""
     run = tmp_path / "run"
     process = spawn(tmp_path, [*tiny_words(atlas.store, run), "trainer.max_steps=5000", "data.workers=2"])
     while process.poll() is None and not ((run / ".lock").exists() if moment == "starting" else len(history(run)) > 3):
@@ -62,9 +62,9 @@ def test_a_signal_to_the_whole_group_with_loader_workers(atlas: Atlas, tmp_path:
 
 
 def test_under_slurm_lightning_neither_saves_nor_requeues(atlas: Atlas, tmp_path: Path) -> None:
-    """With a task's variables set, a signal leaves no file of Lightning's; nor is one loaded that lies in the folder.
+    """With SLURM's variables set, Lightning writes no checkpoint on a signal, and loads none from the folder.
 
-    Two tasks in the allocation, as in an interactive one: Lightning's own SLURM environment would refuse one process.
+    The allocation has two tasks, as an interactive one may have: Lightning's own SLURM plugin would refuse one process.
     """
     (tmp_path / "cwd").mkdir()
     foreign = tmp_path / "cwd" / "hpc_ckpt_1.ckpt"

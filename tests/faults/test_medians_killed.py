@@ -1,4 +1,4 @@
-"""Medians that are killed, whose workers are killed, or whose disk is full: the same bytes in the end, nothing lost."""
+"""Medians that are killed, whose workers are killed, or whose disk is full: no work is lost, the bytes are equal."""
 
 import multiprocessing
 import signal
@@ -34,7 +34,7 @@ def quiet(line: str) -> None:
 
 
 def small_partitions() -> None:
-    """Three levels of merging in small files, of several pieces each."""
+    """Make partitions small, so that there are three levels of merging, in files of several pieces."""
     medians_source.PARTITION_CELLS = 16
     tdigest_tree.FAN_IN = 2
     tdigest_parts._CENTROIDS = 400
@@ -55,22 +55,22 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 def _logged(log: Path, before: bool) -> None:
-    """Small partitions, each told in a file when it is digested, and death at a rename."""
+    """Small partitions; log each one that is digested to a file, and die at the fourth rename."""
     small_partitions()
     digest = tdigest_parts.digest_partition
 
-    def telling(partition: Partition) -> Digests:
+    def logged(partition: Partition) -> Digests:
         with log.open("a") as file:
             file.write(f"{partition.source.path.stem} {partition.start}\n")
         return digest(partition)
 
-    tdigest_parts.digest_partition = telling
+    tdigest_parts.digest_partition = logged
     die_at_rename(4, before)
 
 
 @pytest.mark.parametrize("before", [True, False])
 def test_killed_at_any_part_goes_on_from_there(tmp_path: Path, files: list[Path], before: bool) -> None:
-    """Each start dies four outputs further on: what was finished is never made again, the bytes are the same."""
+    """Each start dies four outputs later. What was finished is never made again, and the bytes are the same."""
     out, log, digested = tmp_path / "m.zarr", tmp_path / "log", tmp_path / "digested"
     whole = tmp_path / "whole.zarr"
     assert run_data(["medians", *files, "--out", whole], log, small_partitions) == 0
@@ -83,7 +83,7 @@ def test_killed_at_any_part_goes_on_from_there(tmp_path: Path, files: list[Path]
     assert content(out) == content(whole)
     times = Counter(digested.read_text().splitlines())
     assert len(times) == N_PARTITIONS
-    if before:  # what was about to be named is made again
+    if before:  # the output that was not yet renamed is made again
         assert sum(times.values()) <= N_PARTITIONS + deaths
     else:
         assert set(times.values()) == {1}
@@ -111,7 +111,7 @@ def _small_groups_and_death() -> None:
 
 
 def test_killed_with_workers_goes_on(tmp_path: Path, files: list[Path], small: None) -> None:
-    """Workers of a killed start do not disturb the next one."""
+    """Workers of a killed start do not disturb the next start."""
     expected = make_medians(files, tmp_path / "whole.zarr", say=quiet)
     out = tmp_path / "m.zarr"
     process = multiprocessing.get_context("spawn").Process(target=_with_workers, args=(files, out))
@@ -128,7 +128,7 @@ def _with_workers(files: list[Path], out: Path) -> None:
     make_medians(files, out, workers=2, say=quiet)
 
 
-def test_a_killed_worker_is_told_and_the_same_command_goes_on(tmp_path: Path, files: list[Path], small: None) -> None:
+def test_a_killed_worker_is_reported_and_the_command_continues(tmp_path: Path, files: list[Path], small: None) -> None:
     make_medians(files, tmp_path / "whole.zarr", say=quiet)
     out, lines = tmp_path / "m.zarr", []
     killer = threading.Thread(
@@ -140,7 +140,7 @@ def test_a_killed_worker_is_told_and_the_same_command_goes_on(tmp_path: Path, fi
         make_medians(files, out, workers=2, say=lines.append)
     killer.join()
     assert not out.exists()
-    assert "the same command goes on from there" in lines[-1]
+    assert "the same command continues from there" in lines[-1]
     make_medians(files, out, workers=2, say=lines.append)
     assert content(out) == content(tmp_path / "whole.zarr")
 
@@ -162,7 +162,7 @@ def test_dask_with_a_worker_killed_half_way_gives_the_same_bytes(
 def test_a_late_task_of_another_start_changes_nothing(
     tmp_path: Path, files: list[Path], small: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As of a worker on another node, which goes on when its start has ended and the next one is at work."""
+    """Such as the task of a worker on another node, which still runs when the next start is running."""
     tasks: list[tdigest_parts.DigestTask] = []
 
     def stop(task: tdigest_parts.DigestTask) -> None:
@@ -181,7 +181,7 @@ def test_a_late_task_of_another_start_changes_nothing(
                 tdigest_parts.make_digests(late[0])
         tdigest_parts.make_digests(task)
 
-    # Another gene table, say: the same file, other numbers of genes.
+    # The late task has other gene numbers for the same file, as from another gene table.
     other = tasks[0].partition.numbers[::-1].copy()
     tasks[0] = replace(tasks[0], partition=replace(tasks[0].partition, numbers=other))
     with monkeypatch.context() as patch:
@@ -193,7 +193,7 @@ def test_a_late_task_of_another_start_changes_nothing(
 
 
 def _when_there(work: Path, n_parts: int, act: Callable[[], None]) -> None:
-    """Act when some parts of the first data set are finished, and its digests are not."""
+    """Call `act` when some parts of the first data set are finished, but its digests are not."""
     deadline = time.monotonic() + 60
     while len(list(work.glob("*/a/[0-9]-*"))) < n_parts:
         assert time.monotonic() < deadline
@@ -213,7 +213,7 @@ def _when_there(work: Path, n_parts: int, act: Callable[[], None]) -> None:
 def test_a_full_disk_loses_nothing(
     tmp_path: Path, files: list[Path], small: None, workers: int, size_kb: int, message: str
 ) -> None:
-    """Full at a part or at the result: nothing half-written, and with more room the same command goes on."""
+    """Full at a part or at the result: nothing is half-written, and with more room the same command continues."""
     make_medians(files, tmp_path / "whole.zarr", say=quiet)
     with small_disk(tmp_path / "disk", size_kb) as disk:
         out, lines = disk / "m.zarr", []
@@ -224,7 +224,7 @@ def test_a_full_disk_loses_nothing(
         assert not [path for path in disk.rglob("*") if len(path.name) > 32]
         resize(disk, 4_000)
         make_medians(files, out, workers=workers, say=lines.append)
-        assert any("going on from what an earlier start has finished" in line for line in lines)
+        assert any("continuing with the parts that an earlier start finished" in line for line in lines)
         assert content(out) == content(tmp_path / "whole.zarr")
 
 

@@ -1,4 +1,4 @@
-"""Promise 4: a killed run goes on as if nothing had happened, bit for bit."""
+"""Promise 4: a killed run resumes as if nothing had happened, bit for bit."""
 
 import os
 import random
@@ -38,7 +38,7 @@ def undisturbed(atlas: Atlas, words: list[str], tmp_path_factory: pytest.TempPat
 def test_promise_04_killed_at_random_moments(
     atlas: Atlas, words: list[str], undisturbed: Path, tmp_path: Path, seed: int
 ) -> None:
-    """kill -9 after random steps, plus a random moment: in a step, in a save, in a validation, while starting."""
+    """kill -9 at random moments: in a step, in a save, in a validation, or during the start."""
     rng = random.Random(seed)
     run, log = tmp_path / "run", tmp_path / "log"
     command = [*tiny_words(atlas.store, run), *words]
@@ -46,7 +46,7 @@ def test_promise_04_killed_at_random_moments(
     while kills < 5:
         process = start(command, log)
         if kills % 3 == 2:
-            # While it starts: reading the checkpoint, cutting the metrics, loading the state.
+            # During the start: while it reads the checkpoint, cuts the metrics or loads the state.
             time.sleep(rng.random() * 0.6)
         else:
             target = len(history(run)) + rng.randrange(1, 15)
@@ -70,7 +70,7 @@ def test_promise_04_killed_at_random_moments(
 def test_promise_04_killed_inside_a_save(
     atlas: Atlas, words: list[str], undisturbed: Path, tmp_path: Path, moment: str
 ) -> None:
-    """The process dies the moment it enters a part of the fourth save."""
+    """The process dies when it enters a given function of the fourth save."""
     command = [*tiny_words(atlas.store, tmp_path / "run"), *words]
     process = start(command, tmp_path / "log", die_at=(moment, 4))
     process.join()

@@ -1,4 +1,4 @@
-"""Promise 5: only whole checkpoints of the same run are ever used."""
+"""Promise 5: only complete, undamaged checkpoints of the same run are ever used."""
 
 import hashlib
 import json
@@ -60,13 +60,13 @@ def tear_commit(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [flip_a_byte, cut_off, lose_a_file, tear_commit])
-def test_promise_05_a_damaged_checkpoint_is_passed_over_loudly(
+def test_promise_05_a_damaged_checkpoint_is_skipped_with_a_warning(
     atlas: Atlas, finished: Path, copy: Path, damage
 ) -> None:  # type: ignore[no-untyped-def]
     damage(copy / "checkpoints" / "step-00000012")
     code, log = resume(atlas, copy)
     assert code == 0
-    assert "passed over" in log
+    assert "so this checkpoint is skipped" in log
     assert "from step 8" in log
     assert history(copy) == history(finished)
 
@@ -80,7 +80,7 @@ def test_promise_05_without_commit_there_is_no_checkpoint(atlas: Atlas, finished
 
 
 def test_promise_05_a_full_disk_leaves_the_last_checkpoint_whole(atlas: Atlas, copy: Path) -> None:
-    """The system refuses the bytes of the next checkpoint: it disappears, the others stay, and training can go on."""
+    """The next checkpoint does not fit on the disk: it is removed, the others stay, and the run can be resumed."""
     before = [checkpoint.step for checkpoint in list_checkpoints(copy / "checkpoints")]
     code, log = resume(atlas, copy, "trainer.max_steps=16", file_limit=40_000)
     assert code == 1
@@ -123,7 +123,7 @@ def test_promise_05_another_run_is_refused_with_a_diff(atlas: Atlas, copy: Path,
 
 @pytest.mark.parametrize("other", ["medians", "vocabulary"])
 def test_promise_05_another_store_is_refused(atlas: Atlas, copy: Path, tmp_path: Path, other: str) -> None:
-    """The same cells, ranked by the medians of one file alone or with half of the genes."""
+    """The same cells, ranked by the medians of only one file, or with half of the genes."""
     genes = tmp_path / "genes.txt"
     genes.write_text("".join(f"gene{i:04d}\n" for i in range(40)))
     files = atlas.files if other == "vocabulary" else atlas.files[1:]
@@ -141,7 +141,7 @@ def test_promise_05_another_store_is_refused(atlas: Atlas, copy: Path, tmp_path:
 
 
 def test_promise_05_a_checkpoint_older_than_a_setting_is_not_another_run(atlas: Atlas, copy: Path) -> None:
-    """A setting that the checkpoint does not know counts as its default."""
+    """A setting that is not in the checkpoint counts as its default."""
     file = copy / "checkpoints" / "step-00000012" / "identity.json"
     identity = json.loads(file.read_text())
     assert identity.pop("objective.paper_compat") is False
@@ -168,7 +168,7 @@ def test_promise_05_without_any_whole_checkpoint_the_run_is_not_thrown_away(atla
 
 
 def test_promise_05_damaged_checkpoints_do_not_push_out_whole_ones(atlas: Atlas, copy: Path) -> None:
-    """The damaged step 12 is newer than what comes next, and still the new checkpoint stays."""
+    """The damaged checkpoint of step 12 has a higher step than the next one, but the next one is kept."""
     flip_a_byte(copy / "checkpoints" / "step-00000012")
     code, _ = resume(atlas, copy, "trainer.max_steps=10", "checkpoint.keep_last=1")
     assert code == 0

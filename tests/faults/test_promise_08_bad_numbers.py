@@ -15,7 +15,7 @@ from tests.conftest import Atlas, tiny_words
 
 
 def poison(monkeypatch: pytest.MonkeyPatch, bad: set[int], value: float = float("nan")) -> None:
-    """Make the loss of some micro-batches (counted from 0, validation left out) not finite."""
+    """Make the loss of some training micro-batches, counted from 0, not finite."""
     real = module.loss_sums
     calls = -1
 
@@ -62,14 +62,14 @@ def test_promise_08_training_goes_on_after_a_bad_step(
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
-def test_promise_08_past_the_budget_the_run_rolls_back_past_the_bad_steps(
+def test_promise_08_past_the_budget_the_run_rolls_back(
     atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, {5, 6, 7})
     train(atlas, tmp_path / "run", "trainer.max_bad_steps=2", "checkpoint.every_steps=4", "checkpoint.keep_last=9")
     events = [(row["event"], row["step"], row.get("to_step")) for row in read_rows(tmp_path / "run" / SKIPPED)]
     assert events == [("skipped", 6, None), ("skipped", 7, None), ("skipped", 8, None), ("rollback", 8, 4)]
-    # It was not validated since the weights came back, so it cannot count as the best.
+    # Not validated since the rollback, so it cannot count as the best checkpoint.
     assert next(c for c in list_checkpoints(tmp_path / "run" / "checkpoints") if c.step == 8).val_loss is None
     folder = tmp_path / "run" / "checkpoints"
     back, kept = (
@@ -81,7 +81,7 @@ def test_promise_08_past_the_budget_the_run_rolls_back_past_the_bad_steps(
     assert len({row["sample_hash"] for row in rows}) == 12
 
 
-def test_promise_08_without_a_way_back_the_run_stops(
+def test_promise_08_without_a_checkpoint_to_roll_back_to_the_run_stops(
     atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, set(range(100)))
@@ -90,10 +90,10 @@ def test_promise_08_without_a_way_back_the_run_stops(
     assert len(read_rows(tmp_path / "run" / SKIPPED)) == 2
 
 
-def test_promise_08_the_way_back_leads_before_the_first_bad_step(
+def test_promise_08_a_rollback_goes_before_the_first_bad_step(
     atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Bad and good steps take turns, and checkpoints are due between them: they are not what is gone back to."""
+    """Bad and good steps alternate, with checkpoints between them; the rollback does not go to one of these."""
     poison(monkeypatch, {3, 5, 7, 9})
     words = ["trainer.max_bad_steps=3", "checkpoint.every_steps=1", "checkpoint.keep_last=1"]
     train(atlas, tmp_path / "run", *words, "trainer.validate_every_steps=0")
@@ -104,11 +104,11 @@ def test_promise_08_the_way_back_leads_before_the_first_bad_step(
 def test_promise_08_a_resume_remembers_bad_steps_and_rollbacks(
     atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Stopped between bad steps and started again, the run counts on: rollback, and at the next the end."""
+    """A run stopped between bad steps continues their count: it rolls back, and stops at the next bad steps."""
     poison(monkeypatch, {4, 6, 8, 9, 10})
     words = ["trainer.max_bad_steps=1", "trainer.max_rollbacks=1", "checkpoint.every_steps=2"]
     train(atlas, tmp_path / "run", *words, "trainer.max_steps=6")
-    # The second start makes 6 the step at index 6 of all.
+    # Micro-batches are counted on: number 6 is step 7, the first of the second start.
     train(atlas, tmp_path / "run", *words, "trainer.max_steps=8")
     events = [(row["event"], row["step"]) for row in read_rows(tmp_path / "run" / SKIPPED)]
     assert events == [("skipped", 5), ("skipped", 7), ("rollback", 7)]
@@ -119,12 +119,12 @@ def test_promise_08_a_resume_remembers_bad_steps_and_rollbacks(
 def test_promise_08_stopping_before_the_first_good_step_changes_nothing(
     atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Saving an optimizer that has not stepped yet would give it a first step: nothing is saved before there is one."""
+    """Nothing is saved before the first good step: saving would make the optimizer take a first step."""
     with monkeypatch.context() as patch:
         poison(patch, {0})
         train(atlas, tmp_path / "run", "trainer.max_steps=1")
     assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
-    # Started again it begins anew, as it must without a checkpoint, and the numbers are those of a run never stopped.
+    # Without a checkpoint the next start begins at step 0, with the numbers of a run that was never stopped.
     train(atlas, tmp_path / "run")
     train(atlas, tmp_path / "whole")
     again, whole = (read_rows(tmp_path / name / METRICS) for name in ("run", "whole"))

@@ -1,4 +1,4 @@
-"""A run over a store with damaged chunks goes on without their cells, says so, and stops where there are too many."""
+"""A run on a store with damaged chunks leaves out their cells and reports them; it stops if there are too many."""
 
 import json
 import shutil
@@ -18,12 +18,12 @@ from tests.support.training_runs import assert_close, history, train, train_rank
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A whole store of several chunks, and one of which two are damaged."""
+    """An undamaged store of several chunks, and a copy with two damaged chunks."""
     folder = tmp_path_factory.mktemp("stores")
     files = [write_cells(folder / "first.h5ad", 150, 80, seed=1), write_cells(folder / "second.h5ad", 41, 80, seed=2)]
     make_medians(files, folder / "medians.zarr", say=lambda line: None)
     with pytest.MonkeyPatch.context() as patch:
-        # The last two entries of each are the elements of a chunk and of a shard.
+        # The last two entries are the numbers of elements in a chunk and in a shard.
         layout = {name: (*entry[:-2], 256, 1024) for name, entry in writer.LAYOUT.items()}
         patch.setattr(writer, "LAYOUT", layout)
         splits = SplitOptions(by="cell", validation=0.2)
@@ -44,33 +44,33 @@ def positions(run: Path) -> list[list[int]]:
 
 @pytest.fixture(scope="module")
 def damaged_run(stores: tuple[Path, Path], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A run over the damaged store, and what it said."""
+    """A run on the damaged store, and its log."""
     folder = tmp_path_factory.mktemp("damaged")
     assert train(tiny_words(stores[1], folder / "run"), folder / "log") == 0, (folder / "log").read_text()
     return folder / "run", (folder / "log").read_text()
 
 
-def test_a_run_passes_over_lost_cells_and_says_so(
+def test_a_run_skips_damaged_cells_and_reports_them(
     stores: tuple[Path, Path], damaged_run: tuple[Path, str], tmp_path: Path
 ) -> None:
-    whole, (damaged, said) = tmp_path / "whole", damaged_run
+    whole, (damaged, log) = tmp_path / "whole", damaged_run
     assert train(tiny_words(stores[0], whole), tmp_path / "log") == 0
-    # The same rows were read, of which some had cells without a loss.
+    # Both runs read the same rows; on the damaged store some cells had no loss.
     assert positions(whole) == positions(damaged)
     rows, fewer = read_rows(whole / METRICS), read_rows(damaged / METRICS)
     counts = [(a["tokens"], b["tokens"]) for a, b in zip(rows, fewer, strict=True) if "loss" in a]
     assert all(a >= b for a, b in counts)
     assert any(a > b for a, b in counts)
     assert rows[-1]["position"] > fewer[-1]["position"]
-    found = read_rows(damaged / QUARANTINE)
-    told = {(row["data_set"], row["shard"], row["chunk"]) for row in found}
-    assert told == {("first", "c/1", 2), ("second", "c/0", 0)}
-    assert len(found) == 2
+    entries = read_rows(damaged / QUARANTINE)
+    chunks = {(row["data_set"], row["shard"], row["chunk"]) for row in entries}
+    assert chunks == {("first", "c/1", 2), ("second", "c/0", 0)}
+    assert len(entries) == 2
     assert not (whole / QUARANTINE).exists()
-    assert "first/tokens/c/1, chunk 2" in said
+    assert "first/tokens/c/1, chunk 2" in log
 
 
-def test_a_resumed_run_meets_the_same(stores: tuple[Path, Path], damaged_run: tuple[Path, str], tmp_path: Path) -> None:
+def test_a_resumed_run_skips_the_same(stores: tuple[Path, Path], damaged_run: tuple[Path, str], tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     words = tiny_words(stores[1], run)
     assert train([*words, "trainer.max_steps=6"], log) == 0
@@ -83,7 +83,7 @@ def test_a_resumed_run_meets_the_same(stores: tuple[Path, Path], damaged_run: tu
 
 
 @pytest.mark.slow
-def test_ranks_meet_the_same(stores: tuple[Path, Path], damaged_run: tuple[Path, str], tmp_path: Path) -> None:
+def test_several_ranks_skip_the_same(stores: tuple[Path, Path], damaged_run: tuple[Path, str], tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
     assert train_ranks(tiny_words(stores[1], run), 2, log) == [0, 0], log.read_text()
     assert_close(run, damaged_run[0])
@@ -99,8 +99,8 @@ def test_too_many_damaged_chunks_stop_the_run(stores: tuple[Path, Path], tmp_pat
     assert ("no more than 1 damaged chunks" if budget else "/tokens: elements") in log.read_text()
 
 
-def test_what_was_found_before_counts(stores: tuple[Path, Path], tmp_path: Path) -> None:
-    """Two chunks, met before and after a resume with a smaller budget, are too many."""
+def test_damage_found_before_a_resume_counts(stores: tuple[Path, Path], tmp_path: Path) -> None:
+    """Two damaged chunks are too many after a resume with a budget of one."""
     run, log = tmp_path / "run", tmp_path / "log"
     words = tiny_words(stores[1], run)
     assert train([*words, "trainer.max_steps=8"], log) == 0

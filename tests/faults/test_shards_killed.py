@@ -1,4 +1,4 @@
-"""A preparation of shards that is killed, or whose workers are, goes on and makes the same bytes."""
+"""A preparation of shards that is killed, or whose workers are killed, continues and makes the same bytes."""
 
 import os
 import random
@@ -26,12 +26,12 @@ from tests.support.shard_runs import set_up
 
 
 def prepare(words: list[str | Path], log: Path, **how: Any) -> int:
-    """`gm-train data shards` to its end, set up as asked; its exit code."""
+    """Run `gm-train data shards` with `set_up(**how)` before it, and return its exit code."""
     return run_data(["shards", *words], log, partial(set_up, **how))
 
 
 class Preparation:
-    """Three files, their medians, and what `gm-train data shards` makes of them undisturbed."""
+    """Three files, their medians, and the store that an undisturbed `gm-train data shards` makes of them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -63,7 +63,7 @@ def log_of(folder: Path) -> str:
 def test_promise_05_kills_at_any_step_leave_no_store_and_the_same_bytes_in_the_end(
     preparation: Preparation, tmp_path: Path
 ) -> None:
-    """Each start is killed a random number of steps on disk later, until one gets to its end."""
+    """Each start is killed after a random number of operations on the disk, until one succeeds."""
     assert preparation.steps > 60
     rng = random.Random(0)
     killed = 0
@@ -82,7 +82,7 @@ def test_promise_05_kills_at_any_step_leave_no_store_and_the_same_bytes_in_the_e
 
 
 def test_promise_05_the_last_steps_leave_a_whole_store_or_none(preparation: Preparation, tmp_path: Path) -> None:
-    """Where the store gets its parts and its name."""
+    """Kills while the parts are moved into the store and the store gets its name."""
     last = range(preparation.steps - 60, preparation.steps + 1, 6)
     seen = set()
     for die_at in last:
@@ -101,7 +101,7 @@ def test_promise_05_the_last_steps_leave_a_whole_store_or_none(preparation: Prep
 def test_finished_parts_and_data_sets_are_not_redone(
     preparation: Preparation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The parts of the second file are there when the start is killed; the next one ranks nothing of the first two."""
+    """A start is killed after some parts of the second file: the next one makes neither these nor the first again."""
     monkeypatch.setattr(rank_datasets, "PART_CELLS", 16)
     out = tmp_path / "s.zarr"
     work = tmp_path / ".s.zarr.work" / "datasets"
@@ -131,7 +131,7 @@ def test_finished_parts_and_data_sets_are_not_redone(
     make_store(
         preparation.files, preparation.medians, out, keep_values=True, splits=SplitOptions(**splits), say=lines.append
     )
-    assert any("going on from what an earlier start has finished" in line for line in lines)
+    assert any("continuing with the parts that an earlier start finished" in line for line in lines)
     assert not any(name.startswith("a/") for name in read)
     assert not done & set(read)
     assert contents(out) == preparation.expected
@@ -153,12 +153,12 @@ def test_parts_of_a_file_that_changed_since_are_not_used(preparation: Preparatio
     write_cells(files[1], 60, 40, seed=2)
     for name in ("s.zarr", "fresh.zarr"):
         assert prepare(words(name), log) == 0
-    assert "going on from what an earlier start has finished" in log_of(tmp_path)
+    assert "continuing with the parts that an earlier start finished" in log_of(tmp_path)
     assert contents(tmp_path / "s.zarr") == contents(tmp_path / "fresh.zarr")
 
 
 def test_promise_05_a_kill_of_an_add_leaves_the_store_whole(preparation: Preparation, tmp_path: Path) -> None:
-    """At every step of it, the store is the one before or the one after; the next start makes the one after."""
+    """At every step the store is either the old or the new one; the next start makes the new one."""
     first = [*preparation.files[:2], "--medians", preparation.medians, "--keep-values", "--test", "0.2", "--out"]
     log = tmp_path / "log"
     for name in ("before.zarr", "after.zarr"):
@@ -168,7 +168,7 @@ def test_promise_05_a_kill_of_an_add_leaves_the_store_whole(preparation: Prepara
     after, expected = Manifest.load(tmp_path / "after.zarr"), contents(tmp_path / "after.zarr")
     steps = int((tmp_path / "steps").read_text())
     seen = set()
-    # All of the last ones, where the data set is moved in, and some of those before.
+    # All of the last steps, where the data set is moved into the store, and some earlier ones.
     for die_at in [*random.Random(1).sample(range(1, steps - 24), 4), *range(steps - 24, steps + 1)]:
         out = tmp_path / f"{die_at}.zarr"
         shutil.copytree(tmp_path / "before.zarr", out)
@@ -184,8 +184,8 @@ def test_promise_05_a_kill_of_an_add_leaves_the_store_whole(preparation: Prepara
     assert seen == {(False, False), (False, True), (True, True)}
 
 
-def test_an_add_that_was_killed_when_it_was_done_takes_nothing_back(preparation: Preparation, tmp_path: Path) -> None:
-    """The manifest names the data set and the work folder is still there: the next one is another's."""
+def test_an_add_that_was_killed_after_its_end_undoes_nothing(preparation: Preparation, tmp_path: Path) -> None:
+    """The manifest names the data set, but the work folder still exists. The next --add adds another data set."""
     log, out = tmp_path / "log", tmp_path / "s.zarr"
     words = ["--medians", preparation.medians, "--keep-values", "--test", "0.2", "--out"]
     for name in ("other.zarr", "s.zarr"):
@@ -200,8 +200,8 @@ def test_an_add_that_was_killed_when_it_was_done_takes_nothing_back(preparation:
     assert find_damage(out) == []
 
 
-def test_what_an_add_was_killed_over_is_cleared_by_another(preparation: Preparation, tmp_path: Path) -> None:
-    """The data set lies in the store, and the manifest does not name it, when the user thinks better of it."""
+def test_the_rest_of_a_killed_add_is_removed_by_another_add(preparation: Preparation, tmp_path: Path) -> None:
+    """The data set is in the store but not in its manifest, and the user does not add it again."""
     log, out = tmp_path / "log", tmp_path / "s.zarr"
     words = ["--medians", preparation.medians, "--out", out, "--test", "0.2"]
     assert prepare([preparation.files[0], *words], log) == 0
@@ -209,15 +209,15 @@ def test_what_an_add_was_killed_over_is_cleared_by_another(preparation: Preparat
     assert prepare(add, log) == 0
     manifest = Manifest.load(out)
     assert [entry.name for entry in manifest.datasets] == ["a", "c"]
-    # As if the kill came between the move and the manifest.
+    # As if the process was killed after it moved the data set and before it wrote the manifest.
     (out / "stray").mkdir()
-    for found in (out / "c").iterdir():
-        if found.is_dir():
-            (out / "stray" / found.name).mkdir()
+    for path in (out / "c").iterdir():
+        if path.is_dir():
+            (out / "stray" / path.name).mkdir()
         else:
-            (out / "stray" / found.name).write_bytes(found.read_bytes())
+            (out / "stray" / path.name).write_bytes(path.read_bytes())
     assert prepare([preparation.files[1], "--out", out, "--add"], log) == 0
-    assert "stray: was left by an --add that was not finished; it is removed" in log_of(tmp_path)
+    assert "stray: was left by an --add that did not finish; removing it" in log_of(tmp_path)
     assert not (out / "stray").exists()
     assert find_damage(out) == []
 
@@ -228,7 +228,7 @@ def children(pid: int) -> Iterator[int]:
 
 
 def workers(pid: int) -> Iterator[int]:
-    """The workers of a process: those of its fork server."""
+    """Yield the workers of a process, which are the children of its fork server."""
     for child in children(pid):
         if b"forkserver" in Path(f"/proc/{child}/cmdline").read_bytes():
             yield from children(child)
@@ -246,7 +246,7 @@ def test_a_killed_worker_ends_the_start_and_the_next_one_goes_on(preparation: Pr
     process.join()
     assert process.exitcode == 1
     assert "a worker process was killed" in log_of(tmp_path)
-    assert "the same command goes on from there" in log_of(tmp_path)
+    assert "the same command continues from there" in log_of(tmp_path)
     assert "Traceback" not in log_of(tmp_path)
     assert not out.exists()
     assert prepare(preparation.words(out), log, part_cells=4) == 0
@@ -254,8 +254,8 @@ def test_a_killed_worker_ends_the_start_and_the_next_one_goes_on(preparation: Pr
 
 
 def contents_but_obs(store: Path) -> dict[str, str]:
-    """All but what another size of parts changes: the row groups of obs, and the manifest that has its hash."""
-    return {name: found for name, found in contents(store).items() if "obs.parquet" not in name and name != "zarr.json"}
+    """All contents except obs, whose row groups depend on the size of parts, and the manifest, which holds its hash."""
+    return {name: value for name, value in contents(store).items() if "obs.parquet" not in name and name != "zarr.json"}
 
 
 @pytest.mark.parametrize("workers", [2, 5])
@@ -266,7 +266,7 @@ def test_the_bytes_do_not_depend_on_workers(preparation: Preparation, tmp_path: 
 
 
 def test_the_bytes_do_not_depend_on_dask_or_on_its_workers_deaths(preparation: Preparation, tmp_path: Path) -> None:
-    """A real scheduler with two worker processes, one of which is killed half-way."""
+    """A Dask scheduler with two worker processes, one of which is killed on the way."""
     out, log = tmp_path / "s.zarr", tmp_path / "log"
     work = tmp_path / ".s.zarr.work"
     with dask_cluster(2) as cluster:

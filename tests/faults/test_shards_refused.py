@@ -1,4 +1,4 @@
-"""What shards are not made of, and disks that they cannot be written to: one line, and nothing half-written."""
+"""Bad input for shards, and disks that cannot be written: one line of error, and nothing half-written."""
 
 import os
 import shutil
@@ -40,7 +40,7 @@ def files(tmp_path: Path) -> list[Path]:
 
 
 def refused(folder: Path, files: list[Path], message: str, **options: object) -> None:
-    """It is refused with the message, and leaves nothing behind."""
+    """Check that a store of these files is refused with the message, and that nothing is left behind."""
     before = {path: path.stat().st_mtime_ns for path in folder.iterdir() if path.name != "x.zarr"}
     with pytest.raises(DataError, match=message):
         build(folder, files, "x.zarr", **options)
@@ -52,18 +52,18 @@ def test_a_file_that_changed_since_its_medians(tmp_path: Path, files: list[Path]
     refused(tmp_path, files, r"one\.h5ad: is not the file that the medians were made from \(SHA-256 .*make the medians")
 
 
-def test_a_data_set_that_the_medians_do_not_know_is_said(tmp_path: Path, files: list[Path]) -> None:
+def test_a_data_set_that_is_not_in_the_medians_is_reported(tmp_path: Path, files: list[Path]) -> None:
     other = write_counts(tmp_path / "other.h5ad", draw_counts(30, 20, 5))
     lines: list[str] = []
     build(tmp_path, [files[0], other], say=lines.append)
     assert [line for line in lines if "not among the data sets of the medians" in line] == [
-        "other: is not among the data sets of the medians: it is ranked with the medians of others"
+        "other: is not among the data sets of the medians: it is ranked with medians of other data sets"
     ]
 
 
 @pytest.mark.parametrize("suffix", ["h5ad", "zarr"])
 def test_a_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
-    """Its parts are thrown away: those of before and those of after must not stand in one store."""
+    """Its parts are deleted: parts from before and after the change must not end up in one store."""
     path = write_counts(tmp_path / f"a.{suffix}", draw_counts(60, 20), obs={"donor_id": ["x", "y"] * 30})
     make_medians([path], tmp_path / "m.zarr", say=quiet)
     real, changed = rank_range._rank, False
@@ -88,7 +88,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path, monkeypatch: pytes
 
 @pytest.mark.parametrize("by_gene", [False, True])
 def test_a_file_that_changed_and_came_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, by_gene: bool) -> None:
-    """No part, and no copy by cell, that was made of the other content is gone on from."""
+    """No part and no copy by cell of the other content is used again."""
     monkeypatch.setattr(rank_datasets, "PART_CELLS", 16)
     counts = [draw_counts(60, 20, seed) for seed in (1, 2)]
     path, other = (
@@ -112,7 +112,7 @@ def test_a_file_that_changed_and_came_back(tmp_path: Path, monkeypatch: pytest.M
     with monkeypatch.context() as patched:
         if by_gene:
             patched.setattr("data_shards.counts.count_file.copy_by_cell", changing(csc_by_cell.copy_by_cell, 1))
-            # A start that is killed now would leave the copy.
+            # Stop after the copy: a start that is killed there leaves it behind.
             patched.setattr(rank_datasets, "rank_range", None)
         else:
             patched.setattr(rank_range, "_rank", changing(rank_range._rank, 2))
@@ -131,7 +131,7 @@ def test_a_file_that_changed_and_came_back(tmp_path: Path, monkeypatch: pytest.M
 def test_a_task_that_outlives_its_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, first: dict[str, Any], second: dict[str, Any]
 ) -> None:
-    """A worker that was thought dead finishes a part of other options while the next start is at work."""
+    """A worker that seemed dead finishes a part with other options while the next start is running."""
     path = write_counts(tmp_path / "a.h5ad", draw_counts(60, 20))
     build(tmp_path, [path], **second)
     late: list[tuple[Any, ...]] = []
@@ -156,7 +156,7 @@ def test_a_task_that_outlives_its_start(
 
 
 def test_a_file_that_changes_before_it_is_hashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was seen of its genes and cells would stand beside the hash of another content."""
+    """Otherwise its genes and cells would be recorded with the hash of another content."""
     path, other = (write_counts(tmp_path / f"{n}.h5ad", draw_counts(60, 20, s)) for s, n in enumerate("ab"))
     content = path.read_bytes()
 
@@ -216,7 +216,7 @@ def test_a_truncated_file(tmp_path: Path, files: list[Path]) -> None:
 
 
 def test_a_file_that_is_cut_short_inside(tmp_path: Path, files: list[Path]) -> None:
-    """A whole container with a matrix that ends too early: found when its cells are read; the others are kept."""
+    """A valid HDF5 file whose matrix ends too early. This is found when its cells are read; other parts are kept."""
     with h5py.File(files[1], "r+") as file:
         for name in ("data", "indices"):
             values = file["X"][name][:-9]
@@ -226,7 +226,7 @@ def test_a_file_that_is_cut_short_inside(tmp_path: Path, files: list[Path]) -> N
     lines: list[str] = []
     with pytest.raises(DataError, match=r"two\.h5ad: the counts of cells 0 to 20 are cut short"):
         make_store(files, tmp_path / "n.zarr", tmp_path / "x.zarr", say=lines.append)
-    assert any("keeps what is finished: the same command goes on from there" in line for line in lines)
+    assert any("keeps the finished parts: the same command continues from there" in line for line in lines)
     make_store(files[:1], tmp_path / "n.zarr", tmp_path / "x.zarr", say=lines.append)
     assert (
         lines.count("one: 60 cells kept, 0 filtered, 0 without a token left out; " + lines[-3].split("; ", 1)[1]) == 2
@@ -266,7 +266,7 @@ def test_stores_of_other_versions(tmp_path: Path, files: list[Path], monkeypatch
 
 @pytest.mark.parametrize("step", ["parts", "arrays", "add"])
 def test_a_full_disk(tmp_path: Path, step: str) -> None:
-    """It fills up while a part is written, or while parts become the store; with room, the next start goes on."""
+    """The disk fills up while parts or the store are written; with more room, the next start continues."""
     path = write_counts(tmp_path / "a.h5ad", draw_counts(3000, 200), obs={"donor_id": ["x", "y"] * 1500})
     one = write_counts(tmp_path / "one.h5ad", draw_counts(50, 200, 1))
     make_medians([path, one], tmp_path / "m.zarr", say=quiet)
@@ -290,19 +290,19 @@ def test_a_full_disk(tmp_path: Path, step: str) -> None:
         assert (contents(out) if out.exists() else {}) == before
         resize(disk, 4096)
         assert run_data(words, log, parts_of) == 0
-        assert "going on from what an earlier start has finished" in log.read_text()
+        assert "continuing with the parts that an earlier start finished" in log.read_text()
         assert find_damage(out) == []
         assert [path.name for path in disk.iterdir()] == ["s.zarr"]
 
 
 def test_no_write_permission(tmp_path: Path, files: list[Path]) -> None:
-    place = tmp_path / "theirs"
-    place.mkdir()
-    place.chmod(0o555)
+    read_only = tmp_path / "theirs"
+    read_only.mkdir()
+    read_only.chmod(0o555)
     for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
         folder.chmod(0o755)
     user = 65_534 if os.geteuid() == 0 else None
-    words: list[str | Path] = [*files, "--medians", tmp_path / "m.zarr", "--out", place / "s.zarr"]
+    words: list[str | Path] = [*files, "--medians", tmp_path / "m.zarr", "--out", read_only / "s.zarr"]
     log = tmp_path / "log"
     log.touch()
     log.chmod(0o666)
@@ -311,4 +311,4 @@ def test_no_write_permission(tmp_path: Path, files: list[Path]) -> None:
     assert "theirs/.s.zarr.work: cannot be created" in errors
     assert "choose an --out that can be written to" in errors
     assert "Traceback" not in errors
-    assert list(place.iterdir()) == []
+    assert list(read_only.iterdir()) == []

@@ -1,4 +1,4 @@
-"""MLflow mirrors metrics.jsonl, and its absence stops nothing."""
+"""MLflow gets a copy of metrics.jsonl; training runs without it as well."""
 
 import json
 from pathlib import Path
@@ -31,10 +31,10 @@ def test_a_run_and_its_resume_are_one_mlflow_run(atlas: Atlas, tmp_path: Path) -
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("gm-train")
     assert experiment is not None
-    found = client.search_runs([experiment.experiment_id])
-    assert [one.info.run_id for one in found] == [first_id]
-    assert found[0].info.status == "FINISHED"
-    assert found[0].data.params["model.d_model"] == "32"
+    runs = client.search_runs([experiment.experiment_id])
+    assert [one.info.run_id for one in runs] == [first_id]
+    assert runs[0].info.status == "FINISHED"
+    assert runs[0].data.params["model.d_model"] == "32"
     for key in ("loss", "l_lang", "grad_norm", "lr", "tokens_per_s", "val_loss"):
         assert mirrored(client, run, key) == expected(run, key)
     artifacts = {artifact.path for artifact in client.list_artifacts(first_id)}

@@ -1,6 +1,6 @@
-"""The batch scripts of `gm-train launch` as they stand: `python -m tests.golden.test_launch_scripts` writes them anew.
+"""Compare the batch scripts of `gm-train launch` with stored ones.
 
-A change of a script is read here as its users will read it.
+`python -m tests.golden.test_launch_scripts` writes the stored scripts again. A change then shows up in their diff.
 """
 
 import shutil
@@ -51,7 +51,7 @@ def test_bash_can_read_it(case: str) -> None:
 def test_shellcheck_finds_nothing(case: str) -> None:
     if shutil.which("shellcheck") is None:
         pytest.skip("shellcheck is not installed")
-    # SC2016: what stands in single quotes is meant for the shell of the task.
+    # SC2016: text in single quotes is for the shell of the task, which expands it.
     done = subprocess.run(
         ["shellcheck", "--exclude=SC2016", FOLDER / f"{case}.sh"], capture_output=True, text=True, check=False
     )

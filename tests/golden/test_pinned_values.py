@@ -1,7 +1,6 @@
-"""Values that must never change: with other ones, stores, splits and runs of yesterday mean something else today.
+"""Values that must never change: otherwise existing stores, splits and runs would change their meaning.
 
-mix64 of 0 and of 1 are the first outputs of SplitMix64 from these seeds; everything else is what gm-train gave when it
-was written down.
+mix64 of 0 and of 1 are the first outputs of SplitMix64 with these seeds. All other values were recorded from gm-train.
 """
 
 from collections import Counter
@@ -46,7 +45,7 @@ def test_order_of_blocks() -> None:
     ("dither", "expected"), [(False, [11, 4, 8, 7, 9, 6, 5, 3]), (True, [11, 3, 8, 7, 5, 9, 6, 2])]
 )
 def test_tokens_of_a_cell(dither: bool, expected: list[int]) -> None:
-    """Eight of its genes are tied: their order is that of the hash."""
+    """Eight genes are tied: the hash decides their order."""
     vocabulary = Vocabulary("as-is", tuple(f"g{i:02d}" for i in range(12)))
     medians = np.array([1, 1, 1, 1, 1, 1, 2, 2, 1, 0.5, 4, 4])
     columns = GeneColumns(np.arange(12, dtype=np.int32), 12, GeneReport("as-is", 0, 0, 0, 0, 0, 0, ()))

@@ -10,7 +10,16 @@ import scipy.sparse as sp
 
 
 def draw_counts(n_cells: int, n_genes: int, seed: int = 0) -> sp.csr_matrix:
-    """Counts with many ones and zeros, at least one a cell."""
+    """Draw counts with many ones and zeros, and at least one count per cell.
+
+    Args:
+        n_cells: number of rows.
+        n_genes: number of columns.
+        seed: of the counts.
+
+    Returns:
+        csr_matrix (n_cells, n_genes), float32.
+    """
     rng = np.random.default_rng(seed)
     counts = rng.poisson(rng.lognormal(-1.0, 1.0, n_genes), (n_cells, n_genes)).astype(np.float32)
     counts[np.arange(n_cells), rng.integers(n_genes, size=n_cells)] += 1
@@ -25,7 +34,16 @@ def write_counts(
     var: dict[str, Any] | None = None,
     layers: dict[str, Any] | None = None,
 ) -> Path:
-    """An `.h5ad` or, after its suffix, an AnnData-Zarr."""
+    """Write an AnnData file and return its path.
+
+    Args:
+        path: the file; the suffix `.zarr` writes an AnnData-Zarr, any other an `.h5ad`.
+        counts: X, (n_cells, n_genes), in any storage.
+        genes: index of `var`; g0000, g0001, … by default.
+        obs: columns of `obs`.
+        var: columns of `var`.
+        layers: further matrices, by name.
+    """
     n_cells, n_genes = counts.shape
     genes = genes or [f"g{i:04d}" for i in range(n_genes)]
     data = ad.AnnData(

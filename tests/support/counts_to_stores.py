@@ -1,4 +1,4 @@
-"""Small stores for tests."""
+"""Small stores, made from counts, for tests."""
 
 import hashlib
 from pathlib import Path
@@ -13,7 +13,7 @@ from data_shards.store import writer
 from data_shards.store.manifest import Manifest
 from tests.support.count_files import draw_counts, write_counts
 
-#: A layout of which small data sets have several shards.
+#: A layout in which even small data sets have several shards.
 SMALL = {
     name: (dtype, chunk, shard)
     for (name, (dtype, _, _)), chunk, shard in zip(
@@ -23,22 +23,30 @@ SMALL = {
 
 
 def quiet(line: str) -> None:
-    pass
+    """Drop a line of the report."""
 
 
 def build(folder: Path, files: list[Path], name: str = "s.zarr", **options: object) -> Manifest:
-    """A store of files with the medians `m.zarr` beside it, which are made of them if they are not there."""
+    """Make a store, and the medians `m.zarr` beside it if they do not exist yet.
+
+    Args:
+        folder: where the store and the medians are.
+        files: AnnData files.
+        name: of the store.
+        options: further arguments of `make_store`.
+    """
     if not (folder / "m.zarr").exists():
         make_medians(files, folder / "m.zarr", say=quiet)
     return make_store(files, folder / "m.zarr", folder / name, **{"say": quiet, **options})  # type: ignore[arg-type]
 
 
 def read(path: Path, array: str) -> np.ndarray:
+    """Read an array of a store."""
     return np.asarray(zarr.open_group(path, mode="r")[array][:])  # type: ignore[index]
 
 
 def two_data_sets(folder: Path) -> list[Path]:
-    """Two data sets that share a donor."""
+    """Write two data sets that share a donor."""
     one = {"donor_id": [f"d{i % 7}" for i in range(60)], "cell_type": pd.Categorical(["b", "a"] * 30)}
     two = {"donor": ["d0", "e1", "e2", "e3"] * 5, "tissue": ["gut"] * 20}
     return [
@@ -48,7 +56,7 @@ def two_data_sets(folder: Path) -> list[Path]:
 
 
 def contents(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file in a directory, by its path there."""
+    """SHA-256 (hex) of every file in a directory, by its relative path."""
     return {
         path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in sorted(folder.rglob("*"))

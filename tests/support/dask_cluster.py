@@ -1,4 +1,4 @@
-"""A Dask scheduler and worker processes on this machine, as a user starts them by hand."""
+"""A Dask scheduler and worker processes on this machine, started as a user starts them by hand."""
 
 import os
 import subprocess
@@ -13,12 +13,12 @@ _HERE = str(Path(data_shards.__file__).parents[1])
 
 
 class DaskCluster:
-    """A scheduler, and the workers that joined it.
+    """A scheduler and its workers.
 
     Attributes:
         address: of the scheduler.
-        scheduler: its process.
-        workers: theirs.
+        scheduler: process of the scheduler.
+        workers: processes of the workers.
     """
 
     def __init__(self) -> None:
@@ -29,12 +29,13 @@ class DaskCluster:
         self.address = line.split()[-1]
 
     def add_worker(self) -> "subprocess.Popen[str]":
-        """Start a worker of one thread, which joins a second or two later."""
+        """Start a worker with one thread; it joins a second or two later."""
         worker = self._start("worker", self.address, "--nthreads", "1", "--no-nanny")
         self.workers.append(worker)
         return worker
 
     def stop(self) -> None:
+        """Kill all processes."""
         for process in [self.scheduler, *self.workers]:
             process.kill()
             process.communicate()
@@ -42,14 +43,14 @@ class DaskCluster:
     @staticmethod
     def _start(what: str, *words: str) -> "subprocess.Popen[str]":
         command = [sys.executable, "-m", f"distributed.cli.dask_{what}", *words, "--no-dashboard"]
-        kept = subprocess.PIPE if what == "scheduler" else subprocess.DEVNULL
+        stderr = subprocess.PIPE if what == "scheduler" else subprocess.DEVNULL
         environment = os.environ | {"PYTHONPATH": _HERE, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, stderr=kept, stdout=subprocess.DEVNULL, text=True, env=environment)
+        return subprocess.Popen(command, stderr=stderr, stdout=subprocess.DEVNULL, text=True, env=environment)
 
 
 @contextmanager
 def dask_cluster(n_workers: int = 0) -> Iterator[DaskCluster]:
-    """A scheduler with some workers, gone afterwards."""
+    """Run a scheduler with some workers, and kill them at the end of the block."""
     cluster = DaskCluster()
     try:
         for _ in range(n_workers):

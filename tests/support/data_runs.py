@@ -1,4 +1,4 @@
-"""`gm-train data` in processes that can be killed, started quickly from a server that has its packages imported."""
+"""Run `gm-train data` in processes that can be killed, started quickly from a server that has imported its packages."""
 
 import contextlib
 import multiprocessing
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-# One server serves all tests of a session: with what those of training need too.
+# One server serves all tests of a session, so it also imports what the training tests need.
 _CONTEXT.set_forkserver_preload(
     ["gm_train.cli", "gm_train.train.fit", "gm_train.strategies.zero", "data_shards.prepare.make_store"]
 )
@@ -18,8 +18,8 @@ _CONTEXT.set_forkserver_preload(
 
 def _run(words: list[str], log: str, prepare: Callable[[], None] | None) -> None:
     with open(log, "a") as file, contextlib.redirect_stdout(file), contextlib.redirect_stderr(file):
-        # Before it may become another user, who cannot read the packages; the server has them already, or another test
-        # was first to start it.
+        # `prepare` may switch to a user who cannot read the packages, so import them first. Usually the server has
+        # imported them already, unless another test started it with other modules.
         import_module("data_shards.prepare.make_store")
         from gm_train.cli.main import main
 
@@ -31,21 +31,36 @@ def _run(words: list[str], log: str, prepare: Callable[[], None] | None) -> None
 
 
 def start_data(words: list[Any], log: Path, prepare: Callable[[], None] | None = None) -> Any:
-    """Start `gm-train data`; `prepare`, a function of a module, is called in the process first."""
+    """Start `gm-train data` in its own process and return the process.
+
+    Args:
+        words: arguments of `gm-train data`.
+        log: file to which standard output and standard error are appended.
+        prepare: function of a module that the process calls first.
+    """
     process = _CONTEXT.Process(target=_run, args=([str(word) for word in words], str(log), prepare))
     process.start()
     return process
 
 
 def run_data(words: list[Any], log: Path, prepare: Callable[[], None] | None = None) -> int:
-    """`gm-train data` to its end; returns its exit code, below zero for the signal that killed it."""
+    """Run `gm-train data` to its end.
+
+    Args:
+        words: arguments of `gm-train data`.
+        log: file to which standard output and standard error are appended.
+        prepare: function of a module that the process calls first.
+
+    Returns:
+        The exit code; minus the number of the signal if one killed the process.
+    """
     process = start_data(words, log, prepare)
     process.join()
     return int(process.exitcode)
 
 
 def die_at_rename(number: int, before: bool) -> None:
-    """Have this process kill itself before or after it gives the `number`-th output or part its name."""
+    """Make this process kill itself before or after the `number`-th rename of an output or part."""
     rename, calls = Path.rename, 0
 
     def dying(path: Path, target: Path) -> Path:
@@ -62,5 +77,5 @@ def die_at_rename(number: int, before: bool) -> None:
 
 
 def content(folder: Path) -> dict[str, bytes]:
-    """All files of a folder, by path."""
+    """Contents of all files in a folder, by relative path."""
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}

@@ -1,4 +1,4 @@
-"""Disks that are full or cannot be written to."""
+"""Disks that are full or read-only."""
 
 import subprocess
 from collections.abc import Iterator
@@ -9,19 +9,19 @@ import pytest
 
 
 @contextmanager
-def small_disk(place: Path, size_kb: int) -> Iterator[Path]:
-    """A file system in memory of a few kilobytes at `place`."""
-    place.mkdir()
-    _mount("-t", "tmpfs", "-o", f"size={size_kb}k", "tmpfs", str(place))
+def small_disk(folder: Path, size_kb: int) -> Iterator[Path]:
+    """Mount a file system in memory of a few kilobytes at a new folder."""
+    folder.mkdir()
+    _mount("-t", "tmpfs", "-o", f"size={size_kb}k", "tmpfs", str(folder))
     try:
-        yield place
+        yield folder
     finally:
-        subprocess.run(["umount", str(place)], check=True)
+        subprocess.run(["umount", str(folder)], check=True)
 
 
-def resize(place: Path, size_kb: int) -> None:
+def resize(folder: Path, size_kb: int) -> None:
     """Make a small disk larger, or read-only with size 0."""
-    _mount("-o", f"remount,size={size_kb}k" if size_kb else "remount,ro", str(place))
+    _mount("-o", f"remount,size={size_kb}k" if size_kb else "remount,ro", str(folder))
 
 
 def _mount(*words: str) -> None:

@@ -15,33 +15,48 @@ VOCABULARY = 14
 
 
 def ragged(cells: list[list[int]]) -> Ragged:
+    """Convert lists of tokens to ragged cells."""
     lengths = [len(cell) for cell in cells]
     tokens = np.array([token for cell in cells for token in cell], dtype=np.uint16)
     return Ragged(tokens, np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64))
 
 
 def random_cells(n_cells: int, seed: int, vocabulary_size: int = VOCABULARY) -> Ragged:
-    """Cells of different genes, some of them empty."""
+    """Draw cells of distinct genes; some cells are empty.
+
+    Args:
+        n_cells: number of cells.
+        seed: of the cells.
+        vocabulary_size: number of tokens, of which the first two are special.
+    """
     rng = np.random.default_rng(seed)
     genes = np.arange(2, vocabulary_size)
     return ragged([rng.permutation(genes)[: rng.integers(0, len(genes))].tolist() for _ in range(n_cells)])
 
 
 def mask(cells: Ragged, seed: int = 0, rate: float = 0.3, vocabulary_size: int = VOCABULARY) -> MaskedCells:
+    """Mask cells of data set 0.
+
+    Args:
+        cells: the cells.
+        seed: of the masks.
+        rate: share of masked tokens, 0 to 1.
+        vocabulary_size: number of tokens.
+    """
     keys = cell_keys(seed, np.zeros(cells.n_cells, dtype=np.int64), np.arange(cells.n_cells))
     return mask_cells(cells, keys, vocabulary_size, rate)
 
 
 def answers(predictor: object, masked: MaskedCells) -> npt.NDArray[np.float64]:
-    """All log probabilities of a predictor, (n_hidden, vocabulary), in the order of the positions."""
-    found: list[tuple[npt.NDArray[np.int64], Tensor]] = list(predictor(masked))  # type: ignore[operator]
-    positions = np.concatenate([at for at, _ in found])
-    values = torch.cat([log_probs for _, log_probs in found]).double().numpy()
+    """All log probabilities of a predictor, float64 (n_hidden, vocabulary), in the order of the positions."""
+    batches: list[tuple[npt.NDArray[np.int64], Tensor]] = list(predictor(masked))  # type: ignore[operator]
+    positions = np.concatenate([at for at, _ in batches])
+    values = torch.cat([log_probs for _, log_probs in batches]).double().numpy()
     return np.asarray(values[np.argsort(positions)])
 
 
 def fixed(log_probs: Tensor) -> object:
-    """A predictor with the given answers, in the order of the positions."""
+    """Make a predictor that always returns these log probabilities, (n_hidden, vocabulary), by position."""
 
     def predict(masked: MaskedCells) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
         yield np.flatnonzero(masked.hidden), log_probs

@@ -1,4 +1,4 @@
-"""A local HTTP server with range requests, which `http.server` has none of."""
+"""A local HTTP server that supports range requests, which `http.server` does not."""
 
 import functools
 import http.server
@@ -18,8 +18,8 @@ class Served:
     Attributes:
         url: of the folder.
         ranges: whether the server answers range requests.
-        failures: requests still to be answered with 500; negative: all of them.
-        requests: paths asked for, in order.
+        failures: number of further requests to answer with status 500; a negative number fails all.
+        requests: requested paths, in order.
     """
 
     url: str = ""
@@ -76,7 +76,7 @@ class _Handler(http.server.SimpleHTTPRequestHandler):
 
 @contextmanager
 def serve(folder: Path) -> Iterator[Served]:
-    """Serve a folder on this machine."""
+    """Serve a folder on localhost until the block ends."""
     served = Served()
     handler = functools.partial(_Handler, served, directory=str(folder))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:

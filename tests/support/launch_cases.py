@@ -1,4 +1,4 @@
-"""What the tests of launching share."""
+"""Helpers shared by the tests of launching."""
 
 from pathlib import Path
 
@@ -9,10 +9,12 @@ GOOD = ["data.store=a.zarr", "data.lanes=8", "data.micro_rows=1", "cluster.nodes
 
 
 def configured(*words: str) -> Config:
+    """Load `GOOD` with further settings."""
     return load_config([*GOOD, *words])
 
 
 def executable(path: Path, text: str) -> Path:
+    """Write an executable script."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
     path.chmod(0o755)

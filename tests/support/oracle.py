@@ -1,8 +1,8 @@
-"""GeneMamba once more, slowly: one cell at a time, one step at a time, straight from the equations.
+"""A slow reference implementation of GeneMamba: one cell at a time, one token at a time, straight from the equations.
 
-Mamba-2's recurrence (arXiv 2405.21060) as a loop over tokens, the convolution as loops over tokens and taps, and the
-reverse direction as the whole layer run on a flipped copy. The transformer's attention as loops over heads and tokens,
-its rotary positions as products of complex numbers. Nothing here knows of chunks, packing or pads.
+Mamba-2's recurrence (arXiv 2405.21060) is a loop over tokens, the convolution loops over tokens and taps, and the
+reverse direction runs the whole layer on a flipped copy. The transformer's attention loops over heads and tokens; its
+rotary positions are products of complex numbers. Nothing here uses chunks, packing or padding.
 """
 
 import math
@@ -16,15 +16,23 @@ Parameters = dict[str, Tensor]
 
 
 def rms_norm(x: Tensor, weight: Tensor) -> Tensor:
+    """RMS norm over the last dimension, with epsilon 1e-5."""
     return x / torch.sqrt((x * x).mean(-1, keepdim=True) + 1e-5) * weight
 
 
 def silu(x: Tensor) -> Tensor:
+    """SiLU activation."""
     return x / (1 + torch.exp(-x))
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x (length, channels), weight (channels, 1, taps): the last tap meets the token itself."""
+    """Causal depthwise convolution.
+
+    Args:
+        x: (length, channels).
+        weight: (channels, 1, taps); the last tap applies to the token itself.
+        bias: (channels,).
+    """
     taps = weight.shape[-1]
     rows = []
     for t in range(len(x)):
@@ -37,7 +45,19 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
 
 
 def scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> Tensor:
-    """h_t = exp(dt_t A) h_(t-1) + dt_t B_t x_t and y_t = C_t h_t + D x_t; x is (length, heads, head_dim)."""
+    """h_t = exp(dt_t A) h_(t-1) + dt_t B_t x_t and y_t = C_t h_t + D x_t.
+
+    Args:
+        x: (length, heads, head_dim).
+        dt: (length, heads).
+        A: (heads,).
+        B: (length, d_state).
+        C: (length, d_state).
+        D: (heads,).
+
+    Returns:
+        y (length, heads, head_dim).
+    """
     h = torch.zeros(*x.shape[1:], B.shape[-1], dtype=x.dtype)
     rows = []
     for t in range(len(x)):
@@ -47,12 +67,25 @@ def scan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor) -> T
 
 
 def mixer(u: Tensor, p: Parameters, config: ModelConfig) -> Tensor:
+    """One direction of a Mamba-2 mixer.
+
+    Args:
+        u: (length, d_model).
+        p: parameters of the mixer.
+        config: of the model.
+    """
     y, z, _ = scanned(u, p, config)
     return projected(y, z, p)
 
 
 def head_gated(u: Tensor, p: Parameters, config: ModelConfig) -> Tensor:
-    """Both directions of a mixer, weighed head by head before the norm and the output projection."""
+    """Both directions of a mixer, weighted head by head before the norm and the output projection.
+
+    Args:
+        u: (length, d_model).
+        p: parameters of the mixer.
+        config: of the model.
+    """
     forward, z, g = scanned(u, p, config)
     reverse = scanned(u.flip(0), p, config)[0].flip(0)
     g = (1 / (1 + torch.exp(-g)))[:, :, None]
@@ -60,11 +93,27 @@ def head_gated(u: Tensor, p: Parameters, config: ModelConfig) -> Tensor:
 
 
 def projected(y: Tensor, z: Tensor, p: Parameters) -> Tensor:
+    """Gated norm and output projection of a mixer.
+
+    Args:
+        y: output of the scan, (length, heads, head_dim).
+        z: input of the gate, (length, d_inner).
+        p: parameters of the mixer.
+    """
     return rms_norm(y.reshape(z.shape) * silu(z), p["norm.weight"]) @ p["out_proj.weight"].T
 
 
 def scanned(u: Tensor, p: Parameters, config: ModelConfig) -> tuple[Tensor, Tensor, Tensor]:
-    """y (length, heads, head_dim), z and the columns of in_proj behind dt, which head_gate alone has."""
+    """Input projection, convolution and scan of a mixer.
+
+    Args:
+        u: (length, d_model).
+        p: parameters of the mixer.
+        config: of the model.
+
+    Returns:
+        y (length, heads, head_dim), z (length, d_inner) and the columns of in_proj after dt, which only head_gate has.
+    """
     d_inner = config.expand * config.d_model
     heads = d_inner // config.head_dim
     columns = u @ p["in_proj.weight"].T
@@ -77,6 +126,14 @@ def scanned(u: Tensor, p: Parameters, config: ModelConfig) -> tuple[Tensor, Tens
 
 
 def aggregate(x_f: Tensor, x_b: Tensor, kind: str, p: Parameters) -> Tensor:
+    """Combine both directions.
+
+    Args:
+        x_f: states of the forward direction, (length, d_model).
+        x_b: states of the reverse direction, (length, d_model).
+        kind: "mean", "sum", "concat" or "gate".
+        p: parameters of the aggregation.
+    """
     if kind == "mean":
         return (x_f + x_b) / 2
     if kind == "sum":
@@ -89,7 +146,13 @@ def aggregate(x_f: Tensor, x_b: Tensor, kind: str, p: Parameters) -> Tensor:
 
 
 def attention(u: Tensor, p: Parameters, config: ModelConfig) -> Tensor:
-    """Each token's mean of all values of its cell, weighed by softmax(q k / sqrt(head_dim)), head by head."""
+    """Attention of each token to all tokens of its cell: values weighted by softmax(q k / sqrt(head_dim)) per head.
+
+    Args:
+        u: (length, d_model).
+        p: parameters of the attention.
+        config: of the model.
+    """
     head_dim = config.d_model // config.n_heads
     q, k, v = (u @ p["qkv_proj.weight"].T).split(config.d_model, dim=-1)
     turns = torch.stack([rank * frequencies(head_dim) for rank in range(len(u))])
@@ -111,10 +174,18 @@ def attention(u: Tensor, p: Parameters, config: ModelConfig) -> Tensor:
 
 
 def frequencies(width: int) -> Tensor:
+    """Angular frequencies of positional encodings: float64 (width / 2,)."""
     return torch.tensor([1 / 10_000 ** (2 * i / width) for i in range(width // 2)], dtype=torch.float64)
 
 
 def encoder_layer(x: Tensor, p: Parameters, config: ModelConfig) -> Tensor:
+    """One layer of the transformer.
+
+    Args:
+        x: (length, d_model).
+        p: parameters of the layer.
+        config: of the model.
+    """
     x = x + attention(rms_norm(x, p["attention_norm.weight"]), under("attention.", p), config)
     y = rms_norm(x, p["feed_forward_norm.weight"]) @ p["feed_forward.up_proj.weight"].T
     y = y * (1 + torch.erf(y / math.sqrt(2))) / 2
@@ -122,11 +193,18 @@ def encoder_layer(x: Tensor, p: Parameters, config: ModelConfig) -> Tensor:
 
 
 def under(prefix: str, p: Parameters) -> Parameters:
+    """The parameters whose names begin with a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in p.items() if name.startswith(prefix)}
 
 
 def states(tokens: Tensor, p: Parameters, config: ModelConfig) -> Tensor:
-    """Final-norm states (length, d_model) of one cell, int64 (length,), from a model's named parameters."""
+    """States of one cell after the final norm: (length, d_model).
+
+    Args:
+        tokens: of the cell, int64 (length,).
+        p: all named parameters of the model.
+        config: of the model.
+    """
 
     def normed(x: Tensor, layer: str) -> Tensor:
         return rms_norm(x, p[f"{layer}norm.weight"]) if config.norm == "pre" else x
@@ -156,6 +234,13 @@ def states(tokens: Tensor, p: Parameters, config: ModelConfig) -> Tensor:
 
 
 def logits(x: Tensor, p: Parameters, config: ModelConfig) -> Tensor:
+    """Logits (length, vocabulary) of states.
+
+    Args:
+        x: states after the final norm, (length, d_model).
+        p: all named parameters of the model.
+        config: of the model.
+    """
     if config.tie_output:
         return x @ p["embedding.weight"].T / math.sqrt(config.d_model) + p["output.bias"]
     return x @ p["output.weight"].T + p["output.bias"]

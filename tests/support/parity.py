@@ -1,8 +1,8 @@
-"""How far each kernel is from the recurrence: `python -m tests.support.parity` prints the table for the documentation.
+"""Errors of each kernel against the recurrence; `python -m tests.support.parity` prints the tables for the docs.
 
-The recurrence is `oracle.py`'s, a loop over tokens in float64, cell by cell; the reverse direction is the same loop
-over flipped cells. An error is the largest deviation over the largest magnitude of what is expected, for the output and
-for the gradient of a random weighting of it by each input or parameter.
+The recurrence is that of `oracle.py`, a loop over tokens in float64, cell by cell; the reverse direction is the same
+loop over flipped cells. An error is the largest deviation divided by the largest expected magnitude. It is given for
+the output, and for the gradient of a random weighting of the output by each input or parameter.
 """
 
 import functools
@@ -32,7 +32,14 @@ VARIANTS = (("bimamba", "gate"), ("bimamba", "head_gate"), ("mamba", "gate"))
 
 @dataclass(frozen=True)
 class Size:
-    """Sizes of a scan."""
+    """Sizes of a scan.
+
+    Attributes:
+        rows: lengths of the cells of each row.
+        tail: unused tokens at the end of a row.
+        chunk: tokens in a chunk of the scan.
+        heads, head_dim, d_state: sizes of a layer.
+    """
 
     rows: tuple[tuple[int, ...], ...]
     tail: int
@@ -42,7 +49,7 @@ class Size:
     d_state: int
 
 
-#: Cells whose odd lengths meet and miss the bounds of chunks, and an unused tail.
+#: Cells of odd lengths, some of which end at bounds of chunks and some not, and an unused tail.
 SMALL = Size(((9, 1, 20, 2), (16, 17)), tail=5, chunk=16, heads=2, head_dim=16, d_state=8)
 #: A row of 2,049 tokens, at the default sizes of a layer.
 FULL = Size(((700, 1, 650, 63, 500),), tail=135, chunk=64, heads=16, head_dim=64, d_state=64)
@@ -50,7 +57,9 @@ FULL = Size(((700, 1, 650, 63, 500),), tail=135, chunk=64, heads=16, head_dim=64
 
 @functools.cache
 def expected(size: Size, reverse: bool) -> tuple[dict[str, Tensor], Tensor, Tensor, Tensor, dict[str, Tensor]]:
-    """Inputs of a scan, which fit bfloat16 where it gets them so, with what the recurrence makes of them in float64.
+    """Inputs of a scan, and the result of the recurrence for them in float64.
+
+    Inputs that the scan may get in bfloat16 are exact in it.
 
     Returns:
         The inputs, the segments of the rows, the weights of the output, the output and the gradients by the inputs.
@@ -58,7 +67,7 @@ def expected(size: Size, reverse: bool) -> tuple[dict[str, Tensor], Tensor, Tens
     torch.manual_seed(0)
     _, segment = pack([random_cells(list(row), 0) for row in size.rows], size.tail)
     shape = segment.shape
-    # As they are after initialisation and SiLU.
+    # Distributed as after initialisation and SiLU.
     inputs = {
         "x": F.silu(torch.randn(*shape, size.heads, size.head_dim)).bfloat16().float(),
         "dt": torch.empty(*shape, size.heads).uniform_(math.log(1e-3), math.log(1e-1)).exp(),
@@ -67,7 +76,7 @@ def expected(size: Size, reverse: bool) -> tuple[dict[str, Tensor], Tensor, Tens
         "C": F.silu(torch.randn(*shape, size.d_state)).bfloat16().float(),
         "D": torch.randn(size.heads),
     }
-    # With a mean, so that no gradient that is a sum over all tokens is close to zero by accident.
+    # The mean is not zero, so that no gradient that is a sum over all tokens is close to zero by accident.
     weights = 1 + torch.randn(*shape, size.heads, size.head_dim, dtype=torch.float64)
     weights[segment == 0] = 0
     exact = {name: value.double().requires_grad_() for name, value in inputs.items()}
@@ -88,7 +97,14 @@ def expected(size: Size, reverse: bool) -> tuple[dict[str, Tensor], Tensor, Tens
 
 
 def scan_errors(kernel: str, size: Size, reverse: bool, dtype: str) -> dict[str, float]:
-    """Relative errors of y and of the gradient by each input; bf16 is what autocast narrows, x, B and C."""
+    """Relative errors of y and of the gradient by each input.
+
+    Args:
+        kernel: "torch" or "mamba_ssm".
+        size: of the scan.
+        reverse: whether to scan backwards.
+        dtype: "fp32", or "bf16" for x, B and C, the inputs that autocast converts.
+    """
     inputs, segment, weights, wanted_y, wanted = expected(size, reverse)
     leaves = {
         name: value.to(DTYPES[dtype] if name in "xBC" else torch.float32).requires_grad_()
@@ -113,12 +129,18 @@ def _package_ssd(
 
 
 def model_errors(kernel: str, arch: str, aggregation: str, dtype: str) -> dict[str, float]:
-    """Relative errors of two layers over a packed row; bf16 is autocast over float32 parameters.
+    """Relative errors of two layers over a packed row.
+
+    Args:
+        kernel: "torch" or "mamba_ssm".
+        arch: of the model.
+        aggregation: of the model.
+        dtype: "fp32", or "bf16" for autocast with float32 parameters.
 
     Returns:
-        Of the states (`y`), of the gradient by the embedding (`input`), of all gradients as one vector in the Euclidean
-        norm (`all`), and the largest of a single parameter (`worst`), which says little in bf16: a gradient may be a
-        small difference of large sums.
+        The errors of the states (`y`), of the gradient by the embedding (`input`), of all gradients as one vector in
+        the Euclidean norm (`all`), and the largest error of a single parameter (`worst`). The last one says little in
+        bf16: a gradient may be a small difference of large sums.
     """
     config = ModelConfig(
         arch=arch, aggregation=aggregation, norm="pre", d_model=16, n_layers=2, d_state=8, head_dim=16, chunk=16,
@@ -147,32 +169,32 @@ def model_errors(kernel: str, arch: str, aggregation: str, dtype: str) -> dict[s
 
 
 def cases(kernel: str) -> dict[str, Callable[[], dict[str, float]]]:
-    """What is compared, by name: of `mamba_ssm`, which is interpreted, the small cases."""
-    found: dict[str, Callable[[], dict[str, float]]] = {}
+    """The comparisons, by name; only the small ones for `mamba_ssm`, which is interpreted and therefore slow."""
+    comparisons: dict[str, Callable[[], dict[str, float]]] = {}
     for size, what in ((SMALL, "2 x 37"), (FULL, "1 x 2,049"))[: None if kernel == "torch" else 1]:
         for reverse, dtype in itertools.product((False, True), DTYPES):
             name = f"scan of {what} tokens, {'reverse' if reverse else 'forward'}, {dtype}"
-            found[name] = functools.partial(scan_errors, kernel, size, reverse, dtype)
+            comparisons[name] = functools.partial(scan_errors, kernel, size, reverse, dtype)
     for (arch, aggregation), dtype in itertools.product(VARIANTS, DTYPES):
-        found[f"model, {arch} {aggregation}, {dtype}"] = functools.partial(
+        comparisons[f"model, {arch} {aggregation}, {dtype}"] = functools.partial(
             model_errors, kernel, arch, aggregation, dtype
         )
-    return found
+    return comparisons
 
 
 def measure(kernel: str) -> dict[str, dict[str, float]]:
-    """The errors of every case, by its name."""
+    """Run all `cases` of a kernel: errors by the name of the case."""
     return {name: errors() for name, errors in cases(kernel).items()}
 
 
 def measure_interpreted() -> dict[str, dict[str, float]]:
-    """`measure("mamba_ssm")` under Triton's interpreter, which takes a process of its own.
+    """`measure("mamba_ssm")` under Triton's interpreter, which needs a separate process.
 
     Raises:
-        RuntimeError: that process failed; its error output is the message.
+        RuntimeError: the process failed; its error output is the message.
     """
     command = [sys.executable, "-m", "tests.support.triton_on_cpu"]
-    # With one size of tile for each kernel: to choose between several, they would be timed on a GPU.
+    # MAMBA_DETERMINISTIC fixes one tile size per kernel: to choose one of several, Triton would time them on a GPU.
     environment = os.environ | {"TRITON_INTERPRET": "1", "MAMBA_DETERMINISTIC": "1"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
     if done.returncode:
@@ -182,7 +204,7 @@ def measure_interpreted() -> dict[str, dict[str, float]]:
 
 
 def markdown(measured: dict[str, dict[str, dict[str, float]]]) -> str:
-    """Two tables of what `measure` returned, by kernel."""
+    """Format the results of `measure`, by kernel, as two tables."""
     lines = []
     for kind in ("scan", "model"):
         rows = [(k, n, e) for k, errors in measured.items() for n, e in errors.items() if n.startswith(kind)]

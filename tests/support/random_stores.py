@@ -1,4 +1,4 @@
-"""Token stores of random cells that are quickly made, without a tokenizer, and how to damage them."""
+"""Make token stores of random cells quickly, without a tokenizer, and damage them."""
 
 import struct
 from collections.abc import Sequence
@@ -14,18 +14,24 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from data_shards.store.manifest import SCHEMA, TEST, TRAIN, VALIDATION, DatasetEntry, Manifest
 from data_shards.store.writer import ArrayWriter, choose_block_cells
 
-#: Elements of an inner chunk and of a shard: a few cells have several.
+#: Elements of an inner chunk and of a shard, so small that a few cells have several of them.
 CHUNK, SHARD = 64, 512
 _EMPTY: dict[str, Any] = {"int": 0, "float": 0.0, "str": "", "bool": False, "dict[str, Any]": {}}
 
 
 def _make(kind: type, **known: Any) -> Any:
-    """A dataclass whose other fields say nothing."""
+    """Make a dataclass with the given fields; the others are empty."""
     return kind(**{field.name: _EMPTY.get(str(field.type)) for field in fields(kind)} | known)
 
 
 def write_array(group: Path, name: str, values: npt.NDArray[Any]) -> None:
-    """An array as the store has them, in small chunks and shards."""
+    """Write an array as a store does, but in small chunks and shards.
+
+    Args:
+        group: folder of the Zarr group.
+        name: of the array.
+        values: (n,).
+    """
     size = values.dtype.itemsize
     array = zarr.create_array(
         group / name,
@@ -42,14 +48,14 @@ def write_array(group: Path, name: str, values: npt.NDArray[Any]) -> None:
 def write_store(
     path: Path, splits: Sequence[npt.NDArray[np.uint8]], block_cells: int, seed: int = 0, longest: int = 24
 ) -> Manifest:
-    """A new store: data sets d0, d1, … of cells of 1 to `longest` of 200 genes.
+    """Write a store with data sets d0, d1, …; each cell has 1 to `longest` of 200 genes.
 
     Args:
         path: the store.
-        splits: the split of each cell of each data set.
-        block_cells: cells of a block.
+        splits: for each data set, the split of each cell, uint8 (n_cells,).
+        block_cells: cells in a block.
         seed: of the cells.
-        longest: most tokens of a cell.
+        longest: largest number of tokens in a cell.
     """
     rng = np.random.default_rng(seed)
     entries = []
@@ -82,11 +88,11 @@ def write_store(
 
 
 def write_long_store(path: Path, data_sets: Sequence[tuple[int, int]]) -> Manifest:
-    """A new store in chunks and blocks of the usual sizes, of training cells alone.
+    """Write a store of training cells, with chunks and blocks of the usual sizes.
 
     Args:
         path: the store.
-        data_sets: cells of each, and their mean number of tokens.
+        data_sets: for each, the number of cells and their mean number of tokens.
     """
     rng = np.random.default_rng(0)
     entries = []
@@ -112,7 +118,7 @@ def write_long_store(path: Path, data_sets: Sequence[tuple[int, int]]) -> Manife
 
 
 def flip_byte(shard: Path, chunk: int) -> None:
-    """Flip a byte within an inner chunk of a shard file, found by the index at the file's end."""
+    """Flip a byte in an inner chunk of a shard file; the index at the file's end locates the chunk."""
     content = bytearray(shard.read_bytes())
     n_chunks = _chunks_of_shard(shard)
     offset, size = struct.unpack_from("<QQ", content, len(content) - 4 - 16 * n_chunks + 16 * chunk)

@@ -1,4 +1,4 @@
-"""What a test does to a rank before it trains; functions of a module, so that another process can call them."""
+"""Faults that a test injects into a rank before it trains; module functions, so that another process can call them."""
 
 import math
 import os
@@ -8,7 +8,7 @@ import torch
 
 
 def _poison(values: dict[int, float]) -> None:
-    """Give the L_lang of some micro-batches (counted from 0, validation left out) other values, on rank 1 alone."""
+    """Change L_lang of some micro-batches (counted from 0, without validation), on rank 1 only."""
     if os.environ["RANK"] != "1":
         return
     import gm_train.train.module as module
@@ -21,7 +21,7 @@ def _poison(values: dict[int, float]) -> None:
         if torch.is_grad_enabled():
             calls += 1
             if calls in values:
-                # An infinity that is added leaves the gradient finite; NaN as a factor does not.
+                # Adding infinity leaves the gradient finite; multiplying by NaN does not.
                 lang = lang * values[calls] if math.isnan(values[calls]) else lang + values[calls]
         return lang, pathway
 
@@ -29,17 +29,17 @@ def _poison(values: dict[int, float]) -> None:
 
 
 def poison_rank_1() -> None:
-    """With two micro-batches a step: the first one of step 4, the last one of step 7, both of step 9."""
+    """Poison the first micro-batch of step 4, the last one of step 7 and both of step 9; a step has two."""
     _poison({6: math.nan, 13: math.inf, 16: math.inf, 17: math.inf})
 
 
 def poison_steps_6_to_8_of_rank_1() -> None:
-    """Three steps in a row lose their numbers."""
+    """Make the loss NaN in three consecutive steps."""
     _poison({10: math.nan, 12: math.nan, 14: math.nan})
 
 
 def lose_the_store_on_rank_1() -> None:
-    """Rank 1 does not see the store."""
+    """Make the store missing on rank 1."""
     if os.environ["RANK"] == "1":
         import gm_train.train.fit as fit
 
@@ -48,7 +48,7 @@ def lose_the_store_on_rank_1() -> None:
 
 
 def another_seed_on_rank_1() -> None:
-    """Rank 1 was given other words."""
+    """Give rank 1 another setting than the other ranks."""
     if os.environ["RANK"] == "1":
         import gm_train.config.load as settings
 
@@ -57,7 +57,7 @@ def another_seed_on_rank_1() -> None:
 
 
 def fill_the_disk_on_rank_1() -> None:
-    """Rank 1 cannot write its part of the second checkpoint, while the others write theirs."""
+    """Make rank 1 fail to write its part of the second checkpoint, while the others write theirs."""
     if os.environ["RANK"] != "1":
         return
     from torch.distributed.checkpoint.filesystem import FileSystemWriter
@@ -65,7 +65,7 @@ def fill_the_disk_on_rank_1() -> None:
     if "zero" not in os.environ["GM_TEST_STRATEGY"]:
         home, name, error = FileSystemWriter, "write_data", OSError(28, "No space left on device")
     else:
-        # What torch.save raises of a full disk.
+        # torch.save raises this on a full disk.
         from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 
         home, name, error = TorchCheckpointEngine, "save", RuntimeError("[enforce fail] No space left on device")
@@ -74,7 +74,7 @@ def fill_the_disk_on_rank_1() -> None:
     def full(*words: Any, **more: Any) -> Any:
         nonlocal calls
         calls += 1
-        # DeepSpeed's rank 1 writes one file of stage 2 in a save, two of stage 3.
+        # Per save, DeepSpeed's rank 1 writes one file with ZeRO stage 2 and two with stage 3.
         if calls > (2 if os.environ["GM_TEST_STRATEGY"] == "zero3" else 1):
             raise error
         return real(*words, **more)
@@ -83,7 +83,7 @@ def fill_the_disk_on_rank_1() -> None:
 
 
 def damage_the_validation_of_rank_1() -> None:
-    """Rank 1 alone finds a chunk damaged among the held-out cells."""
+    """Make rank 1, and only rank 1, find a damaged chunk among the held-out cells."""
     if os.environ["RANK"] != "1":
         return
     from data_shards.store.quarantine import DamagedChunk
@@ -91,16 +91,16 @@ def damage_the_validation_of_rank_1() -> None:
 
     real = CellDataModule.validation_batches
 
-    def found(data: CellDataModule) -> Any:
+    def damaged(data: CellDataModule) -> Any:
         batches = real(data)
         batches[0].info.damaged = (DamagedChunk("first", "c/0", 3, 192, 256),)
         return batches
 
-    CellDataModule.validation_batches = found  # type: ignore[method-assign]
+    CellDataModule.validation_batches = damaged  # type: ignore[method-assign]
 
 
 def forget_deepspeed() -> None:
-    """As if DeepSpeed were not installed."""
+    """Make DeepSpeed seem not installed."""
     import importlib.util
 
     real = importlib.util.find_spec

@@ -1,4 +1,4 @@
-"""`gm-train data shards` killed at any step that it takes on disk."""
+"""Kill `gm-train data shards` at any of its operations on disk."""
 
 import os
 import signal
@@ -8,29 +8,32 @@ from typing import Any
 
 from data_shards.prepare import rank_datasets
 
-#: What changes a disk from Python; Path's methods and shutil call these.
+#: Functions of `os` that change a disk; the methods of Path and shutil call these.
 STEPS = ("rename", "mkdir", "rmdir", "unlink", "fsync")
 
 
 def set_up(part_cells: int = 16, die_at: int | None = None, count: Path | None = None, user: int | None = None) -> None:
-    """To be called first in the process of the command.
+    """Prepare the process of the command; call this first in it.
 
-    `part_cells` are the cells of a part; `die_at` is the number of the step on disk before which the process is killed;
-    `count` is a file that says how many steps were taken so far; `user` is the user id that it goes on with.
+    Args:
+        part_cells: cells of a part.
+        die_at: number (from 1) of the operation on disk before which the process is killed; None for none.
+        count: file that receives the number of operations so far.
+        user: user id to switch to.
     """
     rank_datasets.PART_CELLS = part_cells
     if user is not None:
         os.setuid(user)
-    taken = 0
+    operations = 0
 
     def counted(real: Callable[..., Any]) -> Callable[..., Any]:
         def step(*arguments: Any, **more: Any) -> Any:
-            nonlocal taken
-            taken += 1
-            if taken == die_at:
+            nonlocal operations
+            operations += 1
+            if operations == die_at:
                 os.kill(os.getpid(), signal.SIGKILL)
             if count is not None:
-                count.write_text(str(taken))
+                count.write_text(str(operations))
             return real(*arguments, **more)
 
         return step

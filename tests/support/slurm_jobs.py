@@ -1,4 +1,4 @@
-"""A real training job: launched as a user does it, halted between two steps, signalled rank by rank."""
+"""Real training jobs: launch them as a user does, halt them between two steps, signal single ranks."""
 
 import json
 import os
@@ -14,12 +14,18 @@ from tests.slurm.conftest import FINAL, Slurm, poll
 from tests.support.training_runs import history
 
 LOCAL_CPU = str(Path(__file__).parents[2] / "configs/cluster/local-cpu.yaml")
-#: For what takes seconds on a quiet machine.
+#: Seconds to wait for what takes a few seconds on an idle machine.
 PATIENCE = 240.0
 
 
 def launch(slurm: Slurm, run: Path, *words: str) -> "Job":
-    """`gm-train launch` onto both nodes with one rank each, unless the words say otherwise; it must succeed."""
+    """Run `gm-train launch`, which must succeed, on both nodes with one rank each.
+
+    Args:
+        slurm: the test cluster.
+        run: the run directory.
+        words: further settings; they override the defaults.
+    """
     assert main(["launch", LOCAL_CPU, f"run.dir={run}", *words]) == 0
     number = max((run / "launch").glob("*/job_id")).read_text()
     return Job(slurm, int(number), run)
@@ -34,7 +40,7 @@ class Job:
     run: Path
 
     def step(self) -> int:
-        """The last step that is recorded, 0 before there is one."""
+        """The last recorded step; 0 if there is none yet."""
         return max((row["step"] for row in history(self.run)), default=0)
 
     def saved(self) -> list[int]:
@@ -42,33 +48,34 @@ class Job:
         return [checkpoint.step for checkpoint in list_checkpoints(self.run / "checkpoints")]
 
     def starts(self) -> list[dict[str, Any]]:
-        """What environment.json says of each start."""
+        """The entry of each start in environment.json."""
         starts: list[dict[str, Any]] = json.loads((self.run / "environment.json").read_text())["starts"]
         return starts
 
     def said(self, who: str = "*") -> str:
-        """What `batch`, rank `0` or rank `1` printed; by default all of it."""
+        """The output of the `batch` script, rank `0` or rank `1`; of all of them by default."""
         logs = sorted((self.run / "logs").glob(f"{self.number}-{who}.out"))
         return "\n".join(f"--- {log.name}\n{log.read_text()}" for log in logs)
 
     def ranks(self, restart: int = 0) -> dict[int, int]:
-        """The processes of the ranks of one start, once they run Python, by rank."""
-        found: dict[int, tuple[int, int]] = {}
+        """The process id of each rank of one start; only of ranks that already run Python."""
+        rank_and_parent: dict[int, tuple[int, int]] = {}
         for pid in self.slurm.processes(self.number):
             variables = dict(word.partition("=")[::2] for word in proc.words(pid, "environ"))
             trains = proc.words(pid, "cmdline")[1:4] == ["-m", "gm_train.cli", "fit"]
             parent = proc.status(pid).get("PPid")
             if trains and parent and int(variables.get("SLURM_RESTART_COUNT", 0)) == restart:
-                found[pid] = int(variables["SLURM_PROCID"]), int(parent)
-        # The loader workers of a rank are copies of it.
-        return {rank: pid for pid, (rank, parent) in found.items() if parent not in found}
+                rank_and_parent[pid] = int(variables["SLURM_PROCID"]), int(parent)
+        # Leave out the loader workers of a rank, which are forks of it.
+        return {rank: pid for pid, (rank, parent) in rank_and_parent.items() if parent not in rank_and_parent}
 
     def wait_for_step(self, step: int) -> None:
+        """Wait until this step is recorded."""
         poll(lambda: self.step() >= step or self.slurm.state(self.number) == "FAILED", PATIENCE, self.said)
         assert self.step() >= step, self.said()
 
     def wait(self, state: str) -> None:
-        """Wait for the job's end, which must be this one."""
+        """Wait until the job ends; assert that it ends in this state."""
         poll(self.is_over, PATIENCE, lambda: f"not over\n{self}")
         assert self.slurm.state(self.number) == state, str(self)
 
@@ -77,19 +84,20 @@ class Job:
         return int(self.slurm.field(self.number, "Restarts"))
 
     def is_over(self) -> bool:
+        """Whether the job has ended."""
         return self.slurm.state(self.number) in FINAL
 
     def wait_for_requeue(self, restarts: int) -> None:
-        """Wait until the job was put back into the queue so many times; it starts again by itself after a while."""
+        """Wait until the job has been requeued `restarts` times; it starts again by itself after a while."""
         poll(lambda: self.restarts() >= restarts or self.is_over(), PATIENCE, lambda: f"not requeued\n{self}")
         assert self.restarts() == restarts, str(self)
 
     def come_back(self, restarts: int) -> None:
-        """Wait until the job was requeued so many times, and let it start."""
+        """Wait until the job has been requeued `restarts` times, and let it start at once."""
         self.slurm.start_now(self.number, restarts, PATIENCE)
 
     def halt(self, *only: int, restart: int = 0) -> int:
-        """Stop all ranks of a start, or only some, wherever they are; returns the last step that they recorded."""
+        """Stop (SIGSTOP) the given ranks of a start, or all, at any point; return the last recorded step."""
         ranks = {rank: pid for rank, pid in self.ranks(restart).items() if rank in only or not only}
         assert ranks, f"no ranks of start {restart + 1}\n{self}"
         for pid in ranks.values():
@@ -98,12 +106,12 @@ class Job:
         return self.step()
 
     def go_on(self, restart: int = 0) -> None:
-        """Let halted ranks run."""
+        """Let halted ranks continue (SIGCONT)."""
         for pid in self.ranks(restart).values():
             os.kill(pid, signal.SIGCONT)
 
     def wait_for_usr1(self, *ranks: int, restart: int = 0) -> None:
-        """Wait until USR1 has reached these halted ranks."""
+        """Wait until SIGUSR1 is pending for these halted ranks."""
         pids = self.ranks(restart)
         poll(lambda: all(_has_usr1(pids[rank]) for rank in ranks), PATIENCE, lambda: f"no USR1 yet\n{self}")
 

@@ -29,7 +29,13 @@ def small_config(**changes: Any) -> ModelConfig:
 
 
 def random_model(config: ModelConfig, seed: int, dtype: torch.dtype = torch.float64) -> GeneMamba:
-    """A model all of whose parameters differ from their initial values, which are ones and zeros in places."""
+    """Make a model with noise on all parameters, since some initial values are ones or zeros.
+
+    Args:
+        config: of the model.
+        seed: of parameters and noise.
+        dtype: of the parameters.
+    """
     torch.manual_seed(seed)
     model = GeneMamba(config, VOCABULARY).to(dtype)
     with torch.no_grad():
@@ -39,13 +45,17 @@ def random_model(config: ModelConfig, seed: int, dtype: torch.dtype = torch.floa
 
 
 def random_cells(lengths: list[int], seed: int) -> list[Tensor]:
-    """Cells of random genes: int64 (length,) each."""
+    """Draw cells of random genes: int64 (length,) each."""
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(2, VOCABULARY, (length,), generator=generator) for length in lengths]
 
 
 def pack(rows: list[list[Tensor]], tail: int) -> tuple[Tensor, Tensor]:
-    """Rows of cells to (input_ids, segment), with at least `tail` unused tokens at the end of each row."""
+    """Pack rows of cells, with at least `tail` unused tokens at the end of each row.
+
+    Returns:
+        input_ids and segment (1, 2, … for the cells of a row, 0 for unused), int64 (rows, length) each.
+    """
     length = max(sum(map(len, row)) for row in rows) + tail
     input_ids = torch.zeros(len(rows), length, dtype=torch.int64)
     segment = torch.zeros(len(rows), length, dtype=torch.int64)
@@ -59,7 +69,7 @@ def pack(rows: list[list[Tensor]], tail: int) -> tuple[Tensor, Tensor]:
 
 
 def relative_error(value: Tensor, expected: Tensor) -> float:
-    """Largest deviation over largest expected magnitude."""
+    """The largest deviation divided by the largest expected magnitude."""
     return ((value - expected).abs().max() / expected.abs().max().clamp(min=1e-300)).item()
 
 

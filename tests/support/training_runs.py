@@ -1,4 +1,4 @@
-"""Real training processes that can be killed, started quickly from a server that has torch imported already."""
+"""Real training processes that can be killed, started quickly from a server that has imported torch."""
 
 import contextlib
 import multiprocessing
@@ -20,12 +20,12 @@ _CONTEXT.set_forkserver_preload(
     ["gm_train.cli.main", "gm_train.train.fit", "gm_train.strategies.zero", "data_shards.prepare.make_store"]
 )
 
-# What must agree between a run that was interrupted and one that was not. Speed and time of day may differ.
+# Fields that must agree between an interrupted and an uninterrupted run. Speed and time of day may differ.
 EXACT = ("step", "position", "loss", "l_lang", "l_pathway", "grad_norm", "lr", "sample_hash", "val_loss")
 
 
 def _die_at(name: str, call: int) -> None:
-    """Make the process kill itself when it enters a function of the saving code for the `call`-th time."""
+    """Make this process kill itself when it calls a function of the saving code for the `call`-th time."""
     from gm_train.checkpoint import save
     from gm_train.strategies import steps
     from gm_train.train import recorder
@@ -80,11 +80,15 @@ def start(
     env: dict[str, str] | None = None,
     prepare: Callable[[], None] | None = None,
 ) -> Any:
-    """Start `gm-train fit` in a process of its own.
+    """Start `gm-train fit` in its own process and return the process.
 
-    `file_limit` is the largest file that it may write, in bytes; `die_at` a function of the saving code and the number
-    of the call at which the process is killed; `env` further variables; `prepare`, a function of a module, is called
-    in the process first.
+    Args:
+        words: arguments of `gm-train fit`.
+        log: file to which standard output and standard error are appended.
+        file_limit: largest file that the process may write, in bytes.
+        die_at: name of a function of the saving code, and number (from 1) of the call that kills the process.
+        env: further environment variables.
+        prepare: function of a module that the process calls first.
     """
     process = _CONTEXT.Process(target=_train, args=(words, str(log), file_limit, die_at, env or {}, prepare))
     process.start()
@@ -92,7 +96,16 @@ def start(
 
 
 def train(words: list[str], log: Path, file_limit: int | None = None) -> int:
-    """`gm-train fit` to its end; returns its exit code."""
+    """Run `gm-train fit` to its end.
+
+    Args:
+        words: arguments of `gm-train fit`.
+        log: file to which standard output and standard error are appended.
+        file_limit: largest file that the process may write, in bytes.
+
+    Returns:
+        The exit code.
+    """
     process = start(words, log, file_limit)
     process.join()
     return int(process.exitcode)
@@ -100,20 +113,24 @@ def train(words: list[str], log: Path, file_limit: int | None = None) -> int:
 
 @dataclass
 class RankProcesses:
-    """The ranks of one run, each a process, as a launcher would have started them."""
+    """The ranks of one run, one process each, as a launcher starts them."""
 
     processes: list[Any] = field(default_factory=list)
 
     def alive(self) -> bool:
+        """Whether all ranks are running."""
         return all(process.is_alive() for process in self.processes)
 
     def signal(self, number: int, rank: int | None = None) -> None:
-        """Send a signal to one rank, or to all."""
+        """Send a signal to one rank, or to all if `rank` is None."""
         for process in self.processes if rank is None else [self.processes[rank]]:
             os.kill(process.pid, number)
 
     def join(self, timeout: float = 120.0) -> list[int | None]:
-        """Exit codes; once a rank has failed, what is left after ten seconds is killed, as a launcher does."""
+        """Wait for all ranks and return their exit codes.
+
+        As a launcher does, kill the remaining ranks ten seconds after one has failed, or after `timeout` seconds.
+        """
         deadline = time.monotonic() + timeout
         while any(process.exitcode is None for process in self.processes):
             time.sleep(0.02)
@@ -133,7 +150,16 @@ def start_ranks(
     die_at: dict[int, tuple[str, int]] | None = None,
     env: dict[str, str] | None = None,
 ) -> RankProcesses:
-    """Start `gm-train fit` as ranks of one run; `die_at` names the ranks that are to be killed in a save."""
+    """Start `gm-train fit` as the ranks of one run.
+
+    Args:
+        words: arguments of `gm-train fit`.
+        n_ranks: number of ranks.
+        log: file to which standard output and standard error of all ranks are appended.
+        prepare: function of a module that each process calls first.
+        die_at: `die_at` of `start`, for each rank that is to be killed in a save.
+        env: further environment variables.
+    """
     common = {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
@@ -154,17 +180,34 @@ def train_ranks(
     prepare: Callable[[], None] | None = None,
     env: dict[str, str] | None = None,
 ) -> list[Any]:
-    """`gm-train fit` on ranks to its end; returns their exit codes."""
+    """Run `gm-train fit` on several ranks to its end.
+
+    Args:
+        words: arguments of `gm-train fit`.
+        n_ranks: number of ranks.
+        log: file to which standard output and standard error of all ranks are appended.
+        prepare: function of a module that each process calls first.
+        env: further environment variables.
+
+    Returns:
+        The exit code of each rank.
+    """
     return start_ranks(words, n_ranks, log, prepare, env=env).join()
 
 
 def history(run: Path) -> list[dict[str, Any]]:
-    """The rows of metrics.jsonl, reduced to what must be exact."""
+    """The rows of metrics.jsonl, reduced to the fields in `EXACT`."""
     return [{key: row[key] for key in EXACT if key in row} for row in read_rows(run / METRICS)]
 
 
 def assert_close(ours: Path, theirs: Path, tolerance: float = 1e-5) -> None:
-    """The same steps on the same samples, with losses that differ by rounding alone."""
+    """Assert that two runs made the same steps on the same samples, with losses that differ only by rounding.
+
+    Args:
+        ours: a run directory.
+        theirs: the other run directory.
+        tolerance: largest absolute difference of losses and gradient norms.
+    """
     a, b = history(ours), history(theirs)
     same = ("step", "position", "sample_hash", "lr")
     assert [[row.get(key) for key in same] for row in a] == [[row.get(key) for key in same] for row in b]

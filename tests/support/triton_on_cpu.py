@@ -1,8 +1,8 @@
-"""mamba_ssm's kernels on the CPU, by Triton's interpreter: `python -m tests.support.triton_on_cpu` prints their errors.
+"""Run mamba_ssm's kernels on the CPU with Triton's interpreter; `python -m tests.support.triton_on_cpu` prints errors.
 
-`parity.py` starts it, in a process of its own: TRITON_INTERPRET has to be set before anything imports triton. The
-interpreter keeps bfloat16 as bits: it cuts float32 off where a GPU rounds to the nearest, and multiplies the bits
-themselves in a matrix product. Both are mended here; whatever else would compute on the bits is refused.
+`parity.py` starts this in its own process: TRITON_INTERPRET must be set before anything imports triton. The interpreter
+keeps bfloat16 as bits: it truncates float32 where a GPU rounds to nearest, and it multiplies the bits themselves in a
+matrix product. Both are fixed here; any other operation that would compute on the bits is refused.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from tests.support.parity import SMALL, measure
 
 
 def patch() -> None:
-    """Let mamba_ssm run on CPU tensors."""
+    """Patch torch and Triton so that mamba_ssm runs on CPU tensors."""
     torch.cuda.device = lambda index: contextlib.nullcontext()  # type: ignore[assignment,misc]
     torch.cuda.get_device_properties = lambda device: types.SimpleNamespace(multi_processor_count=1)  # type: ignore[assignment]
     builder = interpreter.InterpreterBuilder
@@ -58,5 +58,5 @@ def _widen(bits: Any) -> Any:
 
 if __name__ == "__main__":
     patch()
-    scan_kernels.CHUNK = SMALL.chunk  # the package's own would be one chunk
+    scan_kernels.CHUNK = SMALL.chunk  # the package's default would put all tokens in one chunk
     print(json.dumps(measure("mamba_ssm")))

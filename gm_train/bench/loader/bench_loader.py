@@ -1,4 +1,4 @@
-"""`gm-train bench loader`: loaders side by side on the same cells."""
+"""`gm-train bench loader`: compare loaders on the same cells."""
 
 import os
 from collections.abc import Sequence
@@ -43,18 +43,19 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class LoaderPlan:
-    """The whole benchmark.
+    """Settings of the whole benchmark.
 
     Attributes:
-        parts: sections, of `PARTS`.
-        n_cells: cells to simulate, if no files are named.
-        compression: of their counts.
-        store: a token store of yours.
-        h5ad: cells of yours; a store is made of them if none is named.
+        parts: sections to run, from `PARTS`.
+        n_cells: cells to simulate if neither `store` nor `h5ad` is given.
+        compression: compression of the simulated counts.
+        store: the user's token store.
+        h5ad: the user's counts; a store is made from them if none is given.
         turns: timed turns of each loader, in alternation.
-        turn_s: seconds of a turn, at least; our own loader takes whole cycles of its pools.
-        out: folder of the results, and of the cells.
+        turn_s: least seconds of a turn; our own loader takes whole cycles of its pools.
+        out: folder for the results and the cells.
         asked: the command line, for the report.
+        workers: processes that simulate and prepare cells.
     """
 
     parts: tuple[str, ...] = PARTS
@@ -69,7 +70,7 @@ class LoaderPlan:
     workers: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
 
     def check(self) -> None:
-        """Raises ConfigError, with every problem, for what cannot be run or would not be worth reporting."""
+        """Raise ConfigError with all problems if the plan cannot be run or would not be worth reporting."""
         problems = [f"--parts {name}: expected some of {', '.join(PARTS)}" for name in self.parts if name not in PARTS]
         if self.turns < FEWEST_STEPS:
             problems.append(f"--turns {self.turns}: nothing is reported from fewer than {FEWEST_STEPS} turns")
@@ -80,16 +81,16 @@ class LoaderPlan:
 
 
 def quick(plan: LoaderPlan) -> LoaderPlan:
-    """A plan of a minute or two."""
+    """Shorten a plan to a minute or two."""
     return replace(plan, n_cells=5000, turns=FEWEST_STEPS, turn_s=0.1)
 
 
 def run_bench_loader(plan: LoaderPlan) -> list[Path]:
-    """Run a plan and write `bench.json` and `bench.md`: their paths.
+    """Run a plan, write `bench.json` and `bench.md` and return their paths.
 
     Raises:
-        ConfigError: a plan that cannot be run.
-        DataError: no store, or cells that cannot be read.
+        ConfigError: the plan cannot be run.
+        DataError: the store or the cells cannot be read.
     """
     plan.check()
     plan.out.mkdir(parents=True, exist_ok=True)
@@ -128,7 +129,7 @@ def _cells(plan: LoaderPlan, say: Say) -> LoaderCells:
     if plan.h5ad is None and plan.store is None:
         h5ad = simulated_counts(folder, plan.n_cells, plan.compression, plan.workers, say)
     elif plan.h5ad is not None:
-        # What peers make of a file is kept by its name.
+        # Peers keep their copies of a file under its name.
         folder = plan.out / f"cells-{plan.h5ad.stem}"
     folder.mkdir(parents=True, exist_ok=True)
     if plan.store is not None:
@@ -138,7 +139,7 @@ def _cells(plan: LoaderPlan, say: Say) -> LoaderCells:
 
 
 def _mixed_store(plan: LoaderPlan, cells: LoaderCells, say: Say) -> Path:
-    """A store of yours as it is; of simulated cells, one whose cells are sorted by type, the worst case."""
+    """The user's store as it is; otherwise a store of simulated cells sorted by type, the worst case."""
     if plan.store is not None or plan.h5ad is not None:
         return cells.store
     folder = plan.out / f"sorted-{plan.n_cells}"
@@ -148,23 +149,28 @@ def _mixed_store(plan: LoaderPlan, cells: LoaderCells, say: Say) -> Path:
 
 
 def race(plan: LoaderPlan, cells: LoaderCells, say: Say) -> tuple[list[Row], list[str]]:
-    """All loaders that are installed, in alternation, for each of the ways.
+    """Time all installed loaders, in alternation, in each of the ways.
+
+    Args:
+        plan: turns and their length.
+        cells: the cells to load.
+        say: takes progress lines.
 
     Returns:
-        A row for each loader and way, and what was left out, as sentences.
+        A row for each loader and way; and sentences about what was left out.
     """
     names = [OURS, CEILING]
     left_out = []
     for peer in PEERS:
         if cells.h5ad is None:
-            left_out.append(f"{peer.name}: reads counts, and only a store was named: add --h5ad.")
+            left_out.append(f"{peer.name}: reads counts, but only a store was given: add --h5ad.")
         elif missing := peer.missing():
             left_out.append(f"{peer.name}: not installed ({', '.join(missing)} cannot be imported).")
         else:
             names.append(peer.name)
     rows: list[Row] = []
     with ExitStack() as stack:
-        # One thread each, as one loader process has; a store's chunks are decoded by TensorStore's own threads.
+        # Threads stay at their defaults, as in one loader process; TensorStore decodes chunks in threads of its own.
         workers = [
             stack.enter_context(BenchProcess(name, None, LoaderRunner, cells, name, plan.turn_s)) for name in names
         ]
@@ -187,10 +193,12 @@ def race(plan: LoaderPlan, cells: LoaderCells, say: Say) -> tuple[list[Row], lis
 
 
 def measured(turns: Sequence[tuple[float, float, int, int]]) -> Row:
-    """Rates over all turns, since a loader may read ahead in one for the next, and quartiles of the turns' own.
+    """Compute rates over all turns together, and quartiles of the rates of single turns.
+
+    The rates are those of all turns together since a loader may read ahead in one turn for the next.
 
     Args:
-        turns: seconds, cells, tokens and slots of each.
+        turns: seconds, cells, tokens and slots of each turn.
     """
     seconds, cells, tokens, slots = (sum(column) for column in zip(*turns, strict=True))
     low, high = np.percentile([of_turn[1] / of_turn[0] for of_turn in turns], [25, 75]).tolist()
@@ -204,7 +212,7 @@ def measured(turns: Sequence[tuple[float, float, int, int]]) -> Row:
 
 
 def with_ratios(rows: list[Row]) -> list[Row]:
-    """Rows with `ours_over`, our cells a second over those of the loader, in the same way."""
+    """Add `ours_over` to rows: our cells/s divided by those of the loader, in the same way."""
     ours = {row["way"]: row["cells_per_s"] for row in rows if row["loader"] == OURS}
     return [row | {"ours_over": ours[row["way"]] / row["cells_per_s"]} for row in rows]
 

@@ -1,4 +1,4 @@
-"""The results of `gm-train bench loader` as Markdown."""
+"""Render the results of `gm-train bench loader` as Markdown."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ Row = dict[str, Any]
 
 
 def render_loader(results: Row) -> str:
-    """All sections that were run."""
+    """Render all sections that were run."""
     parts = [_head(results)]
     if "race" in results:
         parts.append(_race(results["race"]))
@@ -23,9 +23,9 @@ def render_loader(results: Row) -> str:
 
 
 _ALWAYS = (
-    "Cold caches: everything that is read has been read before, and stays in memory where there is room.",
-    "More than one process: each loader has one, with the threads that it starts by itself.",
-    "Masks, pathway genes and the way to a device.",
+    "Cold caches: all data were read before, and stay in memory if there is room.",
+    "More than one process: each loader has one process, with the threads that it starts by itself.",
+    "Masks, pathway genes and the copy to a device.",
 )
 
 
@@ -38,11 +38,11 @@ def _head(results: Row) -> str:
             f"{made['date']}, {made['cpu']}, {made['cores']} cores; Python {made['python']}, "
             + versions(made["packages"], made["git"]),
             f"{cells['cells']:,} {'simulated ' if cells['simulated'] else ''}cells of {cells['mean_tokens']:,.0f} "
-            f"tokens on average, top-k {cells['top_k']:,}. {made['turns']} turns a loader, of {made['turn_s']:g} s "
-            "or more, in alternation, after four untimed ones. "
-            f"A turn of `{OURS}` is a whole cycle (or several), in which each of its lanes packs one pool: "
-            f"{cells['of_a_cycle']:,.0f} cells; a cycle and a half before them are untimed. "
-            "Cells of all turns over their seconds, with the quartiles of the turns in brackets.",
+            f"tokens on average, top-k {cells['top_k']:,}. {made['turns']} turns per loader, in alternation, of "
+            f"{made['turn_s']:g} s or more, after four untimed ones. "
+            f"A turn of `{OURS}` is one or more whole cycles; in a cycle each of its lanes packs one pool: "
+            f"{cells['of_a_cycle']:,.0f} cells. The first one and a half cycles are untimed. "
+            "Rates: cells of all turns divided by their seconds, with the quartiles of single turns in brackets.",
         ]
     )
 
@@ -56,22 +56,22 @@ def _race(rows: list[Row]) -> str:
     for way in WAYS:
         header += [ways[way], "gm-train over it"]
     lines = []
-    for loader, found in by_loader.items():
+    for loader, by_way in by_loader.items():
         line = [loader]
         for way in WAYS:
-            line += [_rate(found[way]), ratio(found[way]["ours_over"])] if way in found else ["failed", "-"]
-        measured = list(found.values())
+            line += [_rate(by_way[way]), ratio(by_way[way]["ours_over"])] if way in by_way else ["failed", "-"]
+        measured = list(by_way.values())
         lines.append([*line, seconds(measured[0]["first_s"]), mebibytes(measured[-1]["peak_memory"])])
     ours = next(row for row in rows if row["loader"] == OURS)
-    said = (
-        f"`{OURS}` delivers packed int64 rows of tokens and segments in all three; its rows are "
+    note = (
+        f"`{OURS}` delivers packed int64 rows of tokens and segments in all three ways; its rows are "
         f"{ours['real_tokens']:.1%} full. `{CEILING}` is TensorStore alone, with 16 reads in flight. The others "
         f"deliver batches of {BATCH} cells in random order: as sparse counts; ranked a cell at a time by numpy's "
-        "argsort, padded to top-k; or ranked by gm-train's own kernel, padded, which is more than they come with."
+        "argsort, padded to top-k; or ranked by gm-train's own kernel, which they do not come with, and padded."
     )
     return (
-        f"## Loaders\n\n{table([*header, 'to the first batch', 'peak memory'], lines)}\n\n{said} The time to a first "
-        "batch has in it what a loader makes of the cells at its first start."
+        f"## Loaders\n\n{table([*header, 'to the first batch', 'peak memory'], lines)}\n\n{note} The time to the "
+        "first batch includes the copy of the cells that some loaders make at their first start."
     )
 
 

@@ -1,4 +1,4 @@
-"""Loaders that are compared: what the process of each holds, and the turns that it takes."""
+"""The loaders that are compared, and the object that times each one in its worker process."""
 
 import itertools
 import time
@@ -24,16 +24,17 @@ from gm_train.bench.rankings import Batcher
 from gm_train.config.schema import DataConfig
 
 OURS, CEILING = "gm-train", "chunks, read and dropped"
-#: What is done with the counts that peers deliver; each is a race of its own.
+#: The ways: what is done with the counts that peers deliver. Each is a separate race.
 COUNTS, BY_ROWS, BY_KERNEL = "counts", "tokens, ranked by numpy", "tokens, ranked by our kernel"
 WAYS = (COUNTS, BY_ROWS, BY_KERNEL)
 _READS = 16
-#: Untimed turns of a peer, and cycles of our own: it ends amid a cycle, whose ends the pools may have in common.
+#: Untimed turns of a peer, and untimed cycles of our own loader: the half makes timing start in the middle of a cycle,
+#: since all pools may end at the end of one.
 _UNTIMED, _UNTIMED_CYCLES = 4, 1.5
 
 
 class Batch(NamedTuple):
-    """What a loader has delivered: cells, tokens and places for tokens."""
+    """Size of what a loader has delivered: cells, real tokens, and slots for tokens (pads included)."""
 
     cells: float
     tokens: int
@@ -46,8 +47,8 @@ class LoaderCells:
 
     Attributes:
         store: token store.
-        h5ad: the same cells as counts; None without: then there are no peers.
-        folder: for what is made of them.
+        h5ad: the same cells as counts; with None, peers cannot take part.
+        folder: for the copies of the cells that peers make.
     """
 
     store: Path
@@ -56,16 +57,16 @@ class LoaderCells:
 
 
 def default_plan(manifest: Manifest) -> RowPlan:
-    """How a run with the default settings reads a store."""
+    """Return the plan by which a run with the default settings reads a store."""
     data = DataConfig()
     return RowPlan(0, data.lanes, choose_pool_blocks(manifest), data.group_cells, data.row_length)
 
 
 def cycle_cells(manifest: Manifest) -> float:
-    """Cells that `own_batches` delivers while each lane comes to the end of a pool and packs one, on average.
+    """Return the average number of cells in a cycle, in which each lane of `own_batches` uses up and packs one pool.
 
-    Lanes may do so together, and deliver rows at many times the average speed in between: only over whole cycles is a
-    speed one that lasts.
+    Lanes may all pack at the same time, and deliver rows at many times the average speed in between. Only over whole
+    cycles is a speed sustainable.
     """
     plan = default_plan(manifest)
     n_train = sum(data_set.n_train for data_set in manifest.datasets)
@@ -73,7 +74,7 @@ def cycle_cells(manifest: Manifest) -> float:
 
 
 def take_cells(batches: Iterator[Batch], n_cells: float) -> Batch:
-    """Take batches until they hold `n_cells`, at least one: their sum."""
+    """Take at least one batch, until they hold `n_cells` together, and return their sum."""
     cells, tokens, slots = next(batches)
     while cells < n_cells:
         batch = next(batches)
@@ -82,14 +83,14 @@ def take_cells(batches: Iterator[Batch], n_cells: float) -> Batch:
 
 
 def settle(batches: Iterator[Batch], manifest: Manifest) -> None:
-    """Take untimed batches of `own_batches`: behind them any whole number of cycles is the same work."""
+    """Take untimed batches of `own_batches`. After them, any whole number of cycles is the same amount of work."""
     take_cells(batches, _UNTIMED_CYCLES * cycle_cells(manifest))
 
 
 def own_batches(cells: LoaderCells) -> Iterator[Batch]:
-    """Packed rows of a step, in the order of a run with the default settings: tokens and segments, int64.
+    """Yield packed rows of a step in the order of a run with the default settings: tokens and segments, int64.
 
-    They are laid out in the memory of the batch before the last one.
+    Two buffers are used in turn: a batch overwrites the one before the last.
     """
     data = DataConfig()
     reader = StoreReader(cells.store, data.cache_mb << 20)
@@ -103,7 +104,7 @@ def own_batches(cells: LoaderCells) -> Iterator[Batch]:
 
 
 def chunk_batches(cells: LoaderCells) -> Iterator[Batch]:
-    """The inner chunks of tokens in random order, 16 reads in flight, as uint16 and otherwise left alone."""
+    """Read the inner chunks of tokens in random order with 16 reads in flight; the uint16 tokens are dropped."""
     manifest = Manifest.load(cells.store)
     arrays: list[Any] = []
     chunks = []
@@ -118,8 +119,8 @@ def chunk_batches(cells: LoaderCells) -> Iterator[Batch]:
     rng = np.random.default_rng(0)
     while True:
         pending: list[Any] = []
-        for place in rng.permutation(len(chunks)):
-            number, start, stop = chunks[place]
+        for index in rng.permutation(len(chunks)):
+            number, start, stop = chunks[index]
             pending.append(arrays[number][start:stop].read())
             if len(pending) == _READS:
                 n = len(pending.pop(0).result())
@@ -130,7 +131,13 @@ def chunk_batches(cells: LoaderCells) -> Iterator[Batch]:
 
 
 def peer_batches(cells: LoaderCells, name: str, way: str) -> Iterator[Batch]:
-    """Batches of another loader, as counts or as padded tokens."""
+    """Yield batches of another loader, as counts or as padded tokens.
+
+    Args:
+        cells: the cells; `h5ad` is required.
+        name: of the peer.
+        way: one of `WAYS`.
+    """
     assert cells.h5ad is not None
     tokenizer = Tokenizer.load(cells.store)
     with open_counts(cells.h5ad) as counts:
@@ -144,12 +151,12 @@ def peer_batches(cells: LoaderCells, name: str, way: str) -> Iterator[Batch]:
 
 
 class LoaderRunner:
-    """A loader: what a worker holds.
+    """A loader, timed in a worker process.
 
     Args:
-        cells: what it reads.
-        name: `OURS`, `CEILING` or a peer's.
-        turn_s: seconds of a step, at least; it ends with a whole batch, and that of `OURS` with a whole cycle.
+        cells: the cells that it reads.
+        name: `OURS`, `CEILING` or a peer's name.
+        turn_s: least seconds of a turn; a turn ends after a whole batch, a turn of `OURS` after a whole cycle.
     """
 
     def __init__(self, cells: LoaderCells, name: str, turn_s: float) -> None:
@@ -159,10 +166,10 @@ class LoaderRunner:
         self._unit = cycle_cells(self._manifest) if name == OURS else 0.0
 
     def use(self, way: str) -> float:
-        """Begin anew, and take untimed batches, so that what is read ahead has come round once.
+        """Restart the loader and take untimed batches, until those that were read ahead at the start are used up.
 
         Returns:
-            Seconds until the first batch; of a peer's first start, with the copy of the cells that it wants.
+            Seconds to the first batch. At a peer's first start they include its copy of the cells.
         """
         start = time.perf_counter()
         if self._name == OURS:
@@ -182,7 +189,7 @@ class LoaderRunner:
         return waited
 
     def steps(self, n: int) -> list[tuple[float, float, int, int]]:
-        """Take steps: seconds, cells, tokens and slots of each."""
+        """Take n turns and return the seconds, cells, tokens and slots of each."""
         taken = []
         for _ in range(n):
             start = time.perf_counter()
@@ -195,5 +202,5 @@ class LoaderRunner:
         return taken
 
     def peak_memory(self) -> int | None:
-        """Most resident bytes of the process so far."""
+        """Return the most resident bytes of the process so far, or None if the system does not report them."""
         return Footprint.own()

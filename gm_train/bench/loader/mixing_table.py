@@ -1,4 +1,4 @@
-"""How near a step's cell types are to a full shuffle, by lanes and blocks of a pool."""
+"""How close the cell types of a step are to a full shuffle, by lanes and blocks per pool."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,9 +12,9 @@ from gm_train.bench.tables import table
 from gm_train.config.schema import DataConfig
 
 COLUMN = "cell_type"
-#: Steps whose cells are looked at as one.
+#: Numbers of consecutive steps whose cells are pooled.
 TOGETHER = (1, 10, 100)
-#: Cells of a run of steps that is looked at, about; as many passes over a store as that takes.
+#: About as many cells are examined per setting, in as many passes over the store as that takes.
 _CELLS = 100_000
 _FEW_LANES = 8
 
@@ -22,10 +22,14 @@ Row = dict[str, Any]
 
 
 def run_mixing(store: Path, say: Say) -> list[Row]:
-    """The default order of a store, then fewer lanes, then single blocks.
+    """Measure the default order of a store, then fewer lanes, then pools of a single block.
+
+    Args:
+        store: token store whose cells have a column `cell_type`.
+        say: takes progress lines.
 
     Raises:
-        DataError: a data set without a column of cell types.
+        DataError: a data set has no column of cell types.
     """
     reader = StoreReader(store, DataConfig().cache_mb << 20)
     labels = label_codes(reader, COLUMN)
@@ -39,7 +43,7 @@ def run_mixing(store: Path, say: Say) -> list[Row]:
         say(f"mixing: {lanes} lanes, {blocks} blocks")
         chosen = replace(default, lanes=lanes, pool_blocks=blocks)
         n_steps = max(1, round(_CELLS / (lanes * cells_per_row)))
-        found = measure_mixing(reader, chosen, 1, n_steps, labels, TOGETHER)
+        mixings = measure_mixing(reader, chosen, 1, n_steps, labels, TOGETHER)
         rows.append(
             {
                 "lanes": lanes,
@@ -47,7 +51,7 @@ def run_mixing(store: Path, say: Say) -> list[Row]:
                 "steps": n_steps,
                 "found": [
                     {"together": together, "cells": one.cells, "distance": one.distance, "shuffled": one.shuffled}
-                    for together, one in zip(TOGETHER, found, strict=False)
+                    for together, one in zip(TOGETHER, mixings, strict=False)
                 ],
             }
         )
@@ -55,7 +59,7 @@ def run_mixing(store: Path, say: Say) -> list[Row]:
 
 
 def render_mixing(rows: list[Row]) -> str:
-    """The table of a report."""
+    """Render the table of a report."""
     lines = [
         [
             f"{row['lanes']} x {row['pool_blocks']}",
@@ -77,6 +81,6 @@ def render_mixing(rows: list[Row]) -> str:
         "ratio",
     ]
     return (
-        f"## Mixing\n\n{table(header, lines)}\n\nMean total variation distance, 0 … 1, from the start of a run on; a "
-        "row a lane and step. 1x is a full shuffle."
+        f"## Mixing\n\n{table(header, lines)}\n\nMean total variation distance (0 … 1), from the start of a run, one "
+        "row per lane and step. A ratio of 1x is a full shuffle."
     )

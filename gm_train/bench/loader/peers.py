@@ -1,7 +1,7 @@
-"""Other loaders of single cells, each as its documentation sets it up for random order in one process.
+"""Other loaders of single cells, each set up as its documentation says, for random order in one process.
 
-They deliver counts. What they need besides the `.h5ad`, a copy in a format of their own, is made beforehand. Each is
-imported where it is used, since none of them has to be installed.
+They deliver counts. Some need a copy of the `.h5ad` in a format of their own; it is made at the first start. Each
+loader is imported where it is used, since none of them has to be installed.
 """
 
 import importlib.util
@@ -12,22 +12,22 @@ from typing import Any
 
 import scipy.sparse as sp
 
-#: Cells of a batch.
+#: Cells per batch.
 BATCH = 256
 _SCDATASET_FETCH = 16  # batches that scDataset reads at once: its default
-_SOMA_READ = 8192  # cells that tiledbsoma-ml reads at once; its default, 65,536, is more than a turn takes
+_SOMA_READ = 8192  # cells that tiledbsoma-ml reads at once; with the default, 65,536, a read would exceed a turn
 
 Batches = Iterator[sp.csr_matrix]
 
 
 @dataclass(frozen=True)
 class Peer:
-    """A loader of others.
+    """A loader from another project.
 
     Attributes:
-        name: in tables.
-        modules: what is imported for it.
-        batches: endless batches of counts in random order, from the `.h5ad` and a folder for a copy.
+        name: name in tables.
+        modules: modules that it imports.
+        batches: takes the `.h5ad` and a folder for a copy; yields endless batches of counts in random order.
     """
 
     name: str
@@ -35,14 +35,14 @@ class Peer:
     batches: Callable[[Path, Path], Batches]
 
     def missing(self) -> list[str]:
-        """Modules that are not installed."""
-        return [module for module in self.modules if not _is_there(module)]
+        """List the modules that are not installed."""
+        return [module for module in self.modules if not _is_installed(module)]
 
 
-def _is_there(module: str) -> bool:
+def _is_installed(module: str) -> bool:
     try:
         return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # a parent package that is not there
+    except ModuleNotFoundError:  # the parent package is not installed
         return False
 
 

@@ -1,4 +1,4 @@
-"""Time that work takes on a device, from idle to idle."""
+"""Time work on a device, from idle to idle."""
 
 import time
 
@@ -6,7 +6,7 @@ import torch
 
 
 class Clock:
-    """Waits for the device before it reads the time.
+    """A stopwatch that waits for the device to finish before it reads the time.
 
     Args:
         device: where the work runs.
@@ -22,8 +22,9 @@ class Clock:
         return time.perf_counter()
 
     def start(self) -> None:
+        """Start timing."""
         self._start = self._now()
 
     def stop(self) -> float:
-        """Seconds since the start."""
+        """Return the seconds since `start`."""
         return self._now() - self._start

@@ -1,4 +1,4 @@
-"""Peak resident memory of this process and of those that it starts."""
+"""Peak resident memory of this process and of the processes that it starts."""
 
 import os
 import threading
@@ -10,13 +10,13 @@ _EVERY_S = 0.05
 
 
 class Footprint:
-    """While it is entered, the most resident memory that any process had: this one, and the largest of its children.
+    """A context that records the peak resident memory of this process and of its largest child.
 
-    The system keeps the peak of each process; a child is asked again and again until it ends. What a process had before
-    counts as well, so that a fresh one is wanted. Where the system does not tell, both are None.
+    The system keeps the peak of each process; a thread polls those of children, since they vanish with the process.
+    Memory that a process used before also counts: use a fresh process.
 
     Attributes:
-        own_peak, child_peak: bytes; of no children, 0.
+        own_peak, child_peak: bytes; 0 without children; both None where the system does not report memory.
     """
 
     own_peak: int | None = None
@@ -43,5 +43,5 @@ class Footprint:
 
     @staticmethod
     def own() -> int | None:
-        """Most resident bytes of this process so far."""
+        """Return the most resident bytes of this process so far, or None if the system does not report them."""
         return proc.memory("VmHWM")

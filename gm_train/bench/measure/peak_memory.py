@@ -9,20 +9,20 @@ from data_shards.workers import proc
 
 
 def settle() -> None:
-    """Give back what is free, so that it does not count as in use."""
+    """Return free memory to the system, so that it does not count as in use."""
     gc.collect()
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc alone has it
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # only glibc has it
     if trim is not None:
         trim(0)
 
 
 class PeakMemory:
-    """The most memory in use since the last `reset`, above what was in use when this object was made.
+    """The peak memory since the last `reset`, minus what was in use when this object was made.
 
     Args:
-        device: whose memory is meant.
+        device: whose memory is measured.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -42,7 +42,7 @@ class PeakMemory:
             proc.forget_peak()
 
     def added(self) -> int | None:
-        """Bytes; None where the system does not tell."""
+        """Return the added bytes, or None if the system does not report them."""
         if self._device.type == "cuda":
             peak: int | None = torch.cuda.max_memory_allocated(self._device)
         else:

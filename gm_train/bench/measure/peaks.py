@@ -1,4 +1,4 @@
-"""What the machine can do at best, measured on the spot: matrix products and moving memory."""
+"""Measure the machine's peaks: matrix products and memory bandwidth."""
 
 from dataclasses import dataclass
 
@@ -6,9 +6,9 @@ import torch
 
 from gm_train.bench.measure.clock import Clock
 
-#: Sides of the square products that are tried, by kind of device; the fastest counts.
+#: Sides of the square products that are tried, by device type; the fastest one counts.
 SIDES = {"cpu": (512, 1024, 2048), "cuda": (2048, 4096, 8192)}
-#: Elements of each array of the triad, float32: far more than any cache holds.
+#: Elements of each float32 array of the triad: far more than any cache holds.
 TRIAD = {"cpu": 1 << 25, "cuda": 1 << 28}
 _REPEATS = 5
 
@@ -18,9 +18,9 @@ class Peaks:
     """The best of several tries.
 
     Attributes:
-        flops: of a matrix product, operations a second, in the type of the benchmark.
-        side: of the square matrices that reached it.
-        bandwidth: bytes a second of a = b + s c, three arrays moved.
+        flops: operations per second of a matrix product, in the dtype of the benchmark.
+        side: side of the square matrices that reached it.
+        bandwidth: bytes per second of the triad a = b + s c, which moves three arrays.
     """
 
     flops: float
@@ -28,22 +28,28 @@ class Peaks:
     bandwidth: float
 
     def best(self, other: "Peaks") -> "Peaks":
-        """The better of two measurements, each figure on its own."""
+        """Combine two measurements: the better value of each figure."""
         faster = self if self.flops >= other.flops else other
         return Peaks(faster.flops, faster.side, max(self.bandwidth, other.bandwidth))
 
 
 def roofline_seconds(flops: float, n_bytes: float, peaks: Peaks) -> float:
-    """The least time for so much arithmetic and memory traffic (Williams et al. 2009, doi:10.1145/1498765.1498785)."""
+    """Return the least seconds that a kernel needs (Williams et al. 2009, doi:10.1145/1498765.1498785).
+
+    Args:
+        flops: operations of the kernel.
+        n_bytes: bytes that it moves.
+        peaks: of the machine.
+    """
     return max(flops / peaks.flops, n_bytes / peaks.bandwidth)
 
 
 class PeakRunner:
-    """Measures in a worker of its own, with the threads of the others.
+    """Measures the peaks in a worker process, with as many threads as the contenders have.
 
     Args:
-        precision: `trainer.precision`: the type of the products.
-        device: where.
+        precision: `trainer.precision`; gives the dtype of the products.
+        device: cpu or cuda.
     """
 
     def __init__(self, precision: str, device: str) -> None:
@@ -52,7 +58,7 @@ class PeakRunner:
         self._clock = Clock(self._device)
 
     def run(self) -> Peaks:
-        """Measure."""
+        """Measure the matmul peak and the memory bandwidth."""
         rates = {side: self._product_rate(side) for side in SIDES[self._device.type]}
         side = max(rates, key=lambda side: rates[side])
         return Peaks(rates[side], side, self._bandwidth())
@@ -60,7 +66,7 @@ class PeakRunner:
     def _product_rate(self, side: int) -> float:
         a, b = (torch.randn(side, side, device=self._device).to(self._dtype) for _ in range(2))
         out = torch.empty_like(a)
-        # Small products are repeated within a try, so that starting them is not what is timed.
+        # Repeat small products within a try: otherwise the launch would dominate the time.
         inner = max(1, (SIDES[self._device.type][-1] // side) ** 3 // 8)
         best = float("inf")
         for _ in range(_REPEATS + 1):  # one more to warm up

@@ -1,4 +1,4 @@
-"""A process that holds one object and calls its methods when asked: one process per contender."""
+"""A process that holds one object and calls its methods on request: one process per contender."""
 
 import contextlib
 import multiprocessing as mp
@@ -11,15 +11,15 @@ from typing import Any
 
 from data_shards.errors import DataError
 
-_WAIT = 5.0  # seconds for a process to end by itself
+_WAIT = 5.0  # seconds to wait for a process to end by itself
 
 
 class OutOfMemory(Exception):
-    """The device has not enough memory for what a worker was asked to do."""
+    """The device has too little memory for a worker's task."""
 
 
 def _serve(connection: Connection, threads: int | None, make: Callable[..., Any], args: tuple[Any, ...]) -> None:
-    # Ctrl-C reaches the whole group: the parent ends its workers.
+    # Ctrl-C reaches the whole process group: leave it to the parent, which ends its workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if threads is not None:
         import torch
@@ -44,14 +44,14 @@ def _serve(connection: Connection, threads: int | None, make: Callable[..., Any]
 
 
 class BenchProcess:
-    """`make(*args)`, held by a process of its own.
+    """A process that makes the object `make(*args)` and calls its methods.
 
     Args:
-        name: for messages.
-        threads: of PyTorch, which is not imported for None.
-        make: importable by name; its result has the methods that are called.
-        args: what it is called with.
-        has_children: whether it starts processes of its own, which a daemon may not.
+        name: name in messages.
+        threads: number of PyTorch threads; with None, PyTorch is not imported.
+        make: makes the object; must be importable by name.
+        args: arguments of `make`.
+        has_children: whether the object starts processes, which a daemon process must not do.
     """
 
     def __init__(
@@ -72,20 +72,20 @@ class BenchProcess:
         self.close()
 
     def wait_until_started(self) -> None:
-        """Return when the object is made; workers that are started one after another get ready side by side."""
+        """Wait until the object is made. Several workers that were started before get ready in parallel."""
         if not self._started:
             self._receive()
             self._started = True
 
     def call(self, method: str, *arguments: Any) -> Any:
-        """The result of a method of the object.
+        """Call a method of the object and return its result.
 
         Raises:
             OutOfMemory: the device has not enough memory.
             DataError: the method failed, or the process died.
         """
         self.wait_until_started()
-        # A process that is gone takes no question; what it has left, or its end, is the answer.
+        # If the process has ended, `_receive` returns its last message or raises an error with its exit code.
         with contextlib.suppress(BrokenPipeError):
             self._connection.send((method, arguments))
         return self._receive()
@@ -99,7 +99,8 @@ class BenchProcess:
             killed = code is not None and code < 0
             cause = f"was killed by {signal.Signals(-code).name}" if killed and code else f"ended with code {code}"
             raise DataError(
-                f"{self.name}: its process {cause}: if memory ran out, lower --tokens-per-step or the model's size"
+                f"{self.name}: its process {cause}: if memory ran out, lower --tokens-per-step or the model's size "
+                "(bench model), --cells (bench loader) or --workers (bench prepare)"
             ) from error
         if kind == "memory":
             raise OutOfMemory(value)
@@ -119,6 +120,14 @@ class BenchProcess:
 
 
 def call_alone(name: str, threads: int | None, make: Callable[..., Any], *args: Any, method: str = "run") -> Any:
-    """The result of one method of an object in a fresh process."""
+    """Make an object in a fresh process, call one of its methods and return the result.
+
+    Args:
+        name: name in messages.
+        threads: number of PyTorch threads; with None, PyTorch is not imported.
+        make: makes the object; must be importable by name.
+        args: arguments of `make`.
+        method: name of the method.
+    """
     with BenchProcess(name, threads, make, *args) as worker:
         return worker.call(method)

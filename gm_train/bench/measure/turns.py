@@ -1,4 +1,4 @@
-"""Alternation: every contender in a process of its own, each in turn for a few steps, until all have had enough."""
+"""Alternation: contenders, each in its own process, take turns of a few steps until all have done enough."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,17 +8,18 @@ import numpy as np
 
 from gm_train.bench.measure.process import BenchProcess, OutOfMemory
 
-#: Steps of one contender before it is the next one's turn.
+#: Steps of one contender before the next one's turn.
 TURN = 2
-#: Fewest timed steps that anything is reported from.
+#: Results from fewer timed steps are not reported.
 FEWEST_STEPS = 10
 
+#: Takes a progress line.
 Say = Callable[[str], None]
 
 
 @dataclass(frozen=True)
 class Spread:
-    """Median and quartiles of the steps of a contender, seconds."""
+    """Median and quartiles of the steps of a contender, in seconds or as rates."""
 
     median: float
     low: float
@@ -27,7 +28,7 @@ class Spread:
 
     @classmethod
     def of(cls, seconds: Sequence[float]) -> "Spread":
-        """Raises ValueError for fewer than ten steps: too few to report."""
+        """Summarize steps; raise ValueError for fewer than ten, which are too few to report."""
         if len(seconds) < FEWEST_STEPS:
             raise ValueError(f"{len(seconds)} timed steps are too few to report: at least {FEWEST_STEPS}")
         low, median, high = np.percentile(seconds, [25, 50, 75]).tolist()
@@ -35,11 +36,16 @@ class Spread:
 
 
 def alternate(workers: Sequence[BenchProcess], steps: int, say: Say, turn: int = TURN) -> dict[str, list[Any] | None]:
-    """Let every worker take timed steps, `turn` at a time in turn, so that the machine's drift meets all alike.
+    """Let the workers take timed steps in turn, so that drift of the machine affects all of them alike.
+
+    Args:
+        workers: their objects have a method `steps(n)` that returns a list of n measurements.
+        steps: timed steps of each worker.
+        say: takes progress lines.
+        turn: steps before the next worker's turn.
 
     Returns:
-        What each step took, as the method `steps` of what the worker holds tells it, by the worker's name; None for one
-        that ran out of memory, which drops out.
+        The measurements of each worker by its name; None if it ran out of memory, after which it is skipped.
     """
     taken_by: dict[str, list[Any] | None] = {worker.name: [] for worker in workers}
     taken = 0

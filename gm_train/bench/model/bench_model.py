@@ -1,4 +1,4 @@
-"""A whole benchmark: its sections one after another, and what they were made with."""
+"""`gm-train bench model`: run the sections one after another and write the report."""
 
 import time
 from collections.abc import Callable
@@ -32,11 +32,11 @@ def run_bench_model(plan: ModelPlan) -> list[Path]:
     """Run a plan and write `bench.json`, `bench.md` and, after a race, `bench.png`.
 
     Returns:
-        What was written.
+        The paths of the files.
 
     Raises:
-        ConfigError: a plan that cannot be run.
-        DataError: no store, not enough memory, or a contender that fails.
+        ConfigError: the plan cannot be run.
+        DataError: no GPU, no store, too little memory, or a contender that fails.
     """
     plan.check()
     if plan.device == "cuda" and not torch.cuda.is_available():
@@ -65,7 +65,7 @@ def _measure(plan: ModelPlan, say: Say) -> dict[str, Any]:
     failed: list[str] = []
 
     def attempt(part: str, measure: Callable[[], Any]) -> None:
-        """What one part finds does not go down with another one."""
+        """Run one part; if it fails, note it and keep the results of the others."""
         try:
             results[part] = measure()
         except (OutOfMemory, DataError) as error:
@@ -101,17 +101,17 @@ def _measure(plan: ModelPlan, say: Say) -> dict[str, Any]:
 
 def _stores(plan: ModelPlan, say: Say) -> Stores:
     if plan.store is not None:
-        Manifest.load(plan.store)  # a store that cannot be read is found before anything is simulated
+        Manifest.load(plan.store)  # fail on an unreadable store before cells are simulated
         if set(plan.parts) <= {"race", "loss-memory"}:
             return Stores(plan.store, plan.store, Path())
     say("simulating cells")
-    # A GPU takes more of them at a time.
+    # A GPU takes more cells per step.
     n_cells = _DEEP_CELLS[plan.device]
     return simulated_stores(plan.out / f"cells-{n_cells}", n_cells)
 
 
 def _made(plan: ModelPlan) -> dict[str, Any]:
-    """Date, command, versions, hardware and what was asked for."""
+    """Date, command, versions, hardware and settings."""
     return {
         **made_with(plan.asked, _PACKAGES),
         "threads": plan.threads,
@@ -127,18 +127,18 @@ def _made(plan: ModelPlan) -> dict[str, Any]:
 def _models(plan: ModelPlan, vocabulary_size: int) -> dict[str, Any]:
     device = torch.device(plan.device)
     ours = n_parameters(plan.config.model, vocabulary_size)
-    found = {}
+    by_name = {}
     for racer in contenders(plan.config, (GENEMAMBA, PUBLISHED, TRANSFORMER), vocabulary_size):
         kernel, why = kernel_of(racer.config, device)
         n = n_parameters(racer.config.model, vocabulary_size)
-        found[racer.name] = {
+        by_name[racer.name] = {
             "model": asdict(racer.config.model),
             "parameters": n,
             "over_genemamba": n / ours,
             "kernel": kernel,
             "why": why,
         }
-    return found
+    return by_name
 
 
 def _described(store: Path, plan: ModelPlan) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Who runs: the models that are compared, the rungs between the published layer and ours, and options on and off."""
+"""The contenders: the models that are compared, and the ladder of changes from the published layer to ours."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -16,20 +16,20 @@ from gm_train.model.scan_kernels import CHUNK, choose_kernel
 
 GENEMAMBA, PUBLISHED, TRANSFORMER, MIXER = "genemamba", "published", "transformer", "mamba2_transformers"
 NAMES = (GENEMAMBA, PUBLISHED, TRANSFORMER, MIXER)
-#: Largest difference in parameters between the transformer and GeneMamba.
+#: Largest relative difference in parameters between the transformer and GeneMamba.
 MATCH = 0.01
-_D_FF_STEPS = (8, 1)  # feed-forward widths are a multiple of 8, which matrix kernels like, if that fits
+_D_FF_STEPS = (8, 1)  # prefer feed-forward widths that are multiples of 8, which suit matrix kernels
 
 
 @dataclass(frozen=True)
 class AsPublished:
-    """Which of the published ways a contender keeps.
+    """Which properties of the published code a contender keeps.
 
     Attributes:
-        padded: one cell a row, pads treated as tokens.
-        all_positions: a next-token loss at every position instead of the masked ones.
-        whole_logits: the logits of all predicted positions at once, not a few rows at a time.
-        shared_projection: the input projection computed once, not on both copies.
+        padded: one cell per row, with pads treated as tokens.
+        all_positions: a next-token loss at every position instead of only the masked ones.
+        whole_logits: compute the logits of all predicted positions at once, not a few rows at a time.
+        shared_projection: compute the input projection once, not on both copies (this is a change from the original).
     """
 
     padded: bool = True
@@ -43,9 +43,9 @@ class Contender:
     """One model in the race.
 
     Attributes:
-        name: as it is reported.
+        name: name in reports.
         config: model, objective, optimizer and trainer settings.
-        published: how it differs from our own way, None if it does not.
+        published: published properties that it keeps; None for our own code.
     """
 
     name: str
@@ -54,18 +54,21 @@ class Contender:
 
     @property
     def padded(self) -> bool:
+        """Whether rows hold one cell and pads."""
         return self.published is not None and self.published.padded
 
     @property
     def all_positions(self) -> bool:
+        """Whether the loss covers every position."""
         return self.published is not None and self.published.all_positions
 
     @property
     def whole_logits(self) -> bool:
+        """Whether all logits are computed at once."""
         return self.published is not None and self.published.whole_logits
 
     def build(self, vocabulary_size: int, device: torch.device) -> GeneMamba:
-        """The model with random weights, as `fit` would prepare it."""
+        """Build the model with random weights, as `fit` would prepare it."""
         torch.manual_seed(self.config.run.seed)
         if self.published is None:
             model = GeneMamba(self.config.model, vocabulary_size)
@@ -76,12 +79,12 @@ class Contender:
         return model
 
     def flops_per_token(self, vocabulary_size: int, context: float, targets: float, device: torch.device) -> float:
-        """Of a training step, per real token; see `gm_train.bench.model.flops`.
+        """Return the FLOPs of a training step per real token; see `gm_train.bench.model.flops`.
 
         Args:
             vocabulary_size: number of tokens.
             context: tokens of a token's cell, averaged over tokens.
-            targets: predicted positions per real token; all of them (1 at most, pads left out) where it trains so.
+            targets: predicted positions per real token; counted up to 1, so that predicted pads are left out.
             device: where it runs.
         """
         twice = self.published is not None and not self.published.shared_projection
@@ -90,26 +93,26 @@ class Contender:
 
 
 def as_computed(model: ModelConfig, device: torch.device) -> ModelConfig:
-    """With the chunk of the scan that runs on a device: mamba_ssm has its own."""
+    """Return the model's settings with the scan's chunk size as it runs on a device: mamba_ssm uses its own."""
     if model.arch == "transformer" or choose_kernel(model.kernel, device)[0] == "torch":
         return model
     return replace(model, chunk=CHUNK)
 
 
 def n_parameters(model: ModelConfig, vocabulary_size: int) -> int:
-    """Parameters of a model, without the memory for them."""
+    """Count the parameters of a model without allocating them."""
     with torch.device("meta"):
         built: nn.Module = GeneMamba(model, vocabulary_size)
     return sum(parameter.numel() for parameter in built.parameters())
 
 
 def matched_transformer(model: ModelConfig, vocabulary_size: int) -> ModelConfig:
-    """A transformer of the same width, half the layers and, within 1 %, as many parameters.
+    """Return a transformer of the same width with half the layers and, within 1 %, as many parameters.
 
-    `model.d_ff` stays if it fits; otherwise the nearest multiple of 8, or number, that does is found.
+    `model.d_ff` is kept if it fits; otherwise the nearest multiple of 8 is taken, or else the nearest integer.
 
     Raises:
-        DataError: no feed-forward width gives the parameters.
+        DataError: no feed-forward width gives that many parameters.
     """
     wanted = n_parameters(model, vocabulary_size)
 
@@ -124,14 +127,14 @@ def matched_transformer(model: ModelConfig, vocabulary_size: int) -> ModelConfig
     if d_ff is None:
         raise DataError(
             f"transformer: {layers} layers of width {model.d_model} have {narrowest:,} parameters with a feed-forward "
-            f"width of 1, genemamba has {wanted:,}: no width brings them within {MATCH:.0%}: choose other sizes, or "
-            "leave it out of --contenders"
+            f"width of 1, genemamba has {wanted:,}. No width gives the same number within {MATCH:.0%}: choose other "
+            "sizes, or leave transformer out of --contenders"
         )
     return replace(model, arch="transformer", n_layers=layers, d_ff=d_ff)
 
 
 def as_published(config: Config) -> Config:
-    """The same sizes in the published variant: both directions joined by one gate, no norm, without L_pathway."""
+    """Return the same sizes in the published variant: directions joined by one gate, no norm, no L_pathway."""
     model = replace(
         config.model, arch="bimamba", aggregation="gate", gate_per_layer=False, norm="none", tie_output=False
     )
@@ -139,11 +142,20 @@ def as_published(config: Config) -> Config:
 
 
 def with_trainer(config: Config, **changes: object) -> Config:
+    """Return the configuration with changed trainer settings."""
     return replace(config, trainer=replace(config.trainer, **changes))  # type: ignore[arg-type]
 
 
 def contenders(config: Config, names: tuple[str, ...], vocabulary_size: int) -> list[Contender]:
-    """The models of the race, in the order of `names`; the sanity row of a single layer is not among them."""
+    """Return the models of the race, in the order of `names`.
+
+    `MIXER` is skipped: it is a single layer and has a section of its own.
+
+    Args:
+        config: settings of genemamba.
+        names: some of `NAMES`.
+        vocabulary_size: number of tokens.
+    """
     make: dict[str, Callable[[], Contender]] = {
         GENEMAMBA: lambda: Contender(GENEMAMBA, config),
         PUBLISHED: lambda: Contender(PUBLISHED, with_trainer(as_published(config), compile=False), AsPublished()),
@@ -155,7 +167,13 @@ def contenders(config: Config, names: tuple[str, ...], vocabulary_size: int) -> 
 
 
 def ladder(config: Config, compiled: bool, device: torch.device) -> list[Contender]:
-    """From the published way to ours, one change at a time, each on top of those before it."""
+    """Return the rungs from the published code to ours; each adds one change to the rung before it.
+
+    Args:
+        config: settings of genemamba.
+        compiled: whether the last rung is compiled.
+        device: where they run; decides the kernel.
+    """
     kernel, _ = choose_kernel(config.model.kernel, device)
     base = with_trainer(as_published(config), compile=False)
     rungs = [

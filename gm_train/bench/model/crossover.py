@@ -1,4 +1,4 @@
-"""At which cell length one contender overtakes another."""
+"""Find the cell length at which one contender overtakes another."""
 
 import math
 from itertools import pairwise
@@ -6,28 +6,29 @@ from typing import Any
 
 
 def crossover(rows: list[dict[str, Any]], ours: str, theirs: str) -> dict[str, Any] | None:
-    """Where the throughputs of two contenders meet, from medians at the lengths measured.
+    """Find where the median throughputs of two contenders meet.
 
-    Between two lengths at which different ones are ahead, throughput is taken to be linear in the logarithm of the
-    length: where the lines of the picture cross.
+    Between measured lengths, throughput is assumed to be linear in the logarithm of the length, as the lines of the
+    picture are.
 
     Args:
-        rows: of the race; natural lengths and contenders that ran out of memory are passed over.
-        ours, theirs: names.
+        rows: rows of the race; natural lengths and contenders that ran out of memory are skipped.
+        ours: name of one contender.
+        theirs: name of the other one.
 
     Returns:
-        None if not both were measured at two lengths; else `length`, interpolated, or None if one is ahead
-        throughout, and `ahead`: who is ahead at the shortest and at the longest length. Of several crossings the
-        last one counts.
+        None unless both were measured at two lengths or more. Otherwise `length`, the interpolated crossing (the last
+        one of several), or None if one contender is faster everywhere; and `ahead`, the faster contender at the
+        shortest and at the longest length.
     """
     by_length: dict[int, dict[str, float]] = {}
     for row in rows:
         if row.get("length") and "tokens_per_s" in row:
             by_length.setdefault(row["length"], {})[row["contender"]] = row["tokens_per_s"]
     points = [
-        (math.log(length), found[ours] - found[theirs])
-        for length, found in sorted(by_length.items())
-        if ours in found and theirs in found
+        (math.log(length), rates[ours] - rates[theirs])
+        for length, rates in sorted(by_length.items())
+        if ours in rates and theirs in rates
     ]
     if len(points) < 2:
         return None

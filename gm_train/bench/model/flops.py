@@ -1,27 +1,27 @@
-"""Floating-point operations that a model needs for a token: a multiplication and an addition count as two.
+"""Floating-point operations (FLOPs) that a model needs per token: a multiplication and an addition count as two.
 
-What is counted are matrix products and the convolution. Norms, gates, activations, the running sums of the decay and
-the softmax are not. The scan is counted in its chunked form, with whole chunks, as it is computed. The gradient of a
-product takes two products of its size, so a training step is three times a forward pass; what activation checkpointing
-or a memory-saving kernel computes twice is counted once. Pads are not needed and not counted.
+Matrix products and the convolution are counted. Norms, gates, activations, the running sums of the decay and the
+softmax are not. The scan is counted in its chunked form, with whole chunks, as it is computed. The gradient of a
+product takes two products of the same size, so a training step counts as three forward passes. Work that activation
+checkpointing or a memory-saving kernel repeats is counted once. Pads are not counted.
 """
 
 from dataclasses import dataclass
 
 from gm_train.config.schema import ModelConfig
 
-#: A training step over a forward pass.
+#: FLOPs of a training step divided by those of a forward pass.
 TRAINING = 3
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a step has to do, per real token.
+    """The work of a step, per real token.
 
     Attributes:
-        context: tokens of the cell that a token is in, on average over tokens; the reach of attention.
+        context: tokens of a token's cell, averaged over tokens; attention spans so many.
         targets: predicted positions.
-        projections: times that the input projection of a layer is computed.
+        projections: how often the input projection of a layer is computed.
     """
 
     context: float
@@ -30,12 +30,12 @@ class Work:
 
 
 def forward_parts(config: ModelConfig, vocabulary_size: int, work: Work) -> dict[str, float]:
-    """FLOPs of a forward pass per real token, by part; their sum is the whole.
+    """Return the FLOPs of a forward pass per real token, by part; the parts add up to the whole pass.
 
     Args:
         config: sizes and variant.
         vocabulary_size: number of tokens.
-        work: what is needed of it.
+        work: the work per token.
     """
     d = config.d_model
     if config.arch == "transformer":
@@ -62,12 +62,18 @@ def _mamba_parts(config: ModelConfig, projections: int) -> dict[str, float]:
     return {
         "projections": 2.0 * d * columns * projections + 2.0 * inner * d * (1 if joined_first else directions),
         "convolution": 2.0 * directions * config.d_conv * (inner + 2 * state),
-        # C B', S x, what a chunk adds to the state, what the state adds to a chunk
+        # Per chunk: C B', S x, the contribution to the state, the contribution of the state
         "scan": 2.0 * directions * (config.chunk * (state + inner) + 2 * state * inner),
         "aggregation": 2.0 * 2 * d * d if joins else 0.0,
     }
 
 
 def training_flops(config: ModelConfig, vocabulary_size: int, work: Work) -> float:
-    """FLOPs of a training step per real token, forward and backward."""
+    """Return the FLOPs of a training step per real token, forward and backward.
+
+    Args:
+        config: sizes and variant.
+        vocabulary_size: number of tokens.
+        work: the work per token.
+    """
     return TRAINING * sum(forward_parts(config, vocabulary_size, work).values())

@@ -1,4 +1,4 @@
-"""A sanity row: one Mamba-2 layer of the package `transformers` beside ours, forward and backward."""
+"""A sanity check: time one Mamba-2 layer of the package `transformers` and one of ours, forward and backward."""
 
 import importlib.util
 from typing import Any
@@ -12,25 +12,26 @@ from gm_train.model.mixer import Mamba2Mixer
 from gm_train.model.segments import make_segments
 from gm_train.objective.loss import computing_in
 
-#: Tokens in a chunk of the package's scan by default.
+#: Default chunk size of the package's scan, in tokens.
 THEIR_CHUNK = 256
 
 
 def is_installed() -> bool:
-    """Whether the package is there; the extra `bench` brings it."""
+    """Return whether `transformers` is installed, which the extra `bench` includes."""
     return importlib.util.find_spec("transformers") is not None
 
 
 class LayerRunner:
-    """One layer in one direction, over rows of one cell: what a worker holds.
+    """One layer in one direction, over rows of one cell each, timed in a worker process.
 
     Args:
         model: sizes.
-        theirs: the package's layer instead of ours.
-        chunk: tokens that the scan handles by matrix products.
-        rows, length: of the input.
+        theirs: use the layer of `transformers` instead of ours.
+        chunk: chunk size of the scan, in tokens.
+        rows: rows of the input.
+        length: tokens per row.
         precision: `trainer.precision`.
-        device: where.
+        device: cpu or cuda.
     """
 
     def __init__(
@@ -47,12 +48,12 @@ class LayerRunner:
         self._segments = None if theirs else make_segments(ones, chunk, model.d_conv)
 
     def use(self, warmup: int) -> None:
-        """Take untimed steps."""
+        """Take untimed steps, then reset the peak memory."""
         self.steps(warmup)
         self._memory.reset()
 
     def steps(self, n: int) -> list[float]:
-        """Forward and backward: seconds of each."""
+        """Run forward and backward n times and return the seconds of each time."""
         return [self._step() for _ in range(n)]
 
     def _step(self) -> float:
@@ -63,18 +64,18 @@ class LayerRunner:
         return self._clock.stop()
 
     def facts(self) -> dict[str, Any]:
-        """Peak memory, bytes, and the number of parameters."""
+        """Return the peak memory in bytes and the number of parameters."""
         parameters = sum(parameter.numel() for parameter in self._layer.parameters())
         return {"peak_memory": self._memory.added(), "parameters": parameters}
 
 
 def _theirs(model: ModelConfig, chunk: int) -> torch.nn.Module:
-    # Imported where it is used: few have it.
+    # Imported late: the package is optional.
     from transformers.models.mamba2.configuration_mamba2 import Mamba2Config
     from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer as Theirs
     from transformers.utils import logging
 
-    # It warns that its compiled kernels are missing; the report says what it runs.
+    # Silence the warning that its compiled kernels are missing; the report names what runs.
     be_quiet: Any = logging.set_verbosity_error
     be_quiet()
     inner = model.expand * model.d_model

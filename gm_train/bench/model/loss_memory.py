@@ -1,4 +1,4 @@
-"""Peak memory that the output layer and its loss add to a step, forward and backward."""
+"""Measure the peak memory that the output layer and its loss add to a step, forward and backward."""
 
 import torch
 from torch.nn import functional as F
@@ -7,18 +7,19 @@ from gm_train.bench.measure.peak_memory import PeakMemory
 from gm_train.config.schema import ModelConfig
 from gm_train.model.genemamba import GeneMamba
 
-#: The published sizes: rows, tokens of a row, width, vocabulary, share of predicted positions.
+#: The published sizes: rows, tokens per row, width, vocabulary, fraction of predicted positions.
 ROWS, LENGTH, D_MODEL, VOCABULARY, MASK_RATE = 32, 2048, 512, 25_426, 0.15
 
 
 class LossMemoryRunner:
-    """Random states and an output layer in a fresh process.
+    """An output layer with random states, measured in a fresh process.
 
     Args:
-        whole_logits: hold the logits of all predicted positions, the plain way.
-        n_tokens: positions with a state.
-        d_model, vocabulary_size: sizes.
-        device: where.
+        whole_logits: keep the logits of all predicted positions, as plain code does.
+        n_tokens: number of states.
+        d_model: width of a state.
+        vocabulary_size: number of tokens.
+        device: cpu or cuda.
     """
 
     def __init__(self, whole_logits: bool, n_tokens: int, d_model: int, vocabulary_size: int, device: str) -> None:
@@ -31,7 +32,7 @@ class LossMemoryRunner:
         self._targets = torch.randint(2, vocabulary_size, (len(self._at),), device=self._device)
 
     def run(self) -> dict[str, int | None]:
-        """Predicted positions, and bytes above states and weights; the gradients of both are among them."""
+        """Return the number of predicted positions, and the bytes added to states and weights, gradients included."""
         memory = PeakMemory(self._device)
         memory.reset()
         states = self._states[self._at]

@@ -1,4 +1,4 @@
-"""What a benchmark is asked to do."""
+"""The plan of `gm-train bench model`: what to run."""
 
 import os
 from dataclasses import dataclass, field, replace
@@ -16,34 +16,34 @@ from gm_train.config.schema import Config
 #: Sections of a report, in order.
 PARTS = ("race", "ladder", "kernels", "options", "loss-memory", "profile")
 DEFAULT_PARTS = ("race", "ladder", "kernels")
-#: Cells as long as they are.
+#: Label of cells with their natural lengths.
 NATURAL = "natural"
-#: Tokens of a row, at least; shorter cells are packed.
+#: Least tokens per row; shorter cells are packed.
 ROW = 2048
-#: Sizes that a CPU trains, and trains in two minutes; those of a configuration file stand instead of them.
+#: Sizes for a CPU, and for a two-minute run; a configuration file replaces them.
 CPU_SIZES = ("model.d_model=256", "model.n_layers=4", "model.n_heads=4")
 QUICK_SIZES = ("model.d_model=128", "model.n_layers=2", "model.n_heads=2")
-#: How the published sizes, which are the defaults, are trained on a GPU.
+#: Settings for a GPU; the sizes are the defaults, which are the published ones.
 GPU_SIZES = ("trainer.precision=bf16", "trainer.compile=true")
-_GPU_TOKENS = 32_768  # 16 rows of 2,048; the published way keeps whole logits, and pads
+_GPU_TOKENS = 32_768  # 16 rows of 2,048; `published` keeps whole logits and pads, so more may not fit in memory
 _GPU_STEPS = 20
 
 
 @dataclass(frozen=True)
 class ModelPlan:
-    """The whole benchmark.
+    """Settings of the whole benchmark.
 
     Attributes:
         config: model, objective, optimizer and precision of `genemamba`.
-        parts: sections, of `PARTS`.
-        names: contenders of the race, of `contenders.NAMES`.
-        lengths: cell lengths of the race; None stands for natural ones.
-        tokens_per_step: tokens of the rows of a step; a longer row is a step of its own.
+        parts: sections to run, from `PARTS`.
+        names: contenders of the race, from `contenders.NAMES`.
+        lengths: cell lengths of the race, in tokens; None means natural lengths.
+        tokens_per_step: tokens of all rows of a step; a longer row is a step of its own.
         steps, warmup: timed and untimed steps of each contender at each length.
-        threads: of PyTorch.
+        threads: number of PyTorch threads.
         device: cpu or cuda.
-        store: token store of yours, or None for simulated cells.
-        out: folder of the results.
+        store: the user's token store, or None for simulated cells.
+        out: folder for the results.
         compiled: whether the ladder and the options include torch.compile.
         asked: the command line, for the report.
     """
@@ -63,12 +63,12 @@ class ModelPlan:
     asked: tuple[str, ...] = ()
 
     def check(self) -> None:
-        """Raises ConfigError, with every problem, for what cannot be run or would not be worth reporting."""
+        """Raise ConfigError with all problems if the plan cannot be run or would not be worth reporting."""
         problems = []
         if self.steps < FEWEST_STEPS:
             problems.append(f"--steps {self.steps}: nothing is reported from fewer than {FEWEST_STEPS} timed steps")
         if self.warmup < 1:
-            problems.append(f"--warmup {self.warmup}: the first steps of a process are slow: at least 1")
+            problems.append(f"--warmup {self.warmup}: must be at least 1, since the first steps of a process are slow")
         if self.tokens_per_step < 1 or self.threads < 1:
             problems.append("--tokens-per-step and --threads must be at least 1")
         for kind, given, known in (("--parts", self.parts, PARTS), ("--contenders", self.names, contenders.NAMES)):
@@ -81,44 +81,46 @@ class ModelPlan:
         if not self.lengths:
             problems.append("--lengths: none given")
         if self.config.model.arch == "transformer":
-            problems.append("model.arch=transformer: it is a contender of its own; set the sizes of genemamba")
+            problems.append(
+                "model.arch=transformer: it is a separate contender; set bimamba or mamba, with the sizes of genemamba"
+            )
         if problems:
             raise ConfigError(problems)
 
     def left_out(self) -> list[str]:
-        """What the figures do not contain, as sentences."""
-        found = [
-            "Not timed: reading and packing cells (batches are made beforehand and taken in turn), validation, "
-            "checkpoints, logging, and anything between processes (one process a model, no gradient all-reduce, no "
+        """List what the figures do not contain, as sentences."""
+        notes = [
+            "Not timed: reading and packing cells (batches are made beforehand and used in turn), validation, "
+            "checkpoints, logging, and anything between processes (one process per model, no gradient all-reduce, no "
             "sharding).",
-            "Model FLOPs count matrix products and the convolution of real tokens, forward and twice that backward; "
-            "pads, norms, activations and what is computed a second time to save memory are not counted.",
+            "Model FLOPs count matrix products and the convolution of real tokens, with the backward pass as twice the "
+            "forward pass. Pads, norms, activations and work that is repeated to save memory are not counted.",
             f"Cells of natural length are cut to {ROW:,} genes; `published` gives each a row of that length.",
-            "Kernels alone leave out residual sums, the final norm and the masks of cells; they are not compiled. "
-            "Their rooflines are those of Bi-Mamba, the transformer has none here.",
-            "MFU counts what a contender computes: the second input projection of `published`, too. That the published "
-            "code pads to the length of the row is an assumption.",
+            "The single kernels leave out residual sums, the final norm and the masks of cells; they are not compiled. "
+            "Rooflines exist only for the kernels of Bi-Mamba, not for the transformer.",
+            "MFU counts what a contender computes, including the second input projection of `published`. It is an "
+            "assumption that the published code pads to the length of the row.",
         ]
         if not self.compiled:
-            found.append("torch.compile: left out, since compiling takes minutes.")
-        found += [f"{part}: not run; add it with --parts." for part in PARTS if part not in self.parts]
-        found += [f"{name}: not run; add it with --contenders." for name in contenders.NAMES if name not in self.names]
+            notes.append("torch.compile: left out, since compiling takes minutes.")
+        notes += [f"{part}: not run; add it with --parts." for part in PARTS if part not in self.parts]
+        notes += [f"{name}: not run; add it with --contenders." for name in contenders.NAMES if name not in self.names]
         if contenders.MIXER in self.names and not layer_runner.is_installed():
-            found.append(f"{contenders.MIXER}: transformers is not installed; pip install 'gm-train[bench]'.")
+            notes.append(f"{contenders.MIXER}: transformers is not installed; pip install 'gm-train[bench]'.")
         if self.device == "cpu":
             if self.compiled:
-                found.append(
-                    "Peak memory on a CPU is the process's: where blocks are compiled, it has the compiler in it."
+                notes.append(
+                    "Peak memory on a CPU is that of the process: with compiled blocks it includes the compiler."
                 )
-            found.append("GPU: not yet run; `gm-train bench model --gpu-report` produces its report on one.")
-        return found
+            notes.append("GPU: not yet run; `gm-train bench model --gpu-report` produces its report on one.")
+        return notes
 
 
 def gpu_report(plan: ModelPlan) -> ModelPlan:
-    """Everything, on a GPU.
+    """Change a plan to run all parts on a GPU.
 
     Raises:
-        DataError: PyTorch sees none.
+        DataError: PyTorch sees no GPU.
     """
     if not torch.cuda.is_available():
         raise DataError(
@@ -131,7 +133,7 @@ def gpu_report(plan: ModelPlan) -> ModelPlan:
 
 
 def quick(plan: ModelPlan) -> ModelPlan:
-    """A plan of about two minutes on two cores."""
+    """Shorten a plan to about two minutes on two cores."""
     return replace(
         plan,
         names=tuple(name for name in contenders.NAMES if name != contenders.MIXER),

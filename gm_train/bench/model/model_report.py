@@ -1,4 +1,4 @@
-"""The results as Markdown."""
+"""Render the results of `gm-train bench model` as Markdown."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -11,7 +11,7 @@ Row = dict[str, Any]
 
 
 def render_model(results: Row) -> str:
-    """All sections that were run, each as a table."""
+    """Render all sections that were run, each as a table."""
     parts = [_head(results)]
     for key, section in _SECTIONS.items():
         if results.get(key):
@@ -31,11 +31,11 @@ def _head(results: Row) -> str:
         "# gm-train bench model",
         f"`{made['command']}`",
         f"{made['date']}, {made['cpu']}, {made['threads']} threads, device {made['device']}, {made['precision']}, "
-        f"compile {'on, but for published' if made['compile'] else 'off'}; Python {made['python']}, "
+        f"compile {'on, except for published' if made['compile'] else 'off'}; Python {made['python']}, "
         + versions(made["packages"], made["git"]),
-        f"{made['steps']} timed steps a contender, in alternation, after {made['warmup']} untimed; about "
-        f"{made['tokens_per_step']:,} tokens a step. Medians, with quartiles in brackets. A step: loss, gradient, "
-        "clipping, AdamW.",
+        f"{made['steps']} timed steps per contender, in alternation, after {made['warmup']} untimed ones; "
+        f"about {made['tokens_per_step']:,} tokens per step. Medians, with quartiles in brackets. A step consists of "
+        "loss, gradient, clipping and AdamW.",
         "Cells: "
         + "; ".join(
             f"{'simulated, ' if store['simulated'] else ''}{store['name']}, {store['cells']:,} cells of "
@@ -55,10 +55,10 @@ def _head(results: Row) -> str:
         lines.append(line)
     peaks = results["peaks"]["used"]
     lines.append(
-        f"Measured peaks: {peaks['flops'] / 1e9:,.1f} GFLOP/s ({peaks['side']:,}² product, same type and threads), "
+        f"Measured peaks: {peaks['flops'] / 1e9:,.1f} GFLOP/s ({peaks['side']:,}² product, same dtype and threads), "
         f"{peaks['bandwidth'] / 1e9:,.1f} GB/s (triad)."
     )
-    # Lines of a list stand together.
+    # No empty lines between the items of a list.
     text = lines[0]
     for before, line in pairwise(lines):
         text += ("\n" if before.startswith("- ") and line.startswith("- ") else "\n\n") + line
@@ -100,13 +100,13 @@ def _race(results: Row) -> str:
     if meeting is None:
         return text
     first, last = meeting["ahead"]
-    said = (
-        f"genemamba and transformer are level at {meeting['length']:,.0f} genes a cell (interpolated): {first} is "
-        f"ahead at the shortest length, {last} at the longest."
+    note = (
+        f"genemamba and transformer are equally fast at {meeting['length']:,.0f} genes per cell (interpolated): "
+        f"{first} is faster at the shortest length, {last} at the longest."
         if meeting["length"]
-        else f"No crossover: {first} is ahead of the other at all lengths measured."
+        else f"No crossover: {first} is faster at all lengths measured."
     )
-    return f"{text}\n\n{said}"
+    return f"{text}\n\n{note}"
 
 
 def _layer(results: Row) -> str:
@@ -119,9 +119,9 @@ def _layer(results: Row) -> str:
         ours = base[row["layer"].split(", ")[1]]
         over = row["step_s"] / ours["step_s"] if "step_s" in ours else None
         rows.append([row["layer"], _timed(row), mebibytes(row["peak_memory"]), ratio(over)])
-    said = "transformers' layer runs in plain PyTorch on a CPU, and on GPUs by mamba_ssm where it can import that."
+    note = "The layer of transformers runs in plain PyTorch on a CPU, and on GPUs with mamba_ssm if that is installed."
     header = ["layer", "time", "peak memory", "time over ours at this chunk"]
-    return f"## One layer, one direction, forward and backward\n\n{said}\n\n{table(header, rows)}"
+    return f"## One layer, one direction, forward and backward\n\n{note}\n\n{table(header, rows)}"
 
 
 def _ladder(results: Row) -> str:
@@ -143,13 +143,14 @@ def _ladder(results: Row) -> str:
                 ]
             )
         shape = next((row["shape"] for row in rungs if "shape" in row), None)
-        said = f"### {label[0].upper()}{label[1:]}"
+        heading = f"### {label[0].upper()}{label[1:]}"
         if shape:
-            said += (
-                f"\n\nCells of {shape['tokens'] / shape['cells']:,.0f} tokens on average, {shape['cells']:.1f} a step."
+            heading += (
+                f"\n\nCells of {shape['tokens'] / shape['cells']:,.0f} tokens on average, "
+                f"{shape['cells']:.1f} per step."
             )
         header = ["rung", "cells/s", "step", "peak memory", "over the rung before", "over published"]
-        texts.append(said + "\n\n" + table(header, rows))
+        texts.append(heading + "\n\n" + table(header, rows))
     return "\n\n".join(texts)
 
 
@@ -176,7 +177,7 @@ def _kernels(results: Row) -> str:
         "of the roofline",
         "of their sum",
     ]
-    return f"## Kernels of genemamba, each alone\n\n{table(header, rows)}\n\nTheir sum: {seconds(total)} a step."
+    return f"## Kernels of genemamba, each alone\n\n{table(header, rows)}\n\nTheir sum: {seconds(total)} per step."
 
 
 def _options(results: Row) -> str:
@@ -212,7 +213,7 @@ def _loss_memory(results: Row) -> str:
     return (
         "## Memory of output layer and loss\n\n"
         f"{first['tokens']:,} tokens, {first['targets']:,} of them predicted, width {first['d_model']}, vocabulary "
-        f"{first['vocabulary']:,}; forward and backward, gradients of weights and states included.\n\n"
+        f"{first['vocabulary']:,}; forward and backward, including gradients of weights and states.\n\n"
         + table(["way", "peak added"], rows)
     )
 

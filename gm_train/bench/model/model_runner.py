@@ -1,4 +1,4 @@
-"""A model that takes training steps: what the process of a contender holds."""
+"""A model that takes training steps, in the worker process of its contender."""
 
 import math
 from collections.abc import Sequence
@@ -19,12 +19,12 @@ from gm_train.optim import build_optimizer
 
 
 class ModelRunner:
-    """A model, its optimizer and its batches: what a worker holds.
+    """A model, its optimizer and its batches, timed in a worker process.
 
     Args:
         contender: the model.
-        workloads: the batches, all made beforehand.
-        device: where it runs.
+        workloads: the workloads; all batches are made here, before timing.
+        device: cpu or cuda.
     """
 
     def __init__(self, contender: Contender, workloads: Sequence[Workload], device: str) -> None:
@@ -42,10 +42,14 @@ class ModelRunner:
         self.losses: list[float] = []
 
     def use(self, workload: int, warmup: int) -> tuple[Shape, float]:
-        """Change to a workload and take untimed steps.
+        """Switch to a workload and take untimed steps.
+
+        Args:
+            workload: index into `workloads`.
+            warmup: number of untimed steps.
 
         Returns:
-            What a step of it has, and the FLOPs that it needs per real token.
+            The shape of a step, and its FLOPs per real token.
         """
         batches, shape = self._work[workload]
         self._batches = [move_data_to_device(batch, self.device) for batch in batches]
@@ -58,7 +62,11 @@ class ModelRunner:
         return shape, self.contender.flops_per_token(self.vocabulary_size, shape.context, targets, self.device)
 
     def step(self) -> float:
-        """One training step: loss, gradient, clipping, update. Seconds."""
+        """Take a training step (loss, gradient, clipping, update) and return its seconds.
+
+        Raises:
+            DataError: the loss is not finite.
+        """
         config = self.contender.config
         batch = self._batches[self._at % len(self._batches)]
         self._at += 1
@@ -84,21 +92,21 @@ class ModelRunner:
         return seconds
 
     def steps(self, n: int) -> list[float]:
-        """Take steps: seconds of each.
+        """Take n timed steps and return the seconds of each.
 
-        On a GPU, which the contenders share, memory that is not in use between turns is given back; a turn there begins
-        with an untimed step, which asks for it again.
+        The contenders share a GPU. There, unused memory is freed after each turn, and a turn starts with an untimed
+        step that allocates it again.
         """
         if self.device.type != "cuda":
             return [self.step() for _ in range(n)]
         self.step()
-        self._at -= 1  # the timed steps take the batches in turn
+        self._at -= 1  # the untimed step must not use up a batch
         seconds = [self.step() for _ in range(n)]
         torch.cuda.empty_cache()
         return seconds
 
     def facts(self) -> dict[str, Any]:
-        """Peak memory since the last change of workload (bytes, above what was there before the model), last loss."""
+        """Return peak memory since the last `use` (bytes added since before the model), last loss, and parameters."""
         return {
             "peak_memory": self._memory.added(),
             "loss": self.losses[-1],

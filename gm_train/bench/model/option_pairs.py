@@ -1,4 +1,4 @@
-"""Each option of a run on and off."""
+"""Pairs of contenders that differ in one option of a run."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,19 +6,20 @@ from pathlib import Path
 from gm_train.bench.model.contenders import Contender, with_trainer
 from gm_train.config.schema import Config
 
+#: Option, name of the contender without it, name of the one with it.
 Pair = tuple[str, str, str]
 
 
 def option_pairs(config: Config, compiled: bool, gmt: Path) -> tuple[list[Pair], list[Contender]]:
-    """What is compared, and who runs.
+    """Return the comparisons and the contenders that they need.
 
     Args:
-        config: the model; its own choice of the options does not matter.
-        compiled: whether torch.compile is among them.
+        config: the model; its own values of the options are ignored.
+        compiled: whether to include torch.compile.
         gmt: gene sets for L_pathway.
 
     Returns:
-        Option, name of the contender without it and of the one with it; and the contenders.
+        Tuples of option, name of the contender without it and name of the one with it; and the contenders.
     """
     plain = with_trainer(
         replace(

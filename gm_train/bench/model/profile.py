@@ -1,7 +1,7 @@
-"""Where the time of a step goes, by torch.profiler: operations are assigned to the part of the model that ran them.
+"""Profile a step with torch.profiler: assign each operation to the part of the model that ran it.
 
-Forward, an operation belongs to the innermost named range around it. Backward, autograd gives each operation the
-sequence number of the forward operation whose gradient it computes, and it belongs where that one did.
+A forward operation belongs to the innermost named range around it. Autograd gives each backward operation the sequence
+number of the forward operation whose gradient it computes; the backward operation belongs to the same part.
 """
 
 from collections import defaultdict
@@ -20,18 +20,18 @@ from gm_train.model.mixer import Mamba2Mixer
 from gm_train.model.norm import GatedRMSNorm
 
 _MARK = "part: "
-#: What no range names: residual sums, norms, the embedding, masks of cells.
+#: Operations outside of all named ranges: residual sums, norms, the embedding, masks of cells.
 REST = "other"
 _OPTIMIZER = "optimizer"
-_STEPS = 3  # profiled; the profiler keeps every operation of them
+_STEPS = 3  # profiled steps; few, since the profiler keeps every operation
 
 
 def profile_step(runner: ModelRunner, steps: int) -> dict[str, float]:
-    """Seconds of a step by part, on the device; the model must not be compiled.
+    """Return the device seconds of a step by part. The model must not be compiled.
 
     Args:
-        runner: warmed up on its workload.
-        steps: profiled steps, averaged.
+        runner: the model, warmed up on its workload.
+        steps: number of profiled steps, over which times are averaged.
     """
     on_gpu = runner.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
@@ -48,12 +48,12 @@ def profile_step(runner: ModelRunner, steps: int) -> dict[str, float]:
 
 
 class ProfileRunner:
-    """A contender and its batches, profiled in a worker of its own.
+    """A contender and its batches, profiled in a worker process.
 
     Args:
-        contender: not compiled.
+        contender: the model, not compiled.
         workload: its batches.
-        device: where.
+        device: cpu or cuda.
         warmup: steps before the profiled ones.
     """
 
@@ -62,7 +62,7 @@ class ProfileRunner:
         self._runner.use(0, warmup)
 
     def run(self) -> dict[str, float]:
-        """Seconds of a step by part."""
+        """Return the seconds of a step by part."""
         return profile_step(self._runner, _STEPS)
 
 
@@ -80,7 +80,7 @@ def _ancestors(event: Any) -> Iterator[Any]:
 
 
 def _parts_of_forward(events: list[Any]) -> dict[int, str]:
-    """Part by sequence number; of operations that share a number, the last one made the node of autograd."""
+    """Part by sequence number. Of operations with the same number, the last one created the autograd node."""
     parts: dict[int, str] = {}
     for event in sorted(events, key=lambda event: event.time_range.start):
         if event.sequence_nr >= 0 and not event.name.startswith("autograd::"):
@@ -129,11 +129,11 @@ def _ranges(model: nn.Module) -> Iterator[None]:
 def _part_of_module(name: str, module: nn.Module) -> str | None:
     last = name.rsplit(".", 1)[-1]
     if isinstance(module, Mamba2Mixer):
-        return "scan"  # what is left of it: the scan, step sizes, the gate's SiLU
+        return "scan"  # what its submodules leave: the scan, step sizes, the gate's SiLU
     if isinstance(module, GatedRMSNorm):
         return "norm and gate"
     if isinstance(module, nn.Linear):
-        # The gate's Linear counts as a matrix product, what follows it as the aggregation.
+        # The Linear of a gate counts as matmul, the rest of the gate as aggregation.
         return "matmul"
     if last == "conv1d":
         return "convolution"

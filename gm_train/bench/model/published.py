@@ -1,4 +1,4 @@
-"""The stack as published: the whole layer run twice, the second time on a flipped copy of the rows."""
+"""The stack as published: runs the whole layer twice, the second time on a flipped copy of the rows."""
 
 import torch
 from torch import Tensor
@@ -12,55 +12,59 @@ from gm_train.model.segments import Segments, make_segments
 
 
 class Published(GeneMamba):
-    """A GeneMamba, with the same parameters and the same states, that computes them the published way.
+    """A GeneMamba with the same parameters and states, but computed as the published code computes them.
 
-    Given one segment for a whole row, it treats pads as the published code does: as tokens.
+    If a whole row is one segment, pads are treated as tokens, as in the published code.
 
     Args:
         config: sizes; the variant must be the published one.
         vocabulary_size: number of tokens.
-        shared_projection: compute the input projection once for both directions; only what follows runs on a flipped
-            copy.
+        shared_projection: compute the input projection once for both directions; only what follows it runs on a
+            flipped copy.
 
     Raises:
-        ValueError: another variant.
+        ValueError: the variant is not the published one.
     """
 
     def __init__(self, config: ModelConfig, vocabulary_size: int, shared_projection: bool) -> None:
         if (config.arch, config.norm) != ("bimamba", "none") or config.aggregation == "head_gate":
-            raise ValueError("as published: model.arch=bimamba, model.norm=none and an aggregation of whole outputs")
+            raise ValueError(
+                "the published variant needs model.arch=bimamba, model.norm=none and not model.aggregation=head_gate"
+            )
         super().__init__(config, vocabulary_size)
         self.shared_projection = shared_projection
 
     def forward(self, input_ids: Tensor, segment: Tensor) -> Tensor:
-        """Final-norm states, as `GeneMamba.forward`."""
+        """Return the states after the final norm, as `GeneMamba.forward` does."""
         stack = self.stack
         assert isinstance(stack, MambaStack)
         x = self.embedding(input_ids)
-        there = make_segments(segment, stack.chunk, stack.taps, x.dtype)
-        # In a flipped row each cell stands in one piece, too.
-        back = make_segments(segment.flip(1), stack.chunk, stack.taps, x.dtype)
+        segments = make_segments(segment, stack.chunk, stack.taps, x.dtype)
+        # Flipped rows can be segmented the same way: each cell is still contiguous.
+        flipped = make_segments(segment.flip(1), stack.chunk, stack.taps, x.dtype)
         run = _with_shared_projection if self.shared_projection else _twice
         for i, layer in enumerate(stack.layers):
             mixer = layer.mixer
             assert isinstance(mixer, Mamba2Mixer)
-            f, b = run(mixer, x, there, back)
+            f, b = run(mixer, x, segments, flipped)
             x = stack.aggregations[i % len(stack.aggregations)](x, f, b)
         states: Tensor = self.norm(x)
         return states
 
 
-def _twice(mixer: Mamba2Mixer, u: Tensor, there: Segments, back: Segments) -> tuple[Tensor, Tensor]:
-    (f,) = mixer(u, there, False)
-    (b,) = mixer(u.flip(1), back, False)
+def _twice(mixer: Mamba2Mixer, u: Tensor, segments: Segments, flipped: Segments) -> tuple[Tensor, Tensor]:
+    (f,) = mixer(u, segments, False)
+    (b,) = mixer(u.flip(1), flipped, False)
     return f, b.flip(1)
 
 
-def _with_shared_projection(mixer: Mamba2Mixer, u: Tensor, there: Segments, back: Segments) -> tuple[Tensor, Tensor]:
+def _with_shared_projection(
+    mixer: Mamba2Mixer, u: Tensor, segments: Segments, flipped: Segments
+) -> tuple[Tensor, Tensor]:
     z, xBC, dt = torch.split(mixer.in_proj(u), [mixer.d_inner, mixer.d_inner + 2 * mixer.d_state, mixer.n_heads], -1)
     gate = F.silu(z)
     dt = F.softplus(dt.to(mixer.dt_bias.dtype) + mixer.dt_bias)
-    (there_y,) = mixer.scans(xBC, dt, there, False)
-    (back_y,) = mixer.scans(xBC.flip(1), dt.flip(1), back, False)
-    f, b = (mixer.out_proj(mixer.norm(y.flatten(-2), gate)) for y in (there_y, back_y.flip(1)))
+    (forward_y,) = mixer.scans(xBC, dt, segments, False)
+    (backward_y,) = mixer.scans(xBC.flip(1), dt.flip(1), flipped, False)
+    f, b = (mixer.out_proj(mixer.norm(y.flatten(-2), gate)) for y in (forward_y, backward_y.flip(1)))
     return f, b

@@ -1,8 +1,8 @@
-"""Each kernel of a training step alone, at the model's shapes, against its roofline.
+"""Time each kernel of a training step alone, at the model's shapes, against its roofline.
 
-Bytes are those of an ideal kernel: each input and output is moved once forward; backward, the incoming gradients and
-the saved inputs are read once and the gradients of the inputs written once. What is faster than the roofline says has
-kept something in a cache.
+Bytes are those of an ideal kernel. Forward, each input and output is moved once. Backward, the incoming gradients and
+the saved inputs are read once, and the gradients of the inputs are written once. A kernel that is faster than its
+roofline has found data in a cache.
 """
 
 from collections.abc import Callable, Sequence
@@ -27,13 +27,21 @@ from gm_train.objective.loss import computing_in
 from gm_train.objective.pathway import pathway_loss_sum
 from gm_train.optim import build_optimizer
 
+#: Kernels that work on given gradients; the others compute them.
 _OF_GRADIENTS = ("clipping", "optimizer")
-_WIDE = 4  # bytes of a parameter, its gradient and its moments, and of a decay
+_WIDE = 4  # bytes of each float32 value: parameters, gradients, moments, decays
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a kernel needs at least, forward and backward, in one step; `count` is how often a step runs it."""
+    """The least work of a kernel.
+
+    Attributes:
+        name: name in tables.
+        count: how often a step runs it.
+        flops: operations of one run, forward and backward.
+        n_bytes: bytes that one run moves.
+    """
 
     name: str
     count: int
@@ -44,15 +52,15 @@ class Cost:
 def costs(
     model: ModelConfig, vocabulary_size: int, slots: int, n_targets: int, n_parameters: int, narrow: int
 ) -> list[Cost]:
-    """The kernels of a step of Bi-Mamba, each for one layer or for the whole model.
+    """Return the costs of the kernels of a Bi-Mamba step, each for one layer or for the whole model.
 
     Args:
         model: sizes; `arch` is bimamba or mamba.
         vocabulary_size: number of tokens.
-        slots: places for tokens in the rows.
+        slots: token slots in the rows of a step, pads included.
         n_targets: predicted positions.
-        n_parameters: of the whole model.
-        narrow: bytes of an activation, 2 under bf16.
+        n_parameters: parameters of the whole model.
+        narrow: bytes of an activation: 2 with bf16, else 4.
     """
     per_token = forward_parts(model, vocabulary_size, Work(0.0, n_targets / slots))
     flops = {part: TRAINING * slots * value for part, value in per_token.items()}
@@ -67,7 +75,7 @@ def costs(
     def linear(width: int, out: int, times: int = 1, read: int = narrow) -> float:
         return times * slots * (read * 3 * width + narrow * 2 * out) + 3 * _WIDE * width * out
 
-    found = [
+    kernels = [
         Cost(
             "projections",
             model.n_layers,
@@ -85,10 +93,10 @@ def costs(
     ]
     if directions == 2 and not joined:
         weights = 3 * _WIDE * 2 * d * d if of_layer["aggregation"] else 0
-        moved = (5.0 * _WIDE + 6.0 * narrow) * slots * d + weights  # the residual stream is wide
-        found.append(Cost("aggregation", model.n_layers, of_layer["aggregation"], moved))
+        moved = (5.0 * _WIDE + 6.0 * narrow) * slots * d + weights  # the residual stream is float32
+        kernels.append(Cost("aggregation", model.n_layers, of_layer["aggregation"], moved))
     return [
-        *found,
+        *kernels,
         Cost("embedding", 1, 0.0, float(_WIDE * (3 * slots * d + vocabulary_size * d))),
         Cost(
             "output layer and loss",
@@ -102,12 +110,12 @@ def costs(
 
 
 class KernelRunner:
-    """Times the kernels of a contender in a worker of its own; not compiled.
+    """Times the kernels of a contender in a worker process, without compilation.
 
     Args:
         contender: a Bi-Mamba or a Mamba.
-        workload: the shapes.
-        device: where.
+        workload: gives the shapes.
+        device: cpu or cuda.
         repeats: timed runs of each kernel.
     """
 
@@ -124,7 +132,7 @@ class KernelRunner:
         self._leaves: list[Tensor] = []
 
     def run(self) -> list[dict[str, Any]]:
-        """Per kernel: name, count in a step, FLOPs and bytes of one run, and the seconds of each run."""
+        """Return for each kernel: name, runs per step, FLOPs and bytes of a run, and the seconds of each timed run."""
         slots, n_targets = self._batch.input_ids.numel(), len(self._batch.targets)
         parameters = sum(parameter.numel() for parameter in self._model.parameters())
         narrow = 2 if self._config.trainer.precision == "bf16" else 4
@@ -149,7 +157,7 @@ class KernelRunner:
     def _time(self, work: Callable[[], None], of_gradients: bool) -> list[float]:
         seconds = []
         for _ in range(self._repeats + 2):  # two to warm up
-            # Most gradients of a step are written, not added to.
+            # As in most of a step, gradients are written, not added to existing ones.
             for leaf in self._leaves:
                 leaf.grad = torch.full_like(leaf, 1e-3) if of_gradients else None
             self._clock.start()
@@ -158,7 +166,7 @@ class KernelRunner:
         return seconds[2:]
 
     def _works(self, dtype: torch.dtype) -> dict[str, Callable[[], None]]:
-        """What each kernel does, on random inputs of the type that it meets."""
+        """The call of each kernel, on random inputs of the dtype that it gets in a step."""
         model, config, batch = self._model, self._config, self._batch
         layer, bidirectional = model.stack.layers[0], config.model.arch == "bimamba"
         mixer = layer.mixer

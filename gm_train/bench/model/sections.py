@@ -1,4 +1,4 @@
-"""The sections of a report: each starts its processes, measures and returns rows of plain values."""
+"""The sections of a report: each one starts its processes, measures, and returns rows of plain values."""
 
 from collections.abc import Sequence
 from contextlib import ExitStack, suppress
@@ -26,20 +26,33 @@ Row = dict[str, Any]
 
 
 def measure_peaks(plan: ModelPlan, say: Say) -> Peaks:
-    """What the machine can do now."""
+    """Measure the matmul peak and the memory bandwidth of the machine."""
     say("measuring the matmul peak and the memory bandwidth")
     peaks: Peaks = call_alone("peaks", plan.threads, PeakRunner, plan.config.trainer.precision, plan.device)
     return peaks
 
 
 def workload(plan: ModelPlan, store: Path, length: int | None) -> Workload:
-    """Cells of a length, packed into full rows of about 2,048 tokens, or in rows of their own if longer."""
+    """Describe steps over cells of one length, packed into rows of about 2,048 tokens; longer cells get own rows.
+
+    Args:
+        plan: tokens per step and number of steps.
+        store: token store.
+        length: tokens of a cell; None for natural lengths.
+    """
     row = ROW if length is None else length * max(1, ROW // length)
     return Workload(store, length, row, plan.tokens_per_step, n_batches=plan.steps)
 
 
 def race(racers: Sequence[Contender], workloads: dict[str, Workload], plan: ModelPlan, say: Say) -> list[Row]:
-    """Contenders side by side on each workload, one process each; one that runs out of memory begins anew."""
+    """Time contenders on each workload, one process each. After running out of memory, one gets a new process.
+
+    Args:
+        racers: the contenders.
+        workloads: the workloads, by label.
+        plan: steps, threads and device.
+        say: takes progress lines.
+    """
     rows: list[Row] = []
     with ExitStack() as stack:
         workers: dict[str, BenchProcess] = {}
@@ -68,15 +81,15 @@ def race(racers: Sequence[Contender], workloads: dict[str, Workload], plan: Mode
 
 
 def measured(seconds: Sequence[float], shape: Shape, flops_per_token: float) -> Row:
-    """The figures of a contender on a workload.
+    """Compute the figures of a contender on a workload.
 
     Args:
-        seconds: of each timed step, at least ten; the first one took the first batch.
-        shape: of the batches.
-        flops_per_token: of a training step, per real token.
+        seconds: seconds of each timed step, at least ten; the first step used the first batch.
+        shape: shape of the batches.
+        flops_per_token: FLOPs of a training step per real token.
     """
     spread = Spread.of(seconds)
-    # Steps differ where cells do: a rate is that of a step, before the median is taken.
+    # Steps have different numbers of tokens: compute the rate of each step, then take the median.
     cells, tokens = (
         np.percentile([shape.each[i % len(shape.each)][which] / s for i, s in enumerate(seconds)], [25, 50, 75])
         for which in (0, 1)
@@ -96,7 +109,13 @@ def measured(seconds: Sequence[float], shape: Shape, flops_per_token: float) -> 
 
 
 def run_race(plan: ModelPlan, stores: Stores, say: Say) -> list[Row]:
-    """Models side by side, over cell lengths."""
+    """Race the models over the cell lengths of the plan.
+
+    Args:
+        plan: contenders, lengths and steps.
+        stores: simulated cells, used if the plan names no store.
+        say: takes progress lines.
+    """
     names = plan.names
     store = plan.store or stores.deep
     size = Vocabulary.load(store / "vocabulary.json").size
@@ -110,7 +129,7 @@ def run_race(plan: ModelPlan, stores: Stores, say: Say) -> list[Row]:
 
 
 def run_layer(plan: ModelPlan, say: Say) -> list[Row]:
-    """One layer of ours and of transformers, in one direction, at equal chunk and at the package's own."""
+    """Time one layer of ours and of `transformers` in one direction, at our chunk size and at the package's."""
     model = replace(plan.config.model, arch="mamba")
     rows, length = max(1, plan.tokens_per_step // ROW), ROW
     runners = [
@@ -129,35 +148,41 @@ def run_layer(plan: ModelPlan, say: Say) -> list[Row]:
             say(f"one layer: {worker.name}: warming up")
             worker.call("use", plan.warmup)
         seconds = alternate(workers, plan.steps, lambda line: say(f"one layer: {line}"))
-        found = []
+        layers = []
         for worker in workers:
             taken = seconds[worker.name]
             if taken is None:
-                found.append({"layer": worker.name, "out_of_memory": True})
+                layers.append({"layer": worker.name, "out_of_memory": True})
                 continue
             spread = Spread.of(taken)
-            found.append(
+            layers.append(
                 {"layer": worker.name, "step_s": spread.median, "step_s_quartiles": [spread.low, spread.high],
                  "steps": spread.steps, "tokens": rows * length} | worker.call("facts")
             )  # fmt: skip
-    return found
+    return layers
 
 
 def run_ladder(plan: ModelPlan, stores: Stores, say: Say) -> dict[str, list[Row]]:
-    """The way from the published layer to ours, on cells of natural lengths and on full rows."""
+    """Time the rungs from the published layer to ours, on cells of natural lengths and on full rows.
+
+    Args:
+        plan: steps, and the store if it names one.
+        stores: simulated cells.
+        say: takes progress lines.
+    """
     rungs = ladder(plan.config, plan.compiled, torch.device(plan.device))
     loads = {
         "natural lengths": workload(plan, plan.store or stores.natural, None),
         "full rows": workload(plan, stores.deep, ROW),
     }
-    # A store of yours has a vocabulary of its own, so that its models are others.
+    # The user's store has a different vocabulary, so its models differ from those of simulated cells.
     runs = [loads] if plan.store is None else [{label: load} for label, load in loads.items()]
     rows = [row for run in runs for row in race(rungs, run, plan, lambda line: say(f"ladder: {line}"))]
     return {label: with_speed_ups([row for row in rows if row["workload"] == label]) for label in loads}
 
 
 def with_speed_ups(rows: list[Row]) -> list[Row]:
-    """Rungs with `over_published` and `over_previous`, ratios of cells a second; None past a rung without figures."""
+    """Add `over_published` and `over_previous`, ratios of cells/s; None if a rung of the ratio has no figures."""
     climbed = []
     for i, row in enumerate(rows):
         first, previous = rows[0].get("cells_per_s"), rows[max(0, i - 1)].get("cells_per_s")
@@ -173,7 +198,13 @@ def with_speed_ups(rows: list[Row]) -> list[Row]:
 
 
 def run_options(plan: ModelPlan, stores: Stores, say: Say) -> list[Row]:
-    """Each option on and off, all in one run."""
+    """Time each option on and off, all in one run.
+
+    Args:
+        plan: the model and steps.
+        stores: simulated cells and gene sets.
+        say: takes progress lines.
+    """
     chosen, racers = option_pairs(plan.config, plan.compiled, stores.gmt)
     load = workload(plan, stores.deep, ROW)
     rows = {row["contender"]: row for row in race(racers, {"options": load}, plan, say)}
@@ -181,17 +212,24 @@ def run_options(plan: ModelPlan, stores: Stores, say: Say) -> list[Row]:
 
 
 def run_kernels(plan: ModelPlan, stores: Stores, peaks: Peaks, say: Say) -> list[Row]:
-    """Each kernel of genemamba alone, against its roofline."""
+    """Time each kernel of genemamba alone, against its roofline.
+
+    Args:
+        plan: the model and steps.
+        stores: simulated cells.
+        peaks: measured peaks of the machine.
+        say: takes progress lines.
+    """
     say("kernels, each alone")
     load = workload(plan, stores.deep, ROW)
     contender = Contender(GENEMAMBA, with_trainer(plan.config, compile=False, activation_checkpointing=False))
     repeats = max(FEWEST_STEPS, plan.steps)
-    found = call_alone("kernels", plan.threads, KernelRunner, contender, load, plan.device, repeats)
-    return [against_roofline(row, peaks) for row in found]
+    kernels = call_alone("kernels", plan.threads, KernelRunner, contender, load, plan.device, repeats)
+    return [against_roofline(row, peaks) for row in kernels]
 
 
 def against_roofline(row: Row, peaks: Peaks) -> Row:
-    """A kernel's row with its median time, the least time and the fraction that it reaches."""
+    """Add to a kernel's row its median time, its roofline time, what bounds it and the fraction of the roofline."""
     median = float(np.median(row["seconds"]))
     least = roofline_seconds(row["flops"], row["bytes"], peaks)
     bound = "arithmetic" if row["flops"] / peaks.flops >= row["bytes"] / peaks.bandwidth else "memory"
@@ -199,22 +237,28 @@ def against_roofline(row: Row, peaks: Peaks) -> Row:
 
 
 def run_loss_memory(plan: ModelPlan, say: Say) -> list[Row]:
-    """Memory of the output layer and its loss, each way in a fresh process."""
-    found = []
+    """Measure the memory of the output layer and its loss, each way in a fresh process."""
+    rows = []
     for way, whole in (("in chunks", False), ("whole logits of the masked positions", True)):
         say(f"memory of the loss, {way}")
         sizes = (loss_memory.ROWS * loss_memory.LENGTH, loss_memory.D_MODEL, loss_memory.VOCABULARY)
         row = call_alone("loss memory", plan.threads, loss_memory.LossMemoryRunner, whole, *sizes, plan.device)
-        found.append({"way": way, "tokens": sizes[0], "d_model": sizes[1], "vocabulary": sizes[2]} | row)
-    return found
+        rows.append({"way": way, "tokens": sizes[0], "d_model": sizes[1], "vocabulary": sizes[2]} | row)
+    return rows
 
 
 def run_profile(plan: ModelPlan, stores: Stores, say: Say) -> dict[str, float]:
-    """Seconds of a step of genemamba by part."""
+    """Return the seconds of a step of genemamba by part.
+
+    Args:
+        plan: the model and warmup.
+        stores: simulated cells.
+        say: takes progress lines.
+    """
     say("profiling a step")
     load = workload(plan, stores.deep, ROW)
     contender = Contender(GENEMAMBA, with_trainer(plan.config, compile=False, activation_checkpointing=False))
-    found: dict[str, float] = call_alone(
+    by_part: dict[str, float] = call_alone(
         "profile", plan.threads, ProfileRunner, contender, load, plan.device, plan.warmup
     )
-    return found
+    return by_part

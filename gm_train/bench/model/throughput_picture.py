@@ -1,4 +1,4 @@
-"""Throughput against cell length, as a picture."""
+"""Plot throughput against cell length."""
 
 import math
 from pathlib import Path
@@ -14,7 +14,7 @@ _COLOURS = {GENEMAMBA: "#c44e52", PUBLISHED: "#8c8c8c", TRANSFORMER: "#4c72b0"}
 
 
 def draw_throughput(results: dict[str, Any], path: Path) -> None:
-    """One line per contender, medians with quartiles, and the crossover of genemamba and transformer (PNG)."""
+    """Draw a PNG: one line per contender (medians, quartiles), and the crossover of genemamba and transformer."""
     figure = Figure(figsize=(7.0, 4.4), layout="constrained")
     axis = figure.subplots()
     rows = [row for row in results["race"] if row.get("length") and "tokens_per_s" in row]
@@ -28,7 +28,7 @@ def draw_throughput(results: dict[str, Any], path: Path) -> None:
         axis.plot(lengths, [row["tokens_per_s"] for row in own], "o-", color=colour, markersize=4.5, linewidth=1.6)
         ends.append((own[-1]["tokens_per_s"], lengths[-1], name))
     axis.set_ylim(bottom=0)
-    # Each line's name stands at its end, in its colour; names keep a distance from each other.
+    # Write each line's name at its end, in its colour; shift names that would overlap.
     gap, lowest = 0.05 * axis.get_ylim()[1], -math.inf
     for height, length, name in sorted(ends):
         lowest = max(height, lowest + gap)

@@ -1,4 +1,4 @@
-"""The cells that are trained on: a simulated atlas, or a store of yours, as the batches that training would make."""
+"""The cells that are trained on: batches as training makes them, from simulated cells or the user's store."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +23,7 @@ from gm_train.objective.batches import MicroBatch, StepInfo, make_examples, spli
 from gm_train.objective.pathway import pathways_of
 from gm_train.objective.recipe import Recipe
 
-#: Longest cells of the simulated atlas.
+#: Tokens of the longest simulated cells.
 DEEPEST = 8192
 _GENES = 25_424  # genes of the published vocabulary
 _NATURAL_TOP_K = 2048
@@ -32,11 +32,11 @@ _BLOCKS_AT_ONCE = 16
 
 @dataclass(frozen=True)
 class Stores:
-    """Where the cells come from.
+    """The stores that cells are read from.
 
     Attributes:
         deep: store whose cells all have `DEEPEST` tokens.
-        natural: store whose cells have the lengths that they have; it shares the vocabulary of `deep`.
+        natural: store whose cells have natural lengths; it has the same vocabulary as `deep`.
         gmt: gene sets of the same genes.
     """
 
@@ -46,11 +46,16 @@ class Stores:
 
 
 def simulated_stores(folder: Path, deep_cells: int, natural_cells: int = 512) -> Stores:
-    """Stores of simulated cells in `folder`, made at the first call.
+    """Simulate cells and make stores in `folder`, unless they exist.
 
-    Both come from the simulator, the medians and the tokenizer that `gm-train data` uses. The deep cells have 150,000
-    molecules each (median), so that at least 8,192 genes are detected; cells with fewer are left out. The others have
-    1,500, before dropout.
+    Both stores are made by the simulator, the medians and the tokenizer of `gm-train data`. Deep cells have a median of
+    150,000 molecules, so that at least 8,192 genes are detected; cells with fewer genes are left out. Natural cells
+    have a median of 1,500 molecules, before dropout.
+
+    Args:
+        folder: where the files are written.
+        deep_cells: number of deep cells to simulate.
+        natural_cells: number of natural cells.
     """
     stores = Stores(folder / "deep.zarr", folder / "natural.zarr", folder / "deep.gmt")
     shared = AtlasOptions(genes=_GENES, genes_per_programme=50)
@@ -84,15 +89,15 @@ def simulated_stores(folder: Path, deep_cells: int, natural_cells: int = 512) ->
 
 @dataclass(frozen=True)
 class Workload:
-    """Which cells a step is made of.
+    """The cells of a step.
 
     Attributes:
         store: token store.
-        length: cells are cut to so many best-ranked genes; None cuts to `row_length` alone.
-        row_length: tokens of a packed row.
-        tokens_per_step: tokens of the rows of a step.
-        n_batches: different steps, taken in turn.
-        seed: of order and masks.
+        length: number of best-ranked genes that a cell is cut to; None cuts only to `row_length`.
+        row_length: tokens per packed row.
+        tokens_per_step: tokens of all rows of a step.
+        n_batches: number of different batches, used in turn.
+        seed: seed of order and masks.
     """
 
     store: Path
@@ -104,24 +109,24 @@ class Workload:
 
     @property
     def rows(self) -> int:
-        """Packed rows of a step."""
+        """Number of packed rows per step."""
         return max(1, self.tokens_per_step // self.row_length)
 
     @property
     def padded_length(self) -> int:
-        """Tokens of a row that holds one cell and pads."""
+        """Length of a row that holds one cell and pads."""
         return min(self.length or self.row_length, self.row_length)
 
 
 @dataclass(frozen=True)
 class Shape:
-    """What a step of a workload has on average, and what a contender computes of it.
+    """The average size of a step of a workload, for one contender.
 
     Attributes:
         cells, tokens, targets: cells, real tokens and predicted positions of a step.
-        slots: places for tokens that are computed, pads included.
-        context: tokens of the cell that a token is in, averaged over tokens.
-        each: cells and real tokens of each batch; the steps take them in turn.
+        slots: positions that are computed, pads included.
+        context: tokens of a token's cell, averaged over tokens.
+        each: cells and real tokens of each batch; the steps use the batches in turn.
     """
 
     cells: float
@@ -133,10 +138,10 @@ class Shape:
 
 
 def read_rows(workload: Workload) -> Rows:
-    """Packed rows for all batches, from the training cells of the store in the order of a run with one lane.
+    """Read packed rows for all batches: training cells of the store, in the order of a run with one lane.
 
     Raises:
-        DataError: no store, or too few cells.
+        DataError: the store cannot be read or has too few cells.
     """
     reader = StoreReader(workload.store)
     order = BlockOrder(workload.seed, reader.manifest.hash, reader.manifest.n_blocks)
@@ -152,7 +157,7 @@ def read_rows(workload: Workload) -> Rows:
     rows = Rows.join(parts)
     if len(rows) < workload.rows:
         raise DataError(
-            f"{workload.store}: its training cells fill {len(rows)} rows of {workload.row_length:,} tokens, and a step "
+            f"{workload.store}: its training cells fill {len(rows)} rows of {workload.row_length:,} tokens, but a step "
             f"takes {workload.rows}: lower --tokens-per-step"
         )
     return rows.part(0, len(rows) // workload.rows * workload.rows)
@@ -161,13 +166,16 @@ def read_rows(workload: Workload) -> Rows:
 def make_batches(
     workload: Workload, objective: ObjectiveConfig, padded: bool, all_positions: bool
 ) -> tuple[list[MicroBatch], Shape]:
-    """Steps of a workload, each one forward pass, and their average shape.
+    """Make the batches of a workload, one forward pass each.
 
     Args:
-        workload: which cells.
+        workload: the cells.
         objective: masks, and gene sets for L_pathway if it names a file.
-        padded: one cell a row, filled up with pads to `Workload.padded_length`; the same cells as packed.
-        all_positions: predict the next token everywhere instead of masked ones; with `padded` pads are targets, too.
+        padded: one cell per row, padded to `Workload.padded_length`; the cells are the same as in packed rows.
+        all_positions: predict the next token everywhere instead of masked tokens; with `padded`, pads are also targets.
+
+    Returns:
+        The batches and their average shape.
     """
     rows = read_rows(workload)
     tokenizer = Tokenizer.load(workload.store)
@@ -197,7 +205,7 @@ def make_batches(
 
 
 def _pad(rows: Rows, row_length: int) -> MicroBatch:
-    """One cell a row, as the published code feeds them: pads are tokens and targets like others."""
+    """Put one cell in each row, as the published code does: pads are tokens and targets like all others."""
     cells = np.split(rows.tokens, np.cumsum(rows.lengths)[:-1])
     ids = np.zeros((len(cells), row_length), np.int64)
     for i, cell in enumerate(cells):

@@ -1,4 +1,4 @@
-"""`gm-train bench prepare`: ranking, medians, preparation of files, and a growing atlas."""
+"""`gm-train bench prepare`: time ranking, medians, the preparation of files, and atlases of growing size."""
 
 import os
 import shutil
@@ -30,7 +30,7 @@ from gm_train.config.check import ConfigError
 #: Sections of a report, in order.
 PARTS = ("ranking", "medians", "files", "scale")
 PACKAGES = ("numpy", "numba", "scipy", "fastdigest", "h5py", "isal", "zarr", "tensorstore", "anndata", "gm-train")
-#: As CELLxGENE delivers files, as `data simulate` writes them, and without.
+#: CELLxGENE's files have gzip, those of `data simulate` lzf.
 COMPRESSIONS = ("gzip", "lzf", "none")
 
 Row = dict[str, Any]
@@ -38,17 +38,18 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class PreparePlan:
-    """The whole benchmark.
+    """Settings of the whole benchmark.
 
     Attributes:
-        parts: sections, of `PARTS`.
-        n_cells: cells of all parts but the scale run.
-        sizes: cells of the atlases of the scale run.
-        repeats: of medians and files.
+        parts: sections to run, from `PARTS`.
+        n_cells: cells in all parts except the scale run.
+        sizes: cells of each atlas of the scale run.
+        repeats: runs of each way to prepare a file.
         ranked: cells that are ranked at once.
-        workers: processes, where there is more than one.
-        out: folder of the results, and of the cells.
+        workers: processes, in runs with more than one.
+        out: folder for the results and the cells.
         asked: the command line, for the report.
+        cores: processes that make the cells; also shown in the report.
     """
 
     parts: tuple[str, ...] = PARTS
@@ -62,7 +63,7 @@ class PreparePlan:
     cores: int = field(default_factory=lambda: len(os.sched_getaffinity(0)))
 
     def check(self) -> None:
-        """Raises ConfigError, with every problem, for what cannot be run."""
+        """Raise ConfigError with all problems if the plan cannot be run."""
         problems = [f"--parts {name}: expected some of {', '.join(PARTS)}" for name in self.parts if name not in PARTS]
         for name, value in (
             ("--cells", self.n_cells),
@@ -76,15 +77,15 @@ class PreparePlan:
 
 
 def quick(plan: PreparePlan) -> PreparePlan:
-    """A plan of about two minutes."""
+    """Shorten a plan to about two minutes."""
     return replace(plan, n_cells=3000, sizes=(2000, 8000), repeats=1, ranked=500)
 
 
 def run_bench_prepare(plan: PreparePlan) -> list[Path]:
-    """Run a plan and write `bench.json` and `bench.md`: their paths.
+    """Run a plan, write `bench.json` and `bench.md` and return their paths.
 
     Raises:
-        ConfigError: a plan that cannot be run.
+        ConfigError: the plan cannot be run.
         DataError: nothing could be measured.
     """
     plan.check()
@@ -125,7 +126,7 @@ def _folder(plan: PreparePlan) -> Path:
 
 
 def run_ranking(plan: PreparePlan, say: Say) -> list[Row]:
-    """Ways to rank the same cells, in alternation, one process and one core each."""
+    """Time the ways to rank the same cells, in alternation, one process and one core each."""
     h5ad = simulated_counts(_folder(plan), plan.n_cells, "lzf", plan.cores, say)
     store = store_of(h5ad, _folder(plan), plan.cores, say)
     with ExitStack() as stack:
@@ -137,8 +138,8 @@ def run_ranking(plan: PreparePlan, say: Say) -> list[Row]:
             say(f"ranking: {worker.name}: warming up")
             worker.call("use")
         rates = alternate(workers, FEWEST_STEPS, lambda line: say(f"ranking: {line}"))
-    found = {name: Spread.of(of_worker or []) for name, of_worker in rates.items()}
-    kernel = found[KERNEL].median
+    spreads = {name: Spread.of(of_worker or []) for name, of_worker in rates.items()}
+    kernel = spreads[KERNEL].median
     return [
         {
             "way": name,
@@ -146,20 +147,20 @@ def run_ranking(plan: PreparePlan, say: Say) -> list[Row]:
             "cells_per_s_quartiles": [spread.low, spread.high],
             "kernel_over": kernel / spread.median,
         }
-        for name, spread in found.items()
+        for name, spread in spreads.items()
     ]
 
 
 def run_medians(plan: PreparePlan, say: Say) -> Row:
-    """Where the time of medians goes."""
+    """Time medians and profile them by function."""
     h5ad = simulated_counts(_folder(plan), plan.n_cells, "gzip", plan.cores, say)
     say("medians, profiled")
-    found: Row = call_alone("medians", None, MediansRunner, h5ad, _folder(plan))
-    return found | {"cells": plan.n_cells}
+    timed: Row = call_alone("medians", None, MediansRunner, h5ad, _folder(plan))
+    return timed | {"cells": plan.n_cells}
 
 
 def run_files(plan: PreparePlan, say: Say) -> list[Row]:
-    """From files to shards, beside reading them twice, by compression."""
+    """Time the way from files to shards against reading the files twice, by compression."""
     rows = []
     for compression in COMPRESSIONS:
         h5ad = simulated_counts(_folder(plan), plan.n_cells, compression, plan.cores, say)
@@ -178,7 +179,14 @@ def run_files(plan: PreparePlan, say: Say) -> list[Row]:
 
 
 def files_rows(compression: str, n_bytes: int, n_cells: int, taken: dict[str, list[Row] | None]) -> list[Row]:
-    """A row for each contender, with its speed over that of reading."""
+    """Make a row for each contender, with its speed relative to reading.
+
+    Args:
+        compression: of the counts.
+        n_bytes: size of the file.
+        n_cells: cells of the file.
+        taken: the runs of each contender, by name.
+    """
     middles = {name: middle(runs or []) for name, runs in taken.items()}
     reading = middles[READING]["seconds"]
     return [
@@ -186,22 +194,22 @@ def files_rows(compression: str, n_bytes: int, n_cells: int, taken: dict[str, li
             "compression": compression,
             "bytes": n_bytes,
             "way": name,
-            "cells_per_s": n_cells / found["seconds"],
-            "of_reading": reading / found["seconds"],
-            "all_s": [run["seconds"] for run in taken[name] or []],
+            "cells_per_s": n_cells / run["seconds"],
+            "of_reading": reading / run["seconds"],
+            "all_s": [one["seconds"] for one in taken[name] or []],
         }
-        | found
-        for name, found in middles.items()
+        | run
+        for name, run in middles.items()
     ]
 
 
 def middle(runs: Sequence[Row]) -> Row:
-    """The run whose seconds are the median of all (of an even number, the slower one of the two)."""
+    """Return the run with median seconds; of an even number of runs, the slower one of the middle two."""
     return sorted(runs, key=lambda run: float(run["seconds"]))[len(runs) // 2]
 
 
 def run_scale(plan: PreparePlan, say: Say) -> list[Row]:
-    """Atlases of growing size through every step, each step in a fresh process; what they leave is removed."""
+    """Take atlases of growing size through every step, each step in a fresh process, and remove their files."""
     rows = []
     for size in plan.sizes:
         folder = plan.out / f"scale-{size}"
@@ -211,9 +219,9 @@ def run_scale(plan: PreparePlan, say: Say) -> list[Row]:
             for step, name in STEPS.items():
                 say(f"{size:,} cells: {name}")
                 with BenchProcess(name, None, ScaleRunner, folder, size, plan.workers, has_children=True) as worker:
-                    found = worker.call("run", step)
-                rate = found["handled"] and found["handled"] / found["seconds"]
-                rows.append({"cells": size, "step": name, "workers": plan.workers, "cells_per_s": rate} | found)
+                    timed = worker.call("run", step)
+                rate = timed["handled"] and timed["handled"] / timed["seconds"]
+                rows.append({"cells": size, "step": name, "workers": plan.workers, "cells_per_s": rate} | timed)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     return rows

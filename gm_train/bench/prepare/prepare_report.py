@@ -1,4 +1,4 @@
-"""The results of `gm-train bench prepare` as Markdown."""
+"""Render the results of `gm-train bench prepare` as Markdown."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,19 +8,19 @@ from gm_train.bench.tables import mebibytes, ratio, seconds, table, versions
 
 Row = dict[str, Any]
 
-#: What the arithmetic for a corpus assumes.
+#: Assumptions of the extrapolation to a large corpus.
 CORPUS, NODES, WORKERS_PER_NODE, GPUS_PER_NODE = 100_000_000, 32, 16, 8
-#: Real tokens a second of one GPU: the target, which nothing has reached yet.
+#: Real tokens per second of one GPU: a target that has not been measured yet.
 TOKENS_PER_GPU = 600_000
 _LEAST_SHARE = 0.02
 _METHODS = (("t-digests", "digests_s"), ("exact, by histograms", "exact_s"), ("reading once with h5py", "h5py_s"))
 
 
 def render_prepare(results: Row) -> str:
-    """All sections that were run."""
+    """Render all sections that were run."""
     parts = [_head(results["made"])]
     parts += [section(results[key]) for key, section in _SECTIONS.items() if key in results]
-    left_out = [*results["left_out"], "Cold caches: what is read has been written or read just before."]
+    left_out = [*results["left_out"], "Cold caches: all data were written or read just before."]
     parts.append("## Left out\n\n" + "\n".join(f"- {line}" for line in left_out))
     return "\n\n".join(parts) + "\n"
 
@@ -32,8 +32,8 @@ def _head(made: Row) -> str:
             f"`{made['command']}`",
             f"{made['date']}, {made['cpu']}, {made['cores']} cores; Python {made['python']}, "
             + versions(made["packages"], made["git"]),
-            "Simulated cells of about a thousand detected genes, of 20,000; "
-            f"{made['cells']:,} of them where nothing else is said.",
+            "Simulated cells with about 1,000 of 20,000 genes detected; "
+            f"{made['cells']:,} cells unless a section says otherwise.",
         ]
     )
 
@@ -47,25 +47,25 @@ def _ranking(rows: list[Row]) -> str:
     return (
         "## Ranking, one core\n\n"
         + table(["way", "cells/s", "the kernel over it"], lines)
-        + "\n\nFrom counts to ranked genes, top-k 2,048; medians of 10 turns, in alternation, with quartiles."
+        + "\n\nFrom counts to ranked genes, top-k 2,048; medians of 10 steps, in alternation, with quartiles."
     )
 
 
-def _medians(found: Row) -> str:
-    functions: dict[str, float] = found["functions"]
+def _medians(timed: Row) -> str:
+    functions: dict[str, float] = timed["functions"]
     total = sum(functions.values())
     shown = {name: own for name, own in functions.items() if own >= _LEAST_SHARE * total}
     shown["all others"] = total - sum(shown.values())
     lines = [[name, seconds(own), f"{own / total:.0%}"] for name, own in shown.items()]
     rates = ", ".join(
-        f"{name} {seconds(found[key])} ({found['cells'] / found[key]:,.0f} cells/s)" for name, key in _METHODS
+        f"{name} {seconds(timed[key])} ({timed['cells'] / timed[key]:,.0f} cells/s)" for name, key in _METHODS
     )
     return (
         f"## Medians, one worker: where the time goes\n\n{rates}.\n\n"
         + table(["function, its own time", "time", "share"], lines)
-        + f"\n\nUnder a profiler ({seconds(total)} in all), which sees the main thread alone: files are read by "
-        "another, so that reading is here as far as it is waited for. The library's "
-        "time has that of bringing numbers into its binary form."
+        + f"\n\nUnder a profiler ({seconds(total)} in all), which sees only the main thread. Another thread reads the "
+        "files, so reading appears here only as waiting time. The time of fastdigest includes the conversion of "
+        "numbers into its binary form."
     )
 
 
@@ -96,11 +96,11 @@ def _files(rows: list[Row]) -> str:
         "of a worker",
     ]
     sizes = {row["compression"]: row["bytes"] for row in rows}
-    said = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in sizes.items())
+    by_compression = ", ".join(f"{name} {size / 1e6:,.0f} MB" for name, size in sizes.items())
     return (
-        f"## From .h5ad to finished shards\n\n{table(header, lines)}\n\nFiles: {said}. Medians of the runs, with the "
-        "least and the most; each pass in a fresh process, whose imports are not timed, but whose workers' "
-        "are. Reading: data and indices, 4,096 cells at a time, twice, in one process."
+        f"## From .h5ad to finished shards\n\n{table(header, lines)}\n\nFiles: {by_compression}. Medians of the runs, "
+        "with minimum and maximum. Each pass runs in a fresh process; its own imports are not timed, those of its "
+        "workers are. Reading: data and indices, 4,096 cells at a time, twice, in one process."
     )
 
 
@@ -120,14 +120,14 @@ def _scale(rows: list[Row]) -> str:
     header = ["cells", "step", "wall time", "cells/s", "peak memory", "of a worker", "on disk"]
     return (
         f"## Scale\n\n{table(header, lines)}\n\n{both_passes(rows)} The counts are compressed with gzip, as CELLxGENE "
-        "delivers them.\n\nEach step in a fresh process. Before its first batch the loader packs "
-        "a pool for each of its lanes. In a cycle each lane comes to the end of a pool: timed are as many whole cycles "
-        "as hold the cells of the store, at least three, after one and a half.\n\n" + arithmetic(rows)
+        "delivers them.\n\nEach step runs in a fresh process. Before its first batch the loader "
+        "packs a pool for each of its lanes. In a cycle each lane uses up one pool. After one and a half untimed "
+        "cycles, as many whole cycles are timed as hold the cells of the store, at least three.\n\n" + arithmetic(rows)
     )
 
 
 def both_passes(rows: list[Row]) -> str:
-    """How fast counts become a store, beside reading them as often."""
+    """Compare the speed of both passes with reading the counts twice, in one sentence."""
     taken: dict[int, Row] = {}
     for row in rows:
         taken.setdefault(row["cells"], {})[row["step"]] = row["seconds"]
@@ -137,13 +137,13 @@ def both_passes(rows: list[Row]) -> str:
         for i, (cells, steps) in enumerate(taken.items())
     ]
     return (
-        f"Both passes, medians and shards, by {rows[0]['workers']} workers, run at {', '.join(shares)}; reading is one "
-        "process's."
+        f"Both passes, medians and shards, by {rows[0]['workers']} workers, run at {', '.join(shares)}; reading "
+        "uses one process."
     )
 
 
 def arithmetic(rows: list[Row]) -> str:
-    """What the largest atlas, and how it differs from the smallest, say of 100 million cells on 32 nodes."""
+    """Extrapolate to 100 million cells on 32 nodes, from the largest atlas and its difference to the smallest."""
     by_size: dict[int, Row] = {}
     for row in rows:
         by_size.setdefault(row["cells"], {})[row["step"]] = row
@@ -157,10 +157,10 @@ def arithmetic(rows: list[Row]) -> str:
 
     def of_all(step: str) -> str:
         taken = f"{_hours(steps[step]['seconds'] * times)} of all workers"
-        if workers == 1:  # which is the process itself
+        if workers == 1:  # the process itself does the work
             return taken
         alone = max(0.0, steps[step]["own_cpu_s"] - fewest[step]["own_cpu_s"]) * CORPUS / (size - least)
-        return f"{taken}, beside {_hours(alone)} of the process that they work for"
+        return f"{taken}, in parallel with {_hours(alone)} of the main process"
 
     tokens = shards["tokens"] / size
     needed = TOKENS_PER_GPU / tokens
@@ -173,9 +173,10 @@ def arithmetic(rows: list[Row]) -> str:
             "",
             f"- medians: {of_all('medians')}.",
             f"- tokens: {of_all('shards')}.",
-            "- One process's work (processor time; by what the largest atlas took beyond the smallest) is, above all, "
-            f"that of putting parts into shards, and more nodes do not change it. On one machine like this, {workers} "
-            f"workers: {_hours(medians['seconds'] * CORPUS / size)} and {_hours(shards['seconds'] * CORPUS / size)}.",
+            "- The main process spends its processor time (from the difference between the largest and the smallest "
+            "atlas) mainly on putting parts into shards; more nodes do not shorten it. On one machine like this, "
+            f"{workers} workers take {_hours(medians['seconds'] * CORPUS / size)} and "
+            f"{_hours(shards['seconds'] * CORPUS / size)}.",
             f"- the store: {shards['bytes'] * CORPUS / size / 1e9:,.0f} GB.",
             f"- loading: a GPU that trains on {TOKENS_PER_GPU:,} tokens/s (a target, not a measurement) takes "
             f"{needed:,.0f} cells/s; one loader process delivered {delivered:,.0f}, {delivered / needed:,.0f} times as "

@@ -1,4 +1,4 @@
-"""What `gm-train bench prepare` measures: what the process of each measurement holds."""
+"""The measurements of `gm-train bench prepare`: objects that live in their worker processes."""
 
 import cProfile
 import math
@@ -29,7 +29,7 @@ from gm_train.bench.rankings import RANKINGS, medians_of_columns
 
 KERNEL = "gm-train's kernel"
 READING = "h5py, reading twice"
-#: Cells that are read at once.
+#: Cells per read.
 _ROWS = 4096
 _FEWEST_CYCLES = 3
 
@@ -37,11 +37,11 @@ Row = dict[str, Any]
 
 
 def nothing(line: str) -> None:
-    """Takes the lines of a report."""
+    """Drop progress lines."""
 
 
 def read_counts(path: Path) -> int:
-    """Read the counts and columns of a file with h5py, 4,096 cells at a time: how many."""
+    """Read the counts and columns of a file with h5py, 4,096 cells at a time; return how many numbers it read."""
     n = 0
     with h5py.File(path, "r") as file:
         matrix = file["X"]
@@ -58,9 +58,9 @@ class RankRunner:
 
     Args:
         h5ad: counts.
-        store: its tokenizer ranks.
-        name: of the way.
-        n_cells: the first so many cells are ranked, again and again.
+        store: token store whose tokenizer ranks.
+        name: `KERNEL` or a name of `RANKINGS`.
+        n_cells: number of cells from the start of the file; the same cells are ranked in each step.
     """
 
     def __init__(self, h5ad: Path, store: Path, name: str, n_cells: int) -> None:
@@ -77,29 +77,29 @@ class RankRunner:
             self._rank = lambda: RANKINGS[name](chunk, medians, tokenizer.top_k)
 
     def use(self) -> None:
-        """Rank once, untimed: compiled code is made then."""
+        """Rank once, untimed, so that code is compiled."""
         self._rank()
 
     def steps(self, n: int) -> list[float]:
-        """Rank n times: cells a second of each."""
-        found = []
+        """Rank n times and return the cells/s of each time."""
+        rates = []
         for _ in range(n):
             start = time.perf_counter()
             self._rank()
-            found.append(self._n_cells / (time.perf_counter() - start))
-        return found
+            rates.append(self._n_cells / (time.perf_counter() - start))
+        return rates
 
 
-#: The library, and what brings numbers into its binary form.
+#: The library, with the conversion of numbers into its binary form.
 _LIBRARY = "fastdigest, from numbers to digests"
 
 
 class MediansRunner:
-    """Medians of one file by one worker, and where their time goes.
+    """Medians of one file by one worker, with a profile.
 
     Args:
         h5ad: counts.
-        folder: for what is written.
+        folder: for output.
     """
 
     def __init__(self, h5ad: Path, folder: Path) -> None:
@@ -112,24 +112,24 @@ class MediansRunner:
         return time.perf_counter() - start
 
     def run(self) -> Row:
-        """Seconds of reading with h5py, of both methods, and of each function under a profiler, own time alone."""
-        self._make(exact=False)  # compiled code and caches are there from now on
+        """Return seconds of reading with h5py, of both methods, and of each function (own time, under a profiler)."""
+        self._make(exact=False)  # untimed: compiles code and fills caches
         start = time.perf_counter()
         read_counts(self._h5ad)
-        found: Row = {"h5py_s": time.perf_counter() - start}
-        found |= {"digests_s": self._make(exact=False), "exact_s": self._make(exact=True)}
+        timed: Row = {"h5py_s": time.perf_counter() - start}
+        timed |= {"digests_s": self._make(exact=False), "exact_s": self._make(exact=True)}
         profile = cProfile.Profile()
         profile.enable()
         self._make(exact=False)
         profile.disable()
         shutil.rmtree(self._out)
-        return found | {"functions": _own_seconds(profile)}
+        return timed | {"functions": _own_seconds(profile)}
 
 
 def _own_seconds(profile: cProfile.Profile) -> dict[str, float]:
-    """Seconds of each function without those that it calls."""
+    """Seconds of each function, without the functions that it calls."""
     package = str(Path(data_shards.__file__).parent)
-    found: dict[str, float] = {}
+    by_name: dict[str, float] = {}
     for (file, _, function), (_, _, own, _, _) in pstats.Stats(profile).stats.items():  # type: ignore[attr-defined]
         if file == "~":
             name = _builtin(function)
@@ -138,11 +138,11 @@ def _own_seconds(profile: cProfile.Profile) -> dict[str, float]:
         elif file.startswith(package):
             name = f"data_shards.{Path(file).stem}.{function}"
         else:
-            # Of others, the package says enough.
+            # For other code, the name of the package is enough.
             parts = Path(file).parts
             name = parts[parts.index("site-packages") + 1] if "site-packages" in parts else "the standard library"
-        found[name] = found.get(name, 0.0) + own
-    return dict(sorted(found.items(), key=lambda item: -item[1]))
+        by_name[name] = by_name.get(name, 0.0) + own
+    return dict(sorted(by_name.items(), key=lambda item: -item[1]))
 
 
 def _builtin(function: str) -> str:
@@ -154,7 +154,7 @@ def _builtin(function: str) -> str:
 
 
 class ReadRunner:
-    """Reads a file's counts twice with h5py: the yardstick of preparation, which has two passes.
+    """Reads a file's counts twice with h5py: the reference for preparation, which also reads them twice.
 
     Args:
         h5ad: counts.
@@ -164,10 +164,11 @@ class ReadRunner:
         self._h5ad = h5ad
 
     def use(self) -> None:
+        """Read once, untimed."""
         read_counts(self._h5ad)
 
     def steps(self, n: int) -> list[Row]:
-        """Read twice, n times: seconds."""
+        """Read the file twice, n times, and return the seconds of each time."""
         taken = []
         for _ in range(n):
             start = time.perf_counter()
@@ -178,12 +179,12 @@ class ReadRunner:
 
 
 class PrepareRunner:
-    """From a file to finished shards: medians, then tokens.
+    """Takes a file to finished shards: medians, then tokens.
 
     Args:
         h5ad: counts.
-        folder: for what is written.
-        workers: processes.
+        folder: for output.
+        workers: number of processes.
     """
 
     def __init__(self, h5ad: Path, folder: Path, workers: int) -> None:
@@ -192,10 +193,11 @@ class PrepareRunner:
         self._store = folder / f"timed-{workers}-store.zarr"
 
     def use(self) -> None:
+        """Prepare once, untimed."""
         self.steps(1)
 
     def steps(self, n: int) -> list[Row]:
-        """Prepare n times, each pass in a process of its own, as commands are: see `medians` and `shards`."""
+        """Prepare n times. Each pass has a process of its own, like the commands; see `medians` and `shards`."""
         taken = []
         for _ in range(n):
             self._clear()
@@ -212,11 +214,11 @@ class PrepareRunner:
         return taken
 
     def medians(self) -> Row:
-        """Seconds, with those in which workers start, and peak memory of this process and of its largest worker."""
+        """Return seconds (with the start of the workers) and peak memory of this process and its largest worker."""
         return _timed(lambda: make_medians([self._h5ad], self._medians, workers=self._workers, say=nothing))
 
     def shards(self) -> Row:
-        """The same of ranks."""
+        """Return the same for the pass that ranks genes and writes shards."""
         paths, workers = (self._medians, self._store), self._workers
         return _timed(lambda: make_store([self._h5ad], *paths, top_k=TOP_K, workers=workers, say=nothing))
 
@@ -234,12 +236,12 @@ def _timed(make: Callable[[], object]) -> Row:
 
 
 class ScaleRunner:
-    """One step of the way from simulated cells to batches, in a process of its own.
+    """One of the steps from simulated cells to batches, in a process of its own.
 
     Args:
-        folder: for what the steps leave.
-        n_cells: cells.
-        workers: processes of the steps that have them.
+        folder: for the files of all steps.
+        n_cells: number of cells.
+        workers: processes, in steps that can use several.
     """
 
     def __init__(self, folder: Path, n_cells: int, workers: int) -> None:
@@ -249,18 +251,20 @@ class ScaleRunner:
         )
 
     def run(self, step: str) -> Row:
-        """Seconds, processor seconds of this process, cells, peak memory, and bytes on disk of what has been written.
+        """Run a step of `STEPS`.
 
-        A step that times a part of what it does tells its own seconds and cells; cells are None where a rate would mean
-        nothing.
+        Returns:
+            Seconds, processor seconds of this process, cells, peak memory, and bytes of the files that it wrote. A step
+            that times only a part of its work reports its own seconds and cells. Cells are None where a rate would be
+            meaningless.
         """
         with Footprint() as footprint:
             start, own = time.perf_counter(), time.process_time()
-            wrote, found = getattr(self, f"_{step}")()
+            wrote, other = getattr(self, f"_{step}")()
             seconds, own = time.perf_counter() - start, time.process_time() - own
         on_disk = sum(disk_usage(path) for path in wrote)
         peaks = {"own_peak": footprint.own_peak, "child_peak": footprint.child_peak}
-        row: Row = {"seconds": seconds, "own_cpu_s": own, "handled": self._n_cells, "bytes": on_disk, **peaks, **found}
+        row: Row = {"seconds": seconds, "own_cpu_s": own, "handled": self._n_cells, "bytes": on_disk, **peaks, **other}
         return row
 
     def _simulate(self) -> tuple[list[Path], Row]:
@@ -293,7 +297,7 @@ class ScaleRunner:
         return [], {"handled": None}
 
     def _load(self) -> tuple[list[Path], Row]:
-        """As many whole cycles as hold the cells of the store, at least three."""
+        """Time as many whole cycles as hold the cells of the store, at least three."""
         manifest = Manifest.load(self._store)
         batches = own_batches(LoaderCells(self._store, None, self._folder))
         settle(batches, manifest)
@@ -305,7 +309,7 @@ class ScaleRunner:
 
 
 FIRST_BATCH, LOADING = "the loader's first batch", "loading, whole cycles"
-#: Steps of `ScaleRunner`, in order, and what they are called in tables.
+#: Steps of `ScaleRunner`, in order, with their names in tables.
 STEPS = {
     "simulate": "simulate",
     "read": READING,
@@ -318,6 +322,6 @@ STEPS = {
 
 
 def disk_usage(path: Path) -> int:
-    """Bytes of a file, or of all files in a folder."""
-    files = [path] if path.is_file() else [found for found in path.rglob("*") if found.is_file()]
+    """Return the bytes of a file or of all files in a folder."""
+    files = [path] if path.is_file() else [entry for entry in path.rglob("*") if entry.is_file()]
     return sum(file.stat().st_size for file in files)

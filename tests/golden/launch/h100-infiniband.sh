@@ -1,6 +1,6 @@
 #!/bin/bash
 # GeneMamba pretraining on 8 nodes with 8 ranks each, one SLURM task for each rank.
-# Rendered by `gm-train launch`; config.yaml beside it is what the ranks read. The same once more:
+# Rendered by `gm-train launch`. The ranks read config.yaml in the same folder. To submit this script again:
 #   sbatch /scratch/runs/genemamba-66m/launch/001/job.sh
 
 #SBATCH --job-name=genemamba-66m
@@ -31,27 +31,27 @@ say() { echo "[$(date '+%F %T')] $*"; }
 restart=${SLURM_RESTART_COUNT:-0} # how often the job was put back into the queue, by this script or by SLURM
 say "job $SLURM_JOB_ID, start $((restart + 1)), on $SLURM_JOB_NODELIST"
 if ((restart > max_requeues)); then
-    say "this is more than $max_requeues restarts (cluster.max_requeues): see why it keeps ending, then launch again"
+    say "more than $max_requeues restarts (cluster.max_requeues): find out why the job keeps ending, then launch again"
     exit 1
 fi
 
-# Variables of every rank; srun hands this script's environment on.
-export PYTHONUNBUFFERED=1 # what a killed rank printed last is in its log
+# Environment variables of every rank: srun passes this script's environment on.
+export PYTHONUNBUFFERED=1 # so that the log holds the last lines of a killed rank
 # PyTorch's threads: the cores of one rank, not the node's, less one for each of its 4 loader workers.
 export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK > 4 ? SLURM_CPUS_PER_TASK - 4 : 1))
-# Left over from the shell that launched, these would be believed before SLURM's own numbers.
+# If the launching shell has set these, they would take precedence over SLURM's own numbers.
 unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE
 # cluster.env: what this site's network and libraries need.
 export NCCL_SOCKET_IFNAME=ib0
 export GLOO_SOCKET_IFNAME=ib0
 export NCCL_IB_HCA='=mlx5_0,mlx5_1,mlx5_2,mlx5_3'
 
-# Where the ranks meet: the first node, by the address that SLURM reaches it at, or by its name.
+# The ranks meet on the first node, at the address that SLURM uses for it, or else at its name.
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)
 MASTER_ADDR=$(scontrol show node -o "$first" | sed -n 's/.*NodeAddr=\([^ ]*\).*/\1/p')
 export MASTER_ADDR=${MASTER_ADDR:-$first}
-# 20000 to 29999, below the ports that Linux gives to clients. Jobs that share a node nearly always differ, and so do
-# the starts of one job: a process that outlived the last start does not answer to this one.
+# Ports 20000 to 29999 are below the range that Linux gives to clients. Two jobs on one node nearly always get
+# different ports. So do two starts of one job: a process left over from the last start cannot answer this one.
 export MASTER_PORT=$((20000 + SLURM_JOB_ID % 1000 * 10 + restart % 10))
 say "rendezvous at $MASTER_ADDR:$MASTER_PORT"
 
@@ -59,26 +59,27 @@ command=(
     /opt/gm-train/.venv/bin/python -m gm_train.cli fit "$config"
 )
 
-# A task sees all GPUs of its node, as NCCL needs it for NVLink, and takes the one of its SLURM_LOCALID.
-# A task ignores USR1, which would end a process that is still starting, until Python has its own handler.
+# A task sees all GPUs of its node, because NCCL needs that for NVLink, and uses GPU number SLURM_LOCALID.
+# USR1 would end a process that is still starting: a task ignores it until Python has installed its own handler.
 task='trap "" USR1; echo "== job $SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0} on $SLURMD_NODENAME"; exec "$@"'
 
 # --cpus-per-task: srun does not take it over from sbatch since SLURM 22.05.
-# --kill-on-bad-exit: when one rank fails, the others would only wait for it.
-# --wait=0: ranks that finish first do not hurry rank 0, which may still be writing.
-# --export=ALL: the variables above reach the ranks also where the job was submitted with --export=NONE.
-# --output: one log for each rank (%t), rank 0's the one to read; later starts of the job write below it.
+# --kill-on-bad-exit: when one rank fails, end the others, which would only wait for it.
+# --wait=0: when other ranks finish first, do not kill rank 0, which may still be writing.
+# --export=ALL: the variables above reach the ranks even if the job was submitted with --export=NONE.
+# --output: one log for each rank (%t); read rank 0's first. Later starts of the job append to the same logs.
 srun --ntasks=64 --ntasks-per-node=8 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     --kill-on-bad-exit=1 --wait=0 --export=ALL \
     --output=/scratch/runs/genemamba-66m/logs/%j-%t.out --open-mode=append \
     bash -c "$task" rank "${command[@]}"
 code=$?
 
-# What happened. Ranks that were told to leave and have saved exit with 85, but srun reports another code when some end
-# before others, and 85 alone when one has crashed: what counts is the marker with the name of this start of this job,
-# which rank 0 writes when all ranks have agreed to leave and their checkpoint is whole.
-# After scancel nothing below runs: it ends this shell as well, which catches no signals. Nor after a node is lost: srun
-# waits for its ranks until SLURM misses the node (SlurmdTimeout, often minutes), ends this shell and requeues the job.
+# What happened. Ranks that were told to leave and have saved exit with 85. But the code that srun reports is no proof:
+# it differs when some ranks end before others, and it can be 85 although one rank has crashed. The proof is the marker
+# that names this start of this job: rank 0 writes it once all ranks have agreed to leave and their checkpoint is whole.
+# Nothing below runs after scancel, which also ends this shell: it catches no signals. Nor does it run after the loss of
+# a node: srun waits for the ranks until SLURM notices the loss (SlurmdTimeout, often minutes). SLURM then ends this
+# shell and requeues the job.
 if ((code == 0)); then
     say "finished"
     exit 0
@@ -88,10 +89,10 @@ if [[ $(cat "$run_dir/.preempted" 2>/dev/null) != "$SLURM_JOB_ID.$restart" ]]; t
     exit "$((code == 85 ? 1 : code))"
 fi
 if ((restart >= max_requeues)); then
-    say "saved, and left; not requeued after $max_requeues restarts (cluster.max_requeues): launch again to go on"
+    say "saved, and left; not requeued after $max_requeues restarts (cluster.max_requeues): launch again to continue"
     exit 85
 fi
 say "told to leave (exit code $code), and saved: back into the queue, restart $((restart + 1)) of at most $max_requeues"
 # SLURM ends this script once it has put the job back.
-scontrol requeue "$SLURM_JOB_ID" || say "SLURM refused to requeue the job: launch again to go on"
+scontrol requeue "$SLURM_JOB_ID" || say "SLURM refused to requeue the job: launch again to continue"
 exit 85

@@ -170,7 +170,7 @@ def test_requeues_come_to_an_end(play: Callable[..., Played]) -> None:
 def test_requeue_switched_off_or_refused(play: Callable[..., Played]) -> None:
     played = play("cluster.requeue=false", code=85, writes="7.0")
     assert (played.code, played.requeued) == (85, False)
-    assert "launch again to go on" in played.out
+    assert "launch again to continue" in played.out
     played = play(code=85, scontrol=1, writes="7.0")
     assert (played.code, played.requeued) == (85, True)
     assert "SLURM refused" in played.out

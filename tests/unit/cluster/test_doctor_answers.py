@@ -186,7 +186,7 @@ def test_ranks_without_a_gpu() -> None:
 def test_looking_at_a_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     executable(tmp_path / "nvidia-smi", "#!/bin/sh\necho 570.1\necho 570.1\n")
     monkeypatch.setenv("PATH", f"{tmp_path}:/bin")
-    assert "built without CUDA" in look(Ranks()).software or torch.version.cuda
+    assert "has no CUDA support" in look(Ranks()).software or torch.version.cuda
     properties = SimpleNamespace(name="H100", uuid="abc", total_memory=80 * GB)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)

@@ -217,5 +217,5 @@ def test_wrong_usage(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
 def test_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     monkeypatch.setenv("SBATCH_PARTITION", "short")
     assert launch(Path("/tmp/run-of-a-test"), "cluster.prefix=apptainer exec a.sif", "--dry-run") == 0
-    for fragment in ("all nodes share", "a.zarr: is not there", "its own", "SBATCH_PARTITION"):
+    for fragment in ("all nodes share", "a.zarr: does not exist", "its own", "SBATCH_PARTITION"):
         assert fragment in caplog.text

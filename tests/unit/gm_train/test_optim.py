@@ -1,4 +1,4 @@
-"""Parameter groups by name, and the schedule by step."""
+"""Parameter groups by name, and the learning rate by step."""
 
 import itertools
 from pathlib import Path
@@ -38,8 +38,8 @@ def test_schedule_warms_up_falls_and_stays() -> None:
 
 
 @pytest.mark.parametrize("fused", [False, True])
-def test_a_checkpoint_does_not_bring_its_own_way_of_computing(tmp_path: Path, fused: bool) -> None:
-    """`optim.fused` may change between two starts of a run, and the steps stay the same ones."""
+def test_a_checkpoint_does_not_override_optim_fused(tmp_path: Path, fused: bool) -> None:
+    """`optim.fused` may change between two starts of a run; the steps are the same."""
 
     def start(fused: bool) -> tuple[GeneMamba, torch.optim.AdamW]:
         torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""Promise 1: the logits that predict a token do not depend on that token, through masking and the whole network."""
+"""Promise 1: the logits that predict a token do not depend on it; tested through masking and the whole network."""
 
 from collections.abc import Callable
 from typing import Any
@@ -31,7 +31,7 @@ def packed_logits(model: GeneMamba, tokens: np.ndarray, lengths: np.ndarray) -> 
 
 
 def masked_leaks(model: GeneMamba, seed: int, masking: Callable[..., Any] = mask_tokens) -> bool:
-    """Whether a masked position's logits change with the gene that is hidden there."""
+    """Whether the logits of a masked position change with the gene that is hidden there."""
     generator = np.random.default_rng(seed)
     lengths = np.array([9, 5, 7])
     keys = keys_of(3, seed)
@@ -45,14 +45,14 @@ def masked_leaks(model: GeneMamba, seed: int, masking: Callable[..., Any] = mask
         assert np.array_equal(chosen, now_chosen)
         shown, now_shown = visible[position], now_visible[position]
         if {shown, now_shown} in ({MASK, tokens[position]}, {MASK, changed[position]}) and shown != tokens[position]:
-            continue  # the random gene drawn here is one of the two: `<mask>` stands in for a gene's own number
+            continue  # the random gene drawn here is one of the two genes, and `<mask>` is shown instead of it
         if not torch.equal(packed_logits(model, now_visible, lengths)[position], logits[position]):
             return True
     return False
 
 
 def next_token_leaks(model: GeneMamba, seed: int) -> bool:
-    """Whether the logits at t - 1, which predict token t, change with token t or any after it."""
+    """Whether the logits at t - 1, which predict token t, change with token t or a later one."""
     generator = np.random.default_rng(seed)
     lengths = np.array([11])
     tokens = generator.integers(2, VOCABULARY, 11)
@@ -74,18 +74,18 @@ def test_masked_logits_do_not_depend_on_the_hidden_gene(arch: str, aggregation: 
 
 
 @pytest.mark.parametrize("norm", ["none", "pre"])
-def test_next_token_logits_of_the_unidirectional_model_see_the_past_alone(norm: str) -> None:
+def test_next_token_logits_of_the_unidirectional_model_see_only_the_past(norm: str) -> None:
     for seed in range(5):
         assert not next_token_leaks(random_model(small_config(arch="mamba", norm=norm), seed, torch.float32), seed)
 
 
 @pytest.mark.parametrize(("arch", "aggregation"), [variant for variant in VARIANTS if variant[0] != "mamba"])
-def test_next_token_on_a_bidirectional_model_leaks_and_is_found_out(arch: str, aggregation: str) -> None:
-    """As in the published code: the reverse direction has read token t before t - 1 predicts it."""
+def test_the_leak_of_next_token_on_a_bidirectional_model_is_detected(arch: str, aggregation: str) -> None:
+    """As in the published code: the reverse direction has read token t when the state at t - 1 predicts it."""
     assert next_token_leaks(random_model(small_config(arch=arch, aggregation=aggregation), 0, torch.float32), 0)
 
 
-def test_masking_that_shows_the_hidden_gene_is_found_out() -> None:
+def test_masking_that_shows_the_hidden_gene_is_detected() -> None:
     def show(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
         return arguments[0], mask_tokens(*arguments)[1]
 

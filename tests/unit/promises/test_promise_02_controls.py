@@ -1,4 +1,4 @@
-"""Promise 2: controls beside every score, strong ones, on the same hidden positions."""
+"""Promise 2: every score stands beside strong controls, computed on the same hidden positions."""
 
 import copy
 import importlib.util
@@ -16,9 +16,12 @@ from data_shards.tokens.tokenizer import Tokenizer
 from data_shards.tokens.vocabulary import FIRST_GENE, MASK, PAD
 from gm_train.evaluation import score_table
 from gm_train.evaluation.cells import EvaluationCells, read_cells
+from gm_train.evaluation.figures import RANKS
 from gm_train.evaluation.frequency_controls import BIN_SMOOTHING, RANK_BINS, Frequency, FrequencyByRank
 from gm_train.evaluation.masked_genes import MaskedCells, Predictor, score_masked
+from gm_train.evaluation.masked_task import MaskedGenesTask
 from gm_train.evaluation.order_control import NEIGHBOURS, OrderControl
+from gm_train.evaluation.probe_task import ProbeTask
 from gm_train.evaluation.ragged import Ragged
 from tests.support.evaluation_cases import VOCABULARY, answers, mask, ragged, random_cells
 from tests.unit.gm_train.evaluation.test_score_table import make_results
@@ -31,13 +34,13 @@ def lists(cells: Ragged) -> list[list[int]]:
 
 
 def shares(train: Ragged) -> dict[int, float]:
-    """Corpus frequency, slowly."""
+    """Corpus frequency, by a slow reference."""
     tokens = [token for cell in lists(train) for token in cell]
     return {gene: (tokens.count(gene) + 1) / (len(tokens) + len(GENES)) for gene in GENES}
 
 
 def compare(predictor: Predictor, masked: MaskedCells, weight_of) -> None:  # type: ignore[no-untyped-def]
-    """Hold a predictor against weights by (visible tokens of the cell, position in it, gene), computed one by one."""
+    """Compare a predictor with `weight_of` (visible tokens of the cell, position in it, gene), computed one by one."""
     expected = []
     for span, hidden in masked.spans():
         visible = masked.visible[span].tolist()
@@ -60,9 +63,9 @@ def test_frequency_by_rank_agrees_with_a_slow_reference() -> None:
     f = shares(train)
 
     def weight(visible: list[int], position: int, gene: int) -> float:
-        which = position * RANK_BINS // len(visible)
-        here = [cell.index(gene) * RANK_BINS // len(cell) for cell in lists(train) if gene in cell]
-        return here.count(which) + BIN_SMOOTHING * VOCABULARY * f[gene]
+        own_bin = position * RANK_BINS // len(visible)
+        bins = [cell.index(gene) * RANK_BINS // len(cell) for cell in lists(train) if gene in cell]
+        return bins.count(own_bin) + BIN_SMOOTHING * VOCABULARY * f[gene]
 
     compare(FrequencyByRank(train, VOCABULARY), mask(random_cells(15, seed=2)), weight)
 
@@ -93,7 +96,7 @@ def test_the_order_control_agrees_with_a_slow_reference() -> None:
     compare(control, mask(random_cells(15, seed=2)), weight)
 
 
-def test_the_order_control_finds_an_order_and_admits_where_there_is_none() -> None:
+def test_the_order_control_uses_an_order_only_where_there_is_one() -> None:
     ordered = [sorted(cell) for cell in lists(random_cells(300, seed=3))]
     train, held_out = ragged(ordered[:250]), mask(ragged(ordered[250:]), rate=0.15)
     control = OrderControl(train, VOCABULARY, mask_rate=0.15)
@@ -107,7 +110,7 @@ def test_the_order_control_finds_an_order_and_admits_where_there_is_none() -> No
     assert OrderControl(shuffled, VOCABULARY, mask_rate=0.15).strength <= 0.2
 
 
-def test_too_few_cells_to_tune_on_leave_frequency() -> None:
+def test_with_too_few_cells_to_tune_on_the_order_control_equals_frequency() -> None:
     train = ragged([[2, 3, 4], [3, 5], []])
     held_out = mask(random_cells(15, seed=2))
     np.testing.assert_allclose(
@@ -117,10 +120,10 @@ def test_too_few_cells_to_tune_on_leave_frequency() -> None:
 
 @pytest.fixture(scope="module")
 def pbmc(tmp_path_factory: pytest.TempPathFactory) -> tuple[EvaluationCells, int]:
-    """The 700 blood cells inside scanpy's wheel, and the size of their vocabulary."""
+    """The 700 blood cells in scanpy's wheel, and the size of their vocabulary."""
     spec = importlib.util.find_spec("scanpy")
     if spec is None or spec.origin is None:
-        pytest.skip("scanpy is not installed: its wheel carries the cells")
+        pytest.skip("scanpy is not installed: its wheel contains the cells")
     path = Path(spec.origin).parent / "datasets" / "10x_pbmc68k_reduced.h5ad"
     folder = tmp_path_factory.mktemp("pbmc")
     options = CountOptions(raw=True, counts_from="log1p")
@@ -132,10 +135,10 @@ def pbmc(tmp_path_factory: pytest.TempPathFactory) -> tuple[EvaluationCells, int
     return read_cells(store, [path], tokenizer, "bulk_labels"), tokenizer.vocabulary.size
 
 
-def test_on_real_cells_order_names_hidden_genes_until_ranks_are_dithered(pbmc: tuple[EvaluationCells, int]) -> None:
+def test_on_real_cells_order_predicts_hidden_genes_unless_ranks_are_dithered(pbmc: tuple[EvaluationCells, int]) -> None:
     cells, size = pbmc
     entropy, top10 = {}, {}
-    for ranks in score_table.RANKS:
+    for ranks in RANKS:
         train, held_out = (
             cells.ranked(ranks).take(np.flatnonzero(which)) for which in (~cells.held_out, cells.held_out)
         )
@@ -145,9 +148,9 @@ def test_on_real_cells_order_names_hidden_genes_until_ranks_are_dithered(pbmc: t
             ("by rank", FrequencyByRank(train, size)),
             ("order", OrderControl(train, size, mask_rate=0.15)),
         ):
-            found = score_masked(control, masked)
-            entropy[ranks, name], top10[ranks, name] = found.cross_entropy, found.top10
-    # A weak order control would flatter the model: an untuned table of this kind had 3.30 nats and 73 %.
+            score = score_masked(control, masked)
+            entropy[ranks, name], top10[ranks, name] = score.cross_entropy, score.top10
+    # A weak order control would make the model look better: an untuned one of this kind reached 3.30 nats and 73 %.
     assert entropy["plain", "order"] < 3.3
     assert top10["plain", "order"] > 73
     assert entropy["plain", "order"] < entropy["plain", "by rank"] - 1 < entropy["plain", "frequency"] - 1
@@ -163,11 +166,10 @@ def test_hidden_positions_depend_on_the_seed_and_the_cell_alone(pbmc: tuple[Eval
     assert not np.array_equal(first, other)
 
 
-@pytest.mark.parametrize("ranks", score_table.RANKS)
+@pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize(
     ("kind", "control"),
-    [("masked", name) for name in score_table.MASKED_CONTROLS]
-    + [("probes", name) for name in score_table.PROBE_CONTROLS],
+    [("masked", name) for name in MaskedGenesTask.controls] + [("probes", name) for name in ProbeTask.controls],
 )
 def test_a_table_without_a_control_fails(kind: str, control: str, ranks: str) -> None:
     results = make_results()

@@ -21,7 +21,7 @@ from tests.support.small_models import (
     small_config,
 )
 
-FLOAT64, FLOAT32 = 1e-12, 1e-5  # relative; another place in a chunk means another order of summation
+FLOAT64, FLOAT32 = 1e-12, 1e-5  # relative; at another position in a chunk the order of summation differs
 
 
 def outputs(model: GeneMamba, rows: list[list[Tensor]], tail: int) -> list[Tensor]:
@@ -76,7 +76,7 @@ def test_no_gradient_passes_between_cells_or_into_the_tail(config: ModelConfig, 
     model = random_model(dataclasses.replace(config, tie_output=False), seed)
     half = (VOCABULARY - 2) // 2
     left, cell, right = (2 + others % half for others in random_cells(lengths, seed))
-    cell = cell + half  # it alone shows genes of the upper half
+    cell = cell + half  # only this cell has genes of the upper half
     input_ids, segment = pack([[left, cell, right]], tail=5)
     model(input_ids, segment)[segment == 2].sin().sum().backward()
     assert model.embedding.weight.grad is not None
@@ -86,7 +86,7 @@ def test_no_gradient_passes_between_cells_or_into_the_tail(config: ModelConfig, 
 
 
 @pytest.mark.parametrize("arch", ["bimamba", "transformer"])
-def test_whatever_stands_on_the_tail_changes_nothing(arch: str) -> None:
+def test_the_tokens_of_the_tail_change_nothing(arch: str) -> None:
     model = random_model(small_config(arch=arch), seed=0)
     input_ids, segment = pack([random_cells([7, 5], seed=0)], tail=9)
     disturbed = torch.where(segment == 0, 1 + torch.arange(len(segment[0])) % (VOCABULARY - 1), input_ids)
@@ -95,7 +95,7 @@ def test_whatever_stands_on_the_tail_changes_nothing(arch: str) -> None:
 
 
 @pytest.mark.parametrize("arch", ["bimamba", "transformer"])
-def test_rows_of_one_batch_do_not_meet(arch: str) -> None:
+def test_rows_of_one_batch_are_independent(arch: str) -> None:
     model = random_model(small_config(arch=arch), seed=0)
     cells = random_cells([11, 6, 8], seed=0)
     together = outputs(model, [[cells[0]], [cells[1], cells[2]]], tail=2)
@@ -106,7 +106,7 @@ def test_rows_of_one_batch_do_not_meet(arch: str) -> None:
 
 @pytest.mark.parametrize("arch", ["bimamba", "transformer"])
 def test_a_shared_segment_number_is_noticed(arch: str) -> None:
-    """The same row with one number for both cells must differ, or the tests above prove nothing."""
+    """The same row with one segment number for both cells must differ, or the tests above prove nothing."""
     model = random_model(small_config(arch=arch), seed=0)
     input_ids, segment = pack([random_cells([7, 5], seed=0)], tail=0)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Promise 4, in the order of the data: any ranks, loader workers and kills read what one process would have."""
+"""Promise 4, order of the data: with any ranks, loader workers and kills, a run reads what one process would read."""
 
 import functools
 import itertools
@@ -33,7 +33,7 @@ LONGEST, ROW = 24, 40
 
 @dataclass(frozen=True)
 class Start:
-    """One start of a run: on how many ranks, with how many workers, in which micro-batches, and when it is killed."""
+    """One start of a run: numbers of ranks, loader workers and rows of a micro-batch, and steps until it is killed."""
 
     ranks: int
     workers: int
@@ -51,7 +51,7 @@ class Case:
 
 @pytest.fixture(scope="module")
 def stores(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
-    """Stores of one to four data sets, some tiny, some with whole blocks that hold nothing to train on."""
+    """Stores of one to four data sets, some tiny, some with whole blocks that have no training cells."""
     folder = tmp_path_factory.mktemp("stores")
     rng = np.random.default_rng(7)
     for number in range(24):
@@ -100,7 +100,7 @@ def cases(draw: st.DrawFn, stores: list[Path]) -> Case:
 
 
 class TurnsInOneProcess:
-    """Stands for the DataLoader, whose worker processes take turns: here they do so in this one."""
+    """A stand-in for the DataLoader, whose worker processes take turns: here they do so in one process."""
 
     def __init__(self, dataset: Any, num_workers: int = 0, **_: Any) -> None:
         self._dataset, self._n_workers = dataset, num_workers
@@ -123,7 +123,7 @@ class TurnsInOneProcess:
 
 @pytest.fixture
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No processes are started, and a store is opened once: three hundred runs in seconds."""
+    """Start no processes and open each store once, so that three hundred runs take seconds."""
     monkeypatch.setattr(datamodule, "DataLoader", TurnsInOneProcess)
     monkeypatch.setattr(datamodule, "StoreReader", functools.cache(StoreReader))
 
@@ -133,7 +133,7 @@ def recipe_of(case: Case) -> Recipe:
 
 
 def from_the_start(case: Case, n_steps: int) -> list[tuple[Examples, dict[int, tuple[int, int]]]]:
-    """Each step as one process reads it, and where the lanes are behind it."""
+    """Each step as one process reads it, and the positions of the lanes after it."""
     data = case.data
     assert data.pool_blocks is not None
     plan = RowPlan(case.seed, data.lanes, data.pool_blocks, data.group_cells, ROW, data.weights)
@@ -153,7 +153,7 @@ def steps_of(module: CellDataModule) -> Iterator[list[MicroBatch]]:
 
 
 def by_lane(per_rank: list[list[MicroBatch]], data: DataConfig, tensor: str) -> np.ndarray:
-    """Rows of a step in the order of the lanes, from those of each rank: (lanes * rows_per_lane, ROW)."""
+    """Put the rows of a step, given by rank, into the order of the lanes: (lanes * rows_per_lane, ROW)."""
     whole = np.full((data.lanes, data.rows_per_lane, ROW), -1)
     for rank, batches in enumerate(per_rank):
         rows = torch.cat([getattr(batch, tensor) for batch in batches]).numpy()
@@ -162,7 +162,7 @@ def by_lane(per_rank: list[list[MicroBatch]], data: DataConfig, tensor: str) -> 
 
 
 def check(case: Case) -> None:
-    """Start, kill and resume a run as the case says; every step is what one process would have read."""
+    """Start, kill and resume a run as the case says; check that every step is what one process would have read."""
     expected = from_the_start(case, sum(start.steps for start in case.starts))
     position = Position.start(case.data.lanes)
     for start in case.starts:
@@ -175,7 +175,7 @@ def check(case: Case) -> None:
         lanes = dict(position.lanes)
         for _ in range(start.steps):
             per_rank = [next(loader) for loader in loaders]
-            examples, places = expected[position.step]
+            examples, positions = expected[position.step]
             assert np.array_equal(by_lane(per_rank, data, "input_ids"), examples.input_ids)
             assert np.array_equal(by_lane(per_rank, data, "segment"), examples.segment)
             infos = [batches[-1].info for batches in per_rank]
@@ -184,9 +184,9 @@ def check(case: Case) -> None:
             assert sum(info.n_targets for info in infos) == len(examples.targets)
             for info in infos:
                 lanes |= info.lanes
-            assert lanes == places
+            assert lanes == positions
             position.step += 1
-        # Killed: what the loaders had beyond the last step is lost, and the position is that of the step.
+        # The kill loses what the loaders had read beyond the last step; the position is that of the last step.
         position = Position(position.step, 0, lanes)
 
 
@@ -200,15 +200,15 @@ def test_promise_04_any_topology_reads_what_one_process_reads(
 
 @pytest.mark.slow
 def test_promise_04_with_worker_processes(stores: list[Path]) -> None:
-    """Real ones: two, then three of which lanes are shared unevenly, then none."""
+    """Real worker processes: two, then three that share the lanes unevenly, then none."""
     data = DataConfig(
         store=str(stores[3]), lanes=8, rows_per_lane=2, row_length=ROW, pool_blocks=2, group_cells=8, weights={"d0": 3}
     )
     check(Case(stores[3], data, 1, (Start(1, 2, 16, 3), Start(2, 3, 4, 2), Start(4, 0, 2, 3))))
 
 
-def test_starting_far_behind_takes_no_more_work(stores: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    """From pool 10^9 of each lane on: as many blocks are read and as many places permuted as from pool 0 on."""
+def test_resuming_far_into_a_run_takes_no_more_work(stores: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A start at pool 10^9 of each lane reads as many blocks and permutes as many places as a start at pool 0."""
     work: list[list[int]] = []
     read, permute = StoreReader.begin, block_order.permute
 
@@ -222,7 +222,7 @@ def test_starting_far_behind_takes_no_more_work(stores: list[Path], monkeypatch:
 
     monkeypatch.setattr(StoreReader, "begin", count_reads)
     monkeypatch.setattr(block_order, "permute", count_places)
-    # Every block has training cells, so that no pool is passed over.
+    # Every block has training cells, so that no pool is skipped.
     full = next(s for s in stores if all(e.n_train == e.n_cells > 60 for e in StoreReader(s).manifest.datasets))
     for pool in (0, 10**9):
         work.append([0, 0])

@@ -1,4 +1,4 @@
-"""Promise 9: the memory that medians need does not grow with the number of cells."""
+"""Promise 9: the memory of `data medians` does not grow with the number of cells."""
 
 import subprocess
 import sys
@@ -10,23 +10,23 @@ import pandas as pd
 import pytest
 from anndata.io import write_elem
 
-# The peak is that of the process alone: ru_maxrss, which it inherits, begins at what the tests' process has had.
+# Footprint is used instead of ru_maxrss, which a process inherits: it would start at the peak of the tests' process.
 _PROGRAM = """
 import sys
 from pathlib import Path
-from data_shards import digest_tree, medians_sources
-from data_shards.medians import make_medians
-from gm_train.bench.footprint import Footprint
+from data_shards.medians import medians_source, tdigest_tree
+from data_shards.medians.make_medians import make_medians
+from gm_train.bench.measure.footprint import Footprint
 {smaller}
 with Footprint() as footprint:
     make_medians([Path(sys.argv[1])], Path(sys.argv[2]), exact={exact}, workers={workers}, say=lambda line: None)
 print(max(footprint.own_peak, footprint.child_peak))
 """
-_SMALLER = "medians_sources.PARTITION_CELLS, digest_tree.FAN_IN = 1024, 4"
+_SMALLER = "medians_source.PARTITION_CELLS, tdigest_tree.FAN_IN = 1024, 4"
 
 
 def write_repeated(path: Path, n_blocks: int, n_genes: int = 4000, molecules: float = 0.22) -> Path:
-    """The same 1,024 cells, about `n_genes * molecules` genes a cell, again and again; on disk alone."""
+    """Write the same 1,024 cells `n_blocks` times, about `n_genes * molecules` genes a cell, block by block."""
     rng = np.random.default_rng(0)
     counts = rng.poisson(molecules, (1024, n_genes)).astype(np.uint8)
     cells, genes = np.nonzero(counts)
@@ -53,10 +53,10 @@ def peak_mib(path: Path, out: Path, smaller: str = _SMALLER, exact: bool = False
 
 
 def test_promise_09_bounded_memory(tmp_path: Path) -> None:
-    """10 partitions against 40 of them, whose digests are 200 MB more: a quarter of it is what such peaks vary by."""
+    """10 partitions against 40, whose digests take 200 MB more; such peaks vary by a quarter of that."""
     small = write_repeated(tmp_path / "small.h5ad", 10)
     large = write_repeated(tmp_path / "large.h5ad", 40)
-    peak_mib(small, tmp_path / "warm.zarr")  # compiles
+    peak_mib(small, tmp_path / "warm.zarr")  # compiles the kernels
     less, more = peak_mib(small, tmp_path / "small.zarr"), peak_mib(large, tmp_path / "large.zarr")
     assert more < less + 50, f"{less:.0f} MiB, then {more:.0f} MiB"
 
@@ -65,10 +65,10 @@ def test_promise_09_bounded_memory(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("n_blocks", "n_genes", "molecules", "exact", "workers"),
     [
-        (8, 60_000, 0.087, False, 1),  # 41 million counts, more than a partition has; few of a gene, which are all kept
+        (8, 60_000, 0.087, False, 1),  # 41 million counts, more than a partition; few for each gene, so all are kept
         (8, 60_000, 0.087, True, 1),
-        (36, 30_000, 0.035, False, 1),  # just over a thousand of each gene in a partition, all of which are compressed
-        (36, 30_000, 0.035, False, 2),  # worker processes keep what they free
+        (36, 30_000, 0.035, False, 1),  # just over a thousand counts of each gene in a partition: all are compressed
+        (36, 30_000, 0.035, False, 2),  # worker processes keep the memory that they free
     ],
 )
 def test_promise_09_many_genes_take_less_than_two_gibibytes(

@@ -1,4 +1,4 @@
-"""Promise 9: the memory of making shards does not grow with the number of cells."""
+"""Promise 9: the memory of `data shards` does not grow with the number of cells."""
 
 import subprocess
 import sys
@@ -17,11 +17,12 @@ CELLS, DETECTED, GENES = 30_000, 150, 2_000
 MEASURE = """
 import sys
 from pathlib import Path
-from data_shards import ranked, store
-from data_shards.shards import make_store
-from gm_train.bench.footprint import Footprint
-ranked.PART_CELLS = 4096
-store.LAYOUT = {name: (dtype, 1 << 12, 1 << 18) for name, (dtype, _, _) in store.LAYOUT.items()}
+from data_shards.prepare import rank_datasets
+from data_shards.prepare.make_store import make_store
+from data_shards.store import writer
+from gm_train.bench.measure.footprint import Footprint
+rank_datasets.PART_CELLS = 4096
+writer.LAYOUT = {name: (dtype, 1 << 12, 1 << 18) for name, (dtype, _, _) in writer.LAYOUT.items()}
 make_store([Path(sys.argv[1])], Path(sys.argv[2]), Path(sys.argv[3]), keep_values=True, say=lambda line: None)
 print(Footprint.own())
 """
@@ -49,7 +50,7 @@ def test_promise_09_memory_does_not_grow_with_the_cells(tmp_path: Path) -> None:
     """Twelve times the cells, whose tokens and values alone are 280 MiB more."""
     few, many = draw(tmp_path / "few.h5ad", CELLS), draw(tmp_path / "many.h5ad", 12 * CELLS)
     make_medians([few], tmp_path / "m.zarr", say=quiet)
-    # The first start compiles kernels where no cache has them.
+    # The first start compiles kernels if they are not cached.
     peaks = [peak_mib(tmp_path, path) for path in (few, many)]
-    # What the allocator keeps of freed memory differs from run to run by tens of MiB, and then stays.
+    # The freed memory that the allocator keeps varies from run to run by tens of MiB, but does not grow.
     assert peaks[1] < peaks[0] + 140, peaks

@@ -1,4 +1,4 @@
-"""Promise 11, its last clause: cells whose own medians drift from the tokenizer's are reported."""
+"""Promise 11, last clause: cells whose own medians drift from the tokenizer's are reported."""
 
 import logging
 from dataclasses import replace
@@ -17,7 +17,7 @@ from gm_train.evaluation.cells import read_cells
 from tests.conftest import write_cells
 
 
-def test_drift_is_the_share_of_often_seen_genes_that_are_far_off() -> None:
+def test_drift_is_the_share_of_frequent_genes_whose_median_is_far_off() -> None:
     medians = np.array([1.0, 2.0, 3.0, 4.0, 5.0])
     tokenizer = Tokenizer(Vocabulary("as-is", tuple("abcde")), medians)
     genes = np.repeat(np.arange(5, dtype=np.int32), [200, 200, 100, 99, 0])
@@ -39,7 +39,7 @@ def test_evaluation_reports_a_file_that_drifts(tmp_path: Path, caplog: pytest.Lo
     with caplog.at_level(logging.WARNING):
         read_cells(store, [path], tokenizer)
     assert not caplog.records
-    # A store that was made with the medians of other cells.
+    # A store made with the medians of other cells.
     deep = write_cells(tmp_path / "deep.h5ad", 300, 400, seed=4)
     drifted = tmp_path / "drifted.zarr"
     make_medians([deep], tmp_path / "deep.zarr", say=lambda line: None)
@@ -52,7 +52,7 @@ def test_evaluation_reports_a_file_that_drifts(tmp_path: Path, caplog: pytest.Lo
         read_cells(store, [path], replace(tokenizer, medians=tokenizer.medians * 2))
 
 
-def test_evaluation_refuses_splits_that_are_gone(tmp_path: Path) -> None:
+def test_evaluation_refuses_a_store_without_its_splits(tmp_path: Path) -> None:
     path = write_cells(tmp_path / "cells.h5ad", 60, 30, seed=3)
     store = tmp_path / "store.zarr"
     make_medians([path], tmp_path / "medians.zarr", say=lambda line: None)

@@ -1,4 +1,4 @@
-"""`gm-train data import`: the round trip against `data shards`, what is refused, and a store like any other."""
+"""`gm-train data import`: round trip against `data shards`, bad input, and use of the store like any other."""
 
 import json
 import pickle
@@ -43,18 +43,18 @@ def arrays(store: Path, name: str) -> dict[str, Any]:
 
 
 class Foreign:
-    """A store in the layout of a corpus from elsewhere: its genes have other numbers there, in no order.
+    """A store in the layout of a corpus from elsewhere, where genes have other numbers, in no order.
 
     Attributes:
         cells: foreign tokens of each cell, between specials.
-        tokens, medians: the dictionaries' files.
+        tokens, medians: paths of the dictionaries.
         obs: annotations of the cells.
     """
 
     def __init__(self, folder: Path, store: Path, name: str, medians: Path, pickled: bool) -> None:
         folder.mkdir()
         own, genes = arrays(store, name), Tokenizer.load(store).vocabulary.genes
-        # Theirs has genes besides that have no median.
+        # The foreign dictionary has two more genes, which have no median.
         names = [*(f"{gene}.{i % 20}" if gene.startswith("ENSG") else gene for i, gene in enumerate(genes)), "x1", "x2"]
         numbers = np.random.default_rng(0).permutation(len(names)) + len(SPECIALS)
         foreign = dict(SPECIALS) | {name: int(number) for name, number in zip(names, numbers, strict=True)}
@@ -167,7 +167,7 @@ def test_added_only_with_the_medians_of_the_store(folder: Path, foreign: Foreign
     store = shutil.copytree(folder / "one.zarr", tmp_path / "s.zarr")
     before = Manifest.load(store).hash
     medians = json.loads(foreign.medians.read_text())
-    # Kept as float32 they are still the same ones.
+    # Medians that were stored as float32 count as the same.
     foreign.medians.write_text(json.dumps({gene: float(np.float32(median)) for gene, median in medians.items()}))
     build(tmp_path, foreign, add=True, top_k=None, name="three")
     gene = next(iter(medians))
@@ -242,7 +242,7 @@ def test_cells_that_cannot_be_used(
 def test_columns_and_splits(foreign: Foreign, tmp_path: Path) -> None:
     manifest = build(tmp_path, foreign, obs_columns=["cell_type"], splits=SplitOptions(validation=0.3))
     (entry,) = manifest.datasets
-    # The donors are kept since cells are split by them.
+    # The donors are kept too, since cells are split by them.
     assert (entry.split_by, entry.donor_key, entry.obs_columns) == ("donor", "donor_id", ["cell_type"])
     obs = pd.read_parquet(tmp_path / "s.zarr/two/obs.parquet")
     assert set(obs.columns) == {"cell_type", "donor_id", "source_row", "cell_id"}
@@ -252,11 +252,11 @@ def test_columns_and_splits(foreign: Foreign, tmp_path: Path) -> None:
     shutil.rmtree(tmp_path / "s.zarr")
     build(tmp_path, foreign, obs_columns=["cell_type", "cell_type"], splits=SplitOptions(validation=0.3))
     assert contents(tmp_path / "s.zarr/two") == once
-    for columns, message in ((["nobody"], "is not there"), (["nested"], "is nested")):
+    for columns, message in ((["nobody"], "does not exist"), (["nested"], "is nested")):
         table = foreign.tables(1)[0].append_column("nested", pa.array([[1]] * 40))
         path = write_arrow(tmp_path / "a.arrow", table)
         with pytest.raises(
-            DataError, match=rf"a\.arrow: column '{columns[0]}' {message}: --obs-columns can be of cell_type"
+            DataError, match=rf"a\.arrow: column '{columns[0]}' {message}: --obs-columns can name cell_type"
         ):
             import_corpus([path], foreign.tokens, foreign.medians, tmp_path / "t.zarr", obs_columns=columns, say=quiet)
     by_donor = SplitOptions(by="donor")
@@ -272,7 +272,7 @@ def test_a_name_leads_nowhere_else(foreign: Foreign, tmp_path: Path, name: str) 
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "kept").write_text("")
-    with pytest.raises(DataError, match=r"cannot name a data set: name it otherwise with --name"):
+    with pytest.raises(DataError, match=r"cannot name a data set: choose another name with --name"):
         build(tmp_path, foreign, name=name.format(tmp_path))
     assert (precious / "kept").exists()
     assert sorted(found.name for found in tmp_path.iterdir()) == ["foreign", "precious", "two.arrow"]

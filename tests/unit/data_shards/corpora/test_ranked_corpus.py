@@ -1,4 +1,4 @@
-"""Reading corpora that are ranked already: cells, annotations, and what is wrong with them."""
+"""Read corpora that are ranked already: cells, annotations, and errors in them."""
 
 import os
 import pickle
@@ -22,13 +22,13 @@ CELLS = [[5, 3, 9], [], [4], [9, 8, 7, 3], [6]]
 
 
 def read(corpus: RankedCorpus) -> tuple[list[list[int]], list[tuple[str, int]]]:
-    """All cells, and where each stands."""
-    cells, places = [], []
+    """All cells, and the file and row of each."""
+    cells, origins = [], []
     for part in corpus.cells(corpus.columns):
         bounds = part.indptr.tolist()
         cells += [part.tokens[a:b].tolist() for a, b in pairwise(bounds)]
-        places += [(part.file.name, part.first_row + i) for i in range(len(bounds) - 1)]
-    return cells, places
+        origins += [(part.file.name, part.first_row + i) for i in range(len(bounds) - 1)]
+    return cells, origins
 
 
 @pytest.mark.parametrize("batch", [2, 4096])
@@ -44,12 +44,12 @@ def test_every_layout_gives_the_same_cells(tmp_path: Path, monkeypatch: pytest.M
         writer.write_table(whole, max_chunksize=2)
     for paths in ([folder], [tmp_path / "parquet"], [file_format], sorted(folder.glob("*.arrow"))):
         corpus = RankedCorpus(paths)
-        cells, places = read(corpus)
+        cells, origins = read(corpus)
         assert cells == CELLS
         assert corpus.n_cells == 5
         names = [file.name for file, rows in zip(corpus.files, corpus.rows, strict=True) for _ in range(rows)]
         rows = [row for rows in corpus.rows for row in range(rows)]
-        assert places == list(zip(names, rows, strict=True))
+        assert origins == list(zip(names, rows, strict=True))
         found = [name for part in corpus.cells(["donor"]) for name in part.obs["donor"].fillna("")]
         assert found == [name or "" for name in donors]
 
@@ -95,7 +95,7 @@ def _cut(path: Path, size: int) -> None:
 def test_files_cut_off(tmp_path: Path) -> None:
     table = table_of(CELLS)
     stream = write_arrow(tmp_path / "a.arrow", table, 2)
-    # Without the mark of its end, eight bytes, every batch of a stream can still be read.
+    # Cut off the end marker of eight bytes: every batch of the stream can still be read.
     _cut(stream, 8)
     with pytest.raises(DataError, match=r"a\.arrow: is cut off"):
         RankedCorpus([stream])
@@ -148,7 +148,7 @@ def test_folders_that_are_not_one_corpus(tmp_path: Path) -> None:
     save_to_disk(tmp_path / "both/train", [table_of(CELLS)])
     save_to_disk(tmp_path / "both/test", [table_of(CELLS)])
     (tmp_path / "both/dataset_dict.json").write_text('{"splits": ["train", "test"]}')
-    with pytest.raises(DataError, match=r"holds several data sets \(test, train\): name one"):
+    with pytest.raises(DataError, match=r"holds several data sets \(test, train\): give one"):
         RankedCorpus([tmp_path / "both"])
     state = tmp_path / "both/test/state.json"
     state.write_text(
@@ -192,7 +192,7 @@ def test_dictionaries_from_json_and_from_any_pickle(tmp_path: Path, protocol: in
 
 
 class Runs:
-    """A pickle of it runs a command."""
+    """Unpickling this object runs a command."""
 
     def __init__(self, command: str) -> None:
         self.command = command
@@ -204,7 +204,7 @@ class Runs:
 def test_a_pickle_runs_nothing(tmp_path: Path) -> None:
     path, trace = tmp_path / "tokens.pkl", tmp_path / "trace"
     path.write_bytes(pickle.dumps({"a": Runs(f"touch {trace}")}))
-    with pytest.raises(DataError, match=r"tokens\.pkl: calls posix\.system, .* could run anything"):
+    with pytest.raises(DataError, match=r"tokens\.pkl: calls posix\.system, .* could run any code"):
         read_token_dictionary(path)
     assert not trace.exists()
 

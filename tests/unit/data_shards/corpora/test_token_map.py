@@ -1,4 +1,4 @@
-"""Foreign tokens into ours: against a plain loop, and where names or medians do not fit."""
+"""Foreign tokens mapped to ours: against a plain loop, and with names or medians that do not fit."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -17,7 +17,7 @@ NAMES = [f"g{i:02d}" for i in range(24)]
 
 @st.composite
 def corpora(draw: st.DrawFn) -> tuple[dict[str, int], dict[str, int], Vocabulary, list[list[int]], int]:
-    """Tokens of genes and of specials, a vocabulary of some of the genes, cells, and the most tokens of one."""
+    """Tokens of genes and of specials, a vocabulary of some of the genes, cells, and the top-k."""
     names = draw(st.lists(st.sampled_from(NAMES), min_size=1, unique=True))
     numbers = draw(st.permutations(range(len(names) + 6)))
     tokens = dict(zip(names, numbers, strict=False))

@@ -1,4 +1,4 @@
-"""Reading counts: every storage gives the same chunks, and bad input is refused with one clear message."""
+"""Reading counts: every storage format gives the same chunks, and bad input is refused with one clear message."""
 
 import importlib.util
 from pathlib import Path
@@ -20,6 +20,7 @@ from tests.support.count_files import draw_counts, write_counts
 
 
 def read_all(path: Path, options: CountOptions | None = None, rows: int = 7) -> np.ndarray:
+    """Read all counts in chunks of `rows` cells, and check each chunk: (n_cells, n_genes)."""
     with open_counts(path, options) as counts:
         chunks = list(counts.chunks(rows))
         assert [first for first, _ in chunks] == list(range(0, counts.n_cells, rows))
@@ -143,7 +144,7 @@ def test_not_anndata_is_refused(tmp_path: Path) -> None:
         open_counts(tmp_path / "c.h5ad")
     folder = tmp_path / "d.zarr"
     folder.mkdir()
-    with pytest.raises(DataError, match=r"d\.zarr: is a folder, but no AnnData-Zarr: give .h5ad files"):
+    with pytest.raises(DataError, match=r"d\.zarr: is a folder, but not an AnnData-Zarr: give .h5ad files"):
         open_counts(folder)
     (folder / "zarr.json").write_text('{"zarr_form')
     with pytest.raises(DataError, match=r"d\.zarr: not an AnnData file, or a truncated one \(.+\): fetch"):
@@ -201,6 +202,7 @@ def test_obs_is_read_by_rows(tmp_path: Path, suffix: str) -> None:
 
 
 def rechunk(path: Path, name: str, values: np.ndarray, chunks: tuple[int, ...]) -> None:
+    """Write an array of an AnnData-Zarr again, with other chunks."""
     zarr.open_group(path, mode="r+").create_array(name, data=values, chunks=chunks, overwrite=True)
     zarr.consolidate_metadata(path)
 
@@ -276,7 +278,7 @@ def test_nullable_index_and_columns_are_read_by_rows(
         index=pd.Index(pd.array(["w", "x", "y", "z"], dtype="string")),
     )
     data = ad.AnnData(draw_counts(4, 3), obs=obs)
-    data.strings_to_categoricals = lambda *_: None  # type: ignore[method-assign]  # or the texts would be
+    data.strings_to_categoricals = lambda *_: None  # type: ignore[method-assign]  # keep strings
     path = tmp_path / f"a{suffix}"
     with ad.settings.override(allow_write_nullable_strings=True):
         data.write_h5ad(path) if suffix == ".h5ad" else data.write_zarr(path)
@@ -289,7 +291,7 @@ def test_nullable_index_and_columns_are_read_by_rows(
 
 
 def test_compound_tables_of_old_files_are_decoded(tmp_path: Path) -> None:
-    """Before anndata 0.7: annotations are compound arrays, here with texts of variable length."""
+    """Before anndata 0.7 annotations are compound arrays, here with strings of variable length."""
     path = tmp_path / "a.h5ad"
     text = h5py.string_dtype()
     with h5py.File(path, "w") as file:
@@ -322,7 +324,7 @@ def test_what_cannot_be_read_is_told_apart(error: Exception, message: str) -> No
     with pytest.raises(DataError, match=message), as_data_errors(Path("a.h5ad")):
         raise error
     with pytest.raises(TypeError), as_data_errors(Path("a.h5ad")):
-        raise TypeError("a fault of this program")
+        raise TypeError("a bug of this program")
 
 
 def test_a_filter_that_is_not_installed_is_named(tmp_path: Path) -> None:
@@ -330,11 +332,11 @@ def test_a_filter_that_is_not_installed_is_named(tmp_path: Path) -> None:
     path = write_counts(tmp_path / "filtered_plugin.h5ad", counts)
     with h5py.File(path, "r+") as file:
         del file["X/data"]
-        how = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
-        how.set_chunk((counts.nnz,))
-        how.set_filter(32_999, h5py.h5z.FLAG_OPTIONAL)  # a number that no filter has
-        where = h5py.h5s.create_simple((counts.nnz,))
-        data = h5py.h5d.create(file["X"].id, b"data", h5py.h5t.IEEE_F32LE, where, how)
+        properties = h5py.h5p.create(h5py.h5p.DATASET_CREATE)
+        properties.set_chunk((counts.nnz,))
+        properties.set_filter(32_999, h5py.h5z.FLAG_OPTIONAL)  # no filter has this number
+        space = h5py.h5s.create_simple((counts.nnz,))
+        data = h5py.h5d.create(file["X"].id, b"data", h5py.h5t.IEEE_F32LE, space, properties)
         data.write_direct_chunk((0,), counts.data.tobytes())
     with pytest.raises(DataError, match=r"compressed with a filter that is not installed .*pip install hdf5plugin"):
         read_all(path)

@@ -1,4 +1,4 @@
-"""Which cells, genes and annotations a store keeps."""
+"""Which cells, genes, annotations and values a store keeps."""
 
 from itertools import pairwise
 from pathlib import Path
@@ -25,12 +25,13 @@ IDS = ["ENSG00000198888", "ENSG00000141510", "ENSG00000198763"]
 
 
 def kept_rows(store: Path, name: str = "a") -> list[int]:
+    """Rows of the source file whose cells the store keeps."""
     return pd.read_parquet(store / name / "obs.parquet")["source_row"].tolist()
 
 
 @pytest.mark.parametrize("how", ["index", "lower case", "feature_name", "gene table"])
 def test_cells_with_too_much_mitochondrial_rna_are_left_out(tmp_path: Path, how: str) -> None:
-    """By symbols in the index or a column of var, or through the gene table; a cell at the limit stays."""
+    """Symbols come from the index or a column of var, or from the gene table; a cell exactly at the limit is kept."""
     counts = sp.csr_matrix(np.array([[1, 9, 0], [1, 3, 1], [2, 2, 1], [0, 4, 0], [1, 4, 0]], np.float32))
     symbols = ["MT-ND1", "TP53", "MT-ND2"]
     table = GeneTable(tuple(IDS), tuple(symbols)) if how == "gene table" else None
@@ -62,7 +63,7 @@ def test_cells_are_kept_where_boolean_columns_are_true(tmp_path: Path) -> None:
     path = write_counts(tmp_path / "a.h5ad", draw_counts(6, 5), obs=obs)
     build(tmp_path, [path], cells=CellFilter(where=("is_primary_data", "good")))
     assert kept_rows(tmp_path / "s.zarr") == [0, 4, 5]
-    # A column need not be kept to be filtered by.
+    # A filter may use a column that is not kept.
     build(tmp_path, [path], "o.zarr", cells=CellFilter(where=("good",)), obs_columns=["score"])
     assert kept_rows(tmp_path / "o.zarr") == [0, 2, 4, 5]
     assert "good" not in pq.read_schema(tmp_path / "o.zarr/a/obs.parquet").names
@@ -77,7 +78,7 @@ def test_columns_of_obs_that_are_kept(tmp_path: Path) -> None:
     path = write_counts(tmp_path / "a.h5ad", draw_counts(20, 5), obs=obs)
     lines: list[str] = []
     (entry,) = build(tmp_path, [path], obs_columns=["cell_type"], say=lines.append).datasets
-    # That of the donors is needed for the split, here and when more is added.
+    # The donor column is kept too: the split needs it, also when data sets are added later.
     assert pq.read_schema(tmp_path / "s.zarr/a/obs.parquet").names == [
         "cell_type", "donor_id", "source_row", "cell_id",
     ]  # fmt: skip
@@ -87,12 +88,12 @@ def test_columns_of_obs_that_are_kept(tmp_path: Path) -> None:
     assert (tmp_path / "t.zarr/a/obs.parquet").read_bytes() == (tmp_path / "s.zarr/a/obs.parquet").read_bytes()
     build(tmp_path, [path], "n.zarr", obs_columns=[], splits=SplitOptions(by="none"))
     assert pq.read_schema(tmp_path / "n.zarr/a/obs.parquet").names == ["source_row", "cell_id"]
-    with pytest.raises(DataError, match=r"no column 'who' in obs: --obs-columns can be of donor_id, cell_type, batch"):
+    with pytest.raises(DataError, match=r"no column 'who' in obs: --obs-columns can name donor_id, cell_type, batch"):
         build(tmp_path, [path], "x.zarr", obs_columns=["who"])
 
 
 def test_denied_genes_are_not_in_the_vocabulary(tmp_path: Path) -> None:
-    # "AMB" is a symbol of two genes: to be denied is to be denied as both.
+    # "AMB" is a symbol of two genes: both are denied.
     table = GeneTable((*IDS, "ENSG00000000009"), ("MT-ND1", "TP53", "AMB", "AMB"))
     path = write_counts(tmp_path / "a.h5ad", draw_counts(20, 4), [*IDS, "ENSG00000000009"])
     make_medians([path], tmp_path / "m.zarr", gene_table=table, say=quiet)
@@ -103,7 +104,7 @@ def test_denied_genes_are_not_in_the_vocabulary(tmp_path: Path) -> None:
     assert Vocabulary.load(tmp_path / "s.zarr/vocabulary.json").genes == (IDS[1], IDS[0])
     assert manifest.options["deny_file"] == "deny.txt"
     assert any("deny.txt: 2 of 2 genes are left out" in line for line in lines)
-    # A cell's ranks are those of the genes that are left; its hash of ties knows all.
+    # Only the remaining genes are ranked; the hash that breaks ties covers all genes.
     assert set(read(tmp_path / "s.zarr", "a/tokens").tolist()) == {2, 3}
     deny.write_text("nobody\n")
     with pytest.raises(DataError, match=r"deny\.txt: none of its 1 genes \(nobody …\) has a median"):
@@ -130,16 +131,16 @@ def test_values_are_the_normalised_expression_behind_each_token(tmp_path: Path) 
     normal = counts.toarray() / counts.toarray().sum(1, keepdims=True) * 10_000 / np.load(store / "medians.npy")
     cell = np.repeat(np.arange(40), np.diff(indptr))
     np.testing.assert_allclose(values, normal[cell, tokens.astype(int) - 2], rtol=2e-7)
-    # In the order of the ranks, to the bit.
+    # Values never increase from rank to rank, without any tolerance.
     assert all(np.all(np.diff(values[a:b]) <= 0) for a, b in pairwise(indptr))
     assert Manifest.load(store) == manifest
-    # Dithered counts where dithered: within a half of the count, and not the count.
+    # With dither the values are those of dithered counts: within 0.5 of the count, and not the count itself.
     build(tmp_path, [path], "d.zarr", top_k=20, keep_values=True, dither=True)
     tokens, values = read(tmp_path / "d.zarr", "a/tokens").astype(int) - 2, read(tmp_path / "d.zarr", "a/values")
     per_count = (10_000 / counts.toarray().sum(1))[cell] / np.load(store / "medians.npy")[tokens]
     off = values / per_count - counts.toarray()[cell, tokens]
     assert np.abs(off).max() < 0.5 + 1e-4
     assert np.abs(off).mean() == pytest.approx(0.25, abs=0.03)
-    said = {path: StoreSummary.read(path).describe() for path in (store, tmp_path / "d.zarr")}
-    for path, count in zip(said, ("count", "dithered count"), strict=True):
-        assert f"  values       {count} / total * 10,000 / median of each token, float32" in said[path]
+    summaries = {path: StoreSummary.read(path).describe() for path in (store, tmp_path / "d.zarr")}
+    for path, count in zip(summaries, ("count", "dithered count"), strict=True):
+        assert f"  values       {count} / total * 10,000 / median of each token, float32" in summaries[path]

@@ -1,4 +1,4 @@
-"""From delivered names to gene ids."""
+"""Mapping delivered gene names to gene ids."""
 
 import gzip
 from pathlib import Path
@@ -16,6 +16,7 @@ TABLE = GeneTable(tuple(IDS), ("A", "B", "C", "D", "E", "F", "G", "H", "TWICE", 
 
 
 def find(tmp_path: Path, names: list[str], table: GeneTable | None = TABLE, **options: object) -> GeneIds:
+    """Write a file with these gene names and find their ids."""
     var = options.pop("var", None)
     column = options.pop("gene_column", None)
     path = write_counts(tmp_path / "a.h5ad", draw_counts(3, len(names)), names, var=var)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Compressed arrays of HDF5 are read as h5py reads them, and what is wrong with them is told as before."""
+"""Compressed HDF5 arrays are read as h5py reads them, and damage raises the same errors as in h5py."""
 
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +18,7 @@ CHUNK = 16
 
 @pytest.fixture(scope="module")
 def arrays(tmp_path_factory: pytest.TempPathFactory) -> h5py.File:
-    """Arrays of 100 elements, of each kind that an AnnData file may hold."""
+    """Arrays of 100 elements, one of each kind that an AnnData file may hold."""
     rng = np.random.default_rng(0)
     file = h5py.File(tmp_path_factory.mktemp("arrays") / "arrays.h5", "w")
     kinds: dict[str, dict[str, Any]] = {
@@ -37,7 +37,7 @@ def arrays(tmp_path_factory: pytest.TempPathFactory) -> h5py.File:
     file.create_dataset("contiguous", data=np.arange(100))
     partly = file.create_dataset("partly written", (100,), "<f4", chunks=(CHUNK,), compression="gzip", fillvalue=3)
     partly[20:40] = np.arange(20)
-    # A chunk that compression would not make smaller may be stored as it is.
+    # A chunk may be stored uncompressed if compression would not make it smaller.
     skipped = file.create_dataset("skipped", data=np.arange(100, dtype="<i4"), chunks=(CHUNK,), compression="gzip")
     skipped.id.write_direct_chunk((CHUNK,), np.arange(CHUNK, dtype="<i4").tobytes(), filter_mask=1)
     return file
@@ -45,7 +45,7 @@ def arrays(tmp_path_factory: pytest.TempPathFactory) -> h5py.File:
 
 @given(st.lists(st.tuples(st.integers(0, 101), st.integers(0, 40)), min_size=1, max_size=5))
 def test_spans_are_those_of_h5py(arrays: h5py.File, spans: list[tuple[int, int]]) -> None:
-    """One after the other and anywhere, across chunks and beyond the end."""
+    """Spans may be consecutive or anywhere, cross chunks and reach beyond the end."""
     for array in arrays.values():
         reader = SpanReader(array)
         for start, size in spans:
@@ -79,20 +79,20 @@ def test_gzip_alone_is_inflated_here(arrays: h5py.File, monkeypatch: pytest.Monk
         SpanReader(array).read(0, 100)
         if calls:
             inflated.add(name)
-    # Where a chunk was never written, h5py knows what stands for it.
+    # "partly written" is left to h5py, which knows the fill value of chunks that were never written.
     assert inflated == {name for name in arrays if name.startswith("gzip")} | {"skipped"}
 
 
 @pytest.mark.parametrize("content", [b"", b"not gzip", b"\x78\x9c\x03\x00\x00\x00\x00\x01"])
 def test_a_damaged_chunk_is_for_hdf5_to_refuse(tmp_path: Path, content: bytes) -> None:
-    """The last one is whole, but holds no elements."""
+    """The last content is a valid stream without elements."""
     with h5py.File(tmp_path / "a.h5", "w") as file:
         array = file.create_dataset("a", data=np.arange(100), chunks=(CHUNK,), compression="gzip")
         if content:
             array.id.write_direct_chunk((CHUNK,), content)
         else:
             kept = array.id.read_direct_chunk((CHUNK,))[1]
-            array.id.write_direct_chunk((CHUNK,), kept[:-4] + b"abcd")  # its checksum
+            array.id.write_direct_chunk((CHUNK,), kept[:-4] + b"abcd")  # break the checksum
     with h5py.File(tmp_path / "a.h5") as file:
         reader = SpanReader(file["a"])
         np.testing.assert_array_equal(reader.read(0, CHUNK), np.arange(CHUNK))

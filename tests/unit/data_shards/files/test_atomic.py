@@ -1,4 +1,4 @@
-"""Outputs are whole or not there, whatever fails and whenever a process is killed."""
+"""Outputs are complete or absent, whatever fails and whenever a process is killed."""
 
 import os
 import socket
@@ -13,16 +13,19 @@ from data_shards.files.atomic import set_aside, whole_directory, whole_file
 
 
 def make(path: Path, text: str, replace: bool = False) -> None:
+    """Write a directory with one file."""
     with whole_directory(path, replace=replace) as folder:
         (folder / "deep").mkdir()
         (folder / "deep" / "a").write_text(text)
 
 
 def names(folder: Path) -> list[str]:
+    """Sorted names of the entries of a folder."""
     return sorted(path.name for path in folder.iterdir())
 
 
 def dead_pid() -> int:
+    """The id of a process that has ended."""
     process = subprocess.Popen([sys.executable, "-c", ""])
     process.wait()
     return process.pid
@@ -60,7 +63,7 @@ def test_kill_between_the_two_renames_loses_nothing(tmp_path: Path) -> None:
     program = f"""
 import os, signal
 from pathlib import Path
-from data_shards.output import whole_directory
+from data_shards.files.atomic import whole_directory
 rename = Path.rename
 def dies(path, target):
     if ".partial-" in path.name:
@@ -77,7 +80,7 @@ with whole_directory(Path({str(tmp_path / "out")!r}), replace=True) as folder:
     assert (old / "deep" / "a").read_text() == "one"
     old.rename(tmp_path / "out")
     make(tmp_path / "out", "three", replace=True)
-    assert names(tmp_path) == ["out"]  # what the killed process had written is cleared too
+    assert names(tmp_path) == ["out"]  # the files of the killed process are removed too
 
 
 def test_leftovers_of_the_dead_are_cleared_and_those_of_the_living_stay(tmp_path: Path) -> None:

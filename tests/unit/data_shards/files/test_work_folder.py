@@ -1,4 +1,4 @@
-"""Work folders: kept with what is finished, of one start at a time, and never with half a part."""
+"""Work folders keep finished parts, never half a part, and serve one start at a time."""
 
 import errno
 import fcntl
@@ -18,26 +18,34 @@ SAME = {"files": {"a": "1"}}
 
 
 class Stop(Exception):
-    """What ends a start or a part half-way."""
+    """Ends a start or a part half-way."""
 
 
 def quiet(line: str) -> None:
-    pass
+    """Drop a line of the report."""
 
 
 def write_part(folder: Path, text: str) -> None:
+    """Make a part with one file."""
     with new_part(folder) as part:
         (part / "text").write_text(text)
 
 
 def stop_after(out: Path, name: str, identity: dict[str, Any] = SAME) -> None:
-    """A start that makes a part and then ends with an error."""
+    """Run a start that makes a part and then ends with an error.
+
+    Args:
+        out: the output.
+        name: of the part.
+        identity: of the work.
+    """
     with suppress(Stop), work_folder(out, identity, quiet) as work:
         write_part(work / "deep" / name, name)
         raise Stop
 
 
 def names(folder: Path) -> list[str]:
+    """Sorted relative paths of all files that are not hidden."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("[!.]*") if path.is_file())
 
 
@@ -49,8 +57,8 @@ def test_parts_are_kept_for_the_same_work_alone(tmp_path: Path) -> None:
     with suppress(Stop), work_folder(out, SAME, lines.append) as work:
         assert names(work) == ["deep/one/text", "deep/two/text", "identity.json"]
         raise Stop
-    assert "going on from what an earlier start has finished" in lines[0]
-    assert "keeps what is finished" in lines[1]
+    assert "continuing with the parts that an earlier start finished" in lines[0]
+    assert "keeps the finished parts" in lines[1]
     with work_folder(out, {"files": {"a": "2"}}, lines.append) as work:
         assert names(work) == ["identity.json"]
     assert "left by a start with other input or options" in lines[2]
@@ -105,7 +113,7 @@ def test_what_a_killed_start_left_half_written_is_removed(tmp_path: Path) -> Non
 def test_two_starts_at_once_are_refused(tmp_path: Path) -> None:
     with (
         work_folder(tmp_path / "out", SAME, quiet) as work,
-        pytest.raises(DataError, match=rf"another process is at work there \(process {os.getpid()} on "),
+        pytest.raises(DataError, match=rf"another process is using this folder \(process {os.getpid()} on "),
         work_folder(tmp_path / "out", SAME, quiet),
     ):
         pass
@@ -113,7 +121,7 @@ def test_two_starts_at_once_are_refused(tmp_path: Path) -> None:
 
 
 def test_the_lock_is_one_that_nfs_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """There an exclusive lock needs a file that is open for writing."""
+    """On NFS an exclusive lock needs a file that is open for writing."""
     flock, locked = fcntl.flock, []
 
     def nfs(descriptor: int, operation: int) -> None:

@@ -1,4 +1,4 @@
-"""Mixing: many lanes and pools come near a full shuffle, few do not, and a store that is shuffled cannot tell them."""
+"""Mixing: many lanes and pools come close to a full shuffle, few do not; on shuffled labels all plans are alike."""
 
 import numpy as np
 import pytest
@@ -25,7 +25,7 @@ def measure(reader: StoreReader, lanes: int, pool_blocks: int, labels: np.ndarra
     return measure_mixing(reader, plan, rows, 100, parts)[0]
 
 
-def test_lanes_and_pools_mix_what_is_sorted(reader: StoreReader) -> None:
+def test_lanes_and_pools_mix_sorted_cells(reader: StoreReader) -> None:
     by_type = np.arange(N_CELLS * 3 // 2) * TYPES // (N_CELLS * 3 // 2)
     few, pools, lanes = (
         measure(reader, n_lanes, pool_blocks, by_type, 24 // n_lanes)
@@ -34,9 +34,9 @@ def test_lanes_and_pools_mix_what_is_sorted(reader: StoreReader) -> None:
     assert few.distance > pools.distance > lanes.distance
     assert few.excess > 2
     assert lanes.excess < 1.15
-    # A step of one type of ten is nine tenths away.
+    # The distance of a step with one type of ten is nine tenths.
     assert measure(reader, 1, 1, by_type).distance == pytest.approx(0.9, abs=0.01)
-    # The same of data sets.
+    # The same for data sets.
     assert measure(reader, 1, 1, None, 24).excess > 2 > 1.2 > measure(reader, 24, 16, None).excess
 
 
@@ -46,7 +46,7 @@ def test_on_shuffled_labels_every_plan_is_a_full_shuffle(reader: StoreReader) ->
         assert measure(reader, lanes, pool_blocks, labels, 24 // lanes).excess == pytest.approx(1, abs=0.12)
 
 
-def test_weights_are_part_of_what_is_aimed_at(reader: StoreReader) -> None:
+def test_weights_are_part_of_the_expected_composition(reader: StoreReader) -> None:
     plan = RowPlan(0, 24, 16, 64, 60, {"d1": 0})
     assert measure_mixing(reader, plan, 1, 20)[0].distance == 0
 

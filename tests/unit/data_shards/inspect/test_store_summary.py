@@ -1,4 +1,4 @@
-"""`gm-train data inspect`: its numbers against those of the arrays, and its picture."""
+"""`gm-train data inspect`: its numbers against the arrays, and its picture."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -25,14 +25,14 @@ def test_numbers_are_those_of_the_cells(atlas: Atlas) -> None:
         cells += np.split(tokens, own.cumsum()[:-1])
     n_tokens = np.array([len(cell) for cell in cells])
     assert summary.longest == n_tokens.max()
-    shares, looked_at = summary.gene_shares()
-    # A small store is looked at as a whole.
-    assert looked_at == len(cells) == 191
+    shares, n_cells = summary.gene_shares()
+    # A small store is read as a whole.
+    assert n_cells == len(cells) == 191
     expected = np.sort([np.mean([gene + 2 in cell for cell in cells]) for gene in range(summary.manifest.n_genes)])
     np.testing.assert_allclose(shares, expected[::-1])
     padded, packed = summary.fill(96)
     assert padded == pytest.approx(n_tokens.mean() / 96, rel=0.01)
-    # No packing does with fewer rows than two halves need, and best fit decreasing is near to that.
+    # Best fit decreasing comes close to full rows.
     assert 0.9 < packed <= 1
     text = "\n".join(summary.describe())
     assert f"tokens/cell  mean {n_tokens.mean():,.0f}, median {int(np.median(n_tokens)):,}" in text
@@ -45,7 +45,7 @@ def test_numbers_are_those_of_the_cells(atlas: Atlas) -> None:
 def test_picture(atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "store.png"
     assert main(["data", "inspect", str(atlas.store), "--plot", str(path)]) == 0
-    assert f"{path}: its picture" in capsys.readouterr().out
+    assert f"{path}: picture of the store" in capsys.readouterr().out
     height, width, _ = imread(path).shape
     assert (width, height) == (1725, 1110)
     assert main(["data", "inspect", str(atlas.store), "--plot", str(path / "store.png")]) == 1
@@ -53,7 +53,7 @@ def test_picture(atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 
 def test_picture_of_many_data_sets(atlas: Atlas, tmp_path: Path) -> None:
-    """More than have colours or bars of their own, with names that are cut to the same text."""
+    """More data sets than there are colours and bars, with names that are shortened to the same text."""
     summary = StoreSummary.read(atlas.store)
     first, second = summary.manifest.datasets
     n = 20

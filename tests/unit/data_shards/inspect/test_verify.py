@@ -1,4 +1,4 @@
-"""`gm-train data verify`: what it says of what does not hold, chunk by chunk, over any layout of shards."""
+"""`gm-train data verify`: the damage that it reports, chunk by chunk, with several shards of several chunks."""
 
 import hashlib
 from dataclasses import replace
@@ -38,11 +38,11 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "s.zarr"
 
 
-def change(path: Path, array: str, place: int, value: float) -> None:
-    """Write another element, and a manifest whose hash fits: only a look at what the elements mean finds it."""
+def change(path: Path, array: str, index: int, value: float) -> None:
+    """Change an element and the manifest's hash with it, so that only a check of the elements can find the change."""
     group: Any = zarr.open_group(path, mode="r+")["one"]
     content = np.asarray(group[array][:])
-    content[place] = value
+    content[index] = value
     with zarr.config.set({"array.write_empty_chunks": True}):
         group[array][:] = content
     names = ("tokens", "indptr", "split", "values")
@@ -52,7 +52,7 @@ def change(path: Path, array: str, place: int, value: float) -> None:
     replace(manifest, datasets=(replace(entry, content_hash=content_hash(*hashes)),)).save(path)
 
 
-def test_all_is_well(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_intact_store(made: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert find_damage(made) == []
     assert main(["data", "verify", str(made)]) == 0
     assert capsys.readouterr().out == f"{made}: all is as it was written\n"
@@ -65,24 +65,24 @@ def starts(path: Path) -> np.ndarray:
 def test_values_that_rise_within_a_cell(made: Path) -> None:
     values = np.asarray(zarr.open_group(made, mode="r")["one/values"][:])  # type: ignore[index]
     first = starts(made)
-    # Cells begin with their highest value, wherever shards begin.
+    # Values rise where cells begin, which need not be where shards begin.
     assert np.flatnonzero(np.diff(values) > 0).size > 50
-    place = 256  # the first of a shard, in the middle of a cell
-    assert place not in first
-    change(made, "values", place, values[place - 1] * 2)
+    index = 256  # the first element of a shard, in the middle of a cell
+    assert index not in first
+    change(made, "values", index, values[index - 1] * 2)
     (problem,) = find_damage(made)
     assert problem == f"{made}/one/values: element 256 is above the one before in its cell"
 
 
 @pytest.mark.parametrize(("value", "text"), [(0, "0"), (-1, "-1"), (np.nan, "nan"), (np.inf, "inf")])
-def test_values_that_are_none(made: Path, value: float, text: str) -> None:
+def test_invalid_values(made: Path, value: float, text: str) -> None:
     change(made, "values", 300, value)
     (problem,) = find_damage(made)
     assert problem == f"{made}/one/values: element 300 is {text}: expected a number above zero"
 
 
 @pytest.mark.parametrize(
-    ("array", "place", "value", "message"),
+    ("array", "index", "value", "message"),
     [
         ("tokens", 700, 1, "tokens: a token from 512 on is outside the vocabulary"),
         ("tokens", 700, 40, "tokens: a token from 512 on is outside the vocabulary"),
@@ -93,22 +93,22 @@ def test_values_that_are_none(made: Path, value: float, text: str) -> None:
         ("split", 5, 7, "split: its splits are not those of the manifest"),
     ],
 )
-def test_elements_that_cannot_be(made: Path, array: str, place: int, value: int, message: str) -> None:
-    change(made, array, place, value)
+def test_invalid_elements(made: Path, array: str, index: int, value: int, message: str) -> None:
+    change(made, array, index, value)
     problems = find_damage(made)
     assert problems[0].startswith(f"{made}/one/{message}")
-    # What depends on where cells begin is not blamed as well.
+    # Arrays that depend on the bounds of cells are not reported as well.
     assert all(problem.startswith(f"{made}/one/{array}") for problem in problems)
 
 
-def test_what_follows_a_damaged_indptr_is_not_blamed(made: Path) -> None:
-    """What is wrong further behind is still found, and named by its cell."""
+def test_elements_after_a_damaged_shard_of_indptr_are_checked(made: Path) -> None:
+    """The first element after the shard is not reported; a wrong one further on is, by its cell."""
     file = made / "one/indptr/c/1"
     change(made, "indptr", 100, 0)
     file.write_bytes(b"")
-    gap, behind = find_damage(made)
-    assert gap.startswith(f"{file}: cannot be read at all")
-    assert behind.startswith(f"{made}/one/indptr: cell 99 has ")
+    unreadable, wrong = find_damage(made)
+    assert unreadable.startswith(f"{file}: cannot be read at all")
+    assert wrong.startswith(f"{made}/one/indptr: cell 99 has ")
 
 
 def test_an_indptr_that_ends_early(made: Path) -> None:
@@ -135,16 +135,16 @@ def test_each_damaged_chunk_is_named(made: Path) -> None:
 
 
 def test_few_shards_are_read_ahead(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    begin, under_way, most = StoredArray.begin, set(), 0
+    begin, pending, most = StoredArray.begin, set(), 0
 
     def counted(self: StoredArray, start: int, stop: int, *more: Any, **named: Any) -> Any:
         nonlocal most
         wait = begin(self, start, stop, *more, **named)
-        under_way.add((self.path, start))
-        most = max(most, len(under_way))
+        pending.add((self.path, start))
+        most = max(most, len(pending))
 
         def done() -> Any:
-            under_way.remove((self.path, start))
+            pending.remove((self.path, start))
             return wait()
 
         return done

@@ -1,4 +1,4 @@
-"""Medians: right, independent of workers, order and chunks, and never half-written."""
+"""Medians: correct, independent of workers, order and chunks, and never half-written."""
 
 import hashlib
 import json
@@ -42,14 +42,14 @@ def quiet(line: str) -> None:
 
 
 def slow_medians(counts: np.ndarray) -> np.ndarray:
-    """The definition: median of the non-zero values of count / total * 10,000; NaN without one."""
+    """Medians by their definition: of the non-zero values of count / total * 10,000; NaN without such a value."""
     normalised = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1) * 10_000
     return np.array([np.median(gene[gene > 0]) if np.any(gene > 0) else np.nan for gene in normalised.T])
 
 
 @pytest.fixture
 def small_partitions(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several levels of merging in small files, of several pieces each."""
+    """Make small files take several levels of merging, with several pieces per part."""
     monkeypatch.setattr(medians_source, "PARTITION_CELLS", 16)
     monkeypatch.setattr(tdigest_tree, "FAN_IN", 2)
     monkeypatch.setattr(tdigest_parts, "_CENTROIDS", 64)
@@ -71,7 +71,7 @@ def test_medians_follow_the_definition(tmp_path: Path, small_partitions: None, e
 
 
 def test_total_is_over_all_genes_as_delivered(tmp_path: Path) -> None:
-    """Genes that are dropped by the mapping still count for the total of a cell."""
+    """Genes that the mapping drops still count towards the total of a cell."""
     table = GeneTable(("ENSG00000000001", "ENSG00000000002"), ("A", "B"))
     path = write_counts(tmp_path / "a.h5ad", sp.csr_matrix(np.array([[1.0, 2.0, 7.0]])), ["A", "B", "other"])
     found = make_medians([path], tmp_path / "m.zarr", gene_table=table, say=quiet)
@@ -103,7 +103,7 @@ def test_workers_order_and_storage_change_no_bit(tmp_path: Path, small_partition
 
 
 def test_the_same_bytes_for_any_workers_order_and_way_of_adding(tmp_path: Path, small_partitions: None) -> None:
-    """Every file of the folder: over 1 and 5 workers, two orders, and data sets added one by one."""
+    """Compare all files of the folder: for 1 and 5 workers, and for data sets added one by one in two orders."""
     table = GeneTable(("ENSG00000000001", "ENSG00000000002"), ("g0000", "g0001"))
     genes = [f"ENSG{i:011d}" for i in range(3, 23)]
     sizes = {"b": 130, "a": 31, "c": 16}
@@ -129,13 +129,13 @@ def test_the_same_bytes_for_any_workers_order_and_way_of_adding(tmp_path: Path, 
 
 
 def test_digests_of_many_levels_against_exact_medians(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Five levels of merging over 48 partitions, 1,200 to 98,000 values a gene: what a digest promises."""
+    """Check the error of digests: 48 partitions, 1,200 to 98,000 values per gene, five levels of merging."""
     monkeypatch.setattr(medians_source, "PARTITION_CELLS", 2048)
     monkeypatch.setattr(tdigest_tree, "FAN_IN", 3)
     rng = np.random.default_rng(5)
     n_cells, n_genes = 48 * 2048, 60
     rates = np.geomspace(0.012, 20, n_genes)
-    rates[-1] = 4_000  # all other genes of a cell: totals as they are in real cells, and few values that are equal
+    rates[-1] = 4_000  # stands for all other genes: realistic totals, and few equal values
     rates = rates * rng.gamma(2, 0.5, (n_cells, 1))
     path = write_counts(tmp_path / "a.h5ad", sp.csr_matrix(rng.poisson(rates).astype(np.float32)))
     digest = make_medians([path], tmp_path / "d.zarr", say=quiet)
@@ -149,7 +149,7 @@ def test_digests_of_many_levels_against_exact_medians(tmp_path: Path, monkeypatc
 
 def test_species_are_not_mixed(tmp_path: Path) -> None:
     def write(name: str, prefix: str, extra: str = "ENSSASG00005000004") -> Path:
-        genes = [*(f"{prefix}{i:011d}" for i in range(9)), extra]  # a virus is no species of its own
+        genes = [*(f"{prefix}{i:011d}" for i in range(9)), extra]  # a virus gene: it must not count as a species
         return write_counts(tmp_path / f"{name}.h5ad", draw_counts(12, 10), genes)
 
     human, mouse, more = write("man", "ENSG"), write("mouse", "ENSMUSG"), write("woman", "ENSG")
@@ -167,15 +167,15 @@ def test_species_are_not_mixed(tmp_path: Path) -> None:
 def test_a_file_that_changes_while_it_is_read_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, storage: str, small_partitions: None
 ) -> None:
-    """Whatever was read of it is not used, even where it is put back as it was."""
+    """Nothing read from it is used, not even after its old content is restored."""
     counts = draw_counts(50, 10)
     path = write_counts(tmp_path / f"a{suffix}", counts.tocsc() if storage == "csc" else counts)
     whole = make_medians([path], tmp_path / "whole.zarr", say=quiet)
-    digest, dealt = tdigest_parts.digest_partition, []
+    digest, starts = tdigest_parts.digest_partition, []
 
     def change(partition: Partition) -> Digests:
-        dealt.append(partition.start)
-        if len(dealt) == 3:
+        starts.append(partition.start)
+        if len(starts) == 3:
             os.utime(path if path.is_file() else next(path.rglob(".zarray")), ns=(0, 0))
         return digest(partition)
 
@@ -184,11 +184,11 @@ def test_a_file_that_changes_while_it_is_read_is_refused(
         make_medians([path], tmp_path / "m.zarr", say=quiet)
     assert not (tmp_path / "m.zarr").exists()
     assert make_medians([path], tmp_path / "m.zarr", say=quiet).hash == whole.hash
-    assert dealt == [0, 16, 32, 32, 48]
+    assert starts == [0, 16, 32, 32, 48]
 
 
 def test_a_file_that_is_cut_off_is_refused(tmp_path: Path) -> None:
-    """By its end, which HDF5 sees at once, or in the middle of the counts of a chunked file."""
+    """Cut off at its end, which HDF5 notices when it opens the file, or in the counts of a chunked file."""
     path = tmp_path / "a.h5ad"
     ad.AnnData(draw_counts(3_000, 40)).write_h5ad(path, compression="gzip")
     whole = path.read_bytes()
@@ -236,19 +236,19 @@ def test_adding_is_refused_where_it_cannot_be_right(tmp_path: Path) -> None:
 def test_files_may_be_named_as_arrays_are(tmp_path: Path, exactly: bool) -> None:
     counts = [draw_counts(20, 5, seed=seed) for seed in (1, 2, 3)]
     names = ("counts", "medians", "datasets"), ("x", "z", "y")
-    found = []
-    for number, of_files in enumerate(names):
-        files = [write_counts(tmp_path / f"{name}.h5ad", part) for name, part in zip(of_files, counts, strict=True)]
+    made = []
+    for number, stems in enumerate(names):
+        files = [write_counts(tmp_path / f"{name}.h5ad", part) for name, part in zip(stems, counts, strict=True)]
         out = tmp_path / f"m{number}.zarr"
         if exactly:
             make_medians(files, out, exact=True, say=quiet)
         else:
             make_medians(files[:2], out, say=quiet)
             make_medians(files[2:], out, add=True, say=quiet)
-        found.append(Medians.load(out))
-    assert found[0].datasets == tuple(sorted(names[0]))
-    assert found[0].hash == found[1].hash
-    np.testing.assert_allclose(found[0].medians, slow_medians(sp.vstack(counts).toarray()), rtol=1e-6)
+        made.append(Medians.load(out))
+    assert made[0].datasets == tuple(sorted(names[0]))
+    assert made[0].hash == made[1].hash
+    np.testing.assert_allclose(made[0].medians, slow_medians(sp.vstack(counts).toarray()), rtol=1e-6)
 
 
 def test_what_is_added_meanwhile_is_not_lost(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,8 +283,8 @@ def test_adding_finds_the_kind_of_the_file_itself(tmp_path: Path) -> None:
 
 
 def test_one_copy_by_cell_lies_in_the_work_folder_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where workers on other nodes see it, which a temporary folder is not."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "not there"))
+    """The work folder is visible to workers on other nodes; a temporary folder is not."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "missing"))
     digest, copies = make_medians_module.digest_dataset, []
 
     def watched(*arguments: Any) -> DigestPart:
@@ -302,7 +302,7 @@ def test_an_interrupted_add_is_named(tmp_path: Path) -> None:
     path = write_counts(tmp_path / "a.h5ad", draw_counts(10, 5))
     out = tmp_path / "m.zarr"
     made = make_medians([path], out, say=quiet)
-    out.rename(tmp_path / ".m.zarr.old-host-1")  # what kill -9 between the two renames of --add leaves
+    out.rename(tmp_path / ".m.zarr.old-host-1")  # state after kill -9 between the two renames of --add
     with pytest.raises(DataError, match=r"an `--add` was killed .*\.m\.zarr\.old-host-1: rename it to m\.zarr"):
         Medians.load(out)
     (tmp_path / ".m.zarr.old-host-1").rename(out)
@@ -346,13 +346,13 @@ def test_damaged_medians_are_refused(tmp_path: Path) -> None:
         Medians.load(tmp_path)
 
 
-@pytest.mark.parametrize(("change", "mend"), [(1, "update gm-train"), (-1, "make it again")])
-def test_medians_of_another_version_are_named(tmp_path: Path, change: int, mend: str) -> None:
+@pytest.mark.parametrize(("change", "fix"), [(1, "update gm-train"), (-1, "make it again")])
+def test_medians_of_another_version_are_named(tmp_path: Path, change: int, fix: str) -> None:
     out = tmp_path / "m.zarr"
     make_medians([write_counts(tmp_path / "a.h5ad", draw_counts(10, 5))], out, say=quiet)
     zarr.open_group(out, mode="a").attrs["schema"] = medians_file.SCHEMA + change
     with pytest.raises(
-        DataError, match=rf"layout version {medians_file.SCHEMA + change}, this program reads .*: {mend}"
+        DataError, match=rf"layout version {medians_file.SCHEMA + change}, this program reads .*: {fix}"
     ):
         Medians.load(out)
 
@@ -382,7 +382,7 @@ def test_digests_of_many_values_stay_small_and_near(tmp_path: Path) -> None:
 
 
 def test_a_tree_of_merges_is_near_one_flat_merge_and_the_truth() -> None:
-    """Beyond 1,000 values a digest is an estimate: merging merged ones must not let it drift."""
+    """Beyond 1,000 values a digest is an estimate: repeated merging must not add up its error."""
     values = np.random.default_rng(3).lognormal(sigma=1.5, size=64 * 700).astype(np.float32)
     own = [np.arange(1, dtype=np.int32)] * 64
     level = [Digests.from_values(np.array([0, 700]), part) for part in np.split(values, 64)]
@@ -428,7 +428,7 @@ def test_real_cells_digest_against_exact(real_data: Path, tmp_path: Path) -> Non
     assert digest.genes == exactly.genes
     np.testing.assert_array_equal(digest.counts, exactly.counts)
     seen = digest.counts > 0
-    kept = seen & (digest.counts <= MAX_CENTROIDS)  # whose digests hold every value: to the float32 of the exact way
+    kept = seen & (digest.counts <= MAX_CENTROIDS)  # their digests hold every value: equal up to float32 rounding
     assert kept.sum() > 16_000
     np.testing.assert_allclose(digest.medians[kept], exactly.medians[kept], rtol=1e-6)
     np.testing.assert_allclose(digest.medians[seen], exactly.medians[seen], rtol=5e-3)

@@ -1,4 +1,4 @@
-"""Digests: exact up to 1,000 values, near beyond, free of order, and cut into parts that depend on the data alone."""
+"""Digests: exact up to 1,000 values, close beyond, independent of order, and cut into parts by the data alone."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -22,14 +22,14 @@ from tests.support.count_files import draw_counts, write_counts
 
 
 def draw(lengths: list[int], seed: int) -> Digests:
-    """Digests of genes with so many values, of which many are equal."""
+    """Digests of genes with these numbers of values, many of them equal."""
     rng = np.random.default_rng(seed)
     starts = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
     return Digests.from_values(starts, rng.lognormal(size=starts[-1]).round(2).astype(np.float32))
 
 
 def test_the_binary_form_of_the_library_is_as_we_write_it() -> None:
-    """What it makes of values by itself, bit for bit, but for the sum, which it adds up in another order."""
+    """Our bytes equal the library's own, except the sum of many values, which it adds in another order."""
     for values, weights in (([1.5], [1.0]), ([1.0, 2.0, 2.0, 5.0], [3.0, 1.0, 2.0, 7.0])):
         theirs = TDigest.from_values(values, weights, max_centroids=0)
         ours = library_digest(np.array(values, np.float32), np.array(weights, np.uint32))
@@ -96,7 +96,7 @@ def test_what_a_lost_task_leaves_is_no_piece(tmp_path: Path) -> None:
 @settings(max_examples=25)
 @given(st.permutations(range(5)), st.integers(0, 99))
 def test_merges_depend_neither_on_order_nor_on_blocks_of_genes(order: list[int], seed: int) -> None:
-    """Parts have genes of their own, with ties between them, and means that are equal with other weights."""
+    """The parts have different genes, with ties between parts, and equal means with different weights."""
     lengths = [[0, 1_300, 7, 700], [900, 2, 0, 0], [40, 2_500, 0, 650], [0, 0, 3, 0], [1_200, 1_200, 1, 1]]
     parts = [draw(of_part, seed + i) for i, of_part in enumerate(lengths)]
     numbers = [
@@ -111,7 +111,7 @@ def test_merges_depend_neither_on_order_nor_on_blocks_of_genes(order: list[int],
 
 
 def test_parts_are_read_by_genes_as_they_were_written(tmp_path: Path) -> None:
-    """In one piece, and in several."""
+    """Read parts of one piece and of several pieces."""
     whole = draw([3, 0, 1_100, 1, 0, 20], 1)
     (tmp_path / "whole").mkdir()
     write_digests(tmp_path / "whole", whole)
@@ -136,7 +136,7 @@ def test_parts_are_read_by_genes_as_they_were_written(tmp_path: Path) -> None:
     np.testing.assert_array_equal(middle.weights, whole.weights)
     np.testing.assert_array_equal(middle.indptr, whole.indptr[1:5] - whole.indptr[1])
     np.testing.assert_array_equal(middle.counts, [0, 1_100, 1])
-    over = part.read(5, 9)  # of three pieces
+    over = part.read(5, 9)  # spans three pieces
     expected = np.concatenate([whole.means[-20:], with_parts[0].means, with_parts[1].means[:-7]])
     np.testing.assert_array_equal(over.means, expected)
     np.testing.assert_array_equal(over.weights, with_parts[1].weights)
@@ -169,12 +169,12 @@ def test_partitions_are_bounded_in_cells_and_entries(
     for one, after in zip(found, [*found[1:], None], strict=True):
         assert one.n_entries == entries[one.start : one.stop].sum() <= 60
         assert one.stop - one.start <= 8
-        if after is not None:  # nothing smaller than it must be
+        if after is not None:  # no partition is smaller than necessary
             assert one.stop - one.start == 8 or one.n_entries + entries[one.stop] > 60
 
 
 def test_more_counts_than_a_partition_was_cut_for_are_refused(tmp_path: Path) -> None:
-    """So is a file that was exchanged for a denser one, and one whose row pointers are wrong."""
+    """This covers a file with wrong row pointers, and a file replaced by a denser one."""
     path = write_counts(tmp_path / "a.h5ad", draw_counts(50, 12))
     dataset = MediansSource.of(path, 50, "as-is", [f"g{i}" for i in range(12)])
     with open_counts(path) as file:

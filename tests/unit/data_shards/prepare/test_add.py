@@ -1,4 +1,4 @@
-"""`--add`: more data sets for a store, ranked as it was."""
+"""`--add`: data sets added to a store are ranked in the same way as its own."""
 
 import errno
 import shutil
@@ -30,7 +30,7 @@ def add(folder: Path, files: list[Path], **options: object) -> Manifest:
 
 
 def test_what_is_added_is_what_would_have_been_made_at_once(tmp_path: Path, files: list[Path]) -> None:
-    """With the same medians, in the same order, without donors to share: byte for byte."""
+    """The stores are equal byte for byte, given the same medians and order and no shared donors."""
     whole = build(tmp_path, files, "whole.zarr", splits=SplitOptions(by="none"), keep_values=True)
     build(tmp_path, files[:1], splits=SplitOptions(by="none"), keep_values=True)
     before = contents(tmp_path / "s.zarr")
@@ -46,7 +46,7 @@ def test_what_is_added_is_what_would_have_been_made_at_once(tmp_path: Path, file
 def test_a_link_is_followed_to_where_the_store_and_the_medians_are(
     tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On another disk, which nothing can be renamed to."""
+    """The link leads to another disk, and a rename across disks fails."""
     make_medians(files[:1], tmp_path / "m.zarr", say=quiet)
     build(tmp_path, files[:1])
     disk = tmp_path / "disk"
@@ -75,7 +75,7 @@ def test_donors_that_the_store_has_keep_their_split(tmp_path: Path) -> None:
         return write_counts(tmp_path / f"{name}.h5ad", draw_counts(len(donors), 12, seed), obs={"donor_id": donors})
 
     first = cells("first", [f"d{i % 6}" for i in range(60)], 1)
-    alone = cells("alone", ["solo"] * 10, 2)  # one donor, so that it is trained on whole
+    alone = cells("alone", ["solo"] * 10, 2)  # one donor, so all of its cells are training cells
     splits = SplitOptions(validation=0.3, test=0.2)
     make_medians([first, alone], tmp_path / "m.zarr", say=quiet)
     build(tmp_path, [first, alone], splits=splits)
@@ -91,7 +91,7 @@ def test_donors_that_the_store_has_keep_their_split(tmp_path: Path) -> None:
     found = pd.Series(read(tmp_path / "s.zarr", "more/split")).groupby(obs["donor_id"].to_numpy()).agg(set)
     assert {donor: found[donor] for donor in held} == {donor: {split} for donor, split in held.items()}
     assert found["solo"] == {TRAIN}
-    # A single donor that is held out there is held out here, whole donors asked for or not.
+    # A donor that the store holds out is also held out in a data set where it is alone, by "donor" and by "auto".
     (one,) = (donor for donor, split in held.items() if split == TEST)
     for name, by in (("asked", "donor"), ("auto", "auto")):
         lone = cells(name, [one] * 7, 4)
@@ -110,7 +110,7 @@ def test_an_add_that_was_killed_when_all_was_there_is_named(
     rmtree = shutil.rmtree
 
     def unless_all(path: Path, ignore_errors: bool = False) -> None:
-        if path.suffix != ".work":  # it is killed before that one is removed
+        if path.suffix != ".work":  # as if killed before the work folder is removed
             rmtree(path, ignore_errors)
 
     three = write_counts(tmp_path / "three.h5ad", draw_counts(9, 20, 3))
@@ -120,7 +120,9 @@ def test_an_add_that_was_killed_when_all_was_there_is_named(
             command(files[1:])
         left = tmp_path / f".{name}.zarr.work"
         assert left.exists()
-        with pytest.raises(DataError, match=rf"has a data set 'two' already.* {left} was left by .*, this is done"):
+        with pytest.raises(
+            DataError, match=rf"has a data set 'two' already.* {left} was left by .*, it has been added"
+        ):
             command(files[1:])
         command([three])
         assert not left.exists()
@@ -194,7 +196,7 @@ def test_what_the_store_does_not_take_is_refused_and_leaves_it_alone(tmp_path: P
     with pytest.raises(DataError, match=r"o\.zarr: not the medians that .* was made with: leave out --medians"):
         make_store(files[1:], tmp_path / "o.zarr", tmp_path / "s.zarr", add=True, say=quiet)
     assert contents(tmp_path / "s.zarr") == before
-    # The store's own, named again, are no others.
+    # The store's own options and medians are accepted.
     make_store(
         files[1:], tmp_path / "m.zarr", tmp_path / "s.zarr", add=True, top_k=9, genes_file=genes, say=quiet
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""The store: what is kept of which cell, splits, the manifest, and damage that is found."""
+"""The store: which cells and data are kept, splits, the manifest, and how damage is found."""
 
 import json
 import shutil
@@ -88,13 +88,13 @@ def test_shards_and_ranges_change_nothing(tmp_path: Path, files: list[Path], mon
     assert [entry.content_hash for entry in first.datasets] == [entry.content_hash for entry in second.datasets]
     np.testing.assert_array_equal(read(tmp_path / "s.zarr", "one/tokens"), read(tmp_path / "2.zarr", "one/tokens"))
     assert len(list((tmp_path / "2.zarr/one/tokens/c").iterdir())) == -(-second.datasets[0].n_tokens // 256)
-    # Damage is found in the chunks that the array has, whatever this program would write today.
+    # The check uses the chunk sizes that the array was written with, not the present ones.
     monkeypatch.undo()
     assert find_damage(tmp_path / "2.zarr") == []
 
 
 def test_counts_stored_by_gene_make_the_same_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Their copy by cell lies in the work folder, where all workers see it, and goes with it."""
+    """Their copy by cell is in the work folder, which all workers share and which is removed at the end."""
     monkeypatch.setattr(rank_datasets, "PART_CELLS", 16)
     counts, obs = draw_counts(60, 20), {"donor_id": [f"d{i % 3}" for i in range(60)]}
     hashes = []
@@ -109,18 +109,18 @@ def test_counts_stored_by_gene_make_the_same_store(tmp_path: Path, monkeypatch: 
 def test_parts_of_other_options_lie_elsewhere(
     tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A worker that an ended start has left may make its part late."""
-    rank_range, places = rank_datasets.rank_range, []
+    """A worker that outlives its start may still write its part."""
+    rank_range, folders = rank_datasets.rank_range, []
 
     def seen(plan: rank_datasets.RankPlan, task: rank_datasets.Range) -> rank_datasets.RangeSummary:
-        places.append(task.folder)
+        folders.append(task.folder)
         return rank_range(plan, task)
 
     monkeypatch.setattr(rank_datasets, "rank_range", seen)
     for options in ({}, {"top_k": 3}, {"keep_values": True}, {"cells": CellFilter(min_genes=2)}):
         build(tmp_path, files[:1], **options)
         shutil.rmtree(tmp_path / "s.zarr")
-    assert len(set(places)) == len(places) == 4
+    assert len(set(folders)) == len(folders) == 4
 
 
 def test_filters_and_empty_cells(tmp_path: Path) -> None:
@@ -246,9 +246,9 @@ def damaged(tmp_path: Path, files: list[Path]) -> Path:
     return tmp_path / "s.zarr"
 
 
-def flip(path: Path, place: int) -> None:
+def flip(path: Path, position: int) -> None:
     content = bytearray(path.read_bytes())
-    content[place] ^= 0xFF
+    content[position] ^= 0xFF
     path.write_bytes(bytes(content))
 
 
@@ -280,7 +280,7 @@ def test_verify_names_the_chunk(tmp_path: Path, files: list[Path], monkeypatch: 
 
 
 def test_verify_finds_swapped_content_and_changed_files(damaged: Path) -> None:
-    # Whole and readable, but not what was written: only the hash of the content tells.
+    # The array is readable but has other content than was written: only the hash of the content detects it.
     group = zarr.open_group(damaged, mode="r+")
     tokens = read(damaged, "one/tokens")
     tokens[[0, 1]] = tokens[[1, 0]]
@@ -312,11 +312,11 @@ def test_verify_finds_swapped_content_and_changed_files(damaged: Path) -> None:
 def test_any_changed_attribute_of_the_manifest_is_noticed(damaged: Path, keys: tuple[Any, ...], value: object) -> None:
     metadata = damaged / "zarr.json"
     content = json.loads(metadata.read_text())
-    place = content["attributes"]
+    parent = content["attributes"]
     for key in keys[:-1]:
-        place = place[key]
-    assert place[keys[-1]] != value
-    place[keys[-1]] = value
+        parent = parent[key]
+    assert parent[keys[-1]] != value
+    parent[keys[-1]] = value
     metadata.write_text(json.dumps(content))
     with pytest.raises(DataError, match=r"the manifest is damaged"):
         Manifest.load(damaged)
@@ -360,5 +360,5 @@ def test_real_data_sets_in_one_store(real_data: Path, tmp_path: Path) -> None:
 
 def test_a_medians_file_is_no_store(tmp_path: Path) -> None:
     make_medians([write_counts(tmp_path / "a.h5ad", draw_counts(30, 20))], tmp_path / "m.zarr", say=quiet)
-    with pytest.raises(DataError, match=r"m\.zarr: is a medians file: name the store"):
+    with pytest.raises(DataError, match=r"m\.zarr: is a medians file: give the store"):
         Manifest.load(tmp_path / "m.zarr")

@@ -1,4 +1,4 @@
-"""Files are worked on side by side: many small ones keep as many workers busy as a large one."""
+"""Files are processed in parallel: many small ones keep as many workers busy as a large one."""
 
 import shutil
 import threading
@@ -27,12 +27,12 @@ _PATIENCE_S = 60
 
 @pytest.fixture
 def threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers are threads of this process, which see what a test has put in the place of a function."""
+    """Workers are threads of this process, so they see functions that a test has patched."""
     monkeypatch.setattr(workers, "ProcessPoolExecutor", lambda count, context, begin: ThreadPoolExecutor(count))
 
 
 def two_at_once(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, which only goes on when another thread has called it too."""
+    """The function, blocked until another thread has called it too."""
     meeting = threading.Barrier(2)
 
     def met(*arguments: Any) -> Any:
@@ -43,7 +43,7 @@ def two_at_once(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def test_a_job_goes_on_while_a_task_of_another_one_runs(threads: None) -> None:
-    """The task of b ends only when the second step of a has."""
+    """The task of b ends only after the second step of a has ended."""
     events: list[str] = []
     ended = threading.Event()
 
@@ -97,7 +97,7 @@ def test_an_error_of_a_job_ends_all(threads: None) -> None:
 
 
 def test_data_sets_are_prepared_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: None) -> None:
-    """Each file is one part: two can be at work only if the second begins before the first is done."""
+    """Each file is one part: both can run at once only if the second begins before the first is done."""
     files = [write_counts(tmp_path / f"{name}.h5ad", draw_counts(20, 12)) for name in "ab"]
     monkeypatch.setattr(tdigest_parts, "digest_partition", two_at_once(tdigest_parts.digest_partition))
     monkeypatch.setattr(rank_datasets, "rank_range", two_at_once(rank_datasets.rank_range))
@@ -112,7 +112,7 @@ def test_data_sets_are_prepared_side_by_side(tmp_path: Path, monkeypatch: pytest
 def test_a_file_that_cannot_be_opened_stops_none_ahead_of_it(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: None, workers: int
 ) -> None:
-    """It is opened while the first one is ranked; what is finished then is not done again, around it neither."""
+    """It is opened while the file before it is ranked. The next start does not repeat finished files."""
     files = [write_counts(tmp_path / f"{name}.h5ad", draw_counts(20, 12, seed)) for seed, name in enumerate("abc")]
     make_medians(files, tmp_path / "m.zarr")
     options = {"top_k": 8, "splits": SplitOptions(by="none"), "workers": workers}
@@ -140,7 +140,7 @@ def test_a_file_that_cannot_be_opened_stops_none_ahead_of_it(
     shutil.move(tmp_path / ".s.zarr.work/datasets/a", tmp_path / "a")
     with pytest.raises(DataError, match=r"c\.h5ad is broken"):
         store_with("c")
-    # Now b is finished alone, between files that are not.
+    # Now only b is finished, between two unfinished files.
     shutil.rmtree(tmp_path / ".s.zarr.work/datasets/a")
     store_with("nothing")
     assert ranked_cells == ["a", "a", "b", "a", "c"]

@@ -1,4 +1,4 @@
-"""Which cells are held out: whole donors, whole data sets, or single cells where they are asked for."""
+"""Which cells are held out: whole donors, whole data sets or, only on request, single cells."""
 
 from collections import Counter
 from pathlib import Path
@@ -42,11 +42,11 @@ def test_whole_donors_are_held_out_the_same_in_every_data_set(tmp_path: Path, fi
 
 
 def test_a_donor_is_one_donor_however_a_file_holds_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """No donor is in two splits: not of whole numbers with missing ones, nor of int here and float or text there."""
+    """No donor is in two splits, even if its number is int in one file and float or text in another, or some miss."""
     monkeypatch.setattr(obs_parquet, "_BATCH", 16)
     monkeypatch.setattr(rank_datasets, "PART_CELLS", 16)
     number = np.arange(80) % 8
-    missing = np.arange(80) < 5  # in the first batches alone
+    missing = np.arange(80) < 5  # only in the first batches
     columns = {
         "category": pd.Categorical(np.where(missing, np.nan, number)).rename_categories(range(8)),
         "nullable": pd.array(np.where(missing, None, number), dtype="Int64"),
@@ -83,7 +83,7 @@ def test_names_of_donors(tmp_path: Path) -> None:
 
     column = pd.Series([3, 3.0, "3", "3.0", np.float32(3), -2.0, 3.5, "d.0", True, None, np.nan], dtype=object)
     assert names(column) == ["3", "3", "3", "3", "3", "-2", "3.5", "d.0", "True", "", ""]
-    # A missing one beside it must not make a float of a number that is no float.
+    # A missing value must not turn a large integer into a float, which cannot hold it.
     pq.write_table(pa.table({"donor": pa.array([2**60 + 1, None])}), tmp_path / "obs.parquet")
     (large,) = obs_parquet.read_column(tmp_path / "obs.parquet", "donor")
     assert names(large) == [str(2**60 + 1), ""]
@@ -108,10 +108,10 @@ def test_one_donor_cannot_be_held_out_as_a_whole(tmp_path: Path, monkeypatch: py
 def test_how_cells_are_held_out_without_donors(tmp_path: Path) -> None:
     path = write_counts(tmp_path / "a.h5ad", draw_counts(200, 10), obs={"donor_id": ["only"] * 200})
     lines: list[str] = []
-    # By single cells only when asked: else all are trained on, and the report says so.
+    # Single cells are held out only on request: otherwise all are training cells, and the report says so.
     (entry,) = build(tmp_path, [path], say=lines.append).datasets
     assert (entry.split_by, entry.donor_key, entry.n_train) == ("none", None, 200)
-    assert any("obs names no two donors, so that all are trained on" in line for line in lines)
+    assert any("obs does not name two donors, so all are training cells" in line for line in lines)
     (entry,) = build(tmp_path, [path], "c.zarr", splits=SplitOptions(by="cell"), say=lines.append).datasets
     assert (entry.split_by, entry.donor_key, entry.splits["by"]) == ("cell", None, "cell")
     assert 5 < entry.n_validation < 40
@@ -171,7 +171,7 @@ def test_donors_of_data_sets_that_have_one_each_are_too_few(tmp_path: Path) -> N
     with pytest.raises(DataError, match=r"3 known donors, but no data set has two of its own, .*--split-by dataset"):
         build(tmp_path, files, splits=SplitOptions(by="donor"), say=lines.append)
     assert not any("cells kept" in line for line in lines)  # before any is ranked
-    # What is added may have one, which is trained on.
+    # An added data set may have one donor; its cells are training cells.
     build(tmp_path, files[:1], splits=SplitOptions(by="none"))
     (_, added) = build(tmp_path, files[1:2], splits=SplitOptions(by="donor"), add=True).datasets
     assert (added.n_train, added.split_by) == (20, "donor")
@@ -184,7 +184,7 @@ def test_whole_data_sets_are_held_out(tmp_path: Path) -> None:
     held = {entry.name: (entry.n_train, entry.n_validation, entry.n_test) for entry in manifest.datasets}
     assert sorted(held.values()) == [(0, 0, 20), *[(0, 20, 0)] * 2, *[(20, 0, 0)] * 3]
     assert {entry.split_by for entry in manifest.datasets} == {"dataset"}
-    # A data set goes where its name says, whatever files stand beside it on the command line.
+    # The split of a data set depends on its name, not on its order among the files.
     again = build(tmp_path, files[::-1], "2.zarr", splits=SplitOptions(by="dataset", validation=0.3, test=0.2))
     assert held == {entry.name: (entry.n_train, entry.n_validation, entry.n_test) for entry in again.datasets}
     with pytest.raises(DataError, match=r"1 data sets: too few to train on some and hold out others for validation: "):
@@ -198,7 +198,7 @@ def test_whole_data_sets_are_held_out(tmp_path: Path) -> None:
 
 
 def test_a_data_set_of_one_donor_follows_the_one_that_shares_it(tmp_path: Path) -> None:
-    """Under `auto`: its donor is held out there, so it is held out here."""
+    """With "auto": its only donor is held out in the other data set, so it is held out here too."""
     many = write_counts(tmp_path / "many.h5ad", draw_counts(60, 10), obs={"donor": [f"d{i % 3}" for i in range(60)]})
     make_medians([many], tmp_path / "m.zarr", say=quiet)
     build(tmp_path, [many], "1.zarr", splits=SplitOptions(validation=0.3))

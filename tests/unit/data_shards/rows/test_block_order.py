@@ -58,7 +58,7 @@ def test_a_shuffle_looks_like_one() -> None:
 
 
 def test_a_far_place_needs_no_more_work_than_a_near_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Hardly more than one turn of the network for each place, wherever it lies."""
+    """Each place needs few more than one run of the network, however far it is."""
     turns = []
     real = block_order._permute
 

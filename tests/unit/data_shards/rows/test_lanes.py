@@ -1,4 +1,4 @@
-"""Lanes of a real store: every training cell once a pass, no held-out cell, the same from any position."""
+"""Lanes of a store: every training cell once per pass, no held-out cell, and the same rows from any position."""
 
 from collections import Counter
 from pathlib import Path
@@ -46,7 +46,7 @@ def test_the_lanes_together_read_every_training_cell_once_a_pass(atlas: Atlas, l
     seen: list[tuple[int, int]] = []
     for lane in range(lanes):
         stream = Lanes(reader, plan, {lane: (0, 0)})
-        # Read whole pools until every place of the first pass that is this lane's is behind.
+        # Read whole pools until all of this lane's places in the first pass are read.
         while stream.positions[lane][0] * pool_blocks * lanes + lane < n_blocks:
             rows = stream.take(1)
             if stream.positions[lane][0] * pool_blocks * lanes + lane < n_blocks:

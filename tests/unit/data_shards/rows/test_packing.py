@@ -1,4 +1,4 @@
-"""Packing loses no cell, overfills no row and depends on the lengths and hashes alone."""
+"""Packing loses no cell, overfills no row and depends only on the lengths and hashes."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ from data_shards.rows.packing import arrange
 
 
 def slow_arrange(lengths: list[int], hashes: list[int], row_keys: list[int], row_length: int) -> list[list[int]]:
-    """As the design has it, in words."""
+    """The algorithm of the design, written out slowly."""
     shuffled = sorted(range(len(lengths)), key=lambda cell: hashes[cell])
     found = []
     for group, key in zip(np.array_split(shuffled, len(row_keys)), row_keys, strict=True):
@@ -27,7 +27,7 @@ def slow_arrange(lengths: list[int], hashes: list[int], row_keys: list[int], row
 
 @st.composite
 def cells(draw: st.DrawFn) -> tuple[list[int], list[int], list[int]]:
-    """Lengths, some of them alike, hashes, some of them equal, and the keys of the groups."""
+    """Lengths and hashes, with some equal ones, and the keys of the groups."""
     lengths = draw(st.lists(st.integers(0, 50), max_size=80))
     rng = np.random.default_rng(draw(st.integers(0, 1000)))
     hashes = rng.integers(0, draw(st.sampled_from([3, 2**63])), len(lengths), dtype=np.uint64).tolist()

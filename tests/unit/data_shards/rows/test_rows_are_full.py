@@ -27,7 +27,7 @@ def gut(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_rows_of_real_cells_are_97_percent_full(gut: Path) -> None:
-    """Over whole pools of lanes, first and last rows of a group included."""
+    """Measured over whole pools of lanes, including the first and last rows of each group."""
     data = load_config([PRESET]).data
     reader = StoreReader(gut)
     plan = RowPlan(0, data.lanes, choose_pool_blocks(reader.manifest), data.group_cells, data.row_length)
@@ -43,16 +43,17 @@ def test_rows_of_real_cells_are_97_percent_full(gut: Path) -> None:
 
 _PEAK = """
 import sys
-from data_shards.pool import Plan, choose_pool_blocks
-from data_shards.reader import StoreReader
-from data_shards.stream import Lanes
+from data_shards.rows.lanes import Lanes
+from data_shards.rows.pool import RowPlan, choose_pool_blocks
+from data_shards.rows.store_reader import StoreReader
 
 def kib(what):
     return int(next(line for line in open("/proc/self/status") if line.startswith(what)).split()[1])
 
 before = kib("VmRSS")
 reader = StoreReader(sys.argv[1], int(sys.argv[2]))
-lanes = Lanes(reader, Plan(0, 192, choose_pool_blocks(reader.manifest), 1024, 2048), dict.fromkeys(range(192), (0, 0)))
+plan = RowPlan(0, 192, choose_pool_blocks(reader.manifest), 1024, 2048)
+lanes = Lanes(reader, plan, dict.fromkeys(range(192), (0, 0)))
 while min(pool for pool, _ in lanes.positions.values()) < 2:
     lanes.take(4)
 print(kib("VmHWM") - before)
@@ -66,7 +67,7 @@ print(kib("VmHWM") - before)
     ids=["short cells", "long cells", "short and long cells"],
 )
 def test_all_lanes_on_one_rank_fit_a_gibibyte(tmp_path: Path, data_sets: list[tuple[int, int]]) -> None:
-    """Pools, what is read ahead and the cache, in a process of its own that goes through whole pools of each lane."""
+    """Pools, blocks read ahead and the cache, measured in a separate process that reads whole pools of each lane."""
     data = load_config([PRESET]).data
     assert (data.lanes, data.group_cells, data.row_length) == (192, 1024, 2048)
     write_long_store(tmp_path / "store", data_sets)

@@ -1,4 +1,4 @@
-"""The simulated atlas has what it says, the same for the same seed."""
+"""The simulated atlas has the structure that its options ask for, and is the same for the same seed."""
 
 import subprocess
 import sys
@@ -61,7 +61,7 @@ def test_programmes_are_active_in_the_types_that_use_them(tmp_path: Path) -> Non
     assert compared > 0
 
 
-def test_same_seed_same_file_and_other_seed_another(tmp_path: Path) -> None:
+def test_the_same_seed_gives_the_same_file_and_another_seed_does_not(tmp_path: Path) -> None:
     def content(name: str, options: AtlasOptions) -> np.ndarray:
         write_atlas(tmp_path / name, options)
         return ad.read_h5ad(tmp_path / name).X.toarray()
@@ -110,8 +110,8 @@ def test_bad_options_and_existing_output_are_refused(tmp_path: Path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["a.gmt"]
 
 
-def test_a_disk_that_fills_up_is_told(tmp_path: Path) -> None:
-    """In each of its stages, the last of which is when HDF5 closes the file; it does not crash over it in the end."""
+def test_a_disk_that_fills_up_is_reported(tmp_path: Path) -> None:
+    """Whenever it fills up, even when HDF5 closes the file; and HDF5 does not crash when the program ends."""
     write_atlas(tmp_path / "a.h5ad", OPTIONS)
     size_kb = (tmp_path / "a.h5ad").stat().st_size >> 10
     was_open = h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_FILE | h5py.h5f.OBJ_DATASET)
@@ -124,7 +124,7 @@ def test_a_disk_that_fills_up_is_told(tmp_path: Path) -> None:
             assert h5py.h5f.get_obj_count(h5py.h5f.OBJ_ALL, h5py.h5f.OBJ_FILE | h5py.h5f.OBJ_DATASET) == was_open
 
 
-def test_a_place_that_is_read_only_is_told(tmp_path: Path) -> None:
+def test_a_read_only_folder_is_reported(tmp_path: Path) -> None:
     with small_disk(tmp_path / "disk", 80) as disk:
         resize(disk, 0)
         with pytest.raises(DataError, match=r"b\.\w+: cannot be written .*Read-only file system"):
@@ -138,8 +138,8 @@ def test_a_place_that_is_read_only_is_told(tmp_path: Path) -> None:
         (AtlasOptions(cells=300, genes=20_000, counts_per_cell=20_000.0, dropout=0.0), 0, "23bb32d8c77cfc699831b506"),
     ],
 )
-def test_what_is_drawn_stays_what_it_was(options: AtlasOptions, chunk: int, expected: str) -> None:
-    """Pinned: figures of other runs were made with these cells."""
+def test_the_cells_of_a_seed_never_change(options: AtlasOptions, chunk: int, expected: str) -> None:
+    """Pinned, because figures of earlier runs were made with these cells."""
     types, donors, counts = draw_cells(draw_atlas(options), options, chunk, min(options.cells, 2000))
     digest = sha256()
     arrays = (types, donors, counts.data, counts.indices, counts.indptr)
@@ -188,16 +188,16 @@ def test_sorted_cells_of_a_type_stand_together(tmp_path: Path) -> None:
 _PEAK = """
 import sys
 from pathlib import Path
-from data_shards.atlas_options import AtlasOptions
-from data_shards.simulate import simulate
-from gm_train.bench.footprint import Footprint
-simulate(Path(sys.argv[1]), AtlasOptions(cells=int(sys.argv[2]), genes=200, counts_per_cell=300.0))
+from data_shards.simulate.atlas_options import AtlasOptions
+from data_shards.simulate.write_atlas import write_atlas
+from gm_train.bench.measure.footprint import Footprint
+write_atlas(Path(sys.argv[1]), AtlasOptions(cells=int(sys.argv[2]), genes=200, counts_per_cell=300.0))
 print(Footprint.own())
 """
 
 
 def test_memory_does_not_grow_with_the_cells(tmp_path: Path) -> None:
-    """A list of the chunks of 240,000 cells would add 180 MB and more; what the allocator keeps, tens."""
+    """A list of the chunks of 240,000 cells would add at least 180 MB; memory that the allocator keeps adds tens."""
     peaks = []
     for cells in (20_000, 240_000):
         command = [sys.executable, "-c", _PEAK, str(tmp_path / f"{cells}.h5ad"), str(cells)]

@@ -1,4 +1,4 @@
-"""A token chunk whose checksum fails: its cells keep their slots, everything else is as it was."""
+"""A token chunk whose checksum fails: its cells keep their slots, and nothing else changes."""
 
 import os
 import shutil
@@ -43,14 +43,14 @@ def stores(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(autouse=True)
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Seconds that were waited for before trying again, which here pass at once."""
+    """The waits before further tries, in seconds; here they take no time."""
     waited: list[float] = []
     monkeypatch.setattr(location, "RETRIES", Retries(sleep=waited.append))
     return waited
 
 
 def touched(store: Path, rows: Rows) -> list[bool]:
-    """Which cells of rows have tokens in a lost chunk, worked out from the order of the blocks."""
+    """Which cells of the rows have tokens in a lost chunk, computed from the order of the blocks."""
     from data_shards.rows.lanes import block_order
 
     reader = StoreReader(store)
@@ -85,11 +85,11 @@ def test_the_order_is_the_same_and_the_cells_that_touch_lost_chunks_are_marked(
         assert np.array_equal(b.tokens, np.where(lost, 0, a.tokens))
         n_marked += int(b.damaged.sum())
     assert n_marked > 10
-    told = reader.quarantine.take_new()
-    assert sorted((chunk.data_set, chunk.start // CHUNK) for chunk in told) == [("d0", 1), ("d0", 9), ("d1", 0)]
-    assert "d0/tokens/c/1, chunk 1 (elements 576 to 640)" in map(str, told)
+    new = reader.quarantine.take_new()
+    assert sorted((chunk.data_set, chunk.start // CHUNK) for chunk in new) == [("d0", 1), ("d0", 9), ("d1", 0)]
+    assert "d0/tokens/c/1, chunk 1 (elements 576 to 640)" in map(str, new)
     assert reader.quarantine.take_new() == ()
-    # Each was tried again twice with its block and twice alone before it was given up, and never after.
+    # Each chunk was tried again twice with its block and twice alone, and never after it was given up.
     assert len(waits) == 2 * 2 * 3
 
 
@@ -135,7 +135,7 @@ def test_beyond_the_budget_reading_stops(stores: tuple[Path, Path]) -> None:
     with pytest.raises(DataError, match=r"d0.tokens|d1.tokens") as caught:
         StoreReader(stores[1], max_damaged=2).read(range(30))
     assert "no more than 2 damaged chunks" in str(caught.value)
-    assert "with d1/tokens/c/0, chunk 0 (elements 0 to 64) there are too many" in str(caught.value)
+    assert "d1/tokens/c/0, chunk 0 (elements 0 to 64) exceeds the limit" in str(caught.value)
     with pytest.raises(DataError, match="gm-train data verify"):
         StoreReader(stores[1]).read(range(30))
 
@@ -161,26 +161,26 @@ def test_a_shard_without_its_index_cannot_be_passed_over(stores: tuple[Path, Pat
 def test_what_fails_for_a_moment_is_read_again(
     stores: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The file is whole again when the reading is tried again."""
+    """The file is whole again by the time of the second try."""
     shutil.copytree(stores[1], tmp_path / "store")
 
-    def mend(seconds: float) -> None:
+    def repair(seconds: float) -> None:
         shutil.copytree(stores[0], tmp_path / "store", dirs_exist_ok=True, copy_function=_replace)
 
-    monkeypatch.setattr(location, "RETRIES", Retries(sleep=mend))
+    monkeypatch.setattr(location, "RETRIES", Retries(sleep=repair))
     reader = StoreReader(tmp_path / "store")
     assert all(block.damaged is None for block in reader.read(range(30)))
     assert reader.quarantine.take_new() == ()
 
 
 def _replace(source: str, target: str) -> None:
-    """At once: other chunks of the file may be being read."""
+    """Replace a file atomically: other chunks of it may be read at the same time."""
     shutil.copyfile(source, f"{target}.new")
     os.replace(f"{target}.new", target)
 
 
 def test_the_neighbours_of_a_lost_chunk_are_read_again_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One chunk is lost; beside it another one's bytes are wrong, until it is tried again by itself."""
+    """One chunk is lost. Its neighbour has wrong bytes, but only until it is read again on its own."""
     write_store(tmp_path / "store", [np.zeros(90, np.uint8)], 8)
     shard = tmp_path / "store" / "d0" / "tokens" / "c" / "0"
     flip_byte(shard, 1)
@@ -197,20 +197,20 @@ def test_the_neighbours_of_a_lost_chunk_are_read_again_too(tmp_path: Path, monke
 
 
 def test_memory_that_is_still_written_into_is_not_used_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A block that is known to have lost a chunk does not wait for its own reading, which may come late."""
+    """A block with a known lost chunk does not wait for its own read, which may still write later."""
     write_store(tmp_path / "store", [np.zeros(400, np.uint8)], 8)
     whole = StoreReader(tmp_path / "store").read(range(50))
     ends = np.cumsum([len(block.tokens) for block in whole])
-    over = int(np.searchsorted(ends, 512))  # over the border of two files
-    asked, go_on = threading.Event(), threading.Event()
+    over = int(np.searchsorted(ends, 512))  # spans two files
+    asked, proceed = threading.Event(), threading.Event()
     answer = http_store._Handler.do_GET
 
     def late(handler: http_store._Handler) -> None:
         part = handler.headers.get("Range", "")
-        # The first request for elements of the first file: not its index, and none of those after it.
+        # Delay only the first request for elements of the first file, not the one for its index.
         if handler.path.endswith("d0/tokens/c/0") and not part.startswith("bytes=-") and not asked.is_set():
             asked.set()
-            go_on.wait(20)
+            proceed.wait(20)
         answer(handler)
 
     with http_store.serve(tmp_path) as served:
@@ -223,6 +223,6 @@ def test_memory_that_is_still_written_into_is_not_used_again(tmp_path: Path, mon
         assert asked.wait(20)
         first.release()
         found = reader.read([40])[0].tokens
-        go_on.set()
+        proceed.set()
         first._blocks[0]._tokens()
         assert np.array_equal(found, whole[40].tokens)

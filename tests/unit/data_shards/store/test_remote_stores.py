@@ -1,4 +1,4 @@
-"""Stores behind a server: the same as local ones; failures are told by address, after a bounded number of tries."""
+"""Remote stores read like local ones; errors name the address, after a bounded number of tries."""
 
 import hashlib
 import shutil
@@ -40,7 +40,7 @@ def server(atlas: Atlas) -> Iterator[Served]:
 
 @pytest.fixture
 def served(server: Served, atlas: Atlas) -> Served:
-    """The server as it is before a test, and the address of the store."""
+    """The server, reset: it answers range requests, does not fail, and has counted no requests."""
     server.ranges, server.failures = True, 0
     server.requests.clear()
     return server
@@ -74,7 +74,7 @@ def test_a_whole_store_is_the_same(atlas: Atlas, served: Served) -> None:
 def test_commands_take_addresses(
     atlas: Atlas, served: Served, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Training from a server is training from the folder; inspect and verify read it, and eval."""
+    """Training from a server equals training from the folder; inspect, verify and eval work, too."""
     address = url(served, atlas)
     histories = []
     for name, store in (("local", str(atlas.store)), ("remote", address)):
@@ -136,7 +136,7 @@ def test_a_server_that_never_recovers_is_named(atlas: Atlas, served: Served, whe
         }[when]()
     assert str(caught.value).startswith(address)
     assert "500" in str(caught.value)
-    # A file is one request, sent four times; a block is up to four reads under way.
+    # One request for a file is sent four times; a block has up to four reads at once.
     assert len(served.requests) == 4 if when in ("manifest", "tokenizer") else 4 <= len(served.requests) <= 16
 
 
@@ -159,7 +159,7 @@ def test_a_server_without_ranges_is_told_apart(atlas: Atlas, served: Served) -> 
 
 
 def test_nothing_is_asked_for_twice(atlas: Atlas, served: Served) -> None:
-    """Neither a chunk that is in the cache nor the index of a shard."""
+    """Neither a chunk in the cache nor the index of a shard is requested again."""
     reader = StoreReader(url(served, atlas))
     blocks = range(sum(reader.manifest.n_blocks))
     reader.read(blocks)

@@ -1,4 +1,4 @@
-"""Progress: lines in a log, a bar at a terminal."""
+"""Progress: lines in a log, a bar in a terminal."""
 
 import io
 import sys
@@ -10,11 +10,15 @@ from data_shards.workers.progress import Progress
 
 
 class Terminal(io.StringIO):
+    """A stream that claims to be a terminal."""
+
     def isatty(self) -> bool:
+        """Return True."""
         return True
 
 
 def count_to_four(at_once: bool) -> None:
+    """Show progress from 0 to 4."""
     with Progress(total=4, desc="counting", unit=" cells", at_once=at_once) as bar:
         for number in range(4):
             bar.set_postfix_str(f"loss {number}", refresh=False)

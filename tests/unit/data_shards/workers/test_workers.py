@@ -1,4 +1,4 @@
-"""Running tasks: the same results in the same order anywhere, and clear words when a worker or a scheduler is gone."""
+"""Running tasks: the same results in the same order anywhere, and clear errors when a worker or scheduler is lost."""
 
 import os
 import signal
@@ -19,21 +19,25 @@ from tests.support.dask_cluster import dask_cluster
 
 
 def square(x: int) -> int:
+    """Return x²."""
     return x * x
 
 
 def fail_at_three(x: int) -> int:
+    """Return x; raise DataError for 3."""
     if x == 3:
         raise DataError("three is not liked")
     return x
 
 
 def wait_and_square(x: int) -> int:
+    """Return x² after 0.2 seconds."""
     time.sleep(0.2)
     return x * x
 
 
 def die_at_three(x: int) -> int:
+    """Return x; kill the process for 3."""
     if x == 3:
         os.kill(os.getpid(), signal.SIGKILL)
     return x
@@ -74,14 +78,14 @@ def test_workers_end_with_a_process_that_is_killed(tmp_path: Path) -> None:
     script = tmp_path / "main.py"
     script.write_text("""
 import os, signal
-from data_shards.parallel import Workers
-from tests.unit.test_parallel import square
+from data_shards.workers.workers import Workers
+from tests.unit.data_shards.workers.test_workers import square
 if __name__ == "__main__":
     print(*Workers(2).map_in_order(square, range(8)), flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """)
     environment = os.environ | {"PYTHONPATH": os.getcwd()}
-    # Workers hold what it prints to: it does not end before all of them have.
+    # Workers inherit the pipe of standard output, so `run` returns only after all of them have ended.
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, env=environment)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert done.stdout == "0 1 4 9 16 25 36 49\n"
@@ -90,10 +94,10 @@ if __name__ == "__main__":
 @pytest.mark.parametrize("start", ["fork server", "spawn"])
 @pytest.mark.parametrize("after_s", [0.0, 0.3, 1.0])
 def test_an_interrupt_of_the_group_is_one_of_this_process(after_s: float, start: str, tmp_path: Path) -> None:
-    """As of Ctrl-C, while the fork server imports or workers work: they say nothing of their own."""
+    """Ctrl-C sends SIGINT to the whole group while the fork server imports or workers run; they print no traceback."""
     program = """
 import time
-from data_shards.parallel import Workers
+from data_shards.workers.workers import Workers
 try:
     with Workers(2) as pool:
         print("begun", flush=True)
@@ -103,7 +107,7 @@ except KeyboardInterrupt:
 """
     environment = dict(os.environ)
     if start == "spawn":
-        # Too long a folder for a socket in it.
+        # This path is too long for a socket.
         environment["TMPDIR"] = str(tmp_path / ("x" * 80))
         os.mkdir(environment["TMPDIR"])
     with subprocess.Popen(
@@ -125,19 +129,21 @@ except KeyboardInterrupt:
 
 
 class Careless:
-    """Has a finalizer, in which Python drops what is raised."""
+    """Raises SIGINT in a finalizer, where Python drops exceptions."""
 
     def __del__(self) -> None:
         signal.raise_signal(signal.SIGINT)
 
 
 def drop_an_interrupt(x: int) -> int:
+    """Return x; for 3 raise SIGINT where Python drops the KeyboardInterrupt."""
     if x == 3:
         Careless()
     return x
 
 
 def mistake_an_interrupt(x: int) -> int:
+    """Convert a KeyboardInterrupt to SystemError, as compiled code may do."""
     try:
         signal.raise_signal(signal.SIGINT)
     except KeyboardInterrupt as error:
@@ -179,18 +185,18 @@ def test_what_an_interrupt_waits_for_is_told(monkeypatch: pytest.MonkeyPatch) ->
 
     def go_on() -> None:
         with Workers(2, say=lines.append) as workers:
-            assert list(workers.map_in_order(square, [2])) == [4]  # there is a worker
+            assert list(workers.map_in_order(square, [2])) == [4]  # start a worker
             interrupt.start()
             list(workers.map_in_order(time.sleep, [3.0]))
 
     with pytest.raises(KeyboardInterrupt):
         go_on()
-    assert lines == ["stopping: waiting for workers to end what they are at"]
+    assert lines == ["stopping: waiting for workers to finish their tasks"]
 
 
 @pytest.mark.usefixtures("usual_ctrl_c")
 def test_an_interrupt_is_not_that_of_an_earlier_block() -> None:
-    """Even where another one came in its last lines."""
+    """Even if an interrupt arrived in the last lines of the earlier block."""
 
     def end_as_it_is_interrupted() -> None:
         with interrupts.noted():
@@ -208,7 +214,7 @@ def test_an_interrupt_is_not_that_of_an_earlier_block() -> None:
 
 @pytest.mark.usefixtures("usual_ctrl_c")
 def test_an_interrupt_waits_while_a_process_starts() -> None:
-    """Whichever thread the system gives it to: the mask of this one alone would not hold it."""
+    """It waits whichever thread receives the signal; the mask of the main thread alone would not delay it."""
     steps = []
 
     def go_on() -> None:
@@ -221,7 +227,7 @@ def test_an_interrupt_waits_while_a_process_starts() -> None:
         steps.append("never")
 
     def send() -> None:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a new thread has the mask of its parent
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # a new thread inherits the mask of its parent
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
@@ -237,7 +243,7 @@ def test_what_lies_in_the_current_folder_is_not_imported(tmp_path: Path) -> None
         (here / f"{name}.py").write_text(f"open({str(tmp_path / 'imported')!r}, 'w')\n")
     script = tmp_path / "main.py"
     script.write_text("""
-from data_shards.parallel import Workers
+from data_shards.workers.workers import Workers
 if __name__ == "__main__":
     with Workers(2) as pool:
         print(*pool.map_in_order(abs, range(-3, 0)))
@@ -248,7 +254,7 @@ if __name__ == "__main__":
 
 
 def test_dask_workers_come_and_are_killed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No worker yet is said, one that dies is made up for, a scheduler that is gone ends the work."""
+    """A missing worker is reported, a killed worker's tasks run on others, and a lost scheduler ends the work."""
     monkeypatch.setattr(workers_module, "_ANSWER_S", 5)
     lines: list[str] = []
     with dask_cluster() as cluster, Workers(dask=cluster.address, say=lines.append) as workers:

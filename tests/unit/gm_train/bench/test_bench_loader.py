@@ -1,4 +1,4 @@
-"""The benchmark of loaders: what each delivers, how rates are made of turns, and a whole run."""
+"""The benchmark of loaders: what each loader delivers, rates from turns, and a whole run."""
 
 import json
 from itertools import islice
@@ -69,7 +69,7 @@ def test_batches_of_peers_are_padded_tokens(first: tuple[Tokenizer, Batcher, sp.
     assert by_rows.shape == by_kernel.shape == (150, 48)
     tokens = tokenizer.encode(counts, tokenizer_columns(tokenizer, counts))[0]
     np.testing.assert_array_equal(by_kernel[by_kernel != PAD], tokens)
-    # Apart from ties, both are the same; of ties at the end of a long cell others may be left out.
+    # Both are the same except for ties; at the end of a long cell they may keep different ones of tied genes.
     key = np.concatenate([[0.0, 0.0], tokenizer.medians])
     columns = tokenizer_columns(tokenizer, counts).numbers + 2
     count_of = np.zeros((150, len(key)))
@@ -112,7 +112,7 @@ def test_the_ceiling_reads_every_token_once_a_pass(atlas: Atlas, tmp_path: Path)
 
 @pytest.mark.parametrize("peer", INSTALLED, ids=lambda peer: peer.name)
 def test_an_epoch_of_a_peer_is_every_cell_once(atlas: Atlas, tmp_path: Path, peer: Peer) -> None:
-    """Those that are installed here; AnnLoader always is."""
+    """For installed peers; AnnLoader always is."""
     with open_counts(atlas.files[0]) as counts:
         expected = next(iter(counts.chunks()))[1]
     found = []
@@ -131,7 +131,7 @@ def test_an_epoch_of_a_peer_is_every_cell_once(atlas: Atlas, tmp_path: Path, pee
     assert runner_batch.tokens == int(np.minimum(np.diff(expected.indptr), 48).sum())
 
 
-def test_a_turn_lasts_as_long_as_it_is_told(atlas: Atlas, tmp_path: Path) -> None:
+def test_a_turn_lasts_as_long_as_it_should(atlas: Atlas, tmp_path: Path) -> None:
     runner = LoaderRunner(LoaderCells(atlas.store, None, tmp_path), CEILING, turn_s=0.02)
     assert runner.use(COUNTS) > 0
     turns = runner.steps(3)
@@ -139,7 +139,7 @@ def test_a_turn_lasts_as_long_as_it_is_told(atlas: Atlas, tmp_path: Path) -> Non
 
 
 def test_in_a_cycle_each_lane_comes_to_the_end_of_a_pool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the training cells alone, whichever share of the store they are."""
+    """Only training cells count, whatever their share of the store."""
     plan = RowPlan(seed=0, lanes=6, pool_blocks=8, group_cells=64, row_length=48)
     monkeypatch.setattr(loaders, "default_plan", lambda manifest: plan)
     split = np.where(np.arange(600) % 3 > 0, TRAIN, VALIDATION)
@@ -148,7 +148,7 @@ def test_in_a_cycle_each_lane_comes_to_the_end_of_a_pool(tmp_path: Path, monkeyp
     n_cells = 0
     while n_cells < 20.5 * cycle_cells(manifest):
         n_cells += len(lanes.take(1).lengths)
-    # Amid a pool: each lane has come to the end of 20.
+    # In the middle of a pool: each lane has used up 20.
     assert sum(pool for pool, _ in lanes.positions.values()) == pytest.approx(20 * plan.lanes, rel=0.03)
 
 
@@ -165,7 +165,7 @@ def test_a_turn_of_ours_is_whole_cycles(atlas: Atlas, tmp_path: Path, monkeypatc
 
 
 def test_rates_are_those_of_all_turns_together() -> None:
-    """A loader that reads ahead in one turn for two others is as fast as all three say, not as their median."""
+    """If a loader reads ahead in one turn for two others, its rate is that of all three, not their median."""
     row = measured([(4.0, 30.0, 300, 400), (1.0, 30.0, 300, 400), (1.0, 30.0, 300, 400)])
     assert row["cells_per_s"] == 15.0
     assert row["tokens_per_s"] == 150.0
@@ -180,13 +180,13 @@ def test_rates_are_those_of_all_turns_together() -> None:
     assert [row["ours_over"] for row in with_ratios(rows)] == [1.0, 0.5, 1.0, 4.0]
 
 
-def test_a_whole_run_names_those_that_are_not_there(
+def test_a_whole_run_names_the_peers_that_are_not_installed(
     atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    there = next(peer for peer in PEERS if peer.name == "AnnLoader")
-    gone = Peer("gone", ("no_such_module",), there.batches)
-    inside = Peer("inside", ("no_such_module.inside",), there.batches)
-    monkeypatch.setattr(bench_loader, "PEERS", (there, gone, inside))
+    installed = next(peer for peer in PEERS if peer.name == "AnnLoader")
+    gone = Peer("gone", ("no_such_module",), installed.batches)
+    inside = Peer("inside", ("no_such_module.inside",), installed.batches)
+    monkeypatch.setattr(bench_loader, "PEERS", (installed, gone, inside))
     monkeypatch.setattr(bench_loader, "WAYS", (BY_ROWS,))
     monkeypatch.setattr(loader_report, "WAYS", (BY_ROWS,))
     plan = LoaderPlan(("race",), store=atlas.store, h5ad=atlas.files[0], turns=10, turn_s=0.005, out=tmp_path / "out")
@@ -223,7 +223,7 @@ def test_simulated_cells_are_sorted_for_mixing_alone(tmp_path: Path) -> None:
         assert not counts.read_obs()["cell_type"].is_monotonic_increasing
 
 
-def test_a_peer_that_failed_is_told_and_leaves_the_others() -> None:
+def test_a_peer_that_failed_is_reported_beside_the_others() -> None:
     row = {"cells_per_s": 10.0, "cells_per_s_quartiles": [9.0, 11.0], "ours_over": 1.0, "real_tokens": 0.97}
     row |= {"first_s": 0.5, "peak_memory": 1 << 30}
     rows = [row | {"loader": OURS, "way": way} for way in WAYS]
@@ -237,7 +237,7 @@ def test_a_peer_that_failed_is_told_and_leaves_the_others() -> None:
     [
         (("--turns", "3"), "--turns 3: nothing is reported from fewer than 10"),
         (("--parts", "rase"), "--parts rase: expected some of race, mixing"),
-        (("--store", "nowhere.zarr"), "nowhere.zarr: there is no such file"),
+        (("--store", "nowhere.zarr"), "nowhere.zarr: no such file or folder"),
     ],
 )
 def test_bad_options_are_refused(

@@ -50,7 +50,7 @@ def test_padded_and_packed_are_the_same_cells(load: Workload) -> None:
     for narrow, wide in zip(packed, padded, strict=True):
         both = [np.sort(b.input_ids[b.input_ids != PAD].numpy()) for b in (narrow, wide)]
         np.testing.assert_array_equal(*both)
-        assert wide.segment.min() == 1  # pads are tokens, too
+        assert wide.segment.min() == 1  # pads are tokens
         assert len(wide.targets) == wide.input_ids.shape[0] * 63
         assert (wide.targets == PAD).any()
         at = wide.target_at
@@ -67,7 +67,7 @@ def test_on_full_rows_there_is_nothing_to_pad(load: Workload, atlas: Atlas) -> N
     assert torch.equal(packed[0].input_ids, padded[0].input_ids)
 
 
-def test_too_few_cells_are_told(load: Workload) -> None:
+def test_too_few_cells_are_refused(load: Workload) -> None:
     with pytest.raises(DataError, match="--tokens-per-step"):
         make_batches(replace(load, tokens_per_step=10**6), ObjectiveConfig(), False, False)
 
@@ -110,7 +110,7 @@ def test_each_kernel_is_timed(load: Workload, tmp_path: Path, aggregation: str) 
     rows = runner.run()
     assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in rows)
     assert "pathway loss" in {row["name"] for row in rows}
-    # What was timed was the gradient of every parameter, too.
+    # The timed call computes the gradients of parameters too.
     runner._time(runner._works(torch.float32)["projections"], of_gradients=False)
     mixer = runner._model.stack.layers[0].mixer
     assert mixer.in_proj.weight.grad is not None
@@ -141,7 +141,7 @@ def test_the_memory_of_the_loss_is_measured() -> None:
     found = {whole: LossMemoryRunner(whole, 20_000, 32, 9_000, "cpu").run() for whole in (True, False)}
     logits = found[True]["targets"] * 9_000 * 4  # type: ignore[operator]
     if found[True]["added"] is None:
-        pytest.skip("the system does not tell resident memory")
+        pytest.skip("the system does not report resident memory")
     assert found[True]["added"] > logits
     assert found[False]["added"] < found[True]["added"]
 
@@ -186,7 +186,7 @@ def test_a_whole_run_writes_figures_table_and_picture(atlas: Atlas, tmp_path: Pa
     assert written[2].read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_part_that_fails_does_not_take_the_others_along(atlas: Atlas, tmp_path: Path) -> None:
+def test_a_part_that_fails_does_not_stop_the_others(atlas: Atlas, tmp_path: Path) -> None:
     """Rows of natural lengths need more cells than there are; the memory of the loss needs none."""
     plan = ModelPlan(
         Config(model=MODEL), parts=("race", "loss-memory"), names=("genemamba",), lengths=(None,), steps=10, warmup=1,

@@ -1,4 +1,4 @@
-"""The benchmark of preparation: what is timed, what memory is seen, and a whole run."""
+"""The benchmark of preparation: its timers, its memory figures, and a whole run."""
 
 import json
 import subprocess
@@ -52,10 +52,10 @@ def test_the_functions_of_medians_add_up(atlas: Atlas, tmp_path: Path) -> None:
     assert found["digests_s"] > 0
     assert found["exact_s"] > 0
     names = list(found["functions"])
-    assert any(name.startswith("data_shards.medians.tdigest.") for name in names)
+    assert any(name.startswith("data_shards.tdigest.") for name in names)
     assert "h5py" in names
     assert not any("/" in name for name in names)
-    # The profiled run does what the timed one does, and costs something on top.
+    # The profiled run does the same work as the timed one, with some overhead.
     assert sum(found["functions"].values()) > 0.3 * found["digests_s"]
     assert list(tmp_path.iterdir()) == []
 
@@ -70,16 +70,16 @@ def test_preparation_leaves_nothing_behind(atlas: Atlas, tmp_path: Path) -> None
 
 _CHILD = """
 import subprocess, sys
-from gm_train.bench.footprint import Footprint
+from gm_train.bench.measure.footprint import Footprint
 with Footprint() as footprint:
     subprocess.run([sys.executable, "-c", "import time; held = bytearray(150 << 20); time.sleep(0.5)"], check=True)
 print(footprint.own_peak, footprint.child_peak)
 """
 
 
-def test_the_memory_of_a_child_is_seen_and_is_not_our_own() -> None:
+def test_the_memory_of_a_child_is_counted_apart_from_our_own() -> None:
     if Footprint.own() is None:
-        pytest.skip("the system does not tell resident memory")
+        pytest.skip("the system does not report resident memory")
     done = subprocess.run([sys.executable, "-c", _CHILD], capture_output=True, text=True, check=True)
     own, child = map(int, done.stdout.split())
     assert 150 << 20 < child < 200 << 20
@@ -102,7 +102,7 @@ def test_ratios_are_those_of_the_middle_runs() -> None:
     assert middle([{"seconds": 1.0}, {"seconds": 2.0}])["seconds"] == 2.0
 
 
-def test_the_arithmetic_goes_by_the_largest_atlas() -> None:
+def test_the_extrapolation_uses_the_largest_atlas() -> None:
     """1,000 cells in 8 s by 2 workers are 10^8 in 10^5 * 8 s, and 256 times less by 512 workers."""
     steps = {READING: 6.0, "medians": 8.0, "shards": 4.0, LOADING: 0.01}
     rows = [
@@ -113,23 +113,23 @@ def test_the_arithmetic_goes_by_the_largest_atlas() -> None:
     ]
     assert both_passes(rows) == (
         "Both passes, medians and shards, by 2 workers, run at 50% of the speed of reading at 10 cells, 50% at 1,000; "
-        "reading is one process's."
+        "reading uses one process."
     )
     text = arithmetic(rows)
-    # A hundredth of the time is this process's, however many there are, and a tenth of a second at any size.
-    assert "medians: 52 min of all workers, beside 2.2 h of the process" in text
-    assert "tokens: 26 min of all workers, beside 67 min of the process" in text
+    # The main process takes a hundredth of the time at any number of workers, plus 0.1 s at any size.
+    assert "medians: 52 min of all workers, in parallel with 2.2 h of the main process" in text
+    assert "tokens: 26 min of all workers, in parallel with 67 min of the main process" in text
     assert "222.2 h and 111.1 h" in text
     assert "the store: 200 GB" in text
-    # 600,000 tokens/s of cells of 1,000 tokens.
+    # 600,000 tokens/s in cells of 1,000 tokens.
     assert "takes 600 cells/s; one loader process delivered 100,000, 167 times as many" in text
 
 
-def test_every_step_of_the_scale_run_works_and_tells_its_size(tmp_path: Path) -> None:
+def test_every_step_of_the_scale_run_works_and_reports_its_size(tmp_path: Path) -> None:
     rows = {step: ScaleRunner(tmp_path, 60, 1).run(step) for step in STEPS}
     assert rows["simulate"]["bytes"] == sum((tmp_path / name).stat().st_size for name in ("cells.h5ad", "cells.gmt"))
     assert rows["make_shards"]["tokens"] > 0
-    # Lanes and blocks that training has by default: each pool of the 192 lanes is the whole store.
+    # With the default lanes and blocks, each pool of the 192 lanes is the whole store.
     assert rows["load"]["cycles"] == 3
     assert 3 * 192 * 60 <= rows["load"]["handled"] < 3.5 * 192 * 60
     assert rows["start_loader"]["handled"] is None
@@ -153,7 +153,7 @@ def test_a_whole_run_writes_figures_and_tables(tmp_path: Path, monkeypatch: pyte
         assert word in text
 
 
-def test_a_scale_run_leaves_its_figures_alone(tmp_path: Path) -> None:
+def test_a_scale_run_leaves_only_its_reports(tmp_path: Path) -> None:
     plan = PreparePlan(("scale",), sizes=(50,), workers=1, out=tmp_path / "out")
     written = bench_prepare.run_bench_prepare(plan)
     rows = json.loads(written[0].read_text())["scale"]

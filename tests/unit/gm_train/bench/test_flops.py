@@ -29,7 +29,7 @@ def _attention(q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> int:
 
 
 def _attention_backward(grad: Any, q: Any, k: Any, v: Any, *args: Any, **kwargs: Any) -> int:
-    # What the model needs; the kernel computes the scores a second time, which the formula leaves out.
+    # The kernel computes the scores a second time, which the formula leaves out.
     return 2 * _attention(q, k, v)
 
 
@@ -56,8 +56,8 @@ def test_the_formula_agrees_with_the_counter(name: str) -> None:
     config = replace(SIZES, **VARIANTS[name])
     work = Work(context=LENGTH, targets=1.0)
     expected = ROWS * LENGTH * training_flops(config, VOCABULARY, work)
-    # The counter sees no convolution, which is shifted products; and the running sums of the decay, which the formula
-    # leaves out, as products.
+    # The counter does not count the convolution, which is computed as shifted products. It counts the running sums of
+    # the decay as matrix products, which the formula leaves out.
     convolution = ROWS * LENGTH * TRAINING * forward_parts(config, VOCABULARY, work).get("convolution", 0.0)
     assert count(config) == pytest.approx(expected - convolution, rel=0.02)
 

@@ -1,4 +1,4 @@
-"""What a benchmark refuses, and the arithmetic of its figures."""
+"""Plans that a benchmark refuses, and the arithmetic of its figures."""
 
 import math
 from pathlib import Path
@@ -59,10 +59,10 @@ def test_a_gpu_report_has_every_part_at_the_published_length(monkeypatch: pytest
     assert (plan.config.model.n_layers, plan.config.model.d_model) == (24, 512)
 
 
-def test_what_was_not_run_is_said() -> None:
-    said = "\n".join(ModelPlan(Config(), parts=("race",), names=("genemamba",), compiled=False).left_out())
+def test_what_was_not_run_is_listed() -> None:
+    notes = "\n".join(ModelPlan(Config(), parts=("race",), names=("genemamba",), compiled=False).left_out())
     for word in ("ladder", "published", "torch.compile", "not yet run", "checkpoints"):
-        assert word in said
+        assert word in notes
 
 
 def race_rows(ours: dict[int, float], theirs: dict[int, float]) -> list[dict[str, object]]:
@@ -74,7 +74,7 @@ def race_rows(ours: dict[int, float], theirs: dict[int, float]) -> list[dict[str
 
 
 def test_the_crossover_lies_where_the_lines_meet() -> None:
-    # b loses 4 with every doubling, a nothing: level half-way between the doublings 512 and 1,024.
+    # b loses 4 with every doubling, a stays: they meet half-way (in the logarithm) between 512 and 1,024.
     lengths = (512, 1024, 2048)
     rows = race_rows(dict.fromkeys(lengths, 10.0), {512: 12.0, 1024: 8.0, 2048: 4.0})
     found = crossover(rows, "a", "b")
@@ -119,7 +119,7 @@ def test_the_kernels_of_a_step_have_all_its_operations(aggregation: str) -> None
 
 
 def test_rates_are_those_of_real_tokens_step_by_step() -> None:
-    # Two kinds of batches, one of twice the tokens of the other, which takes twice as long: one rate.
+    # Batches with twice the tokens take twice as long: all steps have the same rate.
     shape = Shape(cells=3.0, tokens=1500.0, targets=200.0, slots=4000.0, context=500.0, each=((2, 1000), (4, 2000)))
     row = sections.measured([2.0, 4.0] * 5, shape, flops_per_token=7.0)
     assert (row["tokens_per_s"], row["cells_per_s"], row["flops_per_s"]) == (500.0, 1.0, 3500.0)

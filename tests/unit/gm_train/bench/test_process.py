@@ -1,4 +1,4 @@
-"""A process for each contender: turns, errors and deaths."""
+"""A process for each contender: turns, errors, and processes that die."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ from gm_train.bench.measure.process import BenchProcess, OutOfMemory
 
 
 class Held:
-    """What a worker may hold."""
+    """An object that lives in a worker process."""
 
     def threads(self) -> int:
         return torch.get_num_threads()
@@ -20,26 +20,26 @@ class Held:
     def fail(self, kind: str) -> None:
         if kind == "death":
             os.kill(os.getpid(), signal.SIGKILL)
-        raise {"memory": torch.OutOfMemoryError, "data": DataError, "bug": KeyError}[kind](f"{kind} there")
+        raise {"memory": torch.OutOfMemoryError, "data": DataError, "bug": KeyError}[kind](f"{kind} failed")
 
 
 @pytest.mark.parametrize(
     ("kind", "error", "words"),
     [
-        ("memory", OutOfMemory, "memory there"),
-        ("data", DataError, "one: data there"),
+        ("memory", OutOfMemory, "memory failed"),
+        ("data", DataError, "one: data failed"),
         ("bug", DataError, "one: KeyError"),
         ("death", DataError, "one: its process was killed by SIGKILL"),
     ],
 )
-def test_what_goes_wrong_in_a_worker_is_told(kind: str, error: type[Exception], words: str) -> None:
+def test_errors_in_a_worker_are_raised_by_the_caller(kind: str, error: type[Exception], words: str) -> None:
     with BenchProcess("one", 1, Held) as worker:
         assert worker.call("threads") == 1
         with pytest.raises(error, match=words):
             worker.call("fail", kind)
 
 
-def test_a_process_that_was_killed_while_it_waited_is_told() -> None:
+def test_a_process_that_was_killed_while_idle_is_reported() -> None:
     with BenchProcess("one", 1, Held) as worker:
         assert worker.call("threads") == 1
         worker._process.kill()
@@ -48,7 +48,7 @@ def test_a_process_that_was_killed_while_it_waited_is_told() -> None:
             worker.call("threads")
 
 
-def test_a_process_whose_parent_is_gone_ends_without_a_word(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_process_whose_parent_is_gone_ends_silently(capfd: pytest.CaptureFixture[str]) -> None:
     worker = BenchProcess("one", 1, Held)
     worker.wait_until_started()
     worker._connection.close()
@@ -58,7 +58,7 @@ def test_a_process_whose_parent_is_gone_ends_without_a_word(capfd: pytest.Captur
 
 
 class Recorder:
-    """Stands for a worker, and writes down whose turn it was."""
+    """Stands in for a worker and records its turns."""
 
     def __init__(self, name: str, turns: list[tuple[str, int]], fails_at: int = 1000) -> None:
         self.name, self._turns, self._fails_at = name, turns, fails_at
@@ -79,7 +79,7 @@ def test_contenders_take_turns() -> None:
     assert turns == [("a", 2), ("b", 2), ("a", 2), ("b", 2), ("a", 1), ("b", 1)]
 
 
-def test_one_that_runs_out_of_memory_drops_out_alone() -> None:
+def test_only_the_contender_that_runs_out_of_memory_drops_out() -> None:
     from gm_train.bench.measure.turns import alternate
 
     turns: list[tuple[str, int]] = []

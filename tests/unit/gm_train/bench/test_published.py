@@ -28,15 +28,15 @@ def rows() -> tuple[Tensor, Tensor]:
 
 @pytest.mark.parametrize("shared_projection", [False, True])
 @pytest.mark.parametrize("aggregation", ["gate", "mean", "sum", "concat"])
-def test_packed_it_has_the_states_and_gradients_of_ours(
+def test_packed_it_has_our_states_and_gradients(
     rows: tuple[Tensor, Tensor], aggregation: str, shared_projection: bool
 ) -> None:
     config = small_config(aggregation=aggregation)
     ours = random_model(config, seed=3)
     published = Published(config, VOCABULARY, shared_projection).double()
     published.load_state_dict(ours.state_dict())
-    there = rows[1] > 0
-    states = [model(*rows)[there] for model in (ours, published)]
+    is_token = rows[1] > 0
+    states = [model(*rows)[is_token] for model in (ours, published)]
     assert relative_error(states[1], states[0]) < 1e-12
     gradients = [torch.autograd.grad(s.square().sum(), list(m.parameters()), allow_unused=True)
                  for s, m in zip(states, (ours, published), strict=True)]  # fmt: skip
@@ -62,7 +62,7 @@ def test_padded_it_treats_pads_as_tokens() -> None:
 
 def test_it_refuses_another_variant() -> None:
     for changes in ({"norm": "pre"}, {"aggregation": "head_gate"}, {"arch": "mamba"}):
-        with pytest.raises(ValueError, match="as published"):
+        with pytest.raises(ValueError, match="published variant needs"):
             Published(small_config(**changes), VOCABULARY, False)
 
 

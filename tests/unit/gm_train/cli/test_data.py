@@ -119,7 +119,7 @@ def test_wrong_usage_leaves_with_2(words: tuple[str, ...]) -> None:
             ("shards", "a.h5ad", "--medians", "m.zarr", "--out", "s.zarr", "--min-counts", "nan"),
             "--min-counts nan: must",
         ),
-        (("inspect", "s.zarr", "--plot", "s.pdf"), "--plot s.pdf: a PNG is drawn: name it .png"),
+        (("inspect", "s.zarr", "--plot", "s.pdf"), "--plot s.pdf: only PNG is supported: name it .png"),
     ],
 )
 def test_impossible_options_leave_with_2(

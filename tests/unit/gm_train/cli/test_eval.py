@@ -12,6 +12,8 @@ from gm_train.checkpoint.find import latest_whole
 from gm_train.cli.main import main
 from gm_train.config.load import load_config
 from gm_train.evaluation import score_table
+from gm_train.evaluation.masked_task import MaskedGenesTask
+from gm_train.evaluation.probe_task import ProbeTask
 from gm_train.train.fit import fit
 from gm_train.train.run_report import write_report
 from tests.conftest import Atlas, tiny_words
@@ -44,7 +46,7 @@ def test_the_command_writes_tables_pictures_and_report(
         assert (trained / "eval" / name).read_bytes().startswith(b"\x89PNG")
     report = (trained / "report.html").read_text()
     assert report.count("data:image/png;base64,") == 3
-    assert all(name in report for name in (*score_table.MASKED_CONTROLS, *score_table.PROBE_CONTROLS))
+    assert all(name in report for name in (*MaskedGenesTask.controls, *ProbeTask.controls))
     assert "http" not in report  # nothing is fetched
 
 

@@ -1,4 +1,4 @@
-"""Configurations: merged left to right, refused with every problem at once."""
+"""Configurations are merged left to right, and refused with all their problems at once."""
 
 from pathlib import Path
 
@@ -51,11 +51,11 @@ def test_text_stays_text(tmp_path: Path) -> None:
         (["model.d_model=100"], "does not divide"),
         (["model.arch=transformer", "model.n_heads=7"], "model.n_heads=7"),
         (["model.arch=transformer", "model.d_model=72"], "must be a whole, even number, not 9"),
-        (["model.aggregation=head_gate", "model.gate_per_layer=true"], "each layer's own already"),
+        (["model.aggregation=head_gate", "model.gate_per_layer=true"], "already has one per layer"),
         (["model.arch=lstm"], "bimamba | mamba"),
         (["model.aggregation=max"], "gate | mean | sum | concat"),
         (["data.micro_rows=3"], "these do: 1, 2, 4"),
-        (["trainer.devices=3"], "share out; these numbers of ranks do: 1, 2, 4"),
+        (["trainer.devices=3"], "share; these numbers of ranks do: 1, 2, 4"),
         (["trainer.devices=2", "trainer.num_nodes=4"], "8 ranks: do not divide"),
         (["trainer.devices=2"], "does not divide the 2 rows that each of 2 ranks takes in a step"),
         (["trainer.devices=0"], "greater than 0"),
@@ -84,7 +84,7 @@ def test_next_token_is_for_the_unidirectional_model_or_for_the_paper() -> None:
     load_config([*GOOD, "objective.language=next_token", "objective.paper_compat=true"])
 
 
-def test_settings_of_the_other_architecture_do_not_stand_in_the_way() -> None:
+def test_settings_of_the_other_architecture_do_not_matter() -> None:
     load_config([*GOOD, "model.arch=transformer", "model.head_dim=60"])
     load_config([*GOOD, "model.n_heads=7"])
 
@@ -103,5 +103,5 @@ def test_the_command_leaves_with_2_and_makes_nothing(tmp_path: Path, capsys: pyt
 
 
 @pytest.mark.parametrize("name", ["demo", "genemamba-66m", "genemamba-66m-4096"])
-def test_presets_are_whole(name: str) -> None:
+def test_presets_are_valid(name: str) -> None:
     load_config([f"configs/{name}.yaml"])

@@ -5,6 +5,9 @@ from typing import Any
 import pytest
 
 from gm_train.evaluation import score_table
+from gm_train.evaluation.figures import RANKS, figure
+from gm_train.evaluation.masked_task import MaskedGenesTask
+from gm_train.evaluation.probe_task import ProbeTask
 
 
 def make_results() -> dict[str, Any]:
@@ -22,9 +25,9 @@ def make_results() -> dict[str, Any]:
             {
                 "ranks": ranks,
                 "scored": name,
-                "cross_entropy": score_table.figure([value, value + 0.02]),
-                "top1": score_table.figure([60 / value]),
-                "top10": score_table.figure([200 / value, 201 / value]),
+                "cross_entropy": figure([value, value + 0.02]),
+                "top1": figure([60 / value]),
+                "top10": figure([200 / value, 201 / value]),
             }
             for ranks, values in entropy.items()
             for name, value in zip(names, values, strict=True)
@@ -33,9 +36,9 @@ def make_results() -> dict[str, Any]:
             {
                 "ranks": ranks,
                 "scored": name,
-                **{key: score_table.figure([value - 1, value, value + 1]) for key, *_ in score_table.PROBE_COLUMNS},
+                **{key: figure([value - 1, value, value + 1]) for key, *_ in ProbeTask.columns},
             }
-            for ranks in score_table.RANKS
+            for ranks in RANKS
             for name, value in accuracy.items()
         ],
         "notes": ["A note."],
@@ -43,8 +46,8 @@ def make_results() -> dict[str, Any]:
 
 
 def test_a_figure_is_mean_and_sample_deviation() -> None:
-    assert score_table.figure([1.0, 2.0, 3.0]) == {"mean": 2.0, "sd": 1.0}
-    assert score_table.figure([4.0]) == {"mean": 4.0, "sd": None}
+    assert figure([1.0, 2.0, 3.0]) == {"mean": 2.0, "sd": 1.0}
+    assert figure([4.0]) == {"mean": 4.0, "sd": None}
 
 
 def test_the_words_say_which_control_wins_where() -> None:
@@ -61,7 +64,7 @@ def test_differences_within_the_noise_are_called_level() -> None:
     results = make_results()
     for row in results["probes"]:
         if row["scored"] == "PCA":
-            row["linear_accuracy"] = score_table.figure([61.0, 63.5])
+            row["linear_accuracy"] = figure([61.0, 63.5])
     assert "is level with PCA" in score_table.verdicts(results)[2]
 
 
@@ -69,7 +72,7 @@ def test_a_model_beyond_the_order_control_is_credited() -> None:
     results = make_results()
     for row in results["masked"]:
         if row["scored"] == "model":
-            row["cross_entropy"] = score_table.figure([2.0, 2.01])
+            row["cross_entropy"] = figure([2.0, 2.01])
     assert "knows more of cells than what neighbours tell" in score_table.verdicts(results)[0]
 
 
@@ -77,7 +80,7 @@ def test_text_and_markdown_show_every_row_note_and_verdict() -> None:
     results = make_results()
     for render in (score_table.render_text, score_table.render_markdown):
         text = render(results)
-        for name in (*score_table.MASKED_CONTROLS, *score_table.PROBE_CONTROLS, "model"):
+        for name in (*MaskedGenesTask.controls, *ProbeTask.controls, "model"):
             assert text.count(f"{name} ") >= 2
         assert "2.91 ± 0.01*" in text  # the best of its column
         assert "A note." in text

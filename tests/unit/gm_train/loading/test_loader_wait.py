@@ -1,4 +1,4 @@
-"""How long training waited for its batches is recorded with every step."""
+"""Every step records how long training waited for its batches."""
 
 import time
 from pathlib import Path
@@ -28,7 +28,7 @@ def test_a_slow_loader_is_seen_in_the_metrics_and_the_report(
     words = tiny_words(atlas.store, tmp_path / "run")
     fit(load_config([*words, "trainer.max_steps=6", "trainer.validate_every_steps=0"]))
     rows = [row for row in read_rows(tmp_path / "run" / METRICS) if "loss" in row]
-    # Batches are fetched ahead: the last step waits for none.
+    # Batches are fetched ahead, so the last step waits for none.
     assert len(rows) == 6
     assert all(DELAY_S <= row["loader_s"] <= row["step_s"] for row in rows[1:-1])
     assert sum(row["loader_s"] for row in rows) >= 6 * DELAY_S

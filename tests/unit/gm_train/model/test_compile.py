@@ -1,4 +1,4 @@
-"""Compiled and checkpointed blocks: the same numbers under the same names."""
+"""Compiled and checkpointed blocks compute the same numbers, and their parameters keep their names."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ CELLS = [[[7, 5], [11]], [[9, 3], [4, 4]]]  # two batches of one shape, with bou
 
 
 def trained(model: GeneMamba, lengths: list[list[int]]) -> tuple[list[Tensor], int]:
-    """States and all gradients, and the bytes that were kept for the backward pass."""
+    """States and all gradients, and the number of bytes kept for the backward pass."""
     input_ids, segment = pack([random_cells(row, 1) for row in lengths], tail=13 - max(map(sum, lengths)))
     kept: dict[int, int] = {}
 
@@ -53,7 +53,7 @@ def test_checkpointed_blocks_compute_the_same_and_keep_less(variant: dict[str, o
     ],
 )
 def test_compiled_blocks_compute_the_same(variant: dict[str, object], checkpointed: bool) -> None:
-    """With the compiler that training uses; three blocks and two batches, of one shape, share the code."""
+    """With the compiler that training uses; three blocks and two batches of one shape share the compiled code."""
     model = random_model(small_config(n_layers=3, **variant), seed=0)
     names = list(model.state_dict())
     expected = [trained(model, lengths)[0] for lengths in CELLS]

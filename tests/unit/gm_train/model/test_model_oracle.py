@@ -67,7 +67,7 @@ def test_one_cell_over_many_chunks_equals_the_oracle() -> None:
 
 
 def test_the_oracle_notices_a_wrong_boundary() -> None:
-    """Two cells that are given as one must differ from the oracle's, or the tests above prove nothing."""
+    """Two cells passed as one must differ from the oracle's result, or the tests above prove nothing."""
     config = small_config()
     model = random_model(config, seed=3)
     cells = random_cells([5, 6], seed=3)

@@ -1,4 +1,4 @@
-"""Narrow and extreme numbers: bf16 autocast, decay in float32, exponents that would overflow; and compilation."""
+"""Numerical limits: bf16 autocast, decay in float32, exponents that would overflow; and compilation as one graph."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_bf16_autocast_is_finite_and_near_fp32(aggregation: str, norm: str) -> N
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_decay_stays_in_the_type_of_dt(reverse: bool) -> None:
-    """With bf16 x, B and C the error is that of bf16 products; with a bf16 decay it would be many times as large."""
+    """With bf16 x, B and C the error is that of bf16 products; a bf16 decay would make it many times larger."""
     exact = scan_inputs(256, torch.float64)
     segment = torch.ones(2, 256, dtype=torch.int64)
     expected = ssd(**exact, segments=make_segments(segment, 64, 4, torch.float64), reverse=reverse)

@@ -33,7 +33,9 @@ def gradients(loss: Tensor, layer: OutputLayer, states: Tensor, embedding: Tenso
 
 
 @given(st.integers(0, 9), st.integers(1, 60), st.booleans(), st.integers(0, 2**31))
-def test_the_loss_and_its_gradients_are_those_of_all_logits(n: int, at_a_time: int, tied: bool, seed: int) -> None:
+def test_the_loss_and_its_gradients_equal_those_of_all_logits_at_once(
+    n: int, at_a_time: int, tied: bool, seed: int
+) -> None:
     layer, states, embedding, targets = layer_and_inputs(n, tied, seed, torch.float64)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(output_layer, "_LOGITS_AT_A_TIME", at_a_time)
@@ -58,7 +60,7 @@ def test_large_logits_do_not_overflow(shift: float) -> None:
     assert all(bool(g.isfinite().all()) for g in gradients(loss, layer, states, embedding) if g is not None)
 
 
-def test_under_autocast_products_are_narrow_and_the_rest_is_not() -> None:
+def test_under_autocast_only_products_are_narrow() -> None:
     layer, states, embedding, targets = layer_and_inputs(9, False, 0, torch.float32)
     expected = layer(states, embedding, targets)
     wanted = gradients(expected, layer, states, embedding)
@@ -73,17 +75,17 @@ def test_under_autocast_products_are_narrow_and_the_rest_is_not() -> None:
             assert float((value - exact).norm() / exact.norm()) < 0.02
 
 
-def test_a_value_that_is_not_finite_is_told() -> None:
+def test_a_value_that_is_not_finite_shows_in_the_loss() -> None:
     layer, states, embedding, targets = layer_and_inputs(3, False, 0, torch.float32)
     with torch.no_grad():
         states[1, 2] = torch.nan
     assert layer(states, embedding, targets).isnan()
 
 
-def test_without_gradients_none_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_gradients_are_computed_where_none_are_needed(monkeypatch: pytest.MonkeyPatch) -> None:
     layer, states, embedding, targets = layer_and_inputs(4, False, 0, torch.float64)
     expected = layer(states, embedding, targets)
-    monkeypatch.setattr(torch, "mm", None)  # the products of the gradient go by it
+    monkeypatch.setattr(torch, "mm", None)  # only the gradient calls it
     with torch.no_grad():
         loss = layer(states, embedding, targets)
     assert torch.equal(loss, expected)
@@ -93,13 +95,13 @@ def test_without_gradients_none_are_made(monkeypatch: pytest.MonkeyPatch) -> Non
 
 _PEAK = """
 import torch
-from gm_train.bench.footprint import Footprint
-from gm_train.model.output import OutputLayer
+from gm_train.bench.measure.footprint import Footprint
+from gm_train.model.output_layer import OutputLayer
 torch.manual_seed(0)
 layer = OutputLayer(512, 25426, tied=False)
 n = round(0.15 * 32 * 2048)
 states, targets = torch.randn(n, 512, requires_grad=True), torch.randint(25426, (n,))
-layer(states[:8], states, targets[:8]).backward()  # what the libraries take for themselves
+layer(states[:8], states, targets[:8]).backward()  # libraries allocate what they keep
 before = Footprint.own()
 layer(states, states, targets).backward()
 print(Footprint.own() - before)
@@ -109,5 +111,5 @@ print(Footprint.own() - before)
 @pytest.mark.slow
 def test_the_memory_of_the_loss() -> None:
     """32 rows of 2,048 tokens, 15 % of them predicted among 25,426: all logits would take 1 GB, twice in backward."""
-    told = subprocess.run([sys.executable, "-c", _PEAK], capture_output=True, text=True, check=True).stdout
-    assert int(told) < 0.7e9
+    added = subprocess.run([sys.executable, "-c", _PEAK], capture_output=True, text=True, check=True).stdout
+    assert int(added) < 0.7e9

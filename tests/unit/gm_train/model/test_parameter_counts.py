@@ -1,4 +1,4 @@
-"""Sizes of the published models, to the unit, and initial values."""
+"""Exact parameter counts of the published models, and initial values."""
 
 import math
 from typing import Any
@@ -31,8 +31,8 @@ def count(**changes: Any) -> int:
         ({"gate_per_layer": True}, 65_744_338 + 24 * (1024 * 512 + 512)),
         ({"aggregation": "mean", "tie_output": True}, 65_744_338 - VOCABULARY * 512),
         ({"aggregation": "mean", "norm": "pre"}, 65_744_338 + 24 * 512),
-        # Embedding, output layer with bias, final norm; in a layer four projections of attention, two of the
-        # feed-forward and two norms.
+        # Embedding, output layer with bias, final norm; for each layer four projections of attention, two of the
+        # feed-forward network and two norms.
         (
             {"arch": "transformer", "n_layers": 12},
             2 * VOCABULARY * 512 + VOCABULARY + 512 + 12 * (4 * 512**2 + 2 * 512 * 2240 + 2 * 512),
@@ -44,7 +44,7 @@ def test_counts_of_the_published_size(changes: dict[str, Any], expected: int) ->
     assert count(**changes) == expected
 
 
-def test_the_baseline_of_half_as_many_layers_is_matched_in_parameters() -> None:
+def test_the_baseline_with_half_the_layers_has_as_many_parameters() -> None:
     ours, baseline = count(), count(arch="transformer", n_layers=12)
     assert abs(baseline / ours - 1) < 0.01
 
@@ -79,7 +79,7 @@ def test_the_shared_gate_belongs_to_no_layer() -> None:
 
 
 @pytest.mark.parametrize("changes", [{}, {"tie_output": True}, {"arch": "transformer"}])
-def test_initial_values_through_the_meta_device_are_those_of_direct_construction(changes: dict[str, Any]) -> None:
+def test_initial_values_through_the_meta_device_equal_those_of_direct_construction(changes: dict[str, Any]) -> None:
     config = ModelConfig(d_model=256, n_layers=2, head_dim=2, norm="pre", **changes)
     torch.manual_seed(0)
     direct = GeneMamba(config, 500)

@@ -1,7 +1,7 @@
-"""Which kernel is chosen and why, and that mamba_ssm's path reads packed rows in both directions.
+"""The choice of kernel and its reason, and the path to mamba_ssm for packed rows in both directions.
 
-What its kernels compute is tested in test_kernels_parity.py. Here plain stand-ins take their place, which check what
-the packages ask of their arguments, so that the way to them and back is tested in float64, quickly.
+The kernels' results are tested in test_scan_parity.py. Here plain stand-ins replace them. They check the packages'
+requirements on arguments, so that the path to the packages and back is tested in float64, quickly.
 """
 
 import importlib.util
@@ -55,7 +55,7 @@ def test_auto_takes_the_package_on_a_gpu() -> None:
 
 
 @pytest.mark.usefixtures("_without_package")
-def test_auto_says_what_would_bring_the_package() -> None:
+def test_auto_says_how_to_install_the_package() -> None:
     kernel, why = choose_kernel("auto", GPU)
     assert kernel == "torch"
     assert "is not installed: pip install" in why
@@ -79,7 +79,7 @@ def test_the_package_by_name_is_refused_without_a_gpu() -> None:
 
 
 @pytest.mark.usefixtures("_with_package")
-def test_the_package_computes_on_gpus_and_where_it_is_interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_package_computes_on_gpus_and_under_tritons_interpreter(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     assert [package_devices(kernel) for kernel in ("torch", "auto", "mamba_ssm")] == [(), ("cuda",), ("cuda",)]
     monkeypatch.setenv("TRITON_INTERPRET", "1")
@@ -113,8 +113,8 @@ def test_a_checkpoint_of_another_kernel_is_read(atlas: Atlas, tmp_path: Path) ->
     expected, _, _ = load_model(checkpoint)
     config = checkpoint.path / "config.yaml"
     config.write_text(config.read_text().replace("kernel: auto", "kernel: mamba_ssm"))
-    model, _, there = load_model(Checkpoint.read(checkpoint.path))
-    assert there.model.kernel == "mamba_ssm"
+    model, _, loaded = load_model(Checkpoint.read(checkpoint.path))
+    assert loaded.model.kernel == "mamba_ssm"
     input_ids, segment = pack([random_cells([7, 5], 0)], tail=2)
     assert torch.equal(model(input_ids, segment), expected(input_ids, segment))
 
@@ -129,7 +129,7 @@ def scan_stand_in(
 
 
 def conv_stand_in(x: Tensor, weight: Tensor, bias: Tensor, seq_idx: Tensor, activation: str) -> Tensor:
-    """SiLU(bias + sum of the taps over the tokens of the same cell), x (batch, channels, length)."""
+    """SiLU(bias + sum of the taps over the tokens of the same cell) for x (batch, channels, length)."""
     assert x.stride(1) == 1
     assert x.stride(0) % 8 == x.stride(2) % 8 == x.storage_offset() % 8 == 0
     assert seq_idx.dtype == torch.int32
@@ -170,7 +170,7 @@ def outputs_and_gradients(run: Callable[..., Tensor], model: GeneMamba, lengths:
 @pytest.mark.parametrize("head_dim", [4, 8])  # 16 and 8 heads; 8: the slice of the projection is used in place
 @pytest.mark.parametrize(("arch", "aggregation"), VARIANTS)
 @given(lengths=packed_lengths, taps=st.sampled_from([1, 2, 4]), seed=seeds)
-def test_the_way_to_the_packages_and_back(
+def test_the_path_to_the_packages_and_back(
     arch: str, aggregation: str, head_dim: int, lengths: list[list[int]], taps: int, seed: int
 ) -> None:
     config = small_config(
@@ -179,13 +179,13 @@ def test_the_way_to_the_packages_and_back(
     model = random_model(config, seed)
     expected = outputs_and_gradients(model, model, lengths)
     for value, wanted in zip(outputs_and_gradients(on_package(model), model, lengths), expected, strict=True):
-        # Of cells with one token the decay has no gradient but rounding.
+        # With one token in a cell the gradient of the decay is only rounding error.
         torch.testing.assert_close(value, wanted, rtol=1e-9, atol=1e-11)
 
 
 @pytest.mark.usefixtures("stand_ins")
 def test_a_compiled_model_reaches_the_packages() -> None:
-    """The graph breaks there, and the numbers stay."""
+    """The graph breaks there, and the results stay the same."""
     config = small_config(d_model=32, d_state=8, head_dim=8)
     model = on_package(random_model(config, seed=0))
     expected = outputs_and_gradients(model, model, [[7, 5]])

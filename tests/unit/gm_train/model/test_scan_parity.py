@@ -1,6 +1,6 @@
 """Every kernel computes the same numbers: outputs and all gradients against the recurrence in float64.
 
-`parity.py` says what is compared. mamba_ssm's kernels run under Triton's interpreter, in a process of their own.
+`parity.py` describes the comparison. mamba_ssm's kernels run under Triton's interpreter, in a process of their own.
 """
 
 import importlib.util
@@ -13,8 +13,8 @@ from tests.support import parity
 
 #: Largest relative errors. In fp32 (unit roundoff 6e-8) sums over a chunk and exponents of up to a hundred cost a few
 #: roundings, and a parameter's gradient may be a small difference of large sums. In bf16 (unit roundoff 2e-3) x, B, C,
-#: the scores within a chunk and y are rounded, and in a model every activation, layer by layer; the decay is not. What
-#: a bf16 model's worst parameter deviates by is not judged: gradients of the two heads' A, D and dt_bias nearly cancel.
+#: the scores within a chunk and y are rounded, and in a model every activation of every layer; the decay is not. The
+#: worst parameter of a bf16 model has no limit: the gradients of the two heads' A, D and dt_bias nearly cancel.
 TOLERANCES: dict[tuple[str, str], dict[str, float]] = {
     ("scan", "fp32"): {"y": 2e-6, "dx": 2e-6, "ddt": 4e-6, "dA": 2e-6, "dB": 2e-6, "dC": 2e-6, "dD": 2e-6},
     ("scan", "bf16"): {"y": 1e-2, "dx": 2e-2, "ddt": 1e-2, "dA": 4e-3, "dB": 2e-2, "dC": 2e-2, "dD": 4e-3},
@@ -49,7 +49,7 @@ def test_mamba_ssm(name: str, interpreted: dict[str, dict[str, float]]) -> None:
 
 @pytest.mark.parametrize("reverse", [False, True])
 def test_a_scan_past_the_end_of_a_cell_is_noticed(reverse: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without boundaries the errors must be far beyond what is tolerated, or the tests above prove nothing."""
+    """Without boundaries the errors must be far above the tolerances, or the tests above prove nothing."""
     make = parity.make_segments
 
     def boundless(segment: Any, *options: Any) -> Any:

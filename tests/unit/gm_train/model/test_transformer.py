@@ -1,4 +1,4 @@
-"""The transformer baseline: layout of cells, choice of kernel, and what it learns."""
+"""The transformer baseline: layout of cells, choice of kernel, and training."""
 
 import itertools
 import json
@@ -29,7 +29,7 @@ def packed_segment(lengths: list[list[int]], tail: int) -> Tensor:
 
 
 def by_masks(q: Tensor, k: Tensor, v: Tensor, bounds: list[int]) -> Tensor:
-    """Attention within each stretch between two bounds, by one dense mask; zeros behind the last one."""
+    """Attention between each two neighbouring bounds, by one dense mask; zeros after the last bound."""
     number = torch.zeros(len(q), dtype=torch.int64)
     for i, (begin, end) in enumerate(itertools.pairwise(bounds), start=1):
         number[begin:end] = i
@@ -40,13 +40,13 @@ def by_masks(q: Tensor, k: Tensor, v: Tensor, bounds: list[int]) -> Tensor:
 
 @settings(max_examples=100)
 @given(lengths=packed_lengths, tail=st.integers(0, 9))
-def test_cells_of_one_length_lie_side_by_side_and_tails_behind(lengths: list[list[int]], tail: int) -> None:
+def test_cells_are_sorted_by_length_and_tails_come_last(lengths: list[list[int]], tail: int) -> None:
     segment = packed_segment(lengths, tail)
     cells = lay_out(segment)
-    places = torch.arange(segment.numel())
-    order = places if cells.order is None else cells.order
-    back = places if cells.back is None else cells.back
-    assert torch.equal(order[back], places)
+    slots = torch.arange(segment.numel())
+    order = slots if cells.order is None else cells.order
+    back = slots if cells.back is None else cells.back
+    assert torch.equal(order[back], slots)
     sizes = sorted(itertools.chain(*lengths))
     assert list(itertools.chain(*([length] * n for n, length in cells.groups))) == sizes
     assert cells.bounds.tolist() == [0, *itertools.accumulate(sizes)]
@@ -54,8 +54,8 @@ def test_cells_of_one_length_lie_side_by_side_and_tails_behind(lengths: list[lis
     numbered = (segment + 100 * torch.arange(len(segment))[:, None]).flatten()[order]
     for begin, end in itertools.pairwise(cells.bounds.tolist()):
         assert (numbered[begin:end] == numbered[begin]).all()
-        assert torch.equal(order[begin:end], order[begin] + places[: end - begin])
-        assert torch.equal(cells.rank[begin:end], places[: end - begin])
+        assert torch.equal(order[begin:end], order[begin] + slots[: end - begin])
+        assert torch.equal(cells.rank[begin:end], slots[: end - begin])
     assert (segment.flatten()[order[cells.n_tokens :]] == 0).all()
 
 
@@ -69,7 +69,7 @@ def test_rows_of_one_whole_cell_are_not_moved() -> None:
 @settings(max_examples=50)
 @given(lengths=packed_lengths, tail=st.integers(0, 9), varlen=st.booleans())
 def test_either_kernel_attends_within_cells(lengths: list[list[int]], tail: int, varlen: bool) -> None:
-    """The variable-length kernel itself needs a GPU; here it is what its documentation says of it."""
+    """The variable-length kernel itself needs a GPU; here a stand-in follows its documentation."""
     segment = packed_segment(lengths, tail)
     cells = lay_out(segment)
     q, k, v = torch.randn(3, segment.numel(), 2, 4, dtype=torch.float64, requires_grad=True).unbind(0)
@@ -94,7 +94,8 @@ def test_either_kernel_attends_within_cells(lengths: list[list[int]], tail: int,
         torch.autograd.grad((expected * weights).sum(), [q, k, v]),
         strict=True,
     ):
-        assert relative_error(gradient, wanted) < 1e-10
+        # Of a cell of one token, queries and keys have no gradient: what is there is rounding.
+        assert (gradient - wanted).abs().max() < 1e-10 * max(1.0, float(wanted.abs().max()))
 
 
 def test_one_flash_call_without_a_mask_for_each_length(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +110,7 @@ def test_one_flash_call_without_a_mask_for_each_length(monkeypatch: pytest.Monke
     monkeypatch.setattr(F, "scaled_dot_product_attention", counted)
     model = random_model(small_config(arch="transformer", n_layers=1), seed=0, dtype=torch.float32)
     input_ids, segment = pack([random_cells(row, 0) for row in ([9, 4, 4], [4, 9, 1])], tail=2)
-    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # an error where that kernel cannot run
+    with sdpa_kernel(SDPBackend.FLASH_ATTENTION):  # raises if that kernel cannot run
         model(input_ids, segment).sum().backward()
     assert shapes == [(1, 3, 1, 4), (3, 3, 4, 4), (2, 3, 9, 4)]
 
@@ -166,7 +167,7 @@ def test_on_a_gpu_varlen_attn_equals_float64() -> None:
 
 
 def test_it_trains_far_below_corpus_frequency_and_is_evaluated(atlas: Atlas, tmp_path: Path) -> None:
-    """Within 500 steps; frequency leaves out what a cell shows, which on 80 genes says a lot."""
+    """Within 500 steps. The frequency control excludes the genes that a cell shows, which helps a lot with 80 genes."""
     words = [
         *tiny_words(atlas.store, tmp_path / "run"), "model.arch=transformer", "model.n_heads=2", "model.d_ff=96",
         "data.rows_per_lane=2", "data.micro_rows=8", "objective.mask_rate=0.3", "optim.lr=1e-2",

@@ -1,4 +1,4 @@
-"""From rows to tensors: nothing lost, nothing added, however the rows are grouped."""
+"""Rows become tensors without loss or addition, however the rows are grouped."""
 
 import numpy as np
 import torch
@@ -21,7 +21,7 @@ PATHWAYS = PathwayIndex.build({"a": [str(i) for i in range(10)], "b": [str(i) fo
 
 @st.composite
 def some_rows(draw: st.DrawFn) -> Rows:
-    """Rows of one to four cells, of which some are damaged in some examples."""
+    """Rows of one to four cells; in some examples some cells are damaged."""
     rng = np.random.default_rng(draw(st.integers(0, 10_000)))
     fitting = st.lists(st.integers(1, 12), min_size=1, max_size=4).filter(lambda n: sum(n) <= LENGTH)
     rows = draw(st.lists(fitting, min_size=1, max_size=6))
@@ -95,8 +95,8 @@ def test_next_token_targets_stay_within_their_cell(rows: Rows) -> None:
 
 @settings(max_examples=50)
 @given(lengths=st.lists(st.integers(1, 40), min_size=1, max_size=5), seed=st.integers(0, 1000))
-def test_masks_are_drawn_by_hashes_written_out(lengths: list[int], seed: int) -> None:
-    """Of (seed, place, cell, token in the cell), once to choose, once to replace, once for the gene."""
+def test_masks_equal_a_reference_by_plain_hashes(lengths: list[int], seed: int) -> None:
+    """Hashes of (seed, place, cell, token in the cell): one to choose, one to replace, one for the gene."""
     rng = np.random.default_rng(seed)
     tokens = rng.integers(2, SIZE, sum(lengths))
     places, cells = rng.integers(0, 2**40, len(lengths)), rng.integers(0, 128, len(lengths))

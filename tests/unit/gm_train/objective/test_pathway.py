@@ -1,4 +1,4 @@
-"""L_pathway: the sampler against its definition, the loss against loops, gene sets that cannot be used."""
+"""L_pathway: the sampler against its definition, the loss against loops, and unusable gene sets."""
 
 import math
 from pathlib import Path
@@ -36,15 +36,15 @@ def test_drawn_pairs_are_visible_annotated_and_share_a_set(data, lengths: list[i
         candidates = [
             i
             for i in range(starts[cell], starts[cell] + n)
-            if not hidden[i] and any(f"g{tokens[i] - 2}" in genes for genes in SETS.values())
+            if not hidden[i] and any(f"g{tokens[i] - 2}" in gene_set for gene_set in SETS.values())
         ]
-        there = drawn[cell][drawn[cell] >= 0].tolist()
-        assert len(there) == min(n_draw, len(candidates)) == len(set(there))
-        assert set(there) <= set(candidates)
+        genes = drawn[cell][drawn[cell] >= 0].tolist()
+        assert len(genes) == min(n_draw, len(candidates)) == len(set(genes))
+        assert set(genes) <= set(candidates)
         for a in range(n_draw):
             for b in range(n_draw):
-                both = a != b and max(a, b) < len(there)
-                assert positive[cell, a, b] == (both and share_a_set(tokens[there[a]], tokens[there[b]]))
+                both = a != b and max(a, b) < len(genes)
+                assert positive[cell, a, b] == (both and share_a_set(tokens[genes[a]], tokens[genes[b]]))
 
 
 def loss_by_loops(states: np.ndarray, drawn: np.ndarray, positive: np.ndarray, temperature: float) -> float:
@@ -98,7 +98,7 @@ def test_sets_outside_the_size_are_left_out() -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "holds no gene sets"), ("only a name\n", "line 1"), ("name\tdescription\n", "line 1")],
+    [("", "has no gene sets"), ("only a name\n", "line 1"), ("name\tdescription\n", "line 1")],
 )
 def test_a_file_that_is_not_gmt_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "sets.gmt"

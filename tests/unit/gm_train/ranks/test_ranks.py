@@ -1,4 +1,4 @@
-"""Who a process is among the ranks, what fits a number of ranks, and which strategy is chosen."""
+"""The rank of a process, the numbers of ranks that fit a configuration, and the choice of the strategy."""
 
 import dataclasses
 import os
@@ -46,8 +46,8 @@ def test_a_task_of_srun_is_a_rank(env: pytest.MonkeyPatch) -> None:
     assert (ranks.node_rank, ranks.n_nodes, ranks.is_first, is_first()) == (1, 2, False, False)
 
 
-def test_a_batch_script_and_a_shell_of_one_task_are_not(env: pytest.MonkeyPatch) -> None:
-    """They have SLURM's numbers of a task as well, and the allocation's number of tasks."""
+def test_a_batch_script_and_a_shell_of_one_task_are_not_ranks(env: pytest.MonkeyPatch) -> None:
+    """SLURM sets the variables of a task there as well, and the number of tasks of the allocation."""
     setenv(env, {name: value for name, value in TASK.items() if "STEP" not in name} | {"SLURM_NTASKS": "8"})
     assert (launched(), is_launched(), is_first()) == (None, False, True)
     env.setenv("SLURM_STEP_NUM_TASKS", "1")
@@ -86,7 +86,7 @@ def test_without_a_rendezvous_the_rank_says_where_it_waited(env: pytest.MonkeyPa
 
 
 @given(st.integers(1, 400), st.integers(1, 4), st.integers(1, 64), st.integers(1, 64))
-def test_numbers_of_ranks_that_fit_are_those_that_are_named(
+def test_the_message_names_the_numbers_that_fit(
     lanes: int, rows_per_lane: int, micro_rows: int, world_size: int
 ) -> None:
     config = dataclasses.replace(
@@ -107,7 +107,7 @@ def test_numbers_of_ranks_that_fit_are_those_that_are_named(
 
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=5))
 def test_sample_hashes_add_up_modulo_2_to_the_64(hashes: list[int]) -> None:
-    """As signed numbers, which is what the ranks can sum."""
+    """The ranks sum them as signed numbers."""
 
     class Others(Ranks):
         def sums(self, values):  # type: ignore[no-untyped-def]
@@ -125,7 +125,7 @@ def test_sample_hashes_add_up_modulo_2_to_the_64(hashes: list[int]) -> None:
         ("auto", Ranks(), 10**12, "single"),
         ("auto", Ranks(0, 8, 0, 8), 66_000_000, "ddp"),
         ("auto", Ranks(0, 8, 0, 8), 2_500_000_000, "fsdp2"),
-        # 2.5 G parameters take 40 GB, half of 80: on several nodes gathering them goes over the network.
+        # 2.5 G parameters take 40 GB, half of 80 GB. On several nodes they would be gathered over the network.
         ("auto", Ranks(0, 16, 0, 8), 2_500_000_000, "ddp"),
         ("auto", Ranks(0, 16, 0, 8), 4_000_000_000, "fsdp2"),
         ("ddp", Ranks(), 1, "single"),
@@ -142,13 +142,13 @@ def test_auto_goes_by_size_memory_and_nodes(strategy: str, ranks: Ranks, paramet
         assert "80 GB" in why
 
 
-def test_lightning_still_has_the_names_that_are_switched_off() -> None:
-    """`fit` replaces both; under other names they would come back, and hang several ranks on SIGTERM."""
+def test_lightning_still_has_the_methods_that_fit_replaces() -> None:
+    """Under other names they would run again, and make several ranks hang on SIGTERM."""
     assert callable(_SignalConnector.register_signal_handlers)
     assert callable(_TrainingEpochLoop._broadcast_sigterm_tensor)
 
 
-def test_a_process_group_of_one_ends_with_its_block(env: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_process_group_of_one_rank_ends_with_its_block(env: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for _ in range(2):
         with joined(Ranks(), alone=True):
             assert torch.distributed.is_initialized()

@@ -22,8 +22,8 @@ from tests.support.training_runs import history, start
 HOLDS = """
 import sys, time
 from pathlib import Path
-from gm_train.claim import claimed
-with claimed(Path(sys.argv[1])):
+from gm_train.run.lock import locked
+with locked(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -33,10 +33,10 @@ FULL = """
 import resource, sys
 from pathlib import Path
 from data_shards.errors import DataError
-from gm_train.claim import claimed
+from gm_train.run.lock import locked
 resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
 try:
-    with claimed(Path(sys.argv[1])):
+    with locked(Path(sys.argv[1])):
         pass
 except DataError as error:
     print(error)
@@ -56,7 +56,7 @@ def run(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def become(monkeypatch: pytest.MonkeyPatch) -> Become:
-    """Makes this process a start of a job, as SLURM's variables tell it."""
+    """A function that sets SLURM's variables so that this process is a start of a job."""
 
     def become(job: int | None, restart: int = 0) -> None:
         # SLURM sets the count from the first restart on.
@@ -70,7 +70,7 @@ def become(monkeypatch: pytest.MonkeyPatch) -> Become:
 
 
 def holds(run: Path) -> "subprocess.Popen[str]":
-    """Another process that holds a run directory until it is killed."""
+    """Start another process, which holds a run directory until it is killed."""
     process = subprocess.Popen([sys.executable, "-c", HOLDS, str(run)], stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "held\n"
@@ -96,7 +96,7 @@ def test_only_a_later_start_of_the_same_job_follows(
     assert Start("here", 1, *this, "a").follows(Start("there", 2, *other, "b")) is follows
 
 
-def test_this_start_is_what_slurm_says(become: Become) -> None:
+def test_a_start_is_read_from_slurms_variables(become: Become) -> None:
     here = (socket.gethostname(), os.getpid())
     first, second = Start.this(), Start.this()
     assert first.token != second.token
@@ -108,14 +108,14 @@ def test_this_start_is_what_slurm_says(become: Become) -> None:
     assert str(Start.this()) == f"process {os.getpid()} on {socket.gethostname()}, job 12, restart 3"
 
 
-def test_a_claim_is_for_as_long_as_it_is_held(run: Path) -> None:
-    with locked(run) as claim:
-        claim.check()
+def test_a_lock_lasts_as_long_as_it_is_held(run: Path) -> None:
+    with locked(run) as lock:
+        lock.check()
         with pytest.raises(DataError, match="another process is training into it"), locked(run):
             pass
-        claim.check()
-    with locked(run) as claim:
-        claim.check()
+        lock.check()
+    with locked(run) as lock:
+        lock.check()
 
 
 @pytest.mark.parametrize(
@@ -125,11 +125,11 @@ def test_a_claim_is_for_as_long_as_it_is_held(run: Path) -> None:
         ((7, 0), (8, 1)), ((7, 1), (7, 1)), ((7, 2), (7, 1)),
     ],
 )  # fmt: skip
-def test_others_are_refused_and_told_who_holds_it(
+def test_other_starts_are_refused_with_the_name_of_the_holder(
     run: Path, become: Become, held: tuple[int | None, int], asks: tuple[int | None, int]
 ) -> None:
     become(*held)
-    with locked(run) as claim:
+    with locked(run) as lock:
         holder = Start.this()
         become(*asks)
         with pytest.raises(DataError) as refused, locked(run):
@@ -137,7 +137,7 @@ def test_others_are_refused_and_told_who_holds_it(
         assert str(refused.value) == (
             f"run.dir={run}: another process is training into it ({holder}); wait for it or choose another run.dir"
         )
-        claim.check()
+        lock.check()
 
 
 def test_the_next_start_takes_over_from_one_that_still_lives(
@@ -148,12 +148,12 @@ def test_the_next_start_takes_over_from_one_that_still_lives(
         holder = str(Start.this())
         become(7, restart=1)
         with caplog.at_level(logging.WARNING), locked(run) as second:
-            assert f"{holder} is still there; this start takes over" in caplog.text
+            assert f"{holder} still holds the lock; this start takes over" in caplog.text
             second.check()
             for _ in range(2):
                 with pytest.raises(DataError, match=r"another start of this run has taken over .*restart 1"):
                     first.check()
-            # It is the new one that others meet: the start before, another job, and the start behind it.
+            # The new holder also keeps out the start before it, the same start again, and another job.
             for job, restart in ((7, 0), (7, 1), (8, 0)):
                 become(job, restart)
                 with pytest.raises(DataError, match="job 7, restart 1"), locked(run):
@@ -167,14 +167,13 @@ def test_the_next_start_takes_over_from_one_that_still_lives(
         first.check()
 
 
-def test_what_is_left_of_the_old_start_does_not_free_the_new_one(run: Path, become: Become) -> None:
-    """The process that was left behind ends later, or earlier, than it could do harm."""
+def test_the_end_of_the_old_process_does_not_release_the_new_lock(run: Path, become: Become) -> None:
     become(7)
     old = holds(run)
     become(7, restart=1)
-    with locked(run) as claim:
+    with locked(run) as lock:
         end(old)
-        claim.check()
+        lock.check()
         become(8)
         with pytest.raises(DataError, match="job 7, restart 1"), locked(run):
             pass
@@ -188,35 +187,35 @@ def test_a_killed_process_holds_nothing(run: Path, become: Become, job: int | No
     with pytest.raises(DataError, match=f"process {old.pid} on .*, job 7, restart 0"), locked(run):
         pass
     end(old)
-    with locked(run) as claim:
-        claim.check()
+    with locked(run) as lock:
+        lock.check()
 
 
 def test_a_lock_that_somebody_deleted_is_lost(run: Path) -> None:
-    with locked(run) as claim:
+    with locked(run) as lock:
         (run / ".lock").unlink()
         with pytest.raises(DataError, match="writes nothing more"):
-            claim.check()
+            lock.check()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '"7"', '{"host": "n1"}', '{"pid": "x"}', "\x00" * 40])
-def test_a_damaged_lock_stops_only_who_would_have_to_trust_it(run: Path, become: Become, content: str) -> None:
-    """Nobody takes over from a holder that is not known, and he himself no longer knows that he holds it.
+def test_a_damaged_lock_file_matters_only_while_it_is_held(run: Path, become: Become, content: str) -> None:
+    """No start takes over from an unknown holder, and the holder itself stops, since the file does not name it.
 
-    A lock that nobody holds is simply written anew.
+    A lock file that nobody holds is simply written again.
     """
     run.mkdir(parents=True)
     (run / ".lock").write_text(content)
     become(7, restart=1)
-    with locked(run) as claim:
-        claim.check()
+    with locked(run) as lock:
+        lock.check()
         assert json.loads((run / ".lock").read_text())["restart"] == 1
         (run / ".lock").write_text(content)
         become(7, restart=2)
-        with pytest.raises(DataError, match="it has not said which"), locked(run):
+        with pytest.raises(DataError, match="the lock file does not name it"), locked(run):
             pass
-        with pytest.raises(DataError, match="it has not said which"):
-            claim.check()
+        with pytest.raises(DataError, match="the lock file does not name it"):
+            lock.check()
 
 
 def test_where_files_cannot_be_locked_the_last_start_writes(
@@ -253,7 +252,7 @@ def test_a_full_disk(run: Path) -> None:
 
 
 def _hold() -> None:
-    """Stand still, visibly, until the test says go."""
+    """Create the file `held`, then wait until the test creates the file `go`."""
     folder = Path(os.environ["HELD_IN"])
     (folder / "held").touch()
     while not (folder / "go").exists():
@@ -287,7 +286,7 @@ def _wait_in_the_save() -> None:
 
 @pytest.mark.parametrize("wait", [_wait_when_validated, _wait_in_the_save])
 def test_a_start_that_was_replaced_writes_nothing_more(atlas: Atlas, tmp_path: Path, wait: Callable[[], None]) -> None:
-    """Also where the new start has cleared away what was half-written in a save: the disk is not to blame for that."""
+    """Even if the new start has deleted the old one's unfinished checkpoint, the message does not blame the disk."""
     run, log = tmp_path / "run", tmp_path / "log"
     words = tiny_words(atlas.store, run)
     job = {"SLURM_JOB_ID": "7", "HELD_IN": str(tmp_path)}
@@ -303,11 +302,11 @@ def test_a_start_that_was_replaced_writes_nothing_more(atlas: Atlas, tmp_path: P
         old.join()
     finally:
         old.kill()
-    said = log.read_text()
-    assert old.exitcode == 1, said
-    assert "another start of this run has taken over" in said
-    assert "this process writes nothing more" in said
-    assert "disk" not in said
+    text = log.read_text()
+    assert old.exitcode == 1, text
+    assert "another start of this run has taken over" in text
+    assert "this process writes nothing more" in text
+    assert "disk" not in text
     assert history(run) == finished
 
 
@@ -324,23 +323,23 @@ def test_a_marker_that_cannot_be_written(tmp_path: Path) -> None:
         mark_preempted(tmp_path / "not there", None)
 
 
-def test_a_start_that_was_left_behind_leaves_no_marker(run: Path, become: Become) -> None:
+def test_a_start_that_was_replaced_leaves_no_marker(run: Path, become: Become) -> None:
     become(7)
-    with locked(run) as claim:
+    with locked(run) as lock:
         become(7, restart=1)
         with locked(run), pytest.raises(DataError, match="taken over"):
-            mark_preempted(run, claim)
+            mark_preempted(run, lock)
     assert not (run / MARKER).exists()
 
 
-def test_it_is_the_name_that_counts_not_the_file(run: Path) -> None:
-    """Numbers of files come again, and a network file system may not tell them apart."""
-    with locked(run) as claim:
-        assert isinstance(claim, RunLock)
+def test_the_content_of_the_lock_file_counts_not_its_inode(run: Path) -> None:
+    """Inode numbers are used again, so they cannot show on a network file system whether the file was replaced."""
+    with locked(run) as lock:
+        assert isinstance(lock, RunLock)
         name = json.loads((run / ".lock").read_text())
         (run / "copy").write_text(json.dumps(name))
         (run / "copy").rename(run / ".lock")
-        claim.check()
+        lock.check()
         (run / ".lock").write_text(json.dumps(name | {"token": "another"}))
         with pytest.raises(DataError, match="taken over"):
-            claim.check()
+            lock.check()

@@ -1,4 +1,4 @@
-"""The run directory: one writer, records that survive a kill."""
+"""The run directory: it has one writer, and its records survive a kill."""
 
 import multiprocessing
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_a_directory_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
         pass
 
 
-def test_a_torn_line_is_not_a_row(tmp_path: Path) -> None:
+def test_an_incomplete_last_line_is_not_a_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     for step in range(1, 6):
         append_row(path, {"step": step})
@@ -51,7 +51,7 @@ def test_a_torn_line_is_not_a_row(tmp_path: Path) -> None:
     assert [row["step"] for row in read_rows(path)] == [1, 2, 3, 4]
 
 
-def test_a_torn_line_is_mended_before_rows_are_written_behind_it(tmp_path: Path) -> None:
+def test_an_incomplete_line_is_dropped_before_rows_are_appended(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     mend_rows(path)
     assert not path.exists()

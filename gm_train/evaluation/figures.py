@@ -1,0 +1,67 @@
+"""Figures over seeds, and how a model's compare with those of its controls."""
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypedDict
+
+RANKS = ("plain", "dithered")
+MODEL, ORDER, BY_RANK, FREQUENCY = "model", "order control", "frequency by rank", "frequency"
+RANDOM, PCA = "random weights", "PCA"
+
+#: A line of a table: `ranks`, `scored` (the model or a control), and a `Figure` for each column.
+Row = dict[str, Any]
+#: Key in a row, heading, the same in words, decimals, and whether more is better.
+Column = tuple[str, str, str, int, bool]
+Columns = Sequence[Column]
+
+
+class Figure(TypedDict):
+    """A mean over seeds and their sample standard deviation (None with one seed)."""
+
+    mean: float
+    sd: float | None
+
+
+def figure(values: Sequence[float]) -> Figure:
+    """Mean and standard deviation of one value per seed."""
+    mean = math.fsum(values) / len(values)
+    if len(values) < 2:
+        return {"mean": mean, "sd": None}
+    return {"mean": mean, "sd": math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (len(values) - 1))}
+
+
+def figures(runs: Sequence[dict[str, float]]) -> Row:
+    """The figure of each key over the runs, one run per seed."""
+    return {key: figure([run[key] for run in runs]) for key in runs[0]}
+
+
+def gap(a: Figure, b: Figure, more_is_better: bool) -> int:
+    """1 where a is better, -1 where b is, 0 within two standard deviations of the difference."""
+    difference = (a["mean"] - b["mean"]) * (1 if more_is_better else -1)
+    noise = 2 * math.hypot(a["sd"] or 0.0, b["sd"] or 0.0)
+    return 0 if abs(difference) <= noise else (1 if difference > 0 else -1)
+
+
+def row_of(rows: Sequence[Row], ranks: str, scored: str) -> Row:
+    """The row of the model or of one control, on one kind of ranks."""
+    return next(row for row in rows if row["ranks"] == ranks and row["scored"] == scored)
+
+
+def compare(rows: Sequence[Row], ranks: str, controls: Sequence[str], column: Column) -> str:
+    """Say in one sentence which controls the model beats, and which beat it.
+
+    Args:
+        rows: of one task.
+        ranks: plain or dithered.
+        controls: names of the controls.
+        column: what is compared.
+    """
+    key, _, what, decimals, more = column
+    model = row_of(rows, ranks, MODEL)[key]
+    outcomes: dict[int, list[str]] = {1: [], 0: [], -1: []}
+    for control in controls:
+        value = row_of(rows, ranks, control)[key]
+        outcomes[gap(model, value, more)].append(f"{control} ({value['mean']:.{decimals}f})")
+    words = {1: "beats", 0: "is level with", -1: "loses to"}
+    parts = [f"{words[outcome]} {', '.join(names)}" for outcome, names in outcomes.items() if names]
+    return f"{what} on {ranks} ranks: the model ({model['mean']:.{decimals}f}) {'; '.join(parts)}."

@@ -1,0 +1,107 @@
+"""The task of hidden genes: how well the model names them, beside counted controls."""
+
+from collections.abc import Callable
+from dataclasses import asdict
+
+import numpy as np
+
+from gm_train.evaluation.figures import (
+    BY_RANK,
+    FREQUENCY,
+    MODEL,
+    ORDER,
+    RANDOM,
+    RANKS,
+    Row,
+    compare,
+    figures,
+    gap,
+    row_of,
+)
+from gm_train.evaluation.frequency_controls import Frequency, FrequencyByRank
+from gm_train.evaluation.masked_genes import Predictor, Score, mask_cells, model_predictor, score_masked
+from gm_train.evaluation.order_control import OrderControl
+from gm_train.evaluation.task import EvaluationTask, Subject
+from gm_train.objective.cell_keys import cell_keys
+
+#: Share of a cell's genes that is hidden, whatever a model was trained with: scores of runs can be compared.
+MASK_RATE = 0.15
+#: Nats by which the order control must differ from frequency for neighbours to tell anything.
+NEXT_TO_NOTHING = 0.05
+
+
+class MaskedGenesTask(EvaluationTask):
+    """Cross-entropy and hits on hidden genes of held-out cells."""
+
+    key = "masked"
+    columns = (
+        ("cross_entropy", "CE, nats", "Cross-entropy of hidden genes (nats)", 2, False),
+        ("top1", "top-1 %", "Hidden gene named first (%)", 1, True),
+        ("top10", "top-10 %", "Hidden gene among the first ten (%)", 1, True),
+    )
+    controls = (ORDER, BY_RANK, FREQUENCY, RANDOM)
+    required = True
+    panel = ("cross_entropy", "Hidden genes", "cross-entropy, nats (lower is better)")
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        self.n_scores = (1 + len(self.controls)) * subject.mask_seeds
+        self._order_control: dict[str, dict[str, float]] = {}
+
+    def rows(self, ranks: str, advance: Callable[[], object]) -> list[Row]:
+        subject, cells, size = self.subject, self.subject.cells, self.subject.vocabulary_size
+        train = cells.ranked(ranks).take(np.flatnonzero(~cells.held_out))
+        numbers = np.flatnonzero(cells.held_out)
+        held_out = cells.ranked(ranks).take(numbers)
+        order = OrderControl(train, size, MASK_RATE)
+        self._order_control[ranks] = {"strength": order.strength, "smoothing": order.smoothing}
+        fixed: dict[str, Predictor] = {
+            MODEL: model_predictor(subject.model),
+            ORDER: order,
+            BY_RANK: FrequencyByRank(train, size),
+            FREQUENCY: Frequency(train, size),
+        }
+        scores: dict[str, list[Score]] = {name: [] for name in [*fixed, RANDOM]}
+        for seed in range(subject.mask_seeds):
+            keys = cell_keys(seed, cells.data_set[numbers], cells.row[numbers])
+            masked = mask_cells(held_out, keys, size, MASK_RATE)
+            for name, predictor in {**fixed, RANDOM: model_predictor(subject.random_model(seed))}.items():
+                scores[name].append(score_masked(predictor, masked))
+                advance()
+        return [{"ranks": ranks, "scored": name, **figures([asdict(s) for s in runs])} for name, runs in scores.items()]
+
+    def facts(self) -> Row:
+        return {
+            "mask_rate": MASK_RATE,
+            "mask_seeds": self.subject.mask_seeds,
+            "order_control": self._order_control,
+        }
+
+    @staticmethod
+    def title(results: Row, ranks: str) -> str:
+        return (
+            f"Hidden genes of {results['cells']['held_out']:,} held-out cells, {ranks} ranks "
+            f"(mean ± sd, mask seeds: {results['mask_seeds']})"
+        )
+
+    @staticmethod
+    def verdicts(results: Row) -> list[str]:
+        rows, trained_on = results["masked"], results["model"]["trained_on"]
+        sentences = []
+        for ranks in RANKS:
+            sentence = compare(rows, ranks, MaskedGenesTask.controls, MaskedGenesTask.columns[0])
+            order, model, frequency = (row_of(rows, ranks, name)["cross_entropy"] for name in (ORDER, MODEL, FREQUENCY))
+            if abs(order["mean"] - frequency["mean"]) < NEXT_TO_NOTHING:
+                sentence += (
+                    " Neighbours tell next to nothing here: what a model has beyond frequency, it knows of cells"
+                )
+                beyond = gap(model, frequency, more_is_better=False) > 0
+                sentence += "." if beyond else "; this one has nothing beyond it."
+            elif gap(model, order, more_is_better=False) > 0:
+                sentence += " It knows more of cells than what neighbours tell."
+            else:
+                sentence += " Not beyond the order control: the score shows nothing that neighbours do not tell."
+            if ranks != trained_on:
+                sentence += f" It was trained on {trained_on} ranks: these are foreign to it."
+            sentences.append(sentence)
+        return sentences

@@ -1,0 +1,78 @@
+"""The task of probes: how well simple classifiers read a label from frozen cell embeddings."""
+
+from collections.abc import Callable
+
+from gm_train.evaluation.embeddings import F32, embed_cells, principal_components
+from gm_train.evaluation.figures import MODEL, PCA, RANDOM, RANKS, Row, compare, figures
+from gm_train.evaluation.probes import ProbeSplit, probe
+from gm_train.evaluation.task import EvaluationTask, Subject
+
+#: Seeds of the probes' subsamples; the random weights of a probe seed are drawn from the same number.
+PROBE_SEEDS = 3
+
+
+class ProbeTask(EvaluationTask):
+    """Accuracy and macro-F1 of a linear probe and of nearest neighbours, on held-out cells with a label."""
+
+    key = "probes"
+    columns = (
+        ("linear_accuracy", "linear acc. %", "Accuracy of a linear probe (%)", 1, True),
+        ("linear_macro_f1", "linear F1 %", "Macro-F1 of a linear probe (%)", 1, True),
+        ("knn_accuracy", "kNN acc. %", "Accuracy of nearest neighbours (%)", 1, True),
+        ("knn_macro_f1", "kNN F1 %", "Macro-F1 of nearest neighbours (%)", 1, True),
+    )
+    controls = (PCA, RANDOM)
+    panel = ("linear_accuracy", "Linear probe of {label[key]}", "accuracy, % (higher is better)")
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__(subject)
+        cells = subject.cells
+        self._split = ProbeSplit.of(cells.labels, cells.held_out) if cells.labels is not None else None
+        self._pca: F32 | None = None
+        if self._split is not None and self._split.usable:
+            self.n_scores = 1 + (1 + len(self.controls)) * PROBE_SEEDS
+            self._pca = principal_components(cells.expression, ~cells.held_out)
+
+    def rows(self, ranks: str, advance: Callable[[], object]) -> list[Row]:
+        subject, pca = self.subject, self._pca
+        assert self._split is not None
+        assert pca is not None
+        cells = subject.cells.ranked(ranks)
+        embedded = embed_cells(subject.model, cells)
+        advance()
+        scores: dict[str, list[dict[str, float]]] = {MODEL: [], PCA: [], RANDOM: []}
+        for seed in range(PROBE_SEEDS):
+            random = embed_cells(subject.random_model(seed), cells)
+            for name, features in ((MODEL, embedded), (PCA, pca), (RANDOM, random)):
+                scores[name].append(probe(features, self._split, seed))
+                advance()
+        if ranks == subject.trained_on:
+            self.features = {f"GeneMamba, {ranks} ranks": embedded, f"PCA, {pca.shape[1]} components": pca}
+        return [{"ranks": ranks, "scored": name, **figures(runs)} for name, runs in scores.items()]
+
+    def facts(self) -> Row:
+        split = self._split
+        label = split and {
+            "key": self.subject.cells.label,
+            "train": len(split.train),
+            "held_out": len(split.held_out),
+            "unseen": split.unseen,
+            "unlabelled": split.unlabelled,
+        }
+        return {"probe_seeds": PROBE_SEEDS, "label": label}
+
+    @staticmethod
+    def title(results: Row, ranks: str) -> str:
+        label = results["label"]
+        return (
+            f"{label['key']!r} of {label['held_out']:,} held-out cells from frozen embeddings, {ranks} ranks "
+            f"(mean ± sd, probe seeds: {results['probe_seeds']})"
+        )
+
+    @staticmethod
+    def verdicts(results: Row) -> list[str]:
+        return [
+            compare(results["probes"], ranks, ProbeTask.controls, column)
+            for column in (ProbeTask.columns[0], ProbeTask.columns[2])
+            for ranks in RANKS
+        ]

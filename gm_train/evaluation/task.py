@@ -1,0 +1,98 @@
+"""What an evaluation task is: one kind of score, of the model and its controls, a table for each kind of ranks."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from gm_train.config.schema import Config
+from gm_train.evaluation.cells import EvaluationCells
+from gm_train.evaluation.embeddings import F32
+from gm_train.evaluation.figures import Columns, Row
+from gm_train.model.genemamba import GeneMamba
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is evaluated.
+
+    Attributes:
+        model: in evaluation mode.
+        config: of its run.
+        cells: training and held-out cells.
+        trained_on: "plain" or "dithered", the ranks that the model was trained on.
+        mask_seeds: how many times genes are hidden anew.
+    """
+
+    model: GeneMamba
+    config: Config
+    cells: EvaluationCells
+    trained_on: str
+    mask_seeds: int
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of tokens."""
+        return self.model.embedding.num_embeddings
+
+    def random_model(self, seed: int) -> GeneMamba:
+        """Random weights of the same shape, on the same device, in evaluation mode."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = GeneMamba(self.config.model, self.vocabulary_size)
+        return model.eval().to(next(self.model.parameters()).device)
+
+
+class EvaluationTask:
+    """One kind of score; `tasks.py` lists the tasks.
+
+    Args:
+        subject: what is evaluated.
+
+    Attributes:
+        key: names the task's rows in `eval.json`.
+        columns: of its tables.
+        controls: what must stand beside the model's own score.
+        required: whether an evaluation without this task is incomplete.
+        panel: the column that is drawn, the title of its panel (a format string over the results) and its axis label.
+        n_scores: calls of `advance` on one kind of ranks; 0 where the subject does not allow the task.
+        features: title to float32 (n_cells, n_features), embeddings to draw; empty without any.
+    """
+
+    key: ClassVar[str]
+    columns: ClassVar[Columns]
+    controls: ClassVar[tuple[str, ...]]
+    required: ClassVar[bool] = False
+    panel: ClassVar[tuple[str, str, str]]
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.n_scores = 0
+        self.features: dict[str, F32] = {}
+
+    def rows(self, ranks: str, advance: Callable[[], object]) -> list[Row]:
+        """Score the model and each control.
+
+        Args:
+            ranks: plain or dithered.
+            advance: moves the progress bar on by one.
+
+        Returns:
+            A row for each: `ranks`, `scored`, and a figure for each column.
+        """
+        raise NotImplementedError
+
+    def facts(self) -> Row:
+        """Further entries of `eval.json`, once all rows are there."""
+        return {}
+
+    @staticmethod
+    def title(results: Row, ranks: str) -> str:
+        """The title of the table of one kind of ranks."""
+        raise NotImplementedError
+
+    @staticmethod
+    def verdicts(results: Row) -> list[str]:
+        """What the rows say, in sentences."""
+        return []
