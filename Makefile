@@ -9,12 +9,12 @@ BIN := $(VENV)/bin
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-# Its scan is written in Triton: without the compiled code, it installs on any machine. Out of pip's cache, which would
-# give the same wheel to those who want that code.
+# mamba-ssm's scan is written in Triton: without the compiled code, it installs on any machine. --no-cache-dir, because
+# pip would later reuse the cached wheel for installations that want the compiled code.
 MAMBA_SSM = MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(BIN)/python -m pip install --quiet \
 	--disable-pip-version-check --no-cache-dir --no-deps --no-build-isolation -c constraints.txt mamba-ssm
 
-# The stamp keeps later calls quick; it is older than what it depends on whenever that changes.
+# The stamp file .ready makes later calls quick: make installs again only if a file below is newer.
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip setuptools wheel -c constraints.txt
@@ -23,32 +23,32 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	$(MAMBA_SSM)
 	touch $@
 
-setup: $(VENV)/.ready ## build .venv with gm-train in it
+setup: $(VENV)/.ready ## build .venv and install gm-train into it
 
-demo: setup ## real cells to a trained, evaluated model [DATA=file.h5ad] [FRESH=1]; again: goes on
+demo: setup ## train and evaluate a model on real cells [DATA=file.h5ad] [FRESH=1]; run again to continue
 	$(BIN)/python -m gm_train.cli.demo $(if $(DATA),--data "$(DATA)") $(if $(FRESH),--fresh)
 
-bench: setup ## quick benchmarks of model, loader and preparation, into runs/
+bench: setup ## run quick benchmarks of model, loader and preparation; results in runs/
 	$(BIN)/python -m gm_train.cli bench model --quick
 	$(BIN)/python -m gm_train.cli bench loader --quick
 	$(BIN)/python -m gm_train.cli bench prepare --quick
 
-slurm: setup ## start a SLURM of two nodes on this machine, in .slurm
+slurm: setup ## start a two-node SLURM on this machine, in .slurm
 	$(BIN)/python -m cluster.local_slurm up
 
-slurm-down: setup ## end it
+slurm-down: setup ## stop the SLURM that `make slurm` started
 	$(BIN)/python -m cluster.local_slurm down
 
-# Two processes of pytest, a file of tests at a time; tests/conftest.py says in which order.
+# Two pytest processes; each runs one test file at a time, in the order that tests/conftest.py sets.
 PYTEST = $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
 
-test: setup ## the fast tests
+test: setup ## run the fast tests
 	$(PYTEST) -m "not slow"
 
-test-all: setup ## all tests
+test-all: setup ## run all tests
 	$(PYTEST)
 
-lint: setup ## ruff, mypy and the directions of imports
+lint: setup ## run ruff and mypy, and check the directions of imports
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

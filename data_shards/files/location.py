@@ -119,7 +119,7 @@ class Url:
             store = ts.KvStore.open(kvstore(self.parent), context=open_context()).result()
             answer = store.read(self.name, byte_range=part).result()
         except Exception as error:
-            if status(error) == "OUT_OF_RANGE":
+            if error_status(error) == "OUT_OF_RANGE":
                 return None
             raise DataError(f"{self}: cannot be read ({first_line(error)}){advice(error)}") from error
         if answer.state != "value":
@@ -166,7 +166,7 @@ def hash_location(file: Location) -> str:
     return file.sha256() if isinstance(file, Url) else hash_path(file)
 
 
-def status(error: BaseException) -> str:
+def error_status(error: BaseException) -> str:
     """The status code at the start of a TensorStore error, such as "NOT_FOUND"; "" if there is none."""
     match = re.match(r"([A-Z_]+): ", str(error))
     return match[1] if match else ""
@@ -183,8 +183,8 @@ def advice(error: BaseException) -> str:
     text = str(error)
     if "was ignored by server" in text:
         return ": the server does not answer range requests: serve the store with one that does (nginx, S3, …)"
-    if "retry attempts failed" in text or status(error) in ("ABORTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"):
+    if "retry attempts failed" in text or error_status(error) in ("ABORTED", "UNAVAILABLE", "DEADLINE_EXCEEDED"):
         return ": check the address and the server, then run the same command again"
-    if status(error) in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
+    if error_status(error) in ("PERMISSION_DENIED", "UNAUTHENTICATED"):
         return ": check the credentials"
     return ""

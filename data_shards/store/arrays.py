@@ -10,7 +10,7 @@ import tensorstore as ts
 
 from data_shards.errors import DataError
 from data_shards.files import location
-from data_shards.files.location import Location, advice, first_line, open_context, status
+from data_shards.files.location import Location, advice, error_status, first_line, open_context
 
 log = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ class StoredArray:
                 f"{self.path}: elements {start:,} to {stop:,} cannot be read ({first_line(error)}){what_to_do}"
             )
         # A damaged index loses the whole shard, not one chunk.
-        damaged = status(error) == "DATA_LOSS" and "shard index" not in str(error)
+        damaged = error_status(error) == "DATA_LOSS" and "shard index" not in str(error)
         return (ChunkDamaged if damaged else DataError)(
             f"{self.path}: elements {start:,} to {stop:,} cannot be read ({first_line(error)}); "
             f"run `gm-train data verify {self.path.parent.parent}` to list damaged chunks, then build the store again"
@@ -127,8 +127,8 @@ class Reading:
                 return self._out
             except Exception as error:
                 self._failed = True
-                most = _CHECKSUM_RETRIES if status(error) == "DATA_LOSS" else location.RETRIES.count
-                if not self._retry or status(error) in _FINAL or number > most:
+                most = _CHECKSUM_RETRIES if error_status(error) == "DATA_LOSS" else location.RETRIES.count
+                if not self._retry or error_status(error) in _FINAL or number > most:
                     raise self._explain(error) from error
                 log.warning("%s; trying again", first_line(error))
             location.RETRIES.wait(number)

@@ -75,7 +75,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--lengths",
         type=_lengths,
         metavar="LIST",
-        help="genes per cell, or natural for the lengths of the store's cells (512,1024,2048,4096,8192)",
+        help="genes per cell, or natural for the cells' own lengths (512,1024,2048,4096,8192)",
     )
     add("--tokens-per-step", type=int, metavar="N", help="tokens per training step (8192)")
     add("--steps", type=int, metavar="N", help="timed steps per contender and length, at least 10 (12)")
@@ -109,7 +109,9 @@ def _add_loader(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") ->
     add("--quick", action="store_true", help="few cells, short turns: one or two minutes")
     add("--parts", type=_words, metavar="LIST", help="any of race,mixing (both)")
     add("--cells", type=int, metavar="N", help="number of cells to simulate (50000)")
-    add("--compression", help="compression of their counts: none, lzf or gzip (none, the fastest for .h5ad loaders)")
+    add(
+        "--compression", help="compression of the simulated counts: none, lzf or gzip (none, fastest for .h5ad loaders)"
+    )
     add(
         "--store",
         type=Path,

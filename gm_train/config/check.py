@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from gm_train.config.parts import AGGREGATIONS, ARCHITECTURES, MIXERS, OBJECTIVES
+from gm_train.config.parts import AGGREGATIONS, ARCHITECTURES, MIXERS, OBJECTIVES, STRATEGIES
 from gm_train.config.schema import Config
 
 

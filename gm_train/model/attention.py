@@ -37,7 +37,7 @@ class CellLayout:
     n_tokens: int
 
 
-def lay_out(segment: Tensor) -> CellLayout:
+def cell_layout(segment: Tensor) -> CellLayout:
     """Find the cells of packed rows and sort them by length.
 
     Args:

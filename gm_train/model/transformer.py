@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gm_train.config.schema import ModelConfig
-from gm_train.model.attention import CellLayout, attend, lay_out
+from gm_train.model.attention import CellLayout, attend, cell_layout
 from gm_train.model.norm import RMSNorm
 
 #: Longest wavelength of the positions, in ranks, divided by 2 pi (Vaswani et al. 2017, arXiv 1706.03762).
@@ -147,7 +147,7 @@ class TransformerStack(nn.Module):
 
     def forward(self, x: Tensor, segment: Tensor) -> Tensor:
         """Map (batch, length, d_model) to the same shape; `segment` as in `GeneMamba.forward`."""
-        cells = lay_out(segment)
+        cells = cell_layout(segment)
         length, d_model = x.shape[1:]
         dtype = torch.promote_types(x.dtype, torch.float32)
         added = wave_angles(length, d_model, dtype, x.device)

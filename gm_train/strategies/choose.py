@@ -1,4 +1,4 @@
-"""Choose how a step is spread over ranks: by the configuration, or by the model's size and the devices' memory."""
+"""Choose the strategy that spreads a step over ranks: as configured, or by model size and device memory."""
 
 import importlib.util
 import os
@@ -10,22 +10,22 @@ from gm_train.config.parts import STRATEGIES, load_part
 from gm_train.ranks.ranks import Ranks
 from gm_train.strategies.steps import BYTES_PER_PARAMETER, Steps
 
-#: Share of a device's memory that these may take on every rank before `auto` shards them. Sharded layers are gathered
-#: again in every pass: between nodes that costs more, so more memory is given to avoid it.
+#: `auto` shards weights, gradients and moments once they take more than this share of a device's memory. Sharded layers
+#: are gathered again in every pass. Between nodes that costs more, so the limit is higher there.
 _WHOLE_ON_ONE_NODE, _WHOLE_ON_MANY = 0.4, 0.6
 
 
 def choose(strategy: str, n_parameters: int, ranks: Ranks, memory: int) -> tuple[str, str]:
-    """The strategy to use, and why.
+    """Choose the strategy, and say why.
 
     Args:
         strategy: `trainer.strategy`.
-        n_parameters: of the model.
+        n_parameters: number of parameters of the model.
         ranks: this process among the others.
-        memory: bytes of the device; of the machine, for each rank on it, on a CPU.
+        memory: bytes that this rank has, from `device_memory`.
 
     Returns:
-        `single`, `ddp`, `fsdp2`, `zero2` or `zero3`, and a line for people.
+        `single`, `ddp`, `fsdp2`, `zero2` or `zero3`; and the reason, to be printed.
     """
     if strategy == "ddp" and ranks.world_size == 1:
         return "single", "one rank, nothing to spread"
@@ -44,13 +44,13 @@ def choose(strategy: str, n_parameters: int, ranks: Ranks, memory: int) -> tuple
 
 
 def refuse_without_deepspeed(what: str) -> None:
-    """Raise DataError, with the line that installs it, if DeepSpeed is missing."""
+    """Raise DataError if DeepSpeed is missing; the message starts with `what` and ends with the install command."""
     if importlib.util.find_spec("deepspeed") is None:
         raise DataError(f"{what} needs DeepSpeed, which is not installed: pip install 'gm-train[deepspeed]'")
 
 
 def device_memory(ranks: Ranks) -> int:
-    """Bytes of this rank's GPU, or its share of the machine's memory."""
+    """Bytes of memory of this rank's GPU; on a CPU, an equal share of the machine's memory."""
     device = ranks.device()
     if device.type == "cuda":
         return int(torch.cuda.get_device_properties(device).total_memory)
@@ -61,9 +61,9 @@ def strategy_class(name: str) -> type[Steps]:
     """The class of a strategy, from the table in `config/parts.py`.
 
     Raises:
-        DataError: it needs DeepSpeed, which is not installed.
+        DataError: the strategy needs DeepSpeed, which is not installed.
     """
     if name.startswith("zero"):
         refuse_without_deepspeed(f"trainer.strategy={name}")
-    found: type[Steps] = load_part(STRATEGIES, name)
-    return found
+    strategy: type[Steps] = load_part(STRATEGIES, name)
+    return strategy

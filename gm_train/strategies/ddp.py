@@ -18,11 +18,11 @@ class Ddp(Steps, DDPStrategy):
         DDPStrategy.__init__(self, process_group_backend=ranks.backend(), gradient_as_bucket_view=True)
 
     def configure_ddp(self) -> None:
-        """Wrap the model, and settle the layout of its buckets.
+        """Wrap the model in DDP and fix the layout of its gradient buckets.
 
-        DDP lays them out anew after the first step of every start. That changes the order in which more than two ranks
-        are summed, and so the last bits of a run that is resumed. A backward pass of zeros brings it forward, in the
-        order of a real one: from the last parameter to the first.
+        DDP lays out the buckets anew after the first step of every start. That changes the order in which more than two
+        ranks are summed, and with it the last bits of a resumed run. A backward pass of zeros makes DDP do this before
+        the first step. Its order is that of a real pass: from the last parameter to the first.
         """
         super().configure_ddp()
         assert isinstance(self.model, nn.parallel.DistributedDataParallel)
@@ -35,6 +35,7 @@ class Ddp(Steps, DDPStrategy):
 
     @contextlib.contextmanager
     def accumulating(self, model: nn.Module, last: bool) -> Iterator[None]:
+        """Sum gradients over the ranks in the last pass of a step only."""
         assert isinstance(self.model, nn.parallel.DistributedDataParallel)
         with contextlib.nullcontext() if last else self.model.no_sync():
             yield

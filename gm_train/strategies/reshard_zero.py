@@ -1,4 +1,4 @@
-"""A checkpoint of ZeRO's, brought under parameter names: then any strategy on any number of ranks goes on from it."""
+"""Convert a ZeRO checkpoint to parameter names, so that any strategy on any number of ranks can resume from it."""
 
 import json
 import subprocess
@@ -23,24 +23,25 @@ from gm_train.ranks.ranks import Ranks
 from gm_train.run.lock import RunLock
 from gm_train.strategies.zero import MOMENTS, TAG
 
-#: The model within the LightningModule that DeepSpeed saves.
+#: Name of the model within the LightningModule that DeepSpeed saves.
 _PREFIX = "model."
 
 
 def reshard(checkpoint: Checkpoint, lock: RunLock) -> Checkpoint:
-    """Replace a checkpoint by one with the same weights, moments and position, under parameter names.
+    """Replace a checkpoint by one that stores the same weights, moments and position under parameter names.
 
-    DeepSpeed's own conversion puts the ranks' pieces together. The old form is deleted once the new one is committed.
+    DeepSpeed's own conversion joins the pieces of the ranks. The old checkpoint is deleted once the new one is
+    committed.
 
     Args:
-        checkpoint: of any form.
+        checkpoint: a checkpoint of any form.
         lock: the lock of its run directory.
 
     Returns:
-        The checkpoint in its new form; the same one if it is under parameter names already.
+        The new checkpoint; the given one if it is under parameter names already.
 
     Raises:
-        DataError: it cannot be converted or written; the checkpoint is then as it was.
+        DataError: the checkpoint cannot be converted or written; it is then unchanged.
     """
     if checkpoint.form == BY_NAME:
         return checkpoint
@@ -50,7 +51,7 @@ def reshard(checkpoint: Checkpoint, lock: RunLock) -> Checkpoint:
     store_hash = json.loads((checkpoint.path / "position.json").read_text())["store_hash"]
     model = GeneMamba(config.model, tokenizer.vocabulary.size)
     optimizer = build_optimizer(model, config.optim)
-    # Beside the checkpoint, where there is room for such files.
+    # Beside the checkpoint: a disk that holds checkpoints has room for these files.
     with tempfile.TemporaryDirectory(prefix=".reshard-", dir=checkpoint.path.parent) as folder:
         universal = Path(folder) / "universal"
         _convert(checkpoint, universal)
@@ -69,7 +70,7 @@ def reshard(checkpoint: Checkpoint, lock: RunLock) -> Checkpoint:
 
 
 def _convert(checkpoint: Checkpoint, folder: Path) -> None:
-    """DeepSpeed's universal form: a folder for each parameter, with its weights and moments as whole tensors."""
+    """Write DeepSpeed's universal form: a folder for each parameter, with its weights and moments as whole tensors."""
     source = str(checkpoint.state / TAG)
     words = ["--input_folder", source, "--output_folder", str(folder), "--num_extract_workers", "1"]
     done = subprocess.run(
@@ -79,7 +80,9 @@ def _convert(checkpoint: Checkpoint, folder: Path) -> None:
     )
     if done.returncode:
         lines = (done.stderr.strip() or done.stdout.strip() or "no message").splitlines()
-        raise DataError(f"{checkpoint.path}: DeepSpeed could not convert its state ({lines[-1]}); it is as it was")
+        raise DataError(
+            f"{checkpoint.path}: DeepSpeed could not convert its state ({lines[-1]}); the checkpoint is unchanged"
+        )
 
 
 def _fill(model: GeneMamba, optimizer: torch.optim.Optimizer, folder: Path, updates: int) -> None:
@@ -98,6 +101,6 @@ def _tensor(path: Path) -> Tensor:
 
 
 def _updates(checkpoint: Checkpoint) -> int:
-    """AdamW's count of updates, which DeepSpeed's conversion leaves behind."""
+    """Read AdamW's count of updates from the old files: DeepSpeed's conversion drops it."""
     file = sorted((checkpoint.state / TAG).glob("*_model_states.pt"))[0]
     return int(torch.load(file, map_location="cpu", weights_only=False)["updates"])

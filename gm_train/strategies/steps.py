@@ -1,8 +1,8 @@
-"""What a training step and a checkpoint ask of a strategy, beyond what Lightning does.
+"""The interface of a strategy, beyond Lightning's own.
 
-Parallelism is applied to the model and is not part of it: gradients stay on the rank until the step's last micro-batch,
-a clipped update leaves the weights alone where the gradient is not finite, and weights and optimizer state are saved
-and loaded by all ranks together.
+Parallelism is applied to the model and is not part of it. Gradients stay on the rank until the step's last micro-batch.
+A clipped update does not change the weights if the gradient is not finite. All ranks together save and load weights and
+optimizer state.
 """
 
 import contextlib
@@ -24,18 +24,19 @@ BYTES_PER_PARAMETER = 16
 
 
 class Steps:
-    """What a training step and a checkpoint ask of a strategy; here as it is where every rank holds named tensors.
+    """What training steps and checkpoints need from a strategy.
 
-    A strategy derives from this class and from one of Lightning's.
+    A strategy derives from this class and from one of Lightning's. The methods here are for strategies whose ranks hold
+    parameters by name.
 
     Args:
         ranks: this process among the others.
-        clip: largest norm of the gradient, for engines that clip by themselves.
+        clip: largest norm of the gradient, for engines that clip it themselves.
 
     Attributes:
-        form: how `save` writes the state, as a checkpoint names it.
+        form: the format of the state that `save` writes, as recorded in a checkpoint.
         needs_group: whether it needs a process group even on one rank.
-        shards_weights: whether a rank holds a part of the weights only.
+        shards_weights: whether a rank holds only a part of the weights.
     """
 
     form = BY_NAME
@@ -43,7 +44,7 @@ class Steps:
     shards_weights = False
 
     def __init__(self, ranks: Ranks, clip: float) -> None:
-        raise TypeError(f"{type(self).__name__} does not say how Lightning's strategy is made")
+        raise TypeError(f"{type(self).__name__} must define __init__ and call that of its Lightning strategy")
 
     @classmethod
     def state_bytes(cls, n_parameters: int, world_size: int) -> int:
@@ -56,11 +57,16 @@ class Steps:
 
     @contextlib.contextmanager
     def accumulating(self, model: nn.Module, last: bool) -> Iterator[None]:
-        """A forward and backward pass inside adds to the gradients; the last one of a step sums them over ranks."""
+        """Run one forward and backward pass inside: it adds to the gradients, a step's last one sums them over ranks."""
         yield
 
     def update(self, model: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> float:
-        """Clip the gradient to the norm `clip` and step the optimizer, unless the gradient is not finite.
+        """Clip the gradient and step the optimizer; skip the step if the gradient is not finite.
+
+        Args:
+            model: whole or sharded.
+            optimizer: of this rank's parameters.
+            clip: largest norm of the whole gradient.
 
         Returns:
             The norm of the whole gradient before clipping.
@@ -80,9 +86,21 @@ class Steps:
         return all(bool(part.isfinite().all()) for part in held)
 
     def save(self, folder: Path, model: GeneMamba, optimizer: torch.optim.Optimizer) -> None:
-        """Write this rank's part of weights and optimizer state into a folder; all ranks together."""
+        """Write this rank's part of the state; all ranks call this together.
+
+        Args:
+            folder: where the files go, the same on all ranks.
+            model: the weights.
+            optimizer: its state.
+        """
         save_by_name(folder, model, optimizer)
 
     def load(self, checkpoint: Checkpoint, model: GeneMamba, optimizer: torch.optim.Optimizer) -> None:
-        """Load weights and optimizer state in place; all ranks together. `refuse_other_form` tells what can be read."""
+        """Load the state in place; all ranks call this together.
+
+        Args:
+            checkpoint: one that `refuse_other_form` accepts.
+            model: gets the weights.
+            optimizer: gets its state.
+        """
         load_by_name(checkpoint.state, model, optimizer)

@@ -1,10 +1,9 @@
 """ZeRO stages 2 and 3, by DeepSpeed, on GPUs and on CPU ranks.
 
-DeepSpeed averages, clips and steps by itself. Its checkpoints are cut up as its ranks hold the state: they are read by
-the same stage on the same number of ranks alone, until `reshard.py` has brought them under parameter names; those are
-read on any number.
+DeepSpeed averages, clips and steps by itself. Its checkpoints hold one piece per rank: only the same stage on the same
+number of ranks can read them. `reshard_zero.py` converts them to parameter names, which any number of ranks can read.
 
-Where DeepSpeed has no public way, names of its version 0.19.8 are used, which `pyproject.toml` pins.
+Where DeepSpeed has no public interface, private names of version 0.19.8 are used, which `pyproject.toml` pins.
 """
 
 import contextlib
@@ -18,7 +17,7 @@ from typing import Any
 import torch
 
 if not torch.cuda.is_available():
-    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would warn that it has to guess
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # otherwise DeepSpeed warns that it has to guess
 
 import deepspeed
 from deepspeed.checkpoint.constants import UNIVERSAL_CHECKPOINT_INFO
@@ -35,14 +34,14 @@ from gm_train.strategies.steps import BYTES_PER_PARAMETER, Steps
 
 #: The folder of DeepSpeed's files within a checkpoint's state.
 TAG = "zero"
-#: AdamW's moments, as torch and DeepSpeed call them.
+#: Names of AdamW's moments, in torch and in DeepSpeed.
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class Zero(Steps, DeepSpeedStrategy):
     """What stages 2 and 3 share.
 
-    Everything is float32; matrix products are narrowed by autocast, as under the other strategies.
+    All state is float32. Autocast runs matrix products in a narrower type, as under the other strategies.
     """
 
     needs_group = True
@@ -53,7 +52,7 @@ class Zero(Steps, DeepSpeedStrategy):
         DeepSpeedStrategy.__init__(
             self,
             config={
-                "train_micro_batch_size_per_gpu": 1,  # for throughput figures of DeepSpeed's that are not shown
+                "train_micro_batch_size_per_gpu": 1,  # required; only used for a throughput that is not shown
                 "gradient_clipping": clip,
                 "zero_allow_untested_optimizer": True,
                 "zero_optimization": {"stage": self.stage, "contiguous_gradients": True, "overlap_comm": on_gpu},
@@ -62,17 +61,17 @@ class Zero(Steps, DeepSpeedStrategy):
         )
         self._ranks = ranks
 
-    # What DeepSpeedStrategy asks of a GPU ----------------------------------------------------------------------------
+    # Where DeepSpeedStrategy expects a GPU ---------------------------------------------------------------------------
 
     def setup_environment(self) -> None:
-        # As DeepSpeedStrategy has it, without its check for a GPU.
+        """Do what DeepSpeedStrategy does, without its check for a GPU."""
         ParallelStrategy.setup_environment(self)
         self.setup_distributed()
 
     def setup_distributed(self) -> None:
-        # The process group stands; DeepSpeed puts its own names around it.
+        """Hand the existing process group to DeepSpeed."""
         self.set_world_ranks()
-        # Sums through shared memory on CPU ranks, which would be compiled at the first start, for a minute.
+        # On CPU ranks DeepSpeed would compile its sums through shared memory at the first start, for a minute.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         warnings.filterwarnings(
             "ignore", message=".*is deprecated. Please use `torch.distributed", category=FutureWarning
@@ -95,31 +94,36 @@ class Zero(Steps, DeepSpeedStrategy):
     # Steps -----------------------------------------------------------------------------------------------------------
 
     def shard(self, model: GeneMamba) -> None:
+        """Tell stage 3 about the weight that the output layer shares with the embedding."""
         if self.stage == 3 and model.output.weight is None:
-            # Stage 3 gathers what a module owns; the tied output layer uses what the embedding owns.
+            # Stage 3 gathers the parameters that a module owns; the tied output layer uses one of the embedding's.
             deepspeed.zero.register_external_parameter(model.output, model.embedding.weight)
 
     @contextlib.contextmanager
     def accumulating(self, model: nn.Module, last: bool) -> Iterator[None]:
+        """Tell DeepSpeed whether this is the last pass of a step."""
         self.deepspeed_engine.set_gradient_accumulation_boundary(last)
         yield
 
     def update(self, model: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> float:
-        # Clips to the norm of its configuration, and skips a step whose norm is not finite.
+        """Let DeepSpeed clip to the norm of its configuration and step; it skips a step whose norm is not finite."""
         self.deepspeed_engine.step()
         norm = self.deepspeed_engine.get_global_grad_norm()
         assert norm is not None
         return float(norm)
 
     def is_finite(self, model: nn.Module) -> bool:
+        """Whether the parameters that this rank holds are finite."""
         return all(bool(getattr(p, "ds_tensor", p).isfinite().all()) for p in model.parameters())
 
     def save(self, folder: Path, model: GeneMamba, optimizer: torch.optim.Optimizer) -> None:
-        # What DeepSpeed's conversion of stage 2 asks for, and the count that its conversion leaves behind.
+        """Write DeepSpeed's checkpoint; all ranks call this together."""
+        # DeepSpeed's conversion of stage 2 needs the first entry. It drops the count of updates, hence the second.
         client = {UNIVERSAL_CHECKPOINT_INFO: {"universal_checkpoint_version": 0.2}, "updates": self._updates()}
         self.deepspeed_engine.save_checkpoint(str(folder), tag=TAG, client_state=client, save_latest=False)
 
     def load(self, checkpoint: Checkpoint, model: GeneMamba, optimizer: torch.optim.Optimizer) -> None:
+        """Load a checkpoint of this stage, or one under parameter names; all ranks call this together."""
         if checkpoint.form == BY_NAME:
             self._load_by_name(checkpoint, model)
         else:
@@ -129,13 +133,13 @@ class Zero(Steps, DeepSpeedStrategy):
     # State under parameter names --------------------------------------------------------------------------------------
 
     def _partitions(self) -> list[Tensor]:
-        """The flat float32 parameters that AdamW steps on this rank."""
+        """The flat float32 parameters that AdamW updates on this rank."""
         sharded = self.deepspeed_engine.optimizer
         flat = sharded.single_partition_of_fp32_groups if self.stage == 2 else sharded.fp32_partitioned_groups_flat
         return list(flat)
 
     def _updates(self) -> int:
-        """Updates that AdamW has made."""
+        """Number of updates that AdamW has made."""
         states = self.deepspeed_engine.optimizer.optimizer.state
         return int(next(iter(states.values()))["step"])
 
@@ -145,7 +149,7 @@ class Zero(Steps, DeepSpeedStrategy):
         states = self.deepspeed_engine.optimizer.optimizer.state
         step = next(iter(adamw.state.values()))["step"]
         for flat in self._partitions():
-            # AdamW makes its state at its first step, which may be yet to come.
+            # AdamW creates its state in its first step, which may not have happened yet.
             states[flat] = {"step": step.clone().to(flat.device), **{key: torch.zeros_like(flat) for key in MOMENTS}}
         if self.stage == 2:
             self.deepspeed_engine.optimizer._lazy_init_hp_params_optimizer_state()
@@ -166,7 +170,7 @@ class Zero(Steps, DeepSpeedStrategy):
     def _set_partition(self, parameter: nn.Parameter, value: Tensor, key: str | None) -> None:
         """Set this rank's part of a parameter or moment of stage 3.
 
-        DeepSpeed's `safe_set_full_*` refuse a parameter that the ranks do not share out evenly.
+        DeepSpeed's `safe_set_full_*` reject a parameter whose size is not a multiple of the number of ranks.
         """
         part, _ = self.deepspeed_engine.optimizer._get_fp32_opt_state_partition(
             parameter, release_swap_buffers=False, optim_state_key=key
@@ -184,6 +188,7 @@ class Zero2(Zero):
 
     @classmethod
     def state_bytes(cls, n_parameters: int, world_size: int) -> int:
+        """Bytes of whole float32 weights, and of this rank's share of gradients and moments."""
         whole = 4 * n_parameters
         return whole - (-(BYTES_PER_PARAMETER - 4) * n_parameters // world_size)
 

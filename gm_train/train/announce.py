@@ -1,4 +1,4 @@
-"""What a run says of itself before it trains."""
+"""Print what a run is before it trains."""
 
 import logging
 import sys
@@ -18,8 +18,8 @@ from gm_train.train.module import GeneMambaModule
 
 log = logging.getLogger(__name__)
 
-_THIN_PAIRS = 1.0  # fewer positive pairs a cell than this make L_pathway mostly noise
-_COVERAGE_ROWS = 64
+_THIN_PAIRS = 1.0  # with fewer positive pairs per cell L_pathway is mostly noise
+_COVERAGE_ROWS = 64  # rows that pairs and tokens are counted on
 
 
 def announce(
@@ -31,6 +31,17 @@ def announce(
     strategy: str,
     ranks: Ranks,
 ) -> None:
+    """Print the store, the model, the step, the ranks and, if there is one, the checkpoint that is resumed.
+
+    Args:
+        config: of the run.
+        reader: the open store.
+        module: holds the model, whole.
+        data: holds the recipe and the plan of rows.
+        checkpoint: the one to resume from, or None.
+        strategy: its name and why it was chosen.
+        ranks: this process among the others.
+    """
     manifest = reader.manifest
     n_train = sum(data_set.n_train for data_set in manifest.datasets)
     n_validation = sum(data_set.n_validation for data_set in manifest.datasets)
@@ -51,7 +62,7 @@ def announce(
         f"kernel {kernel} ({why})"
     )
     if config.trainer.compile:
-        print("compiling the blocks at the first step: a minute or more without a word")
+        print("compiling the blocks at the first step: a minute or more without output")
     rows = config.data.lanes * config.data.rows_per_lane
     print(f"step: {rows} rows of {config.data.row_length} tokens from {config.data.lanes} lanes")
     nodes = f"{ranks.n_nodes} node{'s' if ranks.n_nodes > 1 else ''}"
@@ -60,12 +71,12 @@ def announce(
         _announce_coverage(config, reader, data.recipe, data.plan)
     if checkpoint is not None:
         print(f"resuming {config.run.dir} from step {checkpoint.step:,} ({checkpoint.path.name})")
-    # In a job's log it stands before what libraries say, and DeepSpeed loses what is still buffered.
+    # Flushed, so that a job's log has it before the output of libraries; DeepSpeed loses what is still buffered.
     sys.stdout.flush()
 
 
 def _announce_coverage(config: Config, reader: StoreReader, recipe: Recipe, plan: RowPlan) -> None:
-    """Print how much of the genes, the tokens and the cells L_pathway can speak of, on the first rows of the data."""
+    """Print how many genes and tokens the gene sets cover, and the positive pairs per cell, in the first rows."""
     assert recipe.pathways is not None
     rows = Lanes(reader, plan, {0: (0, 0)}).take(_COVERAGE_ROWS)
     annotated = recipe.pathways.annotated
@@ -78,4 +89,4 @@ def _announce_coverage(config: Config, reader: StoreReader, recipe: Recipe, plan
         f"{pairs:.1f} drawn positive pairs a cell"
     )
     if pairs < _THIN_PAIRS:
-        log.warning("the gene sets are thin on these cells: L_pathway will say little; use broader sets")
+        log.warning("the gene sets cover few genes of these cells: L_pathway has little effect; use broader sets")

@@ -1,4 +1,4 @@
-"""The columns of `metrics.jsonl`: what is recorded of every optimizer step. To add one, list it here."""
+"""The columns of `metrics.jsonl`, one row per optimizer step. To add a column, list it here."""
 
 import time
 from collections.abc import Callable
@@ -14,10 +14,10 @@ class FinishedStep:
     """An optimizer step that has just ended.
 
     Attributes:
-        position: of the run after the step.
+        position: the run's position after the step.
         result: losses, gradient norm and counts over all ranks.
-        seconds: wall-clock time of the step; validation and checkpoints are left out.
-        loader_s: the part of it that rank 0 waited for its loader, seconds.
+        seconds: wall-clock time of the step, without validation and checkpoints.
+        loader_s: seconds of it that rank 0 waited for its loader.
     """
 
     position: Position
@@ -26,7 +26,7 @@ class FinishedStep:
     loader_s: float
 
 
-#: Name of the column, and its value. A number that is not finite is written as null, which JSON has.
+#: Name of each column, and the function that returns its value. JSON has no NaN: such numbers are written as null.
 COLUMNS: dict[str, Callable[[FinishedStep], Any]] = {
     "step": lambda step: step.position.step,
     "position": lambda step: step.position.cells,

@@ -60,8 +60,8 @@ class Outcome:
     """How a training ended.
 
     Attributes:
-        checkpoint: the newest one, None if none was written.
-        left_by: the signal that ended it early, if one did; the run then goes on where it is started again.
+        checkpoint: the newest one; None if none was written.
+        left_by: the signal that ended it early, None if none did. The next start then resumes the run.
     """
 
     checkpoint: Checkpoint | None
@@ -71,17 +71,17 @@ class Outcome:
 def fit(config: Config, leaving: Leaving | None = None) -> Outcome:
     """Train until `trainer.max_steps`, from the run directory's newest whole checkpoint if it has one.
 
-    Every rank of a run calls this; they meet in here.
+    Every rank of a run calls this; it connects them.
 
     Args:
         config: checked, as `load_config` returns it.
-        leaving: catches the signals that ask the run to save and leave; none: signals do what they did before.
+        leaving: catches the signals that ask the run to save and leave. With None, signals keep their handlers.
 
     Raises:
         DataError: the store or the checkpoint does not fit the configuration, `model.kernel` cannot run here, the run
             directory is in use, or the ranks did not find each other.
-        ConfigError: a number of ranks that the configuration cannot use, or a fresh run whose schedule is shorter than
-            its warm-up.
+        ConfigError: the configuration cannot use this number of ranks, or the schedule of a new run is shorter than its
+            warm-up.
     """
     ranks = find_ranks(config.trainer)
     if problems := rank_problems(config, ranks.world_size):
@@ -114,7 +114,7 @@ def _fit(
         ranks.from_first(lambda: refuse_other_identity(checkpoint.path, saved, identity))
     position = Position.load(checkpoint.path / "position.json") if checkpoint else Position.start(config.data.lanes)
 
-    # Everything random in the weights comes from here; data, masks and pairs have counter hashes of their own.
+    # This seed decides the initial weights only; data, masks and pairs are drawn by counter-based hashes.
     torch.manual_seed(fold(config.run.seed) >> 1)
     module = GeneMambaModule(config, tokenizer.vocabulary.size, ranks, position.step)
     recipe = Recipe(
@@ -136,7 +136,7 @@ def _fit(
         mirror = MlflowMirror(config, position.step) if tracking_uri(config) else None
     ranks.from_first(lambda: _begin(config, directory, position, ranks, strategy) if unfinished else None)
     if not unfinished and ranks.is_first:
-        print(f"nothing to do at step {position.step:,}: raise trainer.max_steps to go on")
+        print(f"nothing to do at step {position.step:,}: raise trainer.max_steps to train further")
     if mirror:
         mirror.start()
     about = About(config, identity, tokenizer, reader.manifest.hash)
@@ -147,43 +147,43 @@ def _fit(
             lightning = _trainer(config, strategy_class(strategy)(ranks, config.optim.clip), ranks, recorder)
             lightning.fit(module, datamodule=data)
         if leaving.agreed in PREEMPTIONS and "SLURM_JOB_ID" in os.environ:
-            # At once: little time may be left.
+            # Before the report: little time may be left.
             ranks.from_first(lambda: mark_preempted(directory, lock))
         status = "FINISHED" if leaving.agreed is None else "KILLED"
         if ranks.is_first:
             _report(directory)
     finally:
-        # The MLflow run is another start's by now, if that has taken over.
+        # If another start has taken over, the MLflow run belongs to that start.
         if mirror and (lock is None or lock.holds()):
             mirror.finish(status, patience_s=30.0 if leaving.agreed is None else 5.0)
     newest = ranks.from_first(lambda: next(reversed(list_checkpoints(directory / "checkpoints")), None))
     if ranks.is_first:
-        how = "finished" if leaving.agreed is None else f"left by {leaving.agreed.name}"
-        where = f"checkpoint {newest.path}" if newest else "no checkpoint, since no step changed a weight"
+        how = "finished" if leaving.agreed is None else f"stopped by {leaving.agreed.name}"
+        where = f"checkpoint {newest.path}" if newest else "no checkpoint, because no step changed a weight"
         steps = f"step {position.step:,}" + (f" of {trainer.max_steps:,}" if position.step <= trainer.max_steps else "")
         print(f"{how} at {steps}: {position.cells:,} cells trained; {where}", flush=True)
     return Outcome(newest, leaving.agreed)
 
 
 def _needs_group(config: Config) -> bool:
-    """Whether the strategy needs a process group even on one rank; `auto` shards nothing there."""
+    """Whether the strategy needs a process group even on one rank; `auto` never does, it shards nothing there."""
     return config.trainer.strategy != "auto" and strategy_class(config.trainer.strategy).needs_group
 
 
 def _open(config: Config) -> tuple[StoreReader, Tokenizer, PathwayIndex | None]:
-    """What every rank reads before it trains."""
+    """Open the store, its tokenizer and the gene sets; every rank does."""
     reader = StoreReader(config.data.store, config.data.cache_mb << 20, config.data.max_damaged_chunks)
     tokenizer = Tokenizer.load(reader.path)
     _check_store(config, reader, tokenizer)
-    # The run's own from here on: its configuration and its identity hold the number.
+    # A computed number is recorded: the run's configuration and identity hold it from here on.
     config.data.pool_blocks = config.data.pool_blocks or choose_pool_blocks(reader.manifest)
     return reader, tokenizer, pathways_of(config.objective, tokenizer)
 
 
 def _refuse_differing_ranks(config: Config, identity: dict[str, Any], ranks: Ranks) -> None:
-    """Raise DataError if ranks would train different runs, or one run for different lengths.
+    """Raise DataError if ranks differ in the run or its length.
 
-    Nodes may have other paths to equal contents, which the identity holds the hashes of.
+    Paths may differ between nodes: the identity has the hashes of their contents.
     """
     own = {
         key: value
@@ -198,20 +198,20 @@ def _refuse_differing_ranks(config: Config, identity: dict[str, Any], ranks: Ran
             if differing:
                 lines = [f"  {key}: {own[key]!r} on rank 0, {other[key]!r} on rank {rank}" for key in differing]
                 raise DataError(
-                    "the ranks were not given the same run:\n"
+                    "the ranks have different configurations or inputs:\n"
                     + "\n".join(lines)
-                    + "\nlet every node see the same files, and start all ranks with the same words"
+                    + "\ngive every node the same files, and start all ranks with the same arguments"
                 )
 
     ranks.from_first(compare)
 
 
 def _begin(config: Config, directory: Path, position: Position, ranks: Ranks, strategy: str) -> None:
-    """Bring the records to where training goes on, and note this start."""
+    """Cut the records back to the step that training resumes from, and record this start."""
     for name in (METRICS, SKIPPED):
         if dropped := forget_after(directory / name, position.step):
-            log.info("%s: dropped %d rows behind step %d, where training goes on", name, dropped, position.step)
-    # What was found damaged stays so.
+            log.info("%s: dropped %d rows after step %d, where training resumes", name, dropped, position.step)
+    # Its rows are kept: chunks found damaged stay damaged, whichever step the run resumes from.
     mend_rows(directory / QUARANTINE)
     (directory / MARKER).unlink(missing_ok=True)
     write_config(directory, config)
@@ -219,25 +219,25 @@ def _begin(config: Config, directory: Path, position: Position, ranks: Ranks, st
 
 
 def _choose_strategy(config: Config, module: GeneMambaModule, ranks: Ranks) -> tuple[str, str]:
-    """The strategy's name and why it is used.
+    """Choose the strategy; return its name and the reason.
 
     Raises:
-        DataError: it needs a package that is not installed, or GPUs that this process does not see.
+        DataError: the strategy needs a package that is not installed, or this process does not see a GPU for each rank.
     """
     n_parameters = sum(parameter.numel() for parameter in module.parameters())
     strategy, why = choose(config.trainer.strategy, n_parameters, ranks, device_memory(ranks))
     n_gpus = torch.cuda.device_count()
     if n_gpus and n_gpus < ranks.local_size:
         raise DataError(
-            f"{ranks.local_size} ranks on this node see {n_gpus} GPUs: give every task all GPUs of the node (no "
-            "--gpus-per-task, no --gpu-bind), each takes its own"
+            f"{ranks.local_size} ranks on this node see {n_gpus} GPUs: let every task see all GPUs of the node (no "
+            "--gpus-per-task, no --gpu-bind); each rank takes one of them"
         )
     strategy_class(strategy)
     return strategy, why
 
 
 def _report(directory: Path) -> None:
-    """Draw what was recorded; a training that went well does not fail for its pictures."""
+    """Write the report; an error in it must not fail the training."""
     try:
         write_report(directory)
     except Exception as error:
@@ -245,8 +245,8 @@ def _report(directory: Path) -> None:
 
 
 def _trainer(config: Config, strategy: Strategy, ranks: Ranks, recorder: Recorder) -> L.Trainer:
-    # Steps, validation, checkpoints and progress are the recorder's: Lightning counts them from the start of the
-    # process, a resumable run from its own start.
+    # The recorder does steps, validation, checkpoints and progress. Lightning counts steps from the start of the process,
+    # a resumable run from its first start.
     for noise in (
         "does not have many workers", "command is available on your system", "isinstance.treespec, LeafSpec",
         "This DataLoader will create",
@@ -259,8 +259,8 @@ def _trainer(config: Config, strategy: Strategy, ranks: Ranks, recorder: Recorde
         devices=ranks.local_size,
         num_nodes=ranks.n_nodes,
         max_epochs=1,
-        # The ranks have met already. Under SLURM Lightning would save and requeue from a signal handler, and load
-        # such files from other runs.
+        # The ranks are connected already. Under SLURM, Lightning would also save and requeue from a signal handler, and
+        # would load files saved that way by other runs.
         plugins=[Joined(ranks)],
         default_root_dir=config.run.dir,
         logger=False,
@@ -271,8 +271,8 @@ def _trainer(config: Config, strategy: Strategy, ranks: Ranks, recorder: Recorde
         num_sanity_val_steps=0,
         callbacks=[recorder],
     )
-    # The recorder decides when to leave. Lightning's own handler talks to the other ranks from within a signal, which
-    # hangs, and its loop asks them at every micro-batch. These names are those of the pinned version.
+    # The recorder decides when to leave. Lightning's own signal handler communicates with the other ranks, which hangs,
+    # and its loop does so at every micro-batch. These private names are those of the pinned version.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return trainer
@@ -282,7 +282,7 @@ def _check_store(config: Config, reader: StoreReader, tokenizer: Tokenizer) -> N
     manifest = reader.manifest
     if tokenizer.hash != manifest.tokenizer_hash:
         raise DataError(
-            f"{reader.path}: its vocabulary and medians are not those that it was made with: build the store again"
+            f"{reader.path}: its vocabulary or medians are not the ones it was built with: build the store again"
         )
     if manifest.top_k > config.data.row_length:
         raise DataError(
@@ -292,7 +292,7 @@ def _check_store(config: Config, reader: StoreReader, tokenizer: Tokenizer) -> N
 
 
 def _resolve_schedule(config: Config, checkpoint: Checkpoint | None) -> None:
-    """The schedule's length is the run's own: fixed at its first start, whatever the budget of later ones."""
+    """Fix the length of the schedule at the run's first start; later starts keep it, whatever their `max_steps`."""
     if config.optim.schedule_steps is None:
         if checkpoint is None:
             config.optim.schedule_steps = config.trainer.max_steps

@@ -19,13 +19,13 @@ from gm_train.strategies.steps import Steps
 
 @dataclass(frozen=True)
 class StepResult:
-    """What a finished optimizer step reports, the same on every rank.
+    """The result of a finished optimizer step, the same on every rank.
 
     Attributes:
         info: counts over all ranks; `lanes` are those of this rank.
         l_lang, l_pathway: means over the step's targets and pairs, nats; `loss` is their weighted sum.
         grad_norm: norm of the whole gradient before clipping.
-        lr: learning rate that the step used.
+        lr: learning rate of the step.
         finite: False if the step was skipped because a number was not finite.
     """
 
@@ -41,15 +41,15 @@ class StepResult:
 class GeneMambaModule(L.LightningModule):
     """Trains a GeneMamba on `L_lang + gamma * L_pathway`.
 
-    Both losses are sums divided by counts over the whole step on all ranks, so that the gradient does not depend on how
-    the step is cut into ranks and micro-batches. A batch of Lightning's is a micro-batch; the optimizer steps on a
-    step's last one.
+    Both losses are sums divided by counts over the whole step on all ranks. So the gradient does not depend on how the
+    step is split into ranks and micro-batches. A Lightning batch is a micro-batch; the optimizer steps after the last
+    one of a step.
 
     Args:
         config: the run's configuration, `optim.schedule_steps` set.
         vocabulary_size: number of tokens.
         ranks: this process among the others.
-        step: optimizer steps already behind the run.
+        step: optimizer steps that the run has done already.
     """
 
     def __init__(self, config: Config, vocabulary_size: int, ranks: Ranks, step: int = 0) -> None:
@@ -64,27 +64,30 @@ class GeneMambaModule(L.LightningModule):
         self.last_result: StepResult
 
     def configure_model(self) -> None:
+        """Prepare the blocks (compilation, for example) and shard the model."""
         prepare_blocks(self.model, self.config.trainer)
         self.steps.shard(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Build AdamW over the model's parameters."""
         return build_optimizer(self.model, self.config.optim)
 
     @property
     def steps(self) -> Steps:
-        """How the step is spread over the ranks."""
+        """The strategy, which spreads a step over the ranks."""
         strategy = self.trainer.strategy
         assert isinstance(strategy, Steps)
         return strategy
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer itself, out of Lightning's wrapper."""
+        """The optimizer itself, without Lightning's wrapper."""
         wrapped = self.optimizers()
         assert isinstance(wrapped, LightningOptimizer)
         return wrapped.optimizer
 
     def training_step(self, batch: MicroBatch, batch_idx: int) -> None:
+        """Add a micro-batch's gradients; after the last one of a step, step the optimizer and set `last_result`."""
         objective = self.config.objective
         if batch.first:
             self._info = batch.info.over(self.ranks)
@@ -97,7 +100,7 @@ class GeneMambaModule(L.LightningModule):
             loss = lang / n_targets + objective.gamma * pathway / n_pairs
             self._sums += torch.stack([lang.detach() / n_targets, pathway.detach() / n_pairs])
             if batch.last:
-                # A loss that is not finite may have a finite gradient: every rank learns of it by the norm.
+                # A loss that is not finite may have a finite gradient. NaN makes the norm not finite on every rank.
                 loss = loss * torch.where(self._sums.isfinite().all(), 1.0, math.nan)
             # All strategies average gradients over the ranks.
             self.manual_backward(loss * self.ranks.world_size)

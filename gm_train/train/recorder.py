@@ -1,4 +1,4 @@
-"""What happens between two optimizer steps: record, validate, save, recover from bad numbers, leave when asked."""
+"""The work between two optimizer steps: record, validate, save, recover from bad numbers, leave when asked."""
 
 import logging
 import math
@@ -31,21 +31,21 @@ _BAD_WINDOW = 1000  # steps
 
 
 class Recorder(L.Callback):
-    """Keeps the run directory in step with the training.
+    """Keeps the run directory up to date during training.
 
     After each optimizer step, in this order: the position advances, the step is recorded, held-out cells are
-    validated, a checkpoint is committed. A step whose loss or gradient is not finite changes no weight; too many of
-    them in a window bring back the weights of the last checkpoint before them, while the position stays behind the bad
-    steps. A signal to leave, to whichever rank, ends the training at the next step boundary, with a checkpoint.
+    validated, a checkpoint is committed. A step whose loss or gradient is not finite changes no weight. Too many of
+    them in a window load the weights of the last checkpoint before them again; the position still moves past the bad
+    steps. If any rank gets a signal to leave, training ends at the next step boundary, with a checkpoint.
 
-    All ranks decide alike, from numbers that they have exchanged; rank 0 alone writes the records.
+    All ranks decide alike, from numbers that they have exchanged. Only rank 0 writes the records.
 
     Args:
         directory: the run directory.
-        position: where the run stands; advanced here and nowhere else.
-        about: what the run's checkpoints say besides their state.
-        checkpoint: what the run goes on from, if it does.
-        leaving: knows whether a signal has come.
+        position: the run's position; advanced only here.
+        about: what checkpoints hold besides the state.
+        checkpoint: the one that the run resumes from, or None.
+        leaving: knows whether a signal to leave has arrived.
         ranks: this process among the others.
         lock: the lock of the run directory, on rank 0; None on the others.
     """
@@ -71,7 +71,7 @@ class Recorder(L.Callback):
         rollbacks = [event["step"] for event in events if event["event"] == "rollback"]
         self._rollbacks = len(rollbacks)
         self._bad_steps = [event["step"] for event in events if event["step"] > max(rollbacks, default=0)]
-        # What was found damaged stays so, whichever step a run goes on from.
+        # Chunks found damaged stay damaged, whichever step a run resumes from.
         rows = ranks.from_first(lambda: read_rows(directory / QUARANTINE))
         self._damaged = {(row["data_set"], row["shard"], row["chunk"]) for row in rows}
         self._save_seconds = 0.0
@@ -82,11 +82,12 @@ class Recorder(L.Callback):
     # Lightning's hooks -----------------------------------------------------------------------------------------------
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        """Refuse more damaged chunks than allowed, before the loader reads any."""
         assert isinstance(module, GeneMambaModule)
-        # Before the loader meets the same chunks again.
         self._quarantine((), module.config.data)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Load the checkpoint that the run resumes from, and start the progress bar."""
         assert isinstance(module, GeneMambaModule)
         if self._start is not None:
             module.steps.load(self._start, module.model, module.optimizer)
@@ -105,6 +106,15 @@ class Recorder(L.Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: MicroBatch, batch_idx: int
     ) -> None:
+        """After the last micro-batch of a step: record, validate, save, leave.
+
+        Args:
+            trainer: holds the data module.
+            module: holds the result of the step.
+            outputs: unused.
+            batch: the micro-batch that has just ended.
+            batch_idx: unused.
+        """
         if not batch.last:
             return
         assert isinstance(module, GeneMambaModule)
@@ -120,27 +130,29 @@ class Recorder(L.Callback):
         if result.finite:
             self._has_stepped = True
         else:
-            # Before the validation, which is to score the weights that stay.
+            # Before the validation: it must score the weights that training continues with.
             self._count_bad(module)
         if every and self.position.step % every == 0:
             self._validate(module, trainer)
         if result.finite and self.position.step % module.config.checkpoint.every_steps == 0:
             self._save(module)
-        # Behind the last step there is nothing to leave: a run that is finished is not to be started again.
+        # Ignored after the last step: a finished run must not be started again.
         if self.position.step < module.config.trainer.max_steps and self._leaving.agree(self._ranks) is not None:
             trainer.should_stop = True
         self._clock = time.perf_counter()
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        """Save the last step."""
         assert isinstance(module, GeneMambaModule)
         self._save(module)
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
+        """Close the progress bar."""
         if self._bar is not None:
             self._bar.close()
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        # Lightning leaves teardown out then, and the message would be printed into the bar.
+        """Close the progress bar: Lightning skips `teardown` here, and the message would be printed into the bar."""
         if self._bar is not None:
             self._bar.close()
 
@@ -155,8 +167,8 @@ class Recorder(L.Callback):
         finished = FinishedStep(self.position, result, seconds, loader_s)
         row = {name: value(finished) for name, value in COLUMNS.items()}
         if not result.finite:
-            told = ("step", "position", "loss", "grad_norm", "sample_hash", "time")
-            self._append(SKIPPED, {"event": "skipped", **{key: _json(row[key]) for key in told}})
+            keys = ("step", "position", "loss", "grad_norm", "sample_hash", "time")
+            self._append(SKIPPED, {"event": "skipped", **{key: _json(row[key]) for key in keys}})
         self._append(METRICS, {key: _json(value) for key, value in row.items()})
         self._show(result, row["tokens_per_s"])
 
@@ -164,21 +176,21 @@ class Recorder(L.Callback):
         """Record damaged chunks of tokens.
 
         Raises:
-            DataError: there are more than may be.
+            DataError: the run has found more than `data.max_damaged_chunks`.
         """
         for chunk in sorted(set(chunks)):
             if (key := (chunk.data_set, chunk.shard, chunk.chunk)) in self._damaged:
                 continue
             self._damaged.add(key)
             if self._ranks.is_first:
-                log.warning("%s: %s is damaged: its cells are passed over without a loss", data.store, chunk)
+                log.warning("%s: %s is damaged: its cells are skipped and add no loss", data.store, chunk)
                 self._append(QUARANTINE, {"step": self.position.step, **chunk._asdict(), "time": time.time()})
         if len(self._damaged) > data.max_damaged_chunks:
             raise self._ranks.in_one_voice(
                 DataError(
                     f"{data.store}: {len(self._damaged)} chunks of tokens are damaged, more than "
                     f"data.max_damaged_chunks={data.max_damaged_chunks}; {self.directory / QUARANTINE} names them: "
-                    "bring back a whole copy of the store and delete that file, or allow more"
+                    "restore an undamaged copy of the store and delete that file, or raise data.max_damaged_chunks"
                 )
             )
 
@@ -204,9 +216,9 @@ class Recorder(L.Callback):
         batches = self._ranks.together(data.validation_batches)
         if not batches:
             return
-        # Every rank reads the same ones, and may be the only one for which a chunk cannot be read.
-        found = self._ranks.gather(batches[0].info.damaged)
-        self._quarantine(tuple(chunk for chunks in found for chunk in chunks), module.config.data)
+        # All ranks read the same batches, but a chunk may be unreadable for one rank alone.
+        damaged = self._ranks.gather(batches[0].info.damaged)
+        self._quarantine(tuple(chunk for chunks in damaged for chunk in chunks), module.config.data)
         losses = validation_losses(module.model, batches, module.config, self._ranks)
         self._validated = self.position.step, losses["val_loss"]
         row = {"step": self.position.step, "position": self.position.cells, **losses, "time": time.time()}
@@ -214,14 +226,14 @@ class Recorder(L.Callback):
             self._append(METRICS, {key: _json(value) for key, value in row.items()})
 
     def _save(self, module: GeneMambaModule) -> None:
-        # Saving gives an optimizer that has not stepped yet a state of its own, which would change later steps.
+        # Not before the first step: saving creates the optimizer's state, which would change later steps.
         if self.position.step == self._saved_step or not self._has_stepped:
             return
         begun = time.perf_counter()
         if self._ranks.is_first:
             for name in (METRICS, SKIPPED, QUARANTINE):
                 sync_rows(self.directory / name)
-        # Each rank advances its own lanes.
+        # Each rank knows only the positions of its own lanes.
         for lanes in self._ranks.gather({lane: self.position.lanes[lane] for lane in module.last_result.info.lanes}):
             self.position.lanes.update(lanes)
         steps, model, optimizer = module.steps, module.model, module.optimizer
@@ -229,7 +241,7 @@ class Recorder(L.Callback):
             raise self._ranks.in_one_voice(
                 DataError(
                     f"{self.directory}: at step {self.position.step:,} the weights are not finite, so they are not "
-                    "saved; the checkpoint before is whole: go on from it with a lower optim.lr in another run.dir"
+                    "saved; earlier checkpoints are whole. Train with a lower optim.lr in another run.dir"
                 )
             )
         step, val_loss = self._validated or (None, math.nan)
@@ -274,20 +286,20 @@ class Recorder(L.Callback):
                     "optim.lr or a longer optim.warmup_steps in another run.dir"
                 )
             )
-        # The run may have had other ranks then.
+        # That part of the run may have had another strategy or number of ranks.
         self._ranks.from_first(lambda: refuse_other_form(checkpoint, module.steps.form, self._ranks.world_size))
         self._rollbacks += 1
         self._bad_steps = []
         module.steps.load(checkpoint, module.model, module.optimizer)
         if self._ranks.is_first:
-            log.warning("%s: the weights of step %d come back; the data goes on from here", count, checkpoint.step)
+            log.warning("%s: loaded the weights of step %d again; the data continues from here", count, checkpoint.step)
             row = {"event": "rollback", "step": step, "to_step": checkpoint.step, "time": time.time()}
             self._append(SKIPPED, row)
-        # These are other weights than those that were validated, and a resume must not meet the bad steps again.
+        # These are not the weights that were validated. Saved, because a resume must not repeat the bad steps.
         self._validated = None
         self._save(module)
 
 
 def _json(value: Any) -> Any:
-    """JSON has no NaN and no infinity."""
+    """Replace NaN and infinity, which JSON does not have, by None."""
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,4 +1,4 @@
-"""`report.html`: what a run was, how it went and what came out, in one file without links."""
+"""Write `report.html`: the settings, the training and the evaluation of a run, in one file without links."""
 
 import base64
 import html
@@ -29,19 +29,19 @@ caption { text-align: left; font-weight: 600; padding: .3em 0; white-space: nowr
 th, td { padding: .2em .9em .2em 0; text-align: right; border-bottom: 1px solid #eee; }
 th:first-child, td:first-child { text-align: left; }
 tr.model td { background: #fdf1ee; } td.best { font-weight: 700; }
-ul.said li { margin: .3em 0; } .notes { color: #555; font-size: .9em; }
+ul.verdicts li { margin: .3em 0; } .notes { color: #555; font-size: .9em; }
 pre { background: #f6f6f6; padding: 1em; overflow-x: auto; font-size: .85em; }
 """
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `report.html` and `curves.png` into a run directory, from what lies there.
+    """Write `report.html` and `curves.png` into a run directory, from its records.
 
     Args:
-        run_dir: holds `config.yaml` and `metrics.jsonl`; the evaluation is taken from its `eval/` if there is one.
+        run_dir: holds `config.yaml` and `metrics.jsonl`, and `eval/` if the run was evaluated.
 
     Returns:
-        The page.
+        The path of the page.
 
     Raises:
         DataError: the directory holds no run, or no step was recorded.
@@ -78,7 +78,7 @@ def write_report(run_dir: Path) -> Path:
 
 
 def _table(caption: str, headings: list[str], lines: Iterable[list[str]]) -> str:
-    """An HTML table; a star behind a figure makes it bold."""
+    """Format an HTML table; a star after a number makes it bold."""
     parts = ["<table>"]
     if caption:
         parts.append(f"<caption>{html.escape(caption)}</caption>")
@@ -93,7 +93,7 @@ def _table(caption: str, headings: list[str], lines: Iterable[list[str]]) -> str
 
 
 def _summary(config: Config, run_dir: Path) -> str:
-    """What differs from the defaults, and the machine."""
+    """Format the settings that differ from the defaults, and the machine of the last start."""
     defaults, lines = asdict(Config()), []
     for section, settings in asdict(config).items():
         lines += [
@@ -107,13 +107,13 @@ def _summary(config: Config, run_dir: Path) -> str:
         start = json.loads(environment.read_text())["starts"][-1]
         hardware = ", ".join([str(start["processor"]), f"{start['cpus']} CPUs", *start["gpus"]])
         revision = (start["git"] or "unknown")[:12]
-        said = f"Last start {start['time']} at step {start['step']:,}; {hardware}; revision {revision}"
-        parts.append(f"<p class=notes>{html.escape(said)}</p>")
+        last_start = f"Last start {start['time']} at step {start['step']:,}; {hardware}; revision {revision}"
+        parts.append(f"<p class=notes>{html.escape(last_start)}</p>")
     return "".join(parts)
 
 
 def _training(rows: list[dict[str, Any]], steps: list[dict[str, Any]], skipped: list[dict[str, Any]]) -> str:
-    """The figures behind the curves."""
+    """Format the numbers behind the curves."""
     losses = column(steps, "loss")[1]
     lines = [["last training loss", f"{losses[-1]:.3f} nats" if len(losses) else "no step was finite"]]
     at, losses = column(rows, "val_loss")
@@ -134,12 +134,12 @@ def _training(rows: list[dict[str, Any]], steps: list[dict[str, Any]], skipped: 
 
 
 def _evaluation(directory: Path) -> list[str]:
-    """Tables, what they say, and pictures; or how to get them."""
+    """Format verdicts, tables and pictures; or the command that makes them."""
     path = directory / "eval.json"
     if not path.is_file():
         return ["<p>Not evaluated yet: run <code>gm-train eval</code> on a checkpoint of this run.</p>"]
     results = json.loads(path.read_text())
-    parts = ["<ul class=said>", *(f"<li>{html.escape(said)}</li>" for said in score_table.verdicts(results)), "</ul>"]
+    parts = ["<ul class=verdicts>", *(f"<li>{html.escape(line)}</li>" for line in score_table.verdicts(results)), "</ul>"]
     parts += [_table(*block) for block in score_table.blocks(results)]
     parts += [f"<p class=notes>{html.escape(note)}</p>" for note in results["notes"]]
     pictures = sorted(directory.glob("eval-*.png"), reverse=True)

@@ -16,8 +16,8 @@ def validation_losses(model: GeneMamba, batches: list[MicroBatch], config: Confi
 
     Args:
         model: whole or sharded.
-        batches: the same on every rank, damaged cells apart, at least one; the ranks take turns.
-        config: the run's.
+        batches: at least one; the same on every rank, except for damaged cells. Each rank scores every n-th one.
+        config: of the run.
         ranks: this process among the others.
     """
     device = next(model.parameters()).device
@@ -25,7 +25,7 @@ def validation_losses(model: GeneMamba, batches: list[MicroBatch], config: Confi
     model.eval()
     sums = torch.zeros(2)
     n_targets = n_pairs = 0
-    # Sharded layers are gathered by all ranks together: every rank runs as many passes, the last ones for nothing.
+    # All ranks gather sharded layers together, so each must run as many passes, even if the last ones do not count.
     for first in range(0, len(batches), ranks.world_size):
         own = first + ranks.global_rank
         batch = move_data_to_device(batches[min(own, len(batches) - 1)], device)
@@ -36,7 +36,7 @@ def validation_losses(model: GeneMamba, batches: list[MicroBatch], config: Confi
             n_targets += len(batch.targets)
             n_pairs += int(batch.positive.sum())
     model.train(was_training)
-    # Of the batches that were scored, which need not have the same damaged cells on each rank.
+    # Counts are of the batches that were scored: damaged cells may differ between ranks.
     lang, pathway, n_targets, n_pairs = ranks.sums([*sums.tolist(), n_targets, n_pairs])
     lang, pathway = lang / max(1, n_targets), pathway / max(1, n_pairs)
     return {"val_loss": lang + config.objective.gamma * pathway, "val_l_lang": lang, "val_l_pathway": pathway}

@@ -41,7 +41,7 @@ def test_promise_06_a_signal_to_any_rank_saves_and_leaves_on_all(
     assert [checkpoint.step for checkpoint in list_checkpoints(run / "checkpoints")] == [last]
     # The ranks finish the current step; some more steps may pass between reading `seen` and sending the signal.
     assert seen <= last < 5000
-    assert "left by" in log.read_text()
+    assert "stopped by" in log.read_text()
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -250,7 +250,7 @@ def test_ranks_of_one_machine_start_leave_and_end_together(atlas: Atlas, words: 
     wait(process, 5)
     process.send_signal(signal.SIGINT)
     assert process.wait(60) == 1
-    assert "left by SIGINT" in (tmp_path / "log").read_text()
+    assert "stopped by SIGINT" in (tmp_path / "log").read_text()
 
     process = supervised(tmp_path, command)
     wait(process, 5)

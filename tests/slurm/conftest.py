@@ -20,7 +20,13 @@ FINAL = frozenset({"COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL", "
 
 
 def poll(met: Callable[[], object], timeout: float, what: Callable[[], str]) -> None:
-    """Wait until `met` is true; fails the test with `what` it waited for."""
+    """Wait until `met` returns true.
+
+    Args:
+        met: the condition.
+        timeout: seconds after which the test fails.
+        what: returns the message of that failure.
+    """
     end = time.monotonic() + timeout
     while not met():
         if time.monotonic() > end:
@@ -30,9 +36,9 @@ def poll(met: Callable[[], object], timeout: float, what: Callable[[], str]) -> 
 
 @dataclass(frozen=True)
 class Slurm:
-    """A running cluster of the nodes n1 and n2, and the commands that tests give it.
+    """A running cluster of the nodes n1 and n2, with the commands that tests need.
 
-    Both nodes are this machine: they share its files. Each has 16 CPUs and 2 GPUs, none of which need exist.
+    Both nodes are this machine and share its files. Each claims 16 CPUs and 2 GPUs, which need not exist.
     """
 
     cluster: LocalSlurm
@@ -43,27 +49,31 @@ class Slurm:
         return self.cluster.environment
 
     def sbatch(self, *words: str | Path) -> int:
-        """Submit a job: a script and its arguments, options, or both. Returns its number.
+        """Submit a job: options, and a script with its arguments. Return the number of the job.
 
-        The job's environment is this process's, less SLURM's variables. Without `--output` its output is in the
-        working directory of the tests: name a file.
+        The job has the environment of this process, without SLURM's variables. Use `--output`: otherwise the output
+        is written into the working directory of the tests.
         """
         return int(self.cluster.run("sbatch", "--parsable", *map(str, words)).split(";")[0])
 
     def field(self, job: int, name: str) -> str:
-        """One field of `scontrol show job`, for example Restarts, Reason, ExitCode or StartTime."""
+        """Return one field of `scontrol show job`, for example Restarts, Reason, ExitCode or StartTime."""
         fields = dict(word.partition("=")[::2] for word in self.scontrol("show", "job", "--oneliner", str(job)).split())
         return fields[name]
 
     def state(self, job: int) -> str:
-        """The job's state: PENDING, RUNNING, COMPLETING, or one of FINAL."""
+        """Return the job's state: PENDING, RUNNING, COMPLETING, or one of FINAL."""
         return self.field(job, "JobState")
 
     def wait(self, job: int, states: str | Collection[str] = FINAL, timeout: float = 30) -> str:
-        """Wait until the job is in one of the states, and return that. Fails the test after the timeout.
+        """Wait until the job is in one of the states, and return that state.
 
-        A job that goes through a state quickly is not necessarily seen in it: wait for what it does instead, or for
-        what cannot be undone.
+        A short state may be missed: then wait for an effect of the job, or for a final state.
+
+        Args:
+            job: number of the job.
+            states: one state, or several.
+            timeout: seconds after which the test fails.
         """
         wanted = {states} if isinstance(states, str) else set(states)
         seen = [""]
@@ -76,17 +86,22 @@ class Slurm:
         return seen[-1]
 
     def show(self, job: int) -> str:
-        """What SLURM knows of a job, for the message of a failed test."""
+        """Return SLURM's description of a job, for the message of a failed test."""
         return self.scontrol("show", "job", str(job))
 
     def scontrol(self, *words: str) -> str:
-        """The output of `scontrol`; DataError if it fails."""
+        """Run `scontrol` and return its output; raise DataError if it fails."""
         return self.cluster.run("scontrol", *words)
 
     def start_now(self, job: int, restarts: int = 1, timeout: float = 30) -> None:
-        """Wait until the job was requeued so many times, and shorten its wait (10 seconds here, 120 by default) to 2.
+        """Wait until the job was requeued, and shorten its delay (10 s here, 120 s by default) to 2 s.
 
-        A job that starts in the second of its requeue fails: "Job credential revoked". Hence the wait.
+        It cannot be shorter: a job that starts in the second of its requeue fails with "Job credential revoked".
+
+        Args:
+            job: number of the job.
+            restarts: number of requeues to wait for.
+            timeout: seconds after which the test fails.
         """
         rest = timedelta(seconds=2)
 
@@ -100,17 +115,17 @@ class Slurm:
         self.cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
 
     def scancel(self, *words: str | int) -> None:
-        """`scancel` with these words: a job's number ends it; after `--signal=USR1` only its tasks get that."""
+        """Run `scancel`. A job's number ends it; with `--signal=USR1` before it, only its tasks get the signal."""
         self.cluster.run("scancel", *map(str, words))
 
     def processes(self, job: int) -> list[int]:
-        """The processes that now run in a job, on either node: batch script, srun, tasks and their children."""
+        """Return the ids of a job's processes on both nodes: batch script, srun, tasks and their children."""
         return sorted(self.cluster.processes(f"SLURM_JOB_ID={job}"))
 
     def kill_node(self, name: str, tasks: bool = True) -> None:
-        """SIGKILL a node's slurmd, and what it runs. With `tasks=False` that lives on, as behind a broken network.
+        """Kill a node's slurmd and its jobs. With `tasks=False` the jobs live on, as behind a broken network.
 
-        The controller notices within 30 seconds or so; it then requeues the jobs of the node. To have it at once:
+        The controller notices this within about 30 seconds and requeues the jobs of the node. To speed this up:
         `scontrol("update", f"NodeName={name}", "State=DOWN", "Reason=test")`.
         """
         self.cluster.stop(name, [signal.SIGKILL])
@@ -118,7 +133,7 @@ class Slurm:
             self.cluster.kill_jobs(name)
 
     def revive_node(self, name: str, timeout: float = 60) -> None:
-        """Start a node's slurmd again if it is not running, and wait until the node takes jobs."""
+        """Start a node's slurmd again if it is not running, and wait until the node accepts jobs."""
         self.cluster.up(timeout)
         poll(
             lambda: self.cluster.states()[name] in {"idle", "mixed", "allocated"},
@@ -128,7 +143,7 @@ class Slurm:
 
 @pytest.fixture(scope="session")
 def slurm_installed() -> None:
-    """Skips where SLURM is not installed; on CI it has to be."""
+    """Skip tests if SLURM is not installed; on CI, fail."""
     if not all(shutil.which(program, path=PATH) for program in ("sbatch", "slurmctld", "slurmd", "munged")):
         if os.environ.get("CI") == "true":
             pytest.fail(NOT_INSTALLED)
@@ -137,7 +152,7 @@ def slurm_installed() -> None:
 
 @pytest.fixture
 def short_folder() -> Iterator[Path]:
-    """A folder for a cluster: the sockets in it allow only a short path, which pytest's own are not."""
+    """A folder for a cluster. Sockets need a short path, and those of pytest's tmp_path are too long."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
     yield folder / "cluster"
     shutil.rmtree(folder)
@@ -145,7 +160,7 @@ def short_folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def slurm(slurm_installed: None) -> Iterator[Slurm]:
-    """A cluster of two idle nodes, the same for all tests of a session: clean up your jobs."""
+    """A cluster of two idle nodes, shared by all tests of a session: each test must end its jobs."""
     folder = Path(tempfile.mkdtemp(prefix="slurm-", dir="/tmp"))
     cluster = LocalSlurm(folder / "cluster")
     try:

@@ -1,4 +1,4 @@
-"""`gm-train data ... --slurm`: jobs of workers on a real SLURM, the same bytes as locally, and an end in every case."""
+"""`gm-train data ... --slurm` on a real SLURM: the output equals that of a local run, and the jobs always end."""
 
 import contextlib
 import os
@@ -18,10 +18,10 @@ from data_shards.store.manifest import Manifest
 from tests.conftest import write_cells
 from tests.slurm.conftest import Slurm, poll
 
-if find_spec("dask_jobqueue") is None:  # importing it would take Ctrl-C from all other tests
+if find_spec("dask_jobqueue") is None:  # importing it would replace the Ctrl-C handler of all other tests
     pytest.skip("needs dask_jobqueue", allow_module_level=True)
 
-#: For what takes seconds on a quiet machine.
+#: Time limit in seconds for what takes seconds on an idle machine.
 PATIENCE = 240.0
 WORKERS = ("cluster.nodes=2", "cluster.cpus_per_task=1", "cluster.time=00:10:00", "cluster.partition=debug")
 
@@ -36,7 +36,7 @@ class Command:
                 [sys.executable, "-m", "gm_train.cli", "data", *map(str, words)],
                 env=slurm.environment | {"OMP_NUM_THREADS": "1"}, cwd=Path(__file__).parents[2],
                 stdout=log, stderr=subprocess.STDOUT,
-                # A process that pytest runs in the background may have been told to ignore Ctrl-C.
+                # If pytest runs in the background, its children may ignore Ctrl-C.
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             )  # fmt: skip
 
@@ -47,9 +47,9 @@ class Command:
         return self.process.wait(PATIENCE)
 
     def wait_for(self, n: int) -> dict[int, list[int]]:
-        """Wait until so many jobs have a worker that the scheduler knows; the processes of each, which stop.
+        """Wait until `n` jobs have a registered worker, then stop (SIGSTOP) and return the processes of each job.
 
-        A worker that was just told what to do still imports for seconds: nothing is finished.
+        A worker that has just got its first task imports modules for seconds: no task is finished yet.
         """
         poll(lambda: len(self.registered()) >= n or self.process.poll() is not None, PATIENCE, self.said)
         assert self.process.poll() is None, self.said()
@@ -72,7 +72,7 @@ def go_on(pids: list[int]) -> None:
 
 @pytest.fixture
 def queue(slurm: Slurm) -> Iterator[Slurm]:
-    """The cluster; no job is left after the test."""
+    """The cluster. All jobs are ended after the test."""
     yield slurm
     slurm.scancel("--partition=debug")
     poll(lambda: not slurm.cluster.run("squeue", "--noheader"), PATIENCE, lambda: slurm.cluster.run("squeue"))
@@ -90,7 +90,7 @@ def no_jobs(slurm: Slurm) -> bool:
 
 
 def left(folder: Path) -> list[str]:
-    """What lies there besides the log."""
+    """Return the names in the folder, without the log."""
     return sorted(found.name for found in folder.iterdir() if found.name != "command.log")
 
 
@@ -114,7 +114,7 @@ def test_medians_and_shards_are_the_same_bytes(queue: Slurm, files: list[Path], 
 def test_a_job_that_is_cancelled_half_way(queue: Slurm, files: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "m.zarr"
     command = Command(queue, tmp_path, "medians", *files, "--out", out, "--slurm", *WORKERS)
-    # Whichever tasks the first worker has, it holds on to them.
+    # The first worker stays stopped, and keeps the tasks that it has.
     (first, held), (_, others) = command.wait_for(2).items()
     go_on(others)
     assert not out.exists()
@@ -136,7 +136,7 @@ def test_a_job_that_is_put_back_into_the_queue_comes_back(queue: Slurm, files: l
     go_on(pids)
     queue.wait(job, "PENDING", PATIENCE)
     poll(lambda: not queue.processes(job), PATIENCE, lambda: queue.show(job))
-    # A job without a process is still one in the queue: it is waited for, and longer than Dask would by itself (15 s).
+    # A job in the queue is waited for even without a process, and longer than Dask would do by default (15 s).
     time.sleep(20)
     assert not out.exists()
     queue.scontrol("release", str(job))
@@ -160,7 +160,7 @@ def test_jobs_end_with_the_command(queue: Slurm, files: list[Path], tmp_path: Pa
     if number != signal.SIGKILL:
         assert "interrupted" in command.said()
         assert not any("slurm" in name for name in left(tmp_path))
-    # The same command goes on from what there is.
+    # The same command continues from what is finished.
     again = Command(queue, tmp_path, "medians", *files, "--out", tmp_path / "m.zarr")
     assert again.wait() == 0, again.said()
 

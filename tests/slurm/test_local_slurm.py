@@ -1,4 +1,4 @@
-"""The SLURM of `make slurm` runs, signals, requeues and loses jobs as a real one, and leaves nothing behind."""
+"""The SLURM of `make slurm` runs, signals, requeues and loses jobs like a production one, and leaves nothing behind."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ WAITS = """
 import os, signal, sys, time
 def leave(number, frame):
     print("task", os.environ["SLURM_PROCID"], "got", signal.Signals(number).name, flush=True)
-    time.sleep(0.5)  # srun reports one code for all: nobody may be cut off
+    time.sleep(0.5)  # srun reports one code for all: no task may be cut off
     sys.exit(85)
 signal.signal(signal.SIGUSR1, leave)
 print("ready", flush=True)
@@ -28,7 +28,7 @@ Script = Callable[[str], Path]
 
 @pytest.fixture
 def script(tmp_path: Path, slurm: Slurm) -> Iterator[Script]:
-    """Writes a batch script whose output goes to `out` next to it; its jobs are gone after the test."""
+    """Write a batch script whose output goes to `out` beside it; all jobs are ended after the test."""
 
     def write(body: str) -> Path:
         path = tmp_path / "job.sh"
@@ -87,7 +87,7 @@ def test_lost_node_requeues_its_job(slurm: Slurm, script: Script, tmp_path: Path
         *TWO_BY_TWO, script("echo run ${SLURM_RESTART_COUNT:-0}\n[ -e second ] || srun sleep 60\necho end\n")
     )
     wait_for(tmp_path, "run 0")
-    # The script, srun with its helper, and two tasks on each node.
+    # Seven processes: the script, srun with its helper, and two tasks on each node.
     poll(lambda: len(slurm.processes(job)) >= 7, 20, lambda: str(slurm.processes(job)))
     (tmp_path / "second").touch()
     slurm.kill_node("n2")
@@ -106,7 +106,7 @@ def test_scripts_can_ask_for_what_no_node_has(slurm: Slurm, words: list[str]) ->
 
 
 def test_down_leaves_nothing(slurm_installed: None, short_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Also not a job that ignores signals, nor anything of a cluster of which programs were killed."""
+    """Neither a job that ignores signals, nor anything of a cluster whose programs were killed."""
     options = ["--dir", str(short_folder)]
     cluster = LocalSlurm(short_folder)
     try:

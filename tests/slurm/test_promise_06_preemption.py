@@ -1,4 +1,4 @@
-"""Promise 6 on a real SLURM: a job that is told to leave loses no step, comes back by itself and stays the same run."""
+"""Promise 6 on a real SLURM: a job that gets a signal loses no step, restarts by itself and remains the same run."""
 
 import json
 import os
@@ -19,22 +19,22 @@ from gm_train.checkpoint.find import load_model, open_checkpoint
 from gm_train.cli.main import main
 from gm_train.run.lock import MARKER
 from tests.conftest import Atlas, tiny_words
-from tests.faults.test_tracking import expected, mirrored
 from tests.slurm.conftest import Slurm, poll
+from tests.support.mlflow_records import expected, mirrored
 from tests.support.slurm_jobs import LOCAL_CPU, PATIENCE, Job, launch
 from tests.support.training_runs import history, train, train_ranks
 
 CLUSTERS = Path(LOCAL_CPU).parent
 #: A job must live until it is told to leave: this many steps take some seconds.
 STEPS = 250
-# No checkpoint is due before the end: what is there was saved because the job was told to leave.
+# No checkpoint is due before the end: any earlier one was saved because the job got a signal.
 WORDS = [f"trainer.max_steps={STEPS}", f"optim.schedule_steps={STEPS}", "checkpoint.every_steps=1000"]
 Launch = Callable[..., Job]
 
 
 @pytest.fixture(scope="module")
 def undisturbed(atlas: Atlas, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same two ranks, outside of SLURM and never interrupted."""
+    """The same run on two ranks, outside of SLURM and never interrupted."""
     folder = tmp_path_factory.mktemp("undisturbed")
     codes = train_ranks([*tiny_words(atlas.store, folder / "run"), *WORDS], 2, folder / "log")
     assert codes == [0, 0], (folder / "log").read_text()
@@ -43,7 +43,7 @@ def undisturbed(atlas: Atlas, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def here(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """This process is on a login node of the cluster; its jobs are gone after the test."""
+    """Make this process act like one on a login node of the cluster; all jobs are ended after the test."""
     for name in ("SLURM_CONF", "PATH"):
         monkeypatch.setenv(name, slurm.environment[name])
     yield
@@ -55,7 +55,7 @@ def here(slurm: Slurm, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 @pytest.fixture
 def start(here: None, slurm: Slurm, atlas: Atlas, tmp_path: Path) -> Launch:
-    """Launches a job of two ranks that trains into `run`."""
+    """Return a function that launches a job of two ranks, which trains into `run`."""
 
     def start(*words: str) -> Job:
         return launch(slurm, tmp_path / "run", *tiny_words(atlas.store, tmp_path / "run"), *WORDS, *words)
@@ -63,8 +63,17 @@ def start(here: None, slurm: Slurm, atlas: Atlas, tmp_path: Path) -> Launch:
     return start
 
 
-def tell(job: Job, who: str, restart: int = 0) -> int:
-    """Give USR1 to all ranks, or to one, while none can go on. Returns the last step before it."""
+def send_usr1(job: Job, who: str, restart: int = 0) -> int:
+    """Halt all ranks, send USR1 to all of them or to one, and let them continue.
+
+    Args:
+        job: the job.
+        who: "all", or a rank.
+        restart: number of the job's restart.
+
+    Returns:
+        The last step before the signal.
+    """
     step = job.halt(restart=restart)
     if who == "all":
         job.slurm.scancel("--signal=USR1", job.number)
@@ -77,14 +86,14 @@ def tell(job: Job, who: str, restart: int = 0) -> int:
 
 @pytest.mark.parametrize("who", ["all", "1"])
 def test_promise_06_told_to_leave_and_back(start: Launch, undisturbed: Path, tmp_path: Path, who: str) -> None:
-    """At most one step is trained between the signal, to whichever rank, and the save; none is lost or doubled."""
+    """After the signal, to any rank, at most one step is trained before the save; none is lost or repeated."""
     mlflow = who == "all"
     job = start(*(["tracking.mlflow=auto"] if mlflow else []))
     job.wait_for_step(3)
     if mlflow:
-        job.halt(1)  # rank 0 waits for it, and MLflow takes its time
+        job.halt(1)  # rank 0 waits for this rank, and MLflow starts slowly
         poll((job.run / "tracking.json").exists, PATIENCE, lambda: f"no MLflow run\n{job}")
-    step = tell(job, who)
+    step = send_usr1(job, who)
     job.wait_for_requeue(1)
     assert (job.run / MARKER).read_text() == f"{job.number}.0\n"
     saved = job.saved()
@@ -109,11 +118,11 @@ def test_promise_06_told_to_leave_and_back(start: Launch, undisturbed: Path, tmp
 
 @pytest.mark.slow
 def test_promise_06_the_time_limit(slurm: Slurm, start: Launch, undisturbed: Path) -> None:
-    """SLURM itself sends USR1, to all processes of the ranks: to loader workers, too."""
-    # It comes half a minute to a minute after the start; the next start may get it as well, and then there is a third.
+    """SLURM itself sends USR1 to all processes of the ranks, including loader workers."""
+    # USR1 comes 30 to 60 s after the start. The next start may get it, too; then there is a third one.
     job = start("cluster.time=2", "cluster.signal_seconds=60", "data.workers=1")
     job.wait_for_step(3)
-    step = job.halt()  # or it might be over before; SLURM wakes the ranks, and then signals them
+    step = job.halt()  # so that the job does not finish first; SLURM wakes the ranks before it signals them
     job.wait_for_requeue(1)
     saved = job.saved()
     assert len(saved) == 1
@@ -133,7 +142,7 @@ def test_promise_06_the_time_limit(slurm: Slurm, start: Launch, undisturbed: Pat
 def test_promise_06_a_signal_before_python_is_up_kills_nothing(
     slurm: Slurm, start: Launch, undisturbed: Path, tmp_path: Path
 ) -> None:
-    """The ranks ignore it while they start: the job goes on as if it had not come."""
+    """The ranks ignore the signal while they start: the job continues as if nothing had happened."""
     slow = tmp_path / "slow.sh"
     slow.write_text(
         f'touch {tmp_path}/starting.$SLURM_PROCID\nuntil [ -e {tmp_path}/go ]; do sleep 0.1; done\nexec "$@"\n'
@@ -141,7 +150,7 @@ def test_promise_06_a_signal_before_python_is_up_kills_nothing(
     job = start(f"cluster.prefix=bash {slow}")
     poll(lambda: len(list(tmp_path.glob("starting.*"))) == 2, PATIENCE, lambda: f"not starting\n{job}")
     slurm.scancel("--signal=USR1", job.number)
-    time.sleep(2)  # nothing shows that an ignored signal has come
+    time.sleep(2)  # the arrival of an ignored signal cannot be observed
     (tmp_path / "go").touch()
     job.wait("COMPLETED")
     assert job.restarts() == 0
@@ -153,7 +162,7 @@ def test_promise_06_ten_requeues_end_with_the_same_weights(start: Launch, undist
     job = start()
     for restart in range(10):
         job.wait_for_step(job.step() + 4)
-        step = tell(job, ["all", "0", "1"][restart % 3], restart)
+        step = send_usr1(job, ["all", "0", "1"][restart % 3], restart)
         job.wait_for_requeue(restart + 1)
         assert job.saved()[-1] in (step, step + 1)
         job.come_back(restart + 1)
@@ -166,7 +175,7 @@ def test_promise_06_ten_requeues_end_with_the_same_weights(start: Launch, undist
 
 
 def test_a_killed_rank_fails_the_job(slurm: Slurm, start: Launch) -> None:
-    """It is not requeued, not even if an earlier job of the run was told to leave."""
+    """It is not requeued, not even if an earlier job of the run left a marker."""
     job = start()
     job.wait_for_step(3)
     (job.run / MARKER).write_text(f"{job.number - 1}.0\n")
@@ -191,7 +200,7 @@ def test_a_run_without_its_store_fails(slurm: Slurm, start: Launch, atlas: Atlas
 def test_one_job_at_a_time_until_scancel(
     slurm: Slurm, start: Launch, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """While a job waits or runs, no other may train into its directory; scancel ends it for good, with a checkpoint."""
+    """While a job waits or runs, no other may train into its directory. scancel ends it for good, with a checkpoint."""
     words = [*tiny_words(atlas.store, tmp_path / "run"), *WORDS]
     job = start("cluster.sbatch=[--hold]")
     capsys.readouterr()
@@ -199,7 +208,7 @@ def test_one_job_at_a_time_until_scancel(
     assert f"job {job.number} trains into it already (pending)" in capsys.readouterr().err
     slurm.scontrol("release", str(job.number))
     job.wait_for_step(3)
-    step = job.halt()  # or it might be over before it is asked for
+    step = job.halt()  # so that the job does not finish before the next line
     assert main(["launch", LOCAL_CPU, *words]) == 1
     assert f"job {job.number} trains into it already (running)" in capsys.readouterr().err
     assert train(words, tmp_path / "log") == 1
@@ -222,7 +231,7 @@ def test_one_job_at_a_time_until_scancel(
 @pytest.mark.slow
 @pytest.mark.parametrize("node", ["n1", "n2"])
 def test_a_lost_node(slurm: Slurm, start: Launch, undisturbed: Path, node: str) -> None:
-    """SLURM notices by itself, with a job that waits for the lost rank; n1 has rank 0 and the batch script."""
+    """SLURM notices by itself, while the job waits for the lost rank. n1 has rank 0 and the batch script."""
     job = start("checkpoint.every_steps=10")
     job.wait_for_step(25)
     slurm.kill_node(node)
@@ -239,7 +248,7 @@ def test_a_lost_node(slurm: Slurm, start: Launch, undisturbed: Path, node: str) 
 
 @pytest.mark.slow
 def test_ranks_that_outlived_their_job_write_nothing_more(slurm: Slurm, start: Launch, undisturbed: Path) -> None:
-    """A node that lost its network alone: its ranks are whole, and go on when the next start has taken over."""
+    """A node has only lost its network: its ranks live, and continue after the next start has taken over."""
     job = start("checkpoint.every_steps=10", "cluster.nodes=1", "cluster.tasks_per_node=2")
     job.wait_for_step(25)
     node = slurm.field(job.number, "BatchHost")
@@ -304,7 +313,7 @@ def test_more_nodes_than_there_are_is_refused_with_advice(
 
 
 def test_doctor_in_an_allocation(slurm: Slurm, here: None, atlas: Atlas, tmp_path: Path) -> None:
-    """The ranks meet by what SLURM says, on both nodes, and agree that the run can be done."""
+    """Ranks on both nodes meet by SLURM's variables, and find that the run would work."""
     config = [LOCAL_CPU, *tiny_words(atlas.store, tmp_path / "run")]
     words = shlex.join([sys.executable, "-m", "gm_train.cli", "doctor", *config])
     job = slurm.sbatch("--nodes=2", "--ntasks-per-node=1", f"--output={tmp_path}/out", f"--wrap=srun {words}")

@@ -15,9 +15,8 @@ from gm_train.bench.measure.process import OutOfMemory
 from gm_train.bench.measure.turns import Say
 from gm_train.bench.model import layer_runner, sections
 from gm_train.bench.model.contenders import GENEMAMBA, MIXER, PUBLISHED, TRANSFORMER, contenders, n_parameters
-from gm_train.bench.model.crossover import crossover
 from gm_train.bench.model.model_plan import ModelPlan
-from gm_train.bench.model.model_report import render_model
+from gm_train.bench.model.model_report import crossover, render_model
 from gm_train.bench.model.throughput_picture import draw_throughput
 from gm_train.bench.model.workload import Stores, simulated_stores
 from gm_train.bench.results import bench_progress, made_with, write_results

@@ -14,10 +14,9 @@ from gm_train.bench.measure.peaks import PeakRunner, Peaks, roofline_seconds
 from gm_train.bench.measure.process import BenchProcess, OutOfMemory, call_alone
 from gm_train.bench.measure.turns import FEWEST_STEPS, Say, Spread, alternate
 from gm_train.bench.model import layer_runner, loss_memory
-from gm_train.bench.model.contenders import GENEMAMBA, MIXER, Contender, contenders, ladder, with_trainer
+from gm_train.bench.model.contenders import GENEMAMBA, MIXER, Contender, contenders, ladder, option_pairs, with_trainer
 from gm_train.bench.model.model_plan import NATURAL, ROW, ModelPlan
 from gm_train.bench.model.model_runner import ModelRunner
-from gm_train.bench.model.option_pairs import option_pairs
 from gm_train.bench.model.profile import ProfileRunner
 from gm_train.bench.model.rooflines import KernelRunner
 from gm_train.bench.model.workload import Shape, Stores, Workload

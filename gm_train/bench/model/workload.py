@@ -137,7 +137,7 @@ class Shape:
     each: tuple[tuple[int, int], ...]
 
 
-def read_rows(workload: Workload) -> Rows:
+def read_packed_rows(workload: Workload) -> Rows:
     """Read packed rows for all batches: training cells of the store, in the order of a run with one lane.
 
     Raises:
@@ -177,7 +177,7 @@ def make_batches(
     Returns:
         The batches and their average shape.
     """
-    rows = read_rows(workload)
+    rows = read_packed_rows(workload)
     tokenizer = Tokenizer.load(workload.store)
     if all_positions:
         objective = replace(objective, language="next_token", paper_compat=True)

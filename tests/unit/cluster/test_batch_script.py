@@ -1,6 +1,6 @@
-"""The batch script of a launch, run by bash: what the ranks get, and what their exit code leads to.
+"""Run the batch script of a launch in bash: what the ranks get, and what follows from their exit code.
 
-srun and scontrol are played by small programs here; tests/slurm runs the real ones.
+Here, small programs stand in for srun and scontrol; tests/slurm runs the real ones.
 """
 
 import json
@@ -15,7 +15,7 @@ from cluster.batch_script import MARKER, render_batch_script, resolved
 from cluster.launch_problems import launch_problems
 from tests.support.launch_cases import configured, executable
 
-# srun for one task: its options are noted, its command is run.
+# Stands in for srun, with one task: records the options and runs the command.
 SRUN = """\
 #!{python}
 import json, os, sys
@@ -36,7 +36,7 @@ case "$1 $2" in
     *) echo "[\\"scontrol\\", [\\"$1\\", \\"$2\\"]]" >>"$SEEN"; exit "$SCONTROL" ;;
 esac
 """
-# The interpreter of the ranks: notes what it was given, leaves a marker, ends as told.
+# Stands in for the interpreter of the ranks: records its input, writes the marker WRITES, and exits with CODE.
 RANK = """\
 #!{python}
 import json, os, signal, sys
@@ -53,7 +53,7 @@ sys.exit(int(os.environ["CODE"]))
 
 
 class Played:
-    """What happened in a batch script: its exit code, what it printed, and what the programs that it called saw."""
+    """The outcome of a batch script: exit code, output, and the calls that the programs in it recorded."""
 
     def __init__(self, done: "subprocess.CompletedProcess[str]", seen: Path) -> None:
         self.code, self.out, self.err = done.returncode, done.stdout, done.stderr
@@ -66,7 +66,7 @@ class Played:
 
 @pytest.fixture
 def play(tmp_path: Path) -> Callable[..., Played]:
-    """Run the batch script of job 7, its programs played by small ones, in a directory with an awkward name."""
+    """Run the batch script of job 7, with stand-ins for its programs, in a directory with an awkward name."""
     run_dir = tmp_path / 'it\'s 100%j of "it" $HOME #1'
     run_dir.mkdir()
     bin_dir, seen = tmp_path / "bin", tmp_path / "seen"
@@ -145,7 +145,7 @@ def test_marker_of_another_start_is_not(play: Callable[..., Played], marker: str
 
 
 def test_code_85_without_a_marker_hides_a_crash(play: Callable[..., Played]) -> None:
-    """srun tells the highest code: a rank that ends with 85 on SIGTERM covers one that has failed with 1."""
+    """srun reports the highest code: a rank that exits with 85 on SIGTERM hides one that has failed with 1."""
     played = play(code=85)
     assert (played.code, played.requeued) == (1, False)
     assert "failed with exit code 85, not requeued" in played.out
@@ -161,7 +161,7 @@ def test_requeues_come_to_an_end(play: Callable[..., Played]) -> None:
     played = play("cluster.max_requeues=2", code=85, restart="2", writes="7.2")
     assert (played.code, played.requeued) == (85, False)
     assert "not requeued after 2 restarts" in played.out
-    # SLURM itself requeues without counting.
+    # SLURM itself requeues jobs without this limit.
     played = play("cluster.max_requeues=2", code=85, restart="3")
     assert (played.code, played.of("srun")) == (1, [])
     assert "more than 2 restarts" in played.out

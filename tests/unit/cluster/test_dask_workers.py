@@ -1,4 +1,4 @@
-"""The batch script of Dask workers under SLURM, read as bash and sbatch read it."""
+"""The batch script of Dask workers under SLURM, parsed like bash and sbatch do."""
 
 import shlex
 import subprocess
@@ -14,7 +14,7 @@ from gm_train.cli.main import main
 from gm_train.config.check import ConfigError
 from gm_train.config.load import load_cluster
 
-if find_spec("dask_jobqueue") is None:  # importing it would take Ctrl-C from all other tests
+if find_spec("dask_jobqueue") is None:  # importing it would replace the Ctrl-C handler of all other tests
     pytest.skip("needs dask_jobqueue", allow_module_level=True)
 
 WORDS = [
@@ -26,7 +26,7 @@ WORDS = [
 
 def test_script_has_what_the_settings_say() -> None:
     config = load_cluster(WORDS)
-    # A time limit below cluster.signal_seconds matters to ranks alone.
+    # A time limit below cluster.signal_seconds is a problem only for jobs that train.
     assert job_problems(config) == []
     assert any("cluster.signal_seconds" in problem for problem in launch_problems(config))
     script = job_script(config.cluster, Path("/shared/of two words"), "m.zarr")
@@ -47,7 +47,7 @@ def test_script_has_what_the_settings_say() -> None:
     words = shlex.split(worker)
     assert words[:6] == ["apptainer", "exec", "image.sif", "python3", "-m", "distributed.cli.dask_worker"]
     options = dict(pairwise(words))
-    # One thread a worker, and a quarter of the job's 8 GiB.
+    # Each worker has one thread, and a quarter of the job's 8 GiB.
     assert (options["--nworkers"], options["--nthreads"], options["--memory-limit"]) == ("4", "1", "2.00GiB")
     assert subprocess.run(["bash", "-n"], input=script, text=True, check=False).returncode == 0
 
@@ -71,7 +71,7 @@ def test_settings_that_do_not_fit(tmp_path: Path, capsys: pytest.CaptureFixture[
         "a.h5ad",
     ):
         assert part in str(found.value)
-    # A file of settings may say more: it is the one that training is launched with.
+    # A file may contain other settings, too: it may be the one that training is launched with.
     file = tmp_path / "site.yaml"
     file.write_text("cluster:\n  partition: cpu\n  nodes: 0\ncheckpoint:\n  every_steps: 5\n")
     assert load_cluster([str(file)]).cluster.partition == "cpu"

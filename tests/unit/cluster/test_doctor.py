@@ -27,7 +27,7 @@ def nowhere_in_a_job(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def lines(out: str) -> dict[str, str]:
-    """Verdict and text of each check, by name, further lines of a check joined to its first."""
+    """Return verdict and text of each check by its name; further lines of a check are appended."""
     found: dict[str, str] = {}
     for line in out.splitlines():
         name = line[6:19].strip()
@@ -86,7 +86,7 @@ def test_run_directory_that_cannot_be_written(capsys: pytest.CaptureFixture[str]
     assert code == 1
     assert "FAIL" in found["run dir"]
     assert "cannot be written (Not a directory): choose another run.dir" in found["run dir"]
-    assert found["store"].startswith("ok")  # the others go on
+    assert found["store"].startswith("ok")  # the other checks still run
 
 
 def test_run_directory_that_is_in_use(capsys: pytest.CaptureFixture[str], atlas: Atlas, tmp_path: Path) -> None:
@@ -177,7 +177,7 @@ def test_ranks_that_do_not_meet(
     assert code == 1
     assert "rank 0 of 2" in found["rendezvous"]
     assert "MASTER_ADDR expected, but not set" in found["rendezvous"]
-    assert found["store"].startswith("ok")  # what rank 0 can see by itself
+    assert found["store"].startswith("ok")  # rank 0 can check this alone
     monkeypatch.setenv("RANK", "1")
     assert main(["doctor", *words]) == 1
     out, err = capsys.readouterr()

@@ -1,4 +1,4 @@
-"""What `gm-train doctor` makes of the answers of many ranks, and of GPUs that are played here."""
+"""How `gm-train doctor` judges the answers of many ranks and of GPUs; both are simulated here."""
 
 import time
 from pathlib import Path
@@ -26,7 +26,7 @@ GB = 10**9
 
 
 def said(*values: Any, nodes: str = "") -> list[Said[Any]]:
-    """What ranks 0, 1, ... said, each on the node of its letter."""
+    """Make the answers of ranks 0, 1, ...; `nodes` has one letter per rank, which names its node."""
     pairs = zip(values, nodes or "a" * len(values), strict=True)
     return [Said(i, f"host-{node}", value) for i, (value, node) in enumerate(pairs)]
 
@@ -46,7 +46,7 @@ def test_naming_ranks() -> None:
 
 
 class OfThree(Checkup):
-    """Rank 0 of three; the others say what they are told to."""
+    """Rank 0 of three ranks; the other two answer with the given values."""
 
     def __init__(self, *others: Any) -> None:
         self.printed: list[str] = []
@@ -101,7 +101,7 @@ def test_where_the_ranks_are() -> None:
     assert "not 2 on host-a, 1 on host-b: use --ntasks-per-node" in text
     text = text_of(layout_problems(said(0, 0, 1, 1, nodes="abab"), Ranks(0, 4, 0, 2)), Level.WARN)
     assert "--distribution=block" in text
-    # Containers with one name.
+    # Containers that have the same host name.
     assert layout_problems(said(0, 0, 0, nodes="aab"), Ranks(0, 3, 0, 1)) == []
 
 
@@ -158,7 +158,7 @@ def test_gpus() -> None:
     text = text_of(device_problems(said(gpu(0), gpu(0))), Level.FAIL)
     assert "ranks 0-1 on host-a share GPU 0 (2 visible for 2 ranks)" in text
     assert device_problems(said(gpu(0), gpu(0, uuid="GPU-9"), nodes="ab")) == []
-    # Tasks that see one GPU each call it number 0.
+    # If each task sees only one GPU, that always has number 0.
     assert device_problems(said(gpu(0, visible=1, uuid=""), gpu(0, visible=1, uuid=""))) == []
     assert device_problems(said(gpu(0, visible=1), gpu(0, visible=1, uuid="GPU-9"))) == []
     text = text_of(device_problems(said(gpu(0), gpu(1, taken=9 * GB))), Level.WARN)

@@ -1,4 +1,4 @@
-"""`gm-train launch`: what it refuses, what it writes, and what it asks SLURM, which is played by small scripts here."""
+"""`gm-train launch`: what it refuses, writes, and asks SLURM. Small scripts stand in for SLURM here."""
 
 import json
 from pathlib import Path
@@ -93,7 +93,7 @@ esac
 
 @pytest.fixture
 def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """sbatch that agrees and squeue that knows no job; the file of what they were asked."""
+    """Install an sbatch that accepts all jobs and a squeue without jobs; return the file that records the calls."""
     executable(tmp_path / "bin/sbatch", SBATCH)
     executable(tmp_path / "bin/squeue", '#!/bin/bash\necho "squeue $*" >>"$SEEN"\necho "$QUEUE"\n')
     seen = tmp_path / "seen"
@@ -129,7 +129,7 @@ def test_launch_checks_writes_and_submits(tmp_path: Path, slurm: Path, capsys: p
     assert f"tail -F '{run_dir}/logs/41-0.out'" in out
     assert (run_dir / "logs").is_dir()
     assert (folder / "job_id").read_text() == "41\n"
-    # What an allocation leaves in its shells would be believed by srun in the new job.
+    # 0: no SLURM_* variable of this shell reaches sbatch, because srun in the new job would take it for its own.
     assert slurm.read_text().splitlines() == ["0", "sbatch --test-only", "0", f"sbatch --parsable {folder}/job.sh"]
     config = config_from_file(folder / "config.yaml")
     assert (config.run.dir, config.trainer.num_nodes, config.trainer.devices) == (str(run_dir), 2, 2)
@@ -168,7 +168,7 @@ def test_second_job_of_a_run_is_refused(
     assert launch(run_dir) == 1
     assert "job 41 trains into it already (pending)" in capsys.readouterr().err
     assert not (run_dir / "launch/002").exists()
-    # Another job with that number, after the controller lost its memory.
+    # Another job has that number, because the controller lost its state.
     monkeypatch.setenv("QUEUE", "41 RUNNING elsewhere/job.sh")
     assert launch(run_dir) == 0
 
@@ -176,7 +176,7 @@ def test_second_job_of_a_run_is_refused(
 def test_fit_by_hand_leaves_a_launched_run_to_its_job(
     tmp_path: Path, slurm: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    """It would take the run from under the job; but where no SLURM answers, there is none to come."""
+    """It would take over the run directory of the job. But if SLURM does not answer, no job can start."""
     run_dir = tmp_path / "my run"
     assert launch(run_dir) == 0
     monkeypatch.delenv("SLURM_JOB_ID", raising=False)

@@ -12,15 +12,14 @@ import zarr
 from data_shards.errors import DataError
 from data_shards.tokens.vocabulary import PAD, Vocabulary
 from gm_train.bench.model import bench_model, sections
-from gm_train.bench.model.contenders import GENEMAMBA, Contender, ladder
+from gm_train.bench.model.contenders import GENEMAMBA, Contender, ladder, option_pairs
 from gm_train.bench.model.layer_runner import LayerRunner, is_installed
 from gm_train.bench.model.loss_memory import LossMemoryRunner
 from gm_train.bench.model.model_plan import ModelPlan
 from gm_train.bench.model.model_runner import ModelRunner
-from gm_train.bench.model.option_pairs import option_pairs
 from gm_train.bench.model.profile import ProfileRunner
 from gm_train.bench.model.rooflines import KernelRunner
-from gm_train.bench.model.workload import Workload, make_batches, read_rows
+from gm_train.bench.model.workload import Workload, make_batches, read_packed_rows
 from gm_train.cli.main import main
 from gm_train.config.load import load_config
 from gm_train.config.schema import Config, ModelConfig, ObjectiveConfig
@@ -36,7 +35,7 @@ def load(atlas: Atlas) -> Workload:
 
 
 def test_batches_are_the_cells_of_the_store_cut_to_a_length(load: Workload) -> None:
-    rows = read_rows(replace(load, length=10))
+    rows = read_packed_rows(replace(load, length=10))
     assert len(rows) == 2 * 3
     assert rows.lengths.max() <= 10
     assert max(len(rows.part(i, i + 1).tokens) for i in range(6)) > 50

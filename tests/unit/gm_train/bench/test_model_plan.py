@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from gm_train.bench.measure.peaks import Peaks, roofline_seconds
 from gm_train.bench.measure.turns import Spread
 from gm_train.bench.model import sections
-from gm_train.bench.model.crossover import crossover
 from gm_train.bench.model.model_plan import ModelPlan, gpu_report
+from gm_train.bench.model.model_report import crossover
 from gm_train.bench.model.rooflines import costs
 from gm_train.bench.model.workload import Shape
 from gm_train.cli.main import main

@@ -17,12 +17,12 @@ def run(atlas: Atlas, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_list_tells_form_size_and_validation_loss(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_shows_form_size_and_validation_loss(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ckpt", "list", str(run)]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in lines] == ["step-00000004", "step-00000005"]
     assert all("by name, written by 1 rank" in line and "MB" in line for line in lines)
-    # It was validated at step 5 alone.
+    # Only step 5 was validated.
     assert " - " in lines[0]
     assert " - " not in lines[1]
 
@@ -36,13 +36,13 @@ def test_verify_names_what_is_damaged(run: Path, capsys: pytest.CaptureFixture[s
     file.write_bytes(content)
     (run / "checkpoints" / "step-00000004" / "COMMIT").write_text("{")
     assert main(["ckpt", "verify", str(run)]) == 1
-    told = capsys.readouterr()
-    assert f"state/{file.name} does not have the hash that was committed" in told.out
-    assert "its COMMIT is missing or damaged" in told.out
-    assert "2 not whole" in told.err
+    printed = capsys.readouterr()
+    assert f"state/{file.name} does not have the hash that was committed" in printed.out
+    assert "its COMMIT is missing or damaged" in printed.out
+    assert "2 not whole" in printed.err
 
 
-def test_what_is_not_there_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_checkpoint_is_reported(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for action in ("list", "verify", "reshard"):
         assert main(["ckpt", action, str(tmp_path)]) == 1
         assert str(tmp_path) in capsys.readouterr().err

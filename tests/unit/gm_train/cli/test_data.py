@@ -54,7 +54,7 @@ def test_pbmc_of_scanpy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     printed = capsys.readouterr().out
     assert "700 cells kept, 0 filtered, 0 without a token left out; 174,400 tokens" in printed
     assert Manifest.load(tmp_path / "s.zarr").datasets[0].count_options.counts_from == "log1p"
-    # Its X is scaled: read without the options, it is refused and nothing is left behind.
+    # Its X is scaled: without the options, the file is refused, and no output is left behind.
     assert run("medians", path, "--out", tmp_path / "x.zarr") == 1
     assert "is negative: counts are in another matrix: try --layer or --raw" in capsys.readouterr().err
     assert sorted(found.name for found in tmp_path.iterdir()) == ["m.zarr", "s.zarr"]
@@ -134,7 +134,7 @@ def test_impossible_options_leave_with_2(
 def test_an_interrupt_that_is_lost_while_a_command_runs_ends_it(
     mistaken: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As in LLVM's callbacks, before there are workers."""
+    """Callbacks of LLVM can swallow KeyboardInterrupt; here no workers run yet."""
 
     def find_damage(store: str) -> list[str]:
         with suppress(KeyboardInterrupt):
@@ -149,7 +149,7 @@ def test_an_interrupt_that_is_lost_while_a_command_runs_ends_it(
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
-def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["--version"])
     assert stopped.value.code == 0
@@ -159,7 +159,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 def test_paths_lead_through_the_folder_above(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """TensorStore refuses them as they are; a link is followed before the folder above is taken."""
+    """TensorStore refuses paths with `..`; a link must be resolved before its `..`."""
     here, far = tmp_path / "here", tmp_path / "disk" / "far"
     for folder in (here, far):
         folder.mkdir(parents=True)
@@ -221,8 +221,8 @@ def test_add_extends_medians(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("buffered", [True, False])
-def test_output_that_nobody_reads_is_no_error_to_tell(atlas: Atlas, buffered: bool) -> None:
-    """As of `gm-train data inspect … | head -1`, whose reader leaves before all is printed."""
+def test_output_that_nobody_reads_is_no_error(atlas: Atlas, buffered: bool) -> None:
+    """As in `gm-train data inspect … | head -1`, which closes the pipe before everything is printed."""
     read, write = os.pipe()
     os.close(read)
     command = [sys.executable, *([] if buffered else ["-u"]), "-m", "gm_train.cli", "data", "inspect", str(atlas.store)]

@@ -69,10 +69,10 @@ def test_wrong_words_are_refused_with_one_message(
     assert evaluate(trained / "nowhere", atlas) == 1
     assert evaluate(trained, atlas, "--label", "nothing") == 1
     assert evaluate(trained, atlas, "--mask-seeds", "0") == 2
-    said = capsys.readouterr().err
-    assert "--label can be one of" in said
-    assert "--mask-seeds 0" in said
-    assert "Traceback" not in said
+    errors = capsys.readouterr().err
+    assert "--label can be one of" in errors
+    assert "--mask-seeds 0" in errors
+    assert "Traceback" not in errors
 
 
 def test_a_report_before_any_evaluation_says_how_to_get_one(trained: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every command line that the README shows is one that the parser takes."""
+"""The parser accepts every command line in the README."""
 
 import re
 import shlex
@@ -10,7 +10,7 @@ README = Path(__file__).parents[4] / "README.md"
 
 
 def command_lines(text: str) -> list[str]:
-    """The `gm-train ...` lines of fenced and indented code blocks, without prompt and comment."""
+    """Return the `gm-train ...` lines of code blocks, fenced or indented, without the prompt."""
     lines, fenced = [], False
     for line in text.replace("\\\n", " ").splitlines():
         if line.lstrip().startswith("```"):

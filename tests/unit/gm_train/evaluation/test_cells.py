@@ -6,56 +6,15 @@ from pathlib import Path
 import anndata as ad
 import numpy as np
 import pytest
-import zarr
 
 from data_shards.counts.filters import CellFilter
 from data_shards.errors import DataError
 from data_shards.medians.make_medians import make_medians
 from data_shards.prepare.make_store import make_store
 from data_shards.prepare.splits import SplitOptions
-from data_shards.store.manifest import VALIDATION
 from data_shards.tokens.tokenizer import Tokenizer
-from gm_train.evaluation import cells as cells_module
 from gm_train.evaluation.cells import read_cells
 from tests.conftest import Atlas, write_cells
-
-
-def stored(store: Path, name: str) -> tuple[np.ndarray, ...]:
-    return tuple(zarr.open_array(store / name / array, mode="r")[:] for array in ("tokens", "indptr", "split"))
-
-
-def test_plain_tokens_splits_and_labels_are_those_of_the_store(atlas: Atlas, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cells_module, "_ROWS", 37)
-    monkeypatch.setattr(cells_module, "_SPLITS", 29)
-    tokenizer = Tokenizer.load(atlas.store)
-    cells = read_cells(atlas.store, atlas.files, tokenizer, "cell_type")
-    assert cells.plain.n_cells == 191
-    at = 0
-    for which, path in enumerate(atlas.files):
-        source = ad.read_h5ad(path)
-        tokens, indptr, split = stored(atlas.store, path.stem)
-        for row in range(len(split)):
-            assert cells.plain.cell(at).tolist() == tokens[indptr[row] : indptr[row + 1]].tolist()
-            assert (cells.data_set[at], cells.row[at]) == (which, row)
-            assert cells.held_out[at] == (split[row] == VALIDATION)
-            at += 1
-        here = cells.data_set == which
-        assert cells.labels is not None
-        assert cells.labels[here].tolist() == source.obs["cell_type"].tolist()
-        counts = source.X.toarray()
-        known = source.var_names.isin(tokenizer.vocabulary.genes)
-        expected = np.log1p(counts / counts.sum(1, keepdims=True) * 1e4)[:, known]
-        np.testing.assert_allclose(cells.expression[here].toarray(), expected, rtol=1e-5)
-
-
-def test_dithered_tokens_are_those_of_a_dithered_tokenizer_and_the_same_genes(atlas: Atlas) -> None:
-    tokenizer = Tokenizer.load(atlas.store)
-    cells = read_cells(atlas.store, atlas.files, replace(tokenizer, dither=True))
-    plain = read_cells(atlas.store, atlas.files, tokenizer)
-    assert np.array_equal(cells.plain.tokens, plain.plain.tokens)
-    assert not np.array_equal(cells.plain.tokens, cells.dithered.tokens)
-    assert np.array_equal(cells.plain.lengths, cells.dithered.lengths)
-    assert cells.labels is None
 
 
 def test_of_many_cells_a_fixed_part_is_read_a_quarter_of_it_held_out(atlas: Atlas) -> None:

@@ -16,7 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from gm_train.cli.main import main
 from gm_train.model import attention
-from gm_train.model.attention import SDPA, VARLEN, attend, attention_kernel, lay_out
+from gm_train.model.attention import SDPA, VARLEN, attend, attention_kernel, cell_layout
 from gm_train.run.records import METRICS, read_rows
 from tests.conftest import Atlas, tiny_words
 from tests.support.small_models import pack, packed_lengths, random_cells, random_model, relative_error, small_config
@@ -42,7 +42,7 @@ def by_masks(q: Tensor, k: Tensor, v: Tensor, bounds: list[int]) -> Tensor:
 @given(lengths=packed_lengths, tail=st.integers(0, 9))
 def test_cells_are_sorted_by_length_and_tails_come_last(lengths: list[list[int]], tail: int) -> None:
     segment = packed_segment(lengths, tail)
-    cells = lay_out(segment)
+    cells = cell_layout(segment)
     slots = torch.arange(segment.numel())
     order = slots if cells.order is None else cells.order
     back = slots if cells.back is None else cells.back
@@ -60,7 +60,7 @@ def test_cells_are_sorted_by_length_and_tails_come_last(lengths: list[list[int]]
 
 
 def test_rows_of_one_whole_cell_are_not_moved() -> None:
-    cells = lay_out(packed_segment([[7], [7], [7]], tail=0))
+    cells = cell_layout(packed_segment([[7], [7], [7]], tail=0))
     assert cells.order is None
     assert cells.back is None
     assert cells.groups == ((3, 7),)
@@ -71,7 +71,7 @@ def test_rows_of_one_whole_cell_are_not_moved() -> None:
 def test_either_kernel_attends_within_cells(lengths: list[list[int]], tail: int, varlen: bool) -> None:
     """The variable-length kernel itself needs a GPU; here a stand-in follows its documentation."""
     segment = packed_segment(lengths, tail)
-    cells = lay_out(segment)
+    cells = cell_layout(segment)
     q, k, v = torch.randn(3, segment.numel(), 2, 4, dtype=torch.float64, requires_grad=True).unbind(0)
 
     def documented(q: Tensor, k: Tensor, v: Tensor, cu_q: Tensor, cu_k: Tensor, max_q: int, max_k: int) -> Tensor:
@@ -152,7 +152,7 @@ def test_the_kernel_and_why(
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_gpu_varlen_attn_equals_float64() -> None:
     segment = packed_segment([[300, 17, 1], [128, 128]], tail=40)
-    cells = lay_out(segment.to(CUDA))
+    cells = cell_layout(segment.to(CUDA))
     wide = torch.randn(3, segment.numel(), 2, 64, dtype=torch.float64)
     narrow = wide.to(CUDA, torch.bfloat16).requires_grad_()
     wide = narrow.detach().cpu().double().requires_grad_()

@@ -1,6 +1,7 @@
-"""The formula for floating-point operations, against PyTorch's counter on the real modules."""
+"""Promise 12: FLOPs by a formula that agrees with PyTorch's counter, real tokens, and a baseline of equal size."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -8,9 +9,17 @@ import torch
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from data_shards.rows.lanes import Lanes
+from data_shards.rows.pool import RowPlan
+from data_shards.rows.store_reader import StoreReader
+from gm_train.bench.model.contenders import matched_transformer, n_parameters
 from gm_train.bench.model.flops import TRAINING, Work, forward_parts, training_flops
+from gm_train.config.load import load_config
 from gm_train.config.schema import ModelConfig
 from gm_train.model.genemamba import GeneMamba
+from gm_train.run.records import METRICS, read_rows
+from gm_train.train.fit import fit
+from tests.conftest import Atlas, tiny_words
 
 LENGTH, ROWS, VOCABULARY = 128, 2, 301
 SIZES = ModelConfig(d_model=64, n_layers=2, d_state=16, head_dim=32, chunk=32, n_heads=4, d_ff=96)
@@ -88,3 +97,32 @@ def test_only_predicted_positions_pay_for_the_output_layer() -> None:
     few, all_of_them = (forward_parts(SIZES, VOCABULARY, Work(LENGTH, share)) for share in (0.15, 1.0))
     assert few["output"] == pytest.approx(0.15 * all_of_them["output"])
     assert few["scan"] == all_of_them["scan"]
+
+
+def test_promise_12_pads_are_no_tokens(atlas: Atlas, tmp_path: Path) -> None:
+    """What a step counts is the sum of the lengths of its cells in the store."""
+    words = [*tiny_words(atlas.store, tmp_path / "run"), "trainer.max_steps=5", "trainer.validate_every_steps=0"]
+    config = load_config(words)
+    fit(config)
+    steps = [row for row in read_rows(tmp_path / "run" / METRICS) if "loss" in row]
+    reader = StoreReader(config.data.store, 64 << 20, 0)
+    plan = RowPlan(
+        config.run.seed,
+        config.data.lanes,
+        config.data.pool_blocks or 0,
+        config.data.group_cells,
+        config.data.row_length,
+    )
+    lanes = Lanes(reader, plan, dict.fromkeys(range(config.data.lanes), (0, 0)))
+    for step in steps:
+        lengths = lanes.take(config.data.rows_per_lane).lengths
+        assert step["tokens"] == lengths.sum()
+        assert step["tokens_per_s"] == pytest.approx(lengths.sum() / step["step_s"])
+        assert step["fill"] == pytest.approx(lengths.sum() / (config.data.lanes * config.data.row_length))
+
+
+@pytest.mark.parametrize(("d_model", "n_layers"), [(128, 4), (512, 24)])
+def test_promise_12_the_baseline_has_as_many_parameters(d_model: int, n_layers: int) -> None:
+    ours = ModelConfig(d_model=d_model, n_layers=n_layers)
+    sizes = [n_parameters(model, 25_426) for model in (ours, matched_transformer(ours, 25_426))]
+    assert sizes[1] == pytest.approx(sizes[0], rel=0.01)

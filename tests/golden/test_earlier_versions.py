@@ -1,0 +1,77 @@
+"""A store, medians and a run that version 0.1.0 wrote before its files were moved into rooms are read and continued.
+
+`earlier.tar.gz` holds what these commands of revision 27dd7ec made of small cells, and the metrics of the same run when
+nothing stops it:
+
+    gm-train data medians first.h5ad second.h5ad --out medians.zarr
+    gm-train data shards first.h5ad second.h5ad --medians medians.zarr --out store.zarr --top-k 48 --split-by cell \
+--validation 0.2 --keep-values
+    gm-train fit data.store=store.zarr run.dir=run trainer.max_steps=6 …
+"""
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+
+from data_shards.store.manifest import Manifest
+from gm_train.cli.main import main
+from gm_train.run.records import METRICS, read_rows
+
+ARCHIVE = Path(__file__).parent / "earlier.tar.gz"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    with tarfile.open(ARCHIVE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path
+
+
+def test_the_store_is_whole_and_takes_another_data_set(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    store = str(folder / "store.zarr")
+    assert main(["data", "verify", store]) == 0
+    assert main(["data", "inspect", store]) == 0
+    assert "first" in capsys.readouterr().out
+    added = [
+        "data",
+        "shards",
+        str(folder / "third.h5ad"),
+        "--out",
+        store,
+        "--add",
+        "--keep-values",
+        "--split-by",
+        "cell",
+    ]
+    assert main(added) == 0
+    assert main(["data", "verify", store]) == 0
+    assert [entry.name for entry in Manifest.load(folder / "store.zarr").datasets] == ["first", "second", "third"]
+
+
+def test_the_same_files_make_the_same_store(folder: Path) -> None:
+    files = [str(folder / name) for name in ("first.h5ad", "second.h5ad")]
+    medians, store = str(folder / "medians.zarr"), folder / "again.zarr"
+    words = ["--top-k", "48", "--split-by", "cell", "--validation", "0.2", "--keep-values"]
+    assert main(["data", "shards", *files, "--medians", medians, "--out", str(store), *words]) == 0
+    assert Manifest.load(store).hash == Manifest.load(folder / "store.zarr").hash
+
+
+def test_the_medians_take_another_data_set(folder: Path) -> None:
+    assert main(["data", "medians", str(folder / "third.h5ad"), "--out", str(folder / "medians.zarr"), "--add"]) == 0
+
+
+def test_the_run_is_verified_continued_and_evaluated(folder: Path) -> None:
+    run, store = folder / "run", folder / "store.zarr"
+    assert main(["ckpt", "verify", str(run)]) == 0
+    words = [f"run.dir={run}", f"data.store={store}", f"objective.pathways={folder / 'sets.gmt'}"]
+    assert main(["fit", str(run / "config.yaml"), *words, "trainer.max_steps=12"]) == 0
+    rows, undisturbed = read_rows(run / METRICS), read_rows(folder / "undisturbed.jsonl")
+    exact = ("step", "position", "sample_hash", "lr")
+    assert [[row.get(key) for key in exact] for row in rows] == [[row.get(key) for key in exact] for row in undisturbed]
+    for key in ("loss", "l_lang", "l_pathway", "grad_norm", "val_loss"):
+        ours, theirs = ([row[key] for row in some if key in row] for some in (rows, undisturbed))
+        assert ours == pytest.approx(theirs, rel=1e-4), key
+    assert main(["eval", str(run), str(folder / "first.h5ad"), str(folder / "second.h5ad")]) == 0
+    assert json.loads((run / "eval" / "eval.json").read_text())["masked"]
