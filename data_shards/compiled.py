@@ -6,7 +6,7 @@ the function uses from other files. Here these are part of the cache key.
 
 import hashlib
 from collections.abc import Callable
-from types import CodeType, FunctionType
+from types import CodeType
 from typing import Any
 
 import numba
@@ -15,12 +15,13 @@ from numba.core.caching import FunctionCache
 from numba.core.dispatcher import Dispatcher
 
 
-class _Cache(FunctionCache):  # type: ignore[misc]
+class _Cache(FunctionCache):
     def _index_key(self, signature: Any, codegen: Any) -> tuple[Any, ...]:
-        return (*super()._index_key(signature, codegen), hashlib.sha256(_uses(self._py_func).encode()).hexdigest())
+        key: tuple[Any, ...] = super()._index_key(signature, codegen)  # type: ignore[no-untyped-call]
+        return (*key, hashlib.sha256(_uses(self._py_func).encode()).hexdigest())
 
 
-def _uses(function: FunctionType) -> str:
+def _uses(function: Any) -> str:
     """Describe the compiled functions and the constants that a function uses from its module, recursively."""
     uses = []
     for name in sorted(set(function.__code__.co_names)):
@@ -34,7 +35,7 @@ def _uses(function: FunctionType) -> str:
     return "\n".join(uses)
 
 
-def compiled(signature: str | None = None, **options: Any) -> Callable[[FunctionType], Any]:
+def compiled(signature: Any = None, **options: Any) -> Callable[[Callable[..., Any]], Any]:
     """Compile a function with `numba.njit`, without the GIL and with its machine code cached on disk.
 
     Args:
@@ -46,9 +47,9 @@ def compiled(signature: str | None = None, **options: Any) -> Callable[[Function
         A decorator.
     """
 
-    def decorate(function: FunctionType) -> Any:
+    def decorate(function: Callable[..., Any]) -> Any:
         dispatcher = numba.njit(nogil=True, **options)(function)
-        dispatcher._cache = _Cache(function)
+        dispatcher._cache = _Cache(function)  # type: ignore[no-untyped-call]
         if signature is not None:
             dispatcher.compile(signature)
             dispatcher.disable_compile()

@@ -1,4 +1,4 @@
-"""What all tests share."""
+"""Fixtures and helpers that all tests share."""
 
 import os
 import signal
@@ -17,10 +17,10 @@ from data_shards.medians.make_medians import make_medians
 from data_shards.prepare.make_store import make_store
 from data_shards.prepare.splits import SplitOptions
 
-#: Folders whose files share what only one test can have at a time: the nodes of one SLURM.
+#: Folders whose files share something that one test at a time can use: the nodes of one SLURM.
 SHARED = {"slurm"}
-#: Folders in the order in which they are handed out: first what mostly waits for other processes, so that it fills the
-#: time of one worker while another computes.
+#: Folders in the order in which they are given to workers. Tests that mostly wait for other processes come first, so
+#: that one worker waits while another computes.
 ORDER = ("slurm", "dist", "faults", "e2e")
 
 # Compiling a kernel on the first example takes seconds; on CI the examples are the same each time.
@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture
 def usual_ctrl_c() -> Iterator[None]:
-    """SIGINT raises KeyboardInterrupt, whatever a library has made of it as other tests imported it."""
+    """Make SIGINT raise KeyboardInterrupt, even if a library imported by another test changed its handler."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -48,9 +48,9 @@ def usual_ctrl_c() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def real_data() -> Path:
-    """The folder of real cells and gene sets, named by GM_TEST_DATA."""
+    """The folder of real cells and gene sets, from GM_TEST_DATA."""
     if "GM_TEST_DATA" not in os.environ:
-        pytest.skip("GM_TEST_DATA is not set: the folder with scp1884_gut_1020.h5ad")
+        pytest.skip("GM_TEST_DATA is not set: set it to the folder with scp1884_gut_1020.h5ad")
     return Path(os.environ["GM_TEST_DATA"])
 
 
@@ -63,7 +63,14 @@ class Atlas:
 
 
 def write_cells(path: Path, n_cells: int, n_genes: int, seed: int) -> Path:
-    """An .h5ad file of two cell types over skewed gene rates; about a third of the entries are above zero."""
+    """Write an .h5ad file of two cell types over skewed gene rates; about a third of the entries are above zero.
+
+    Args:
+        path: of the file.
+        n_cells: number of cells.
+        n_genes: number of genes.
+        seed: of the random counts.
+    """
     rng = np.random.default_rng(seed)
     rates = rng.gamma(0.4, 2.0, size=n_genes)
     types = rng.integers(2, size=n_cells)
@@ -91,7 +98,7 @@ def atlas(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
 
 
 def tiny_words(store: Path, run: Path) -> list[str]:
-    """Configuration of a run that takes milliseconds a step."""
+    """Configuration of a run whose steps take milliseconds."""
     return [
         f"data.store={store}", f"run.dir={run}", "data.lanes=4", "data.micro_rows=2", "data.row_length=96",
         "data.pool_blocks=2", "data.group_cells=16", "model.d_model=32", "model.n_layers=2", "model.d_state=8",
@@ -102,7 +109,7 @@ def tiny_words(store: Path, run: Path) -> list[str]:
 
 
 def write_gene_sets(path: Path) -> Path:
-    """A GMT file of overlapping sets over the genes of `write_cells`."""
+    """Write a GMT file of overlapping sets over the genes of `write_cells`."""
     sets = {f"set {i}": [f"gene{j:04d}" for j in range(8 * i, 8 * i + 12)] for i in range(8)}
     path.write_text("".join("\t".join([name, "made for tests", *genes]) + "\n" for name, genes in sets.items()))
     return path

@@ -185,7 +185,10 @@ def copy_cells(tokens, starts, lengths, to, which, out):  # type: ignore[no-unty
 
 #: What lanes hold, a list of arrays each: tokens; columns of the cells; ends of the rows.
 _TOKENS, _NUMBERS = types.uint16[::1], types.int64[:, ::1]
-_LISTS = types.Tuple((types.ListType(_TOKENS), types.ListType(_NUMBERS), types.ListType(_NUMBERS)))
+_LISTS = types.Tuple(tuple(types.ListType(element) for element in (_TOKENS, _NUMBERS, _NUMBERS)))  # type: ignore[no-untyped-call]
+
+#: As the attributes of `pool.Rows`.
+_ROWS = types.Tuple((_TOKENS, *[types.int64[::1]] * 3, types.boolean[::1], types.int64[::1]))  # type: ignore[no-untyped-call]
 
 
 @compiled(_LISTS(types.int64))
@@ -219,11 +222,7 @@ def set_pool(pools, lane, tokens, cells, ends):  # type: ignore[no-untyped-def]
     pools[2][lane] = ends
 
 
-@compiled(
-    types.Tuple((types.uint16[::1], *[types.int64[::1]] * 3, types.boolean[::1], types.int64[::1]))(
-        _LISTS, types.int64, types.int64[:], types.int64
-    )
-)
+@compiled(_ROWS(_LISTS, types.int64, types.int64[:], types.int64))
 def copy_rows(pools, first_lane, first, n_rows):  # type: ignore[no-untyped-def]
     """Copy the same number of rows of each of several lanes, lane after lane.
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
-from gm_train.config.parts import AGGREGATIONS, ARCHITECTURES, MIXERS, OBJECTIVES, STRATEGIES
+from gm_train.config.parts import STRATEGIES, TABLES
 from gm_train.config.schema import Config
 
 
@@ -36,12 +36,8 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 _CHOICES: dict[str, Iterable[str]] = {
-    "model.arch": ARCHITECTURES,
-    "model.mixer": MIXERS,
-    "model.aggregation": AGGREGATIONS,
     "model.norm": ("none", "pre"),
     "model.kernel": ("auto", "torch", "mamba_ssm"),
-    "objective.language": OBJECTIVES,
     "trainer.precision": ("fp32", "bf16"),
 }
 _POSITIVE = (
@@ -65,7 +61,7 @@ def config_problems(config: Config) -> list[str]:
     strategies = ["auto", *(name for name in STRATEGIES if name != "single")]
     problems = [
         f"{key}={values[key]}: expected {' | '.join(choices)}"
-        for key, choices in {**_CHOICES, "trainer.strategy": strategies}.items()
+        for key, choices in {**TABLES, "trainer.strategy": strategies, **_CHOICES}.items()
         if values[key] not in choices
     ]
     problems += [f"{key}={value}: must be finite" for key, value in values.items() if not _finite(value)]

@@ -8,7 +8,7 @@ needed only by runs that select a part that uses it.
 import importlib
 from typing import Any
 
-#: `model.arch`: the stack of layers, `(config: ModelConfig) -> nn.Module`.
+#: `model.arch`: the layers, `(config: ModelConfig) -> LayerStack`.
 ARCHITECTURES = {
     "bimamba": "gm_train.model.layers:MambaStack",
     "mamba": "gm_train.model.layers:MambaStack",
@@ -37,19 +37,28 @@ STRATEGIES = {
     "zero2": "gm_train.strategies.zero:Zero2",
     "zero3": "gm_train.strategies.zero:Zero3",
 }
+#: The tables by their settings.
+TABLES = {
+    "model.arch": ARCHITECTURES,
+    "model.mixer": MIXERS,
+    "model.aggregation": AGGREGATIONS,
+    "objective.language": OBJECTIVES,
+    "trainer.strategy": STRATEGIES,
+}
 
 
-def load_part(table: dict[str, str], name: str) -> Any:
-    """Import the class or function that a name stands for.
+def load_part(setting: str, name: str) -> Any:
+    """Import the class or function that a setting names.
 
     Args:
-        table: one of the tables above.
-        name: one of its names.
+        setting: one of `TABLES`.
+        name: the setting's value.
 
     Raises:
         ValueError: the table does not list the name.
     """
+    table = TABLES[setting]
     if name not in table:
-        raise ValueError(f"{name!r} is not one of {', '.join(table)}")
+        raise ValueError(f"{setting}={name!r} is not one of {', '.join(table)}")
     module, _, attribute = table[name].partition(":")
     return getattr(importlib.import_module(module), attribute)

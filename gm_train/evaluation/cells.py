@@ -1,4 +1,4 @@
-"""The cells of an evaluation, tokenised again from their counts: dithered ranks cannot be had from a store's tokens."""
+"""The cells of an evaluation, tokenised again from their counts: a store's tokens do not give dithered ranks."""
 
 import logging
 from collections.abc import Sequence
@@ -26,9 +26,9 @@ from gm_train.evaluation.probes import Labels
 from gm_train.evaluation.ragged import Ragged
 
 _LOG = logging.getLogger(__name__)
-#: Cells that are read at a time.
+#: Cells of counts read at once.
 _ROWS = 4_096
-#: Cells whose split is looked at at a time.
+#: Cells whose split is read at once.
 _SPLITS = 1 << 20
 _PURPOSE = hash_string("evaluation")
 
@@ -41,10 +41,10 @@ class EvaluationCells:
 
     Attributes:
         plain, dithered: their tokens on both kinds of ranks.
-        expression: float32 (n_cells, n_genes), log1p of counts per 10,000, the genes of the vocabulary.
+        expression: float32 (n_cells, n_genes), log1p of counts per 10,000, over the genes of the vocabulary.
         held_out: bool (n_cells,); the others are training cells.
-        data_set, row: int64 (n_cells,), where each cell stands in the store.
-        label: name of the column of obs, None without labels.
+        data_set, row: int64 (n_cells,), number of each cell's data set in the store, and its row there.
+        label: name of the column of obs; None without labels.
         labels: object (n_cells,), str or None where a cell has none; None without labels.
         n_empty: cells left out because they have no token.
         missing: data sets of the store whose files were not given.
@@ -71,25 +71,25 @@ def read_cells(
 ) -> EvaluationCells:
     """Read cells of a store from the count files that it was made from.
 
-    Of more cells than `max_cells`, a fixed choice is taken, spread evenly by a hash: a quarter held out if there are
-    as many, the rest for training. Test cells are left alone. A file whose own medians drift from the tokenizer's is
-    reported by a logged warning.
+    If there are more cells than `max_cells`, a hash chooses evenly among them, always the same ones: a quarter held out
+    if there are as many, the rest for training. Test cells are never read. A warning is logged for a file whose own
+    medians drift from the tokenizer's.
 
     Args:
-        store: names the cells, their splits and labels, and how their counts are read.
+        store: has the cells' splits and labels, and the options that their counts are read with.
         files: count files, matched with the store's data sets by their stems.
         tokenizer: the model's; it must have the store's vocabulary and medians.
         label: a column of obs.
-        max_cells: most cells that are read.
+        max_cells: largest number of cells to read.
 
     Raises:
-        DataError: a file is not of the store or has changed, the tokenizer is not the store's, there is no training
-            or no held-out cell, or no data set has the label.
+        DataError: a file does not belong to the store or has changed, the tokenizer is not the store's, there is no
+            training cell or no held-out cell, or no data set has the label.
     """
     manifest = Manifest.load(store)
     if tokenizer.medians_hash != manifest.medians_hash:
         raise DataError(
-            f"{store}: made with another vocabulary or other medians than the model: name the model's store"
+            f"{store}: made with another vocabulary or other medians than the model: pass the model's store"
         )
     counted = _match(store, manifest, files)
     where = {which: entry for which, entry in enumerate(manifest.datasets) if entry.name in counted}
@@ -128,21 +128,21 @@ def _obs_column(store: Location, entry: DatasetEntry, column: str) -> pd.Series:
 def _match(store: Location, manifest: Manifest, files: Sequence[Path]) -> dict[str, Path]:
     """The count file of each data set that has one, checked against the manifest."""
     entries = {entry.name: entry for entry in manifest.datasets}
-    found = {}
+    paths = {}
     for path in files:
         entry = entries.get(path.stem)
         if entry is None:
-            raise DataError(f"{path}: not of {store}, whose data sets are {', '.join(entries)}: name their count files")
+            raise DataError(f"{path}: not of {store}, whose data sets are {', '.join(entries)}: pass their count files")
         if not path.exists():
             raise DataError(f"{path}: no such file")
         if hash_path(path) != entry.source_hash:
-            raise DataError(f"{path}: not the file that {store} was made from (its hash differs): name that one")
-        found[entry.name] = path
-    return found
+            raise DataError(f"{path}: not the file that {store} was made from (its hash differs): pass that file")
+        paths[entry.name] = path
+    return paths
 
 
 def _choose(store: Location, where: dict[int, DatasetEntry], max_cells: int) -> tuple[I64, I64, npt.NDArray[np.bool_]]:
-    """Data set, row and whether it is held out, of the chosen cells, in the order of the store."""
+    """Choose cells: their data set, row, and whether they are held out, in the order of the store."""
     chosen: dict[int, tuple[U64, I64, I64]] = {}
     for split in (TRAIN, VALIDATION):
         draws, sets, rows = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
@@ -175,25 +175,25 @@ def _choose(store: Location, where: dict[int, DatasetEntry], max_cells: int) -> 
 def _read(
     counts: CountFile, rows: I64, tokenizer: Tokenizer, min_mapped: float, bar: Progress
 ) -> list[tuple[Ragged, Ragged, scipy.sparse.csr_matrix]]:
-    """Plain tokens, dithered tokens and expression of rows of a file (ascending), by stretches of the file."""
+    """Read ascending rows of a file: plain tokens, dithered tokens and expression, for each stretch of the file."""
     columns = tokenizer.bind(counts, min_mapped)
     plain, dithered = replace(tokenizer, dither=False), replace(tokenizer, dither=True)
     n_genes = len(tokenizer.vocabulary.genes)
-    parts, found = [], []
+    parts, scaled_counts = [], []
     for stretch in np.unique(rows // _ROWS):
         wanted = rows[rows // _ROWS == stretch]
         for first, chunk in counts.chunks(_ROWS, start=stretch * _ROWS, stop=(stretch + 1) * _ROWS):
             cells = chunk[wanted - first]
             indptr, genes, values = map_genes(cells.indptr, cells.indices, cells.data, columns.numbers, n_genes)
             scaled = normalise(indptr, values, cell_totals(cells.indptr, cells.data), 10_000.0)
-            found.append((genes, scaled))
+            scaled_counts.append((genes, scaled))
             expression = scipy.sparse.csr_matrix(
                 (np.log1p(scaled).astype(np.float32), genes, indptr), shape=(len(wanted), n_genes)
             )
             parts.append((Ragged(*plain.encode(cells, columns)), Ragged(*dithered.encode(cells, columns)), expression))
         bar.update(len(wanted))
-    if found:
-        _warn_of_drift(counts.name, tokenizer, *(np.concatenate(each) for each in zip(*found, strict=True)))
+    if scaled_counts:
+        _warn_of_drift(counts.name, tokenizer, *(np.concatenate(each) for each in zip(*scaled_counts, strict=True)))
     return parts
 
 
@@ -204,26 +204,26 @@ def _warn_of_drift(
     if share > DRIFT_SHARE:
         _LOG.warning(
             f"{name}: its medians drift from the tokenizer's: {share:.0%} of the {n_genes:,} genes with at least "
-            f"{DRIFT_VALUES} counts here differ by more than a factor of {DRIFT_FACTOR:g}, so that its ranks mean "
-            "something else"
+            f"{DRIFT_VALUES} counts here differ by more than a factor of {DRIFT_FACTOR:g}, so its ranks mean "
+            "something else than in training"
         )
 
 
 def _labels(store: Location, where: dict[int, DatasetEntry], label: str, data_set: I64, row: I64) -> Labels:
-    """The label of each cell as text, None where it has none or its data set has no such column."""
+    """The label of each cell as text; None where the cell has none or its data set has no such column."""
     labels = np.full(len(row), None, dtype=object)
     columns: set[str] = set()
-    found = False
+    has_label = False
     for which, entry in where.items():
         with open_file(store / entry.name / "obs.parquet") as file:
             names = pyarrow.parquet.read_schema(file).names
         columns.update(names)
         if label not in names:
             continue
-        found = True
+        has_label = True
         here = data_set == which
         values = _obs_column(store, entry, label).iloc[row[here]]
         labels[here] = [None if missing else str(v) for v, missing in zip(values, values.isna(), strict=True)]
-    if not found:
+    if not has_label:
         raise DataError(f"{store}: no column {label!r} in obs: --label can be one of {', '.join(sorted(columns))}")
     return labels

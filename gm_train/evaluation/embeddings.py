@@ -1,4 +1,4 @@
-"""Frozen cell embeddings, and the principal components that they are compared with."""
+"""Frozen cell embeddings, and the principal components they are compared with."""
 
 import numpy as np
 import numpy.typing as npt
@@ -16,9 +16,9 @@ F32 = npt.NDArray[np.float32]
 
 @torch.inference_mode()
 def embed_cells(model: GeneMamba, cells: Ragged) -> F32:
-    """The mean of the final-norm states over each cell's tokens, nothing masked: float32 (n_cells, d_model).
+    """Embed cells: the mean of the final-norm states over a cell's tokens, none masked; float32 (n_cells, d_model).
 
-    A cell without tokens has the embedding zero.
+    The embedding of a cell without tokens is zero.
     """
     device = next(model.parameters()).device
     embeddings: F32 | None = None
@@ -33,7 +33,7 @@ def embed_cells(model: GeneMamba, cells: Ragged) -> F32:
 
 
 def principal_components(expression: scipy.sparse.csr_matrix, train: npt.NDArray[np.bool_]) -> F32:
-    """Scores of all cells on the first components of the training cells: float32 (n_cells, at most 50).
+    """Project all cells on the first principal components of the training cells: float32 (n_cells, at most 50).
 
     Args:
         expression: float32 (n_cells, n_genes), log1p of counts per 10,000.

@@ -1,4 +1,4 @@
-"""One evaluation: masked-gene scores and probes of a model, every control beside them, on plain and dithered ranks."""
+"""Evaluate a model: masked-gene scores and probes, with every control, on plain and dithered ranks."""
 
 import json
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from gm_train.model.genemamba import GeneMamba
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found.
+    """The result of `evaluate`.
 
     Attributes:
         results: everything in the tables, ready for JSON.
-        embeddings: the model's and the PCA's features of all cells, float32 (n_cells, n_features), to be drawn; empty
+        embeddings: title to features of all cells, float32 (n_cells, n_features), of the model and of PCA; empty
             without labels.
-        cells: the cells.
+        cells: the cells that were scored.
     """
 
     results: Row
@@ -33,7 +33,7 @@ class Evaluation:
     cells: EvaluationCells
 
     def write(self, directory: Path) -> list[Path]:
-        """Write `eval.json`, `eval.md` and the pictures; returns what was written."""
+        """Write `eval.json`, `eval.md` and the pictures; return their paths."""
         directory.mkdir(parents=True, exist_ok=True)
         written = [directory / "eval.json", directory / "eval.md", directory / "eval-scores.png"]
         written[0].write_text(json.dumps(self.results, indent=1) + "\n")
@@ -50,10 +50,10 @@ def evaluate(model: GeneMamba, config: Config, cells: EvaluationCells, trained_o
 
     Args:
         model: in evaluation mode.
-        config: of its run.
+        config: the configuration of its run.
         cells: training and held-out cells, from `read_cells`.
         trained_on: "plain" or "dithered", the ranks that the model was trained on.
-        mask_seeds: times that genes are hidden anew, and that fresh models are drawn for "random weights".
+        mask_seeds: how often genes are hidden anew, each time with another model of random weights.
 
     Raises:
         DataError: no gene is hidden.
@@ -92,30 +92,33 @@ def evaluate(model: GeneMamba, config: Config, cells: EvaluationCells, trained_o
 
 
 def _notes(results: Row) -> list[str]:
-    """What a reader must know about how the figures came about."""
+    """List what a reader must know about how the numbers were made."""
     label = results["label"]
-    said = [
-        f"Each hidden gene ({results['mask_rate']:.0%} of a cell) shows the mask token; cross-entropy is over all "
-        f"{results['cells']['genes']:,} genes for every row. Controls leave out a cell's visible genes and are counted "
-        f"on {results['cells']['train']:,} training cells in the same ranks; the model is scored as it is.",
+    notes = [
+        f"{results['mask_rate']:.0%} of a cell's genes are hidden behind the mask token. Cross-entropy is over all "
+        f"{results['cells']['genes']:,} genes for every row. Count controls use {results['cells']['train']:,} "
+        "training cells with the same kind of ranks, and never guess a visible gene; the model may.",
         "The order control was tuned on training cells: "
         + ", ".join(f"strength {t['strength']:g} on {ranks} ranks" for ranks, t in results["order_control"].items())
-        + " (0 is plain frequency).",
+        + " (0 means plain frequency).",
     ]
     if results["model"]["language"] != "masked":
-        said.append("The model was trained on next tokens, never on masked genes: its masked-gene scores say little.")
+        notes.append("The model was trained on next tokens, never on masked genes: its masked-gene scores mean little.")
     if results["cells"]["without_tokens"]:
-        said.append(f"{results['cells']['without_tokens']:,} cells have no gene of the vocabulary and are left out.")
+        notes.append(f"{results['cells']['without_tokens']:,} cells have no gene of the vocabulary and are left out.")
     if left_out := results["cells"]["data_sets_left_out"]:
-        said.append(f"Data sets of the store whose count files were not given are left out: {', '.join(left_out)}.")
+        notes.append(f"Data sets of the store whose count files were not given are left out: {', '.join(left_out)}.")
     if label is None:
-        said.append("No label was named (--label): no probes.")
-        return said
+        notes.append("There are no probes, because no label was given (--label).")
+        return notes
     if not results["probes"]:
-        said.append(f"{label['key']!r} has fewer than two values in training cells, or none held out: no probes.")
+        notes.append(
+            f"There are no probes, because too few training cells have {label['key']!r}, all have the same value, or "
+            "no held-out cell has one of their values."
+        )
     if label["unlabelled"]:
-        said.append(f"{label['unlabelled']:,} cells have no {label['key']!r} and are left out of the probes.")
+        notes.append(f"{label['unlabelled']:,} cells have no {label['key']!r} and are left out of the probes.")
     if label["unseen"]:
         kinds = ", ".join(f"{name} ({count})" for name, count in label["unseen"].items())
-        said.append(f"Held-out cells with labels that no training cell has are left out of the probes: {kinds}.")
-    return said
+        notes.append(f"Held-out cells with labels that no training cell has are left out of the probes: {kinds}.")
+    return notes

@@ -1,4 +1,4 @@
-"""Figures over seeds, and how a model's compare with those of its controls."""
+"""Means over seeds, and the comparison of a model with its controls."""
 
 import math
 from collections.abc import Sequence
@@ -8,9 +8,9 @@ RANKS = ("plain", "dithered")
 MODEL, ORDER, BY_RANK, FREQUENCY = "model", "order control", "frequency by rank", "frequency"
 RANDOM, PCA = "random weights", "PCA"
 
-#: A line of a table: `ranks`, `scored` (the model or a control), and a `Figure` for each column.
+#: A row of a table: `ranks`, `scored` (the model or a control), and a `Figure` for each column.
 Row = dict[str, Any]
-#: Key in a row, heading, the same in words, decimals, and whether more is better.
+#: Key in a row, heading, description for sentences, decimals, and whether more is better.
 Column = tuple[str, str, str, int, bool]
 Columns = Sequence[Column]
 
@@ -23,7 +23,7 @@ class Figure(TypedDict):
 
 
 def figure(values: Sequence[float]) -> Figure:
-    """Mean and standard deviation of one value per seed."""
+    """Mean and standard deviation of the values, one per seed."""
     mean = math.fsum(values) / len(values)
     if len(values) < 2:
         return {"mean": mean, "sd": None}
@@ -36,14 +36,26 @@ def figures(runs: Sequence[dict[str, float]]) -> Row:
 
 
 def gap(a: Figure, b: Figure, more_is_better: bool) -> int:
-    """1 where a is better, -1 where b is, 0 within two standard deviations of the difference."""
+    """Compare two figures: 1 if a is better, -1 if b is, 0 within two standard deviations of their difference.
+
+    Args:
+        a: a mean over seeds.
+        b: another one, in the same unit.
+        more_is_better: whether the larger mean wins.
+    """
     difference = (a["mean"] - b["mean"]) * (1 if more_is_better else -1)
     noise = 2 * math.hypot(a["sd"] or 0.0, b["sd"] or 0.0)
     return 0 if abs(difference) <= noise else (1 if difference > 0 else -1)
 
 
 def row_of(rows: Sequence[Row], ranks: str, scored: str) -> Row:
-    """The row of the model or of one control, on one kind of ranks."""
+    """Find the row of the model or of one control.
+
+    Args:
+        rows: of one task.
+        ranks: plain or dithered.
+        scored: the model or a control.
+    """
     return next(row for row in rows if row["ranks"] == ranks and row["scored"] == scored)
 
 

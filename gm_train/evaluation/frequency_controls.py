@@ -1,7 +1,7 @@
-"""Frequency controls of the masked-gene scores: what can be guessed about a hidden gene without any context.
+"""Frequency controls of the masked-gene scores: how well a hidden gene can be guessed without context.
 
-Each is fitted on the tokens of training cells, in the same kind of ranks as the cells it is scored on, and leaves out
-what the cell shows already: a visible gene is never the hidden one.
+Each control is fitted on the tokens of training cells, with the same kind of ranks as the cells it is scored on. It
+never guesses a visible gene: a cell has each gene once.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,11 +15,12 @@ from data_shards.tokens.vocabulary import FIRST_GENE
 from gm_train.evaluation.masked_genes import MaskedCells
 from gm_train.evaluation.ragged import Ragged
 
+#: Bins of the relative rank (rank divided by the cell's length).
 RANK_BINS = 32
 #: Weight of the corpus frequency in the table of each rank bin, in tokens per gene of the vocabulary.
 BIN_SMOOTHING = 1.0
 
-#: Log probabilities handed on at a time, about: small operations are slow when threads compete for the cores.
+#: Log probabilities yielded at once, about. Many small operations would be slow when threads compete for the cores.
 _GROUP = 1 << 22
 
 F32 = npt.NDArray[np.float32]
@@ -29,28 +30,28 @@ Answer = tuple[I64, Tensor]
 
 
 def corpus_frequency(train: Ragged, vocabulary_size: int) -> F64:
-    """Share of each token among the training tokens, one added to every gene's count: float64 (vocabulary,)."""
+    """Share of each token among the training tokens, after adding one to each gene's count: float64 (vocabulary,)."""
     counts = np.bincount(train.tokens, minlength=vocabulary_size) + 1.0
     counts[:FIRST_GENE] = 0.0
     return np.asarray(counts / counts.sum(), dtype=np.float64)
 
 
 def log_share(shares: F64) -> F32:
-    """Logarithm, minus infinity at zero: float32 (same shape)."""
+    """Logarithm, with log(0) = minus infinity: float32 (same shape)."""
     with np.errstate(divide="ignore"):
         return np.log(shares).astype(np.float32)
 
 
 def answer(masked: MaskedCells, log_shares_of: Callable[[slice, I64], F32]) -> Iterator[Answer]:
-    """Predict every hidden position from log shares of the genes, once the cell's visible genes are left out.
+    """Predict every hidden position from log shares of the genes, without the cell's visible genes.
 
     Args:
         masked: the cells.
-        log_shares_of: takes a cell's slice of the tokens and its hidden positions, int64 (n,); returns log shares, up
-            to a constant of each row, float32 (n, vocabulary), which is changed.
+        log_shares_of: takes a cell's slice of the tokens and its hidden positions, int64 (n,). It returns log shares,
+            float32 (n, vocabulary), up to a constant per row; the array is modified.
 
     Yields:
-        Positions and log probabilities of several cells together: float32 (n, vocabulary).
+        Positions, int64 (n,), and log probabilities, float32 (n, vocabulary), of several cells at once.
     """
     spans = list(masked.spans())
     while spans:
@@ -67,22 +68,23 @@ def answer(masked: MaskedCells, log_shares_of: Callable[[slice, I64], F32]) -> I
 
 
 class Frequency:
-    """Corpus frequency, the cell's visible genes left out."""
+    """Predicts by corpus frequency, without the cell's visible genes."""
 
     def __init__(self, train: Ragged, vocabulary_size: int) -> None:
         self.log_shares = log_share(corpus_frequency(train, vocabulary_size))
 
     def __call__(self, masked: MaskedCells) -> Iterator[Answer]:
+        """Yield positions and log probabilities, as `answer` does."""
         return answer(masked, lambda span, hidden: np.tile(self.log_shares, (len(hidden), 1)))
 
 
 def rank_bins(length: int) -> I64:
-    """The bin of every position of a cell, by its rank's share of the cell's length: int64 (length,)."""
+    """The bin of each position of a cell, by its rank divided by the cell's length: int64 (length,)."""
     return np.arange(length) * RANK_BINS // max(length, 1)
 
 
 class FrequencyByRank:
-    """Frequency among the training tokens at a like rank, the cell's visible genes left out."""
+    """Predicts by frequency among the training tokens of the same rank bin, without the cell's visible genes."""
 
     def __init__(self, train: Ragged, vocabulary_size: int) -> None:
         bins = np.concatenate([rank_bins(length) for length in train.lengths])
@@ -91,6 +93,8 @@ class FrequencyByRank:
         self.log_shares = log_share(flat.reshape(RANK_BINS, vocabulary_size) + prior)
 
     def __call__(self, masked: MaskedCells) -> Iterator[Answer]:
+        """Yield positions and log probabilities, as `answer` does."""
+
         def log_shares_of(span: slice, hidden: I64) -> F32:
             bins = rank_bins(span.stop - span.start)[hidden - span.start]
             return np.asarray(self.log_shares[bins], dtype=np.float32)

@@ -1,7 +1,7 @@
-"""Masked-gene scores: how well a predictor names the hidden genes of held-out cells.
+"""Masked-gene scores: how well a predictor guesses the hidden genes of held-out cells.
 
-A predictor, a network or a table, gives each hidden position a distribution over the whole vocabulary. All of them
-are scored here, on the same positions, so that their figures compare.
+A predictor is a network or a table. It gives each hidden position a distribution over the whole vocabulary. All
+predictors are scored here, on the same positions, so that their scores can be compared.
 """
 
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ from gm_train.evaluation.ragged import Ragged, padded_batches
 from gm_train.model.genemamba import GeneMamba
 from gm_train.objective.masking import mask_tokens
 
-#: Logits held at a time by the model's predictor: 256 MiB in fp32.
+#: Logits that the model's predictor holds at once: 256 MiB in fp32.
 CHUNK_LOGITS = 1 << 26
 
 
@@ -28,8 +28,8 @@ class MaskedCells:
 
     Attributes:
         cells: the true tokens.
-        visible: int64 (n_tokens,), the tokens with `<mask>` in the hidden places.
-        hidden: bool (n_tokens,).
+        visible: int64 (n_tokens,), the tokens with `<mask>` at hidden positions.
+        hidden: bool (n_tokens,), true at hidden positions.
     """
 
     cells: Ragged
@@ -37,7 +37,7 @@ class MaskedCells:
     hidden: npt.NDArray[np.bool_]
 
     def spans(self) -> Iterator[tuple[slice, npt.NDArray[np.int64]]]:
-        """For every cell with a hidden gene: its slice of the tokens, and its hidden positions, int64 (n_hidden,)."""
+        """For each cell with a hidden gene, yield its slice of the tokens and its hidden positions, int64 (n,)."""
         for start, end in zip(self.cells.indptr[:-1], self.cells.indptr[1:], strict=True):
             hidden = start + np.flatnonzero(self.hidden[start:end])
             if len(hidden):
@@ -54,7 +54,7 @@ class Score:
 
     Attributes:
         cross_entropy: nats, over the whole vocabulary.
-        top1, top10: share of positions whose gene is the likeliest, or among the ten likeliest, in %.
+        top1, top10: share of positions whose gene is the likeliest one, or among the ten likeliest, in %.
     """
 
     cross_entropy: float
@@ -63,13 +63,13 @@ class Score:
 
 
 def mask_cells(cells: Ragged, keys: U64, vocabulary_size: int, mask_rate: float) -> MaskedCells:
-    """Hide genes as in training, but always behind `<mask>`, never behind a random gene.
+    """Hide genes as in training, except that `<mask>` always replaces them, never a random gene.
 
     Args:
         cells: the cells.
-        keys: uint64 (n_cells,), from `cell_keys`: the draw of each cell.
+        keys: uint64 (n_cells,), from `cell_keys`: the random key of each cell.
         vocabulary_size: number of tokens, specials included.
-        mask_rate: chance of each token to be hidden.
+        mask_rate: probability that a token is hidden.
     """
     tokens = cells.tokens.astype(np.int64)
     visible, hidden = mask_tokens(tokens, cells.lengths, keys, vocabulary_size, mask_rate, random_rate=0.0)
@@ -79,7 +79,7 @@ def mask_cells(cells: Ragged, keys: U64, vocabulary_size: int, mask_rate: float)
 def score_masked(predictor: Predictor, masked: MaskedCells) -> Score:
     """Score one predictor.
 
-    Where genes are equally likely, a hit counts as its chance under a random order of them.
+    Where genes are equally likely, a hit counts as its probability under a random order of them.
 
     Raises:
         DataError: no position is hidden.
@@ -105,7 +105,7 @@ def score_masked(predictor: Predictor, masked: MaskedCells) -> Score:
 
 
 def model_predictor(model: GeneMamba) -> Predictor:
-    """The network as a predictor, as it is: nothing tells it that a visible gene cannot be the hidden one."""
+    """Make a predictor of the network. Unlike the controls, it may guess a visible gene."""
     device = next(model.parameters()).device
     rows = max(1, CHUNK_LOGITS // model.embedding.num_embeddings)
 
@@ -113,7 +113,7 @@ def model_predictor(model: GeneMamba) -> Predictor:
     def predict(masked: MaskedCells) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
         shown = Ragged(masked.visible, masked.cells.indptr)
         for numbers, input_ids, segment in padded_batches(shown, device):
-            # Where each token of the batch stands in the flat arrays; pads are never hidden.
+            # Index of each token of the batch in the flat arrays; pads are never hidden.
             flat = masked.cells.indptr[numbers][:, None] + np.arange(input_ids.shape[1])
             hidden = segment.cpu().numpy() > 0
             hidden[hidden] = masked.hidden[flat[hidden]]

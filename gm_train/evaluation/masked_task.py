@@ -1,4 +1,4 @@
-"""The task of hidden genes: how well the model names them, beside counted controls."""
+"""The masked-gene task: how well the model guesses hidden genes, compared with counted controls."""
 
 from collections.abc import Callable
 from dataclasses import asdict
@@ -24,14 +24,14 @@ from gm_train.evaluation.order_control import OrderControl
 from gm_train.evaluation.task import EvaluationTask, Subject
 from gm_train.objective.cell_keys import cell_keys
 
-#: Share of a cell's genes that is hidden, whatever a model was trained with: scores of runs can be compared.
+#: Share of a cell's genes that is hidden. It does not depend on training, so that scores of runs can be compared.
 MASK_RATE = 0.15
-#: Nats by which the order control must differ from frequency for neighbours to tell anything.
+#: If the order control and frequency differ by less (nats), the neighbours of a hidden gene reveal almost nothing.
 NEXT_TO_NOTHING = 0.05
 
 
 class MaskedGenesTask(EvaluationTask):
-    """Cross-entropy and hits on hidden genes of held-out cells."""
+    """Cross-entropy and hit rates on hidden genes of held-out cells."""
 
     key = "masked"
     columns = (
@@ -49,6 +49,7 @@ class MaskedGenesTask(EvaluationTask):
         self._order_control: dict[str, dict[str, float]] = {}
 
     def rows(self, ranks: str, advance: Callable[[], object]) -> list[Row]:
+        """Score the model and each control on the same hidden genes, for each mask seed."""
         subject, cells, size = self.subject, self.subject.cells, self.subject.vocabulary_size
         train = cells.ranked(ranks).take(np.flatnonzero(~cells.held_out))
         numbers = np.flatnonzero(cells.held_out)
@@ -71,6 +72,7 @@ class MaskedGenesTask(EvaluationTask):
         return [{"ranks": ranks, "scored": name, **figures([asdict(s) for s in runs])} for name, runs in scores.items()]
 
     def facts(self) -> Row:
+        """The mask rate and seeds, and the tuned settings of the order control."""
         return {
             "mask_rate": MASK_RATE,
             "mask_seeds": self.subject.mask_seeds,
@@ -79,6 +81,7 @@ class MaskedGenesTask(EvaluationTask):
 
     @staticmethod
     def title(results: Row, ranks: str) -> str:
+        """The title of the table of one kind of ranks."""
         return (
             f"Hidden genes of {results['cells']['held_out']:,} held-out cells, {ranks} ranks "
             f"(mean ± sd, mask seeds: {results['mask_seeds']})"
@@ -86,6 +89,7 @@ class MaskedGenesTask(EvaluationTask):
 
     @staticmethod
     def verdicts(results: Row) -> list[str]:
+        """A sentence or more for each kind of ranks: which controls the model beats, and what follows."""
         rows, trained_on = results["masked"], results["model"]["trained_on"]
         sentences = []
         for ranks in RANKS:
@@ -93,15 +97,15 @@ class MaskedGenesTask(EvaluationTask):
             order, model, frequency = (row_of(rows, ranks, name)["cross_entropy"] for name in (ORDER, MODEL, FREQUENCY))
             if abs(order["mean"] - frequency["mean"]) < NEXT_TO_NOTHING:
                 sentence += (
-                    " Neighbours tell next to nothing here: what a model has beyond frequency, it knows of cells"
+                    " Neighbouring genes reveal almost nothing here: a model that beats frequency knows about cells"
                 )
                 beyond = gap(model, frequency, more_is_better=False) > 0
-                sentence += "." if beyond else "; this one has nothing beyond it."
+                sentence += "." if beyond else "; this one does not."
             elif gap(model, order, more_is_better=False) > 0:
-                sentence += " It knows more of cells than what neighbours tell."
+                sentence += " It knows more about cells than neighbouring genes reveal."
             else:
-                sentence += " Not beyond the order control: the score shows nothing that neighbours do not tell."
+                sentence += " It does not beat the order control: neighbouring genes alone could explain its score."
             if ranks != trained_on:
-                sentence += f" It was trained on {trained_on} ranks: these are foreign to it."
+                sentence += f" It was trained on {trained_on} ranks, not on {ranks} ones."
             sentences.append(sentence)
         return sentences

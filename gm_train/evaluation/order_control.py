@@ -1,7 +1,7 @@
-"""The order control: what stands next to the visible neighbours of a hidden gene, counted, no network.
+"""The order control: a count table of the genes found next to the visible neighbours of a hidden gene, no network.
 
-Half of a cell's counts are 1, and genes with equal counts stand in the fixed order of their medians, so that
-neighbours nearly name a hidden gene. What a model knows about cells is what it has beyond this table.
+Half of a cell's counts are 1, and genes with equal counts are in the fixed order of their medians. So the neighbours
+almost determine a hidden gene. Only what a model achieves beyond this table shows knowledge about cells.
 """
 
 from collections.abc import Iterator
@@ -18,25 +18,38 @@ from gm_train.evaluation.masked_genes import MaskedCells, mask_cells, score_mask
 from gm_train.evaluation.ragged import Ragged
 from gm_train.objective.cell_keys import cell_keys
 
-#: The neighbours that are looked at, and how much each counts beside the nearest.
+#: Distance of each neighbour that is used, and its weight relative to the nearest ones.
 NEIGHBOURS = {-2: 0.6, -1: 1.0, 1: 1.0, 2: 0.6}
-#: What the control is tuned over. Strength 0 is corpus frequency.
+#: Settings that the control is tuned over. Strength 0 is corpus frequency.
 SMOOTHINGS = (3.0, 10.0, 30.0, 100.0)
 STRENGTHS = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
+#: Hidden positions that the settings are compared on, at most.
 TUNING_POSITIONS = 2_000
 
 
 def neighbour_tokens(shown: npt.NDArray[np.integer], span: slice, positions: I64, distance: int) -> I64:
-    """What stands `distance` away from positions of one cell: int64 (n,); `PAD` beyond the cell's ends."""
+    """The tokens `distance` away from positions of one cell: int64 (n,); `PAD` beyond the cell's ends.
+
+    Args:
+        shown: tokens of all cells, (n_tokens,).
+        span: the cell's slice of them.
+        positions: int64 (n,), within the span, counted from the start of `shown`.
+        distance: negative before the position, positive after it.
+    """
     at = positions + distance
     inside = (at >= span.start) & (at < span.stop)
     return np.where(inside, shown[np.where(inside, at, span.start)], PAD).astype(np.int64)
 
 
 def count_pairs(train: Ragged, vocabulary_size: int, distance: int) -> scipy.sparse.csr_matrix:
-    """C(n, g), how often gene g stands where n stands `distance` away: float32 (vocabulary, vocabulary).
+    """Count pairs, C(n, g): how often gene g has n as its neighbour `distance` away; float32 (vocabulary, vocabulary).
 
-    An end of the cell is the neighbour `PAD`.
+    Beyond an end of the cell the neighbour is `PAD`.
+
+    Args:
+        train: training cells.
+        vocabulary_size: number of tokens, specials included.
+        distance: of the neighbour: negative before the gene, positive after it.
     """
     tokens = train.tokens.astype(np.int64)
     lengths = train.lengths
@@ -44,24 +57,30 @@ def count_pairs(train: Ragged, vocabulary_size: int, distance: int) -> scipy.spa
     inside = (at >= np.repeat(train.indptr[:-1], lengths)) & (at < np.repeat(train.indptr[1:], lengths))
     neighbour = np.where(inside, tokens[np.where(inside, at, 0)], PAD)
     ones = np.ones(len(tokens), dtype=np.float32)
-    # tocsr adds up the pairs that stand more than once.
+    # tocsr adds up the pairs that occur more than once.
     return scipy.sparse.coo_matrix((ones, (neighbour, tokens)), shape=(vocabulary_size, vocabulary_size)).tocsr()
 
 
 @dataclass(frozen=True)
 class NeighbourTable:
-    """Corpus frequency and pair counts at every distance of `NEIGHBOURS`, of some cells."""
+    """Corpus frequency and pair counts of some cells.
+
+    Attributes:
+        frequency: float64 (vocabulary,), from `corpus_frequency`.
+        pairs: distance of `NEIGHBOURS` to counts, from `count_pairs`.
+    """
 
     frequency: F64
     pairs: dict[int, scipy.sparse.csr_matrix]
 
     @classmethod
     def count(cls, train: Ragged, vocabulary_size: int) -> "NeighbourTable":
+        """Count the tokens and pairs of training cells."""
         pairs = {distance: count_pairs(train, vocabulary_size, distance) for distance in NEIGHBOURS}
         return cls(corpus_frequency(train, vocabulary_size), pairs)
 
     def gains(self, smoothing: float) -> scipy.sparse.csr_matrix:
-        """log(1 + C(n, g) / (smoothing * f(g))), one table under the other.
+        """log(1 + C(n, g) / (smoothing * f(g))), the tables of all distances stacked.
 
         Returns:
             float32 (distances * vocabulary, vocabulary), as sparse as the counts.
@@ -71,7 +90,16 @@ class NeighbourTable:
         return stacked
 
     def predict(self, masked: MaskedCells, gains: scipy.sparse.csr_matrix, strength: float) -> Iterator[Answer]:
-        """Score the hidden positions: frequency times what each visible neighbour adds, visible genes left out."""
+        """Predict the hidden positions: frequency times the gain of each visible neighbour, without visible genes.
+
+        Args:
+            masked: the cells.
+            gains: from `gains`.
+            strength: factor of the gains' logarithms.
+
+        Yields:
+            Positions and log probabilities, as `answer` does.
+        """
         vocabulary_size = len(self.frequency)
         log_shares = log_share(self.frequency)
 
@@ -99,26 +127,29 @@ class OrderControl:
 
         log P(g) = log f(g) + strength * sum over d of w_d * log(1 + C_d(n, g) / (smoothing * f(g))) + constant
 
-    with f the corpus frequency and C_d(n, g) how often g stood so beside n in training cells: a log-linear mixture of f
-    and every P_d(g | n) = (C_d(n, g) + smoothing * f(g)) / (C_d(n) + smoothing). Hidden neighbours have no term.
+    where f is the corpus frequency, and C_d(n, g) counts how often g had n at distance d in training cells. This is a
+    log-linear mixture of f and every P_d(g | n) = (C_d(n, g) + smoothing * f(g)) / (C_d(n) + smoothing). Hidden
+    neighbours have no term.
 
     Attributes:
-        smoothing, strength: those of the least cross-entropy on every fifth training cell, with tables of the others.
+        smoothing, strength: the settings with the least cross-entropy on every fifth training cell, by tables of the
+            other cells.
     """
 
     def __init__(self, train: Ragged, vocabulary_size: int, mask_rate: float) -> None:
-        """Fit and tune.
+        """Fit and tune the table.
 
         Args:
             train: training cells.
             vocabulary_size: number of tokens, specials included.
-            mask_rate: as in the scores to come: it decides how many neighbours are visible.
+            mask_rate: that of the scores; it decides how many neighbours are visible.
         """
         self.smoothing, self.strength = self._tune(train, vocabulary_size, mask_rate)
         self._table = NeighbourTable.count(train, vocabulary_size)
         self._gains = self._table.gains(self.smoothing)
 
     def __call__(self, masked: MaskedCells) -> Iterator[Answer]:
+        """Yield positions and log probabilities, as `answer` does."""
         return self._table.predict(masked, self._gains, self.strength)
 
     @staticmethod

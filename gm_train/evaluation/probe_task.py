@@ -1,4 +1,4 @@
-"""The task of probes: how well simple classifiers read a label from frozen cell embeddings."""
+"""The probe task: how well simple classifiers predict a label from frozen cell embeddings."""
 
 from collections.abc import Callable
 
@@ -7,12 +7,12 @@ from gm_train.evaluation.figures import MODEL, PCA, RANDOM, RANKS, Row, compare,
 from gm_train.evaluation.probes import ProbeSplit, probe
 from gm_train.evaluation.task import EvaluationTask, Subject
 
-#: Seeds of the probes' subsamples; the random weights of a probe seed are drawn from the same number.
+#: Seeds of the probes' subsamples; each seed also draws the random weights of its control.
 PROBE_SEEDS = 3
 
 
 class ProbeTask(EvaluationTask):
-    """Accuracy and macro-F1 of a linear probe and of nearest neighbours, on held-out cells with a label."""
+    """Accuracy and macro-F1 of a linear probe and of nearest neighbours, on labelled held-out cells."""
 
     key = "probes"
     columns = (
@@ -34,6 +34,7 @@ class ProbeTask(EvaluationTask):
             self._pca = principal_components(cells.expression, ~cells.held_out)
 
     def rows(self, ranks: str, advance: Callable[[], object]) -> list[Row]:
+        """Probe the model's embeddings and those of each control, for each probe seed."""
         subject, pca = self.subject, self._pca
         assert self._split is not None
         assert pca is not None
@@ -51,6 +52,7 @@ class ProbeTask(EvaluationTask):
         return [{"ranks": ranks, "scored": name, **figures(runs)} for name, runs in scores.items()]
 
     def facts(self) -> Row:
+        """The number of probe seeds, and the label with its counts of cells (None without a label)."""
         split = self._split
         label = split and {
             "key": self.subject.cells.label,
@@ -63,6 +65,7 @@ class ProbeTask(EvaluationTask):
 
     @staticmethod
     def title(results: Row, ranks: str) -> str:
+        """The title of the table of one kind of ranks."""
         label = results["label"]
         return (
             f"{label['key']!r} of {label['held_out']:,} held-out cells from frozen embeddings, {ranks} ranks "
@@ -71,6 +74,7 @@ class ProbeTask(EvaluationTask):
 
     @staticmethod
     def verdicts(results: Row) -> list[str]:
+        """A sentence on the accuracy of each probe, for each kind of ranks."""
         return [
             compare(results["probes"], ranks, ProbeTask.controls, column)
             for column in (ProbeTask.columns[0], ProbeTask.columns[2])

@@ -1,4 +1,4 @@
-"""How much of a label simple classifiers read from frozen cell embeddings."""
+"""Probes: how well simple classifiers predict a label from frozen cell embeddings."""
 
 from dataclasses import dataclass
 
@@ -11,6 +11,7 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+#: Neighbours that the kNN probe asks.
 NEIGHBOURS = 10
 #: Each probe seed fits on this share of the training cells, drawn anew.
 SUBSAMPLE = 0.8
@@ -23,13 +24,13 @@ Labels = npt.NDArray[np.object_]
 
 @dataclass(frozen=True)
 class ProbeSplit:
-    """Which cells a probe learns from and which it is scored on.
+    """The cells that a probe learns from, and those it is scored on.
 
     Attributes:
         labels: object (n_cells,), None where a cell has no label.
         train, held_out: int64, cell numbers.
         unseen: labels of held-out cells that no training cell has, with the number of such cells. They are left out of
-            `held_out`: no probe could name them.
+            `held_out`: no probe could predict them.
         unlabelled: cells without a label, left out of both.
     """
 
@@ -41,6 +42,7 @@ class ProbeSplit:
 
     @classmethod
     def of(cls, labels: Labels, is_held_out: npt.NDArray[np.bool_]) -> "ProbeSplit":
+        """Split the labelled cells: labels are object (n_cells,), `is_held_out` is bool (n_cells,)."""
         labelled = np.array([label is not None for label in labels], dtype=np.bool_)
         train = np.flatnonzero(labelled & ~is_held_out)
         known = set(labels[train])
@@ -52,13 +54,13 @@ class ProbeSplit:
 
     @property
     def usable(self) -> bool:
-        """Whether there are two labels to tell apart, enough cells to learn from, and cells to score on."""
+        """Whether there are at least two labels, enough cells to learn from, and cells to score on."""
         enough = round(SUBSAMPLE * len(self.train)) >= _FOLDS
         return enough and len(set(self.labels[self.train])) > 1 and len(self.held_out) > 0
 
 
 def _linear(seed: int) -> GridSearchCV:
-    """Standardised logistic regression; its penalty is chosen inside the training cells, for each kind of features."""
+    """Standardised logistic regression; cross-validation on training cells chooses its penalty for each embedding."""
     regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
     folds = KFold(_FOLDS, shuffle=True, random_state=seed)
     return GridSearchCV(regression, {"logisticregression__C": PENALTIES}, cv=folds)
@@ -67,12 +69,12 @@ def _linear(seed: int) -> GridSearchCV:
 def probe(features: npt.NDArray[np.float32], split: ProbeSplit, seed: int) -> dict[str, float]:
     """Fit a logistic regression on standardised features and a kNN by cosine; score both on the held-out cells.
 
-    A label that the subsample lacks by chance counts as missed.
+    Held-out cells count as wrong if their label is not in the subsample by chance.
 
     Args:
         features: float32 (n_cells, n_features).
         split: labels and cells.
-        seed: draws the subsample of training cells.
+        seed: of the subsample of training cells.
 
     Returns:
         Accuracy and macro-F1 (over the labels of the held-out cells) of both, in %.

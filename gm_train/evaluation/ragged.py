@@ -1,4 +1,4 @@
-"""Cells of different lengths, end to end, and the padded batches that a model takes."""
+"""Cells of different lengths in one flat array, and the padded batches that a model takes."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from data_shards.tokens.vocabulary import PAD
 
 
 def batch_tokens(device: torch.device) -> int:
-    """Tokens of a padded batch, pads included: small enough for a CPU's caches, large enough to fill a GPU."""
+    """Tokens of a padded batch, pads included: few enough for a CPU's caches, or enough to fill a GPU."""
     return 4_096 if device.type == "cpu" else 65_536
 
 
@@ -30,17 +30,18 @@ class Ragged:
 
     @classmethod
     def concatenate(cls, parts: Sequence["Ragged"]) -> "Ragged":
-        """All cells of several, one part after another."""
+        """Concatenate the cells of several parts."""
         lengths = np.concatenate([part.lengths for part in parts])
         return cls(np.concatenate([part.tokens for part in parts]), np.concatenate([[0], np.cumsum(lengths)]))
 
     @property
     def n_cells(self) -> int:
+        """Number of cells."""
         return len(self.indptr) - 1
 
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
-        """int64 (n_cells,)."""
+        """Number of tokens of each cell: int64 (n_cells,)."""
         return np.diff(self.indptr)
 
     def cell(self, number: int) -> npt.NDArray[np.integer]:
@@ -48,7 +49,7 @@ class Ragged:
         return self.tokens[self.indptr[number] : self.indptr[number + 1]]
 
     def take(self, cells: npt.NDArray[np.int64]) -> "Ragged":
-        """The named cells, in the order given."""
+        """The cells of these numbers, int64 (n,), in the order given."""
         lengths = self.lengths[cells]
         indptr = np.concatenate([[0], np.cumsum(lengths)])
         within = np.arange(indptr[-1]) - np.repeat(indptr[:-1], lengths)
@@ -56,13 +57,13 @@ class Ragged:
 
 
 def padded_batches(cells: Ragged, device: torch.device) -> Iterator[tuple[npt.NDArray[np.int64], Tensor, Tensor]]:
-    """Cells in rows of their own, alike in length, longest first (so that memory runs out at once or never).
+    """Yield batches of cells of similar length, one cell to a row.
 
-    Cells without tokens are passed over.
+    The longest cells come first, so that memory runs out in the first batch or never. Cells without tokens are skipped.
 
     Args:
         cells: the cells.
-        device: where the tensors go.
+        device: of the tensors.
 
     Yields:
         The cells' numbers, int64 (batch,); tokens, int64 (batch, length), pads behind; segments, int64 (batch,

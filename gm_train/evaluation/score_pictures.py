@@ -1,4 +1,4 @@
-"""Pictures of an evaluation: scores beside their controls, and cell embeddings in two dimensions."""
+"""Draw an evaluation: scores beside those of the controls, and cell embeddings in two dimensions."""
 
 from pathlib import Path
 
@@ -13,9 +13,9 @@ from gm_train.evaluation.figures import Row
 from gm_train.evaluation.probes import Labels
 from gm_train.evaluation.tasks import TASKS
 
-#: Cells drawn, at most: t-SNE of more takes minutes and shows no more.
+#: Largest number of cells drawn: t-SNE of more cells takes minutes and shows nothing more.
 MAX_DRAWN = 1_500
-#: Labels with a colour of their own; the rarest others share one.
+#: Labels with a colour of their own; the rarer ones share one colour.
 MAX_COLOURED = 19
 DPI = 150
 
@@ -30,7 +30,7 @@ _COLOURS = {
 
 
 def draw_scores(results: Row, path: Path) -> None:
-    """Bars of one column of each task, on both kinds of ranks (PNG)."""
+    """Draw one column of each task as bars, on both kinds of ranks (PNG)."""
     panels = [task for task in TASKS if results.get(task.key)]
     figure = Figure(figsize=(5.2 * len(panels), 3.6), layout="constrained")
     for axis, task in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
@@ -68,13 +68,13 @@ def draw_scores(results: Row, path: Path) -> None:
 
 
 def draw_embeddings(embeddings: dict[str, npt.NDArray[np.float32]], labels: Labels, label: str, path: Path) -> None:
-    """t-SNE maps of several features of the same cells, side by side, coloured by label (PNG).
+    """Draw t-SNE maps of several embeddings of the same cells, side by side, coloured by label (PNG).
 
     Args:
         embeddings: title to features, float32 (n_cells, n_features).
         labels: object (n_cells,), None where a cell has no label.
-        label: what the labels are.
-        path: the picture.
+        label: name of the label, the title of the legend.
+        path: of the picture.
     """
     drawn = np.sort(np.random.default_rng(0).permutation(len(labels))[:MAX_DRAWN])
     shown = np.array(["(none)" if name is None else str(name) for name in labels[drawn]])
@@ -104,7 +104,7 @@ def draw_embeddings(embeddings: dict[str, npt.NDArray[np.float32]], labels: Labe
 
 
 def _two_dimensions(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """t-SNE: float32 (n_cells, 2)."""
+    """Compute t-SNE: float32 (n_cells, 2)."""
     perplexity = min(30.0, (len(features) - 1) / 3)
     return np.asarray(TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features), dtype=np.float32)
 

@@ -1,30 +1,30 @@
-"""The results of an evaluation as text and Markdown: controls beside every score, and what they say in words."""
+"""Format the results of an evaluation as text and Markdown: every score beside its controls, and verdicts in words."""
 
 from gm_train.evaluation.figures import MODEL, RANKS, Columns, Row
 from gm_train.evaluation.tasks import TASKS
 
 
 def check_controls(results: Row) -> None:
-    """Refuse results in which the model's score stands without one of its controls.
+    """Refuse results that lack the model's score or one of its controls.
 
     Raises:
-        ValueError: names the table, the ranks and the controls that are missing.
+        ValueError: rows are missing; the message names the task, the ranks and the rows.
     """
     for task in TASKS:
         rows = results.get(task.key, [])
         for ranks in RANKS if rows or task.required else ():
             missing = {MODEL, *task.controls} - {row["scored"] for row in rows if row["ranks"] == ranks}
             if missing:
-                raise ValueError(f"{task.key} scores on {ranks} ranks stand without: {', '.join(sorted(missing))}")
+                raise ValueError(f"{task.key} scores on {ranks} ranks lack: {', '.join(sorted(missing))}")
 
 
 def verdicts(results: Row) -> list[str]:
-    """What the tables say: who wins where, and what that means for what the model knows."""
+    """Sentences on the tables: which controls the model beats, and what that means for what it knows."""
     return [sentence for task in TASKS if results.get(task.key) for sentence in task.verdicts(results)]
 
 
 def _cells(rows: list[Row], columns: Columns) -> list[list[str]]:
-    """The texts of a table, the best of each column marked with a star."""
+    """Format the cells of a table; a star marks the best of each column."""
     texts = []
     for row in rows:
         line = [row["scored"]]
@@ -39,7 +39,7 @@ def _cells(rows: list[Row], columns: Columns) -> list[list[str]]:
 
 
 def blocks(results: Row) -> list[tuple[str, list[str], list[list[str]]]]:
-    """Every table of the results: its title, its headings, its lines.
+    """Format every table of the results as its title, its headings and its rows.
 
     Raises:
         ValueError: a control is missing.
@@ -48,7 +48,7 @@ def blocks(results: Row) -> list[tuple[str, list[str], list[list[str]]]]:
     tables = []
     for task in TASKS:
         for ranks in RANKS:
-            # A report may be of an evaluation that did not have all tasks.
+            # A report may show an older evaluation, which did not have all tasks.
             rows = [row for row in results.get(task.key, []) if row["ranks"] == ranks]
             if not rows:
                 continue
@@ -60,7 +60,7 @@ def blocks(results: Row) -> list[tuple[str, list[str], list[list[str]]]]:
 
 
 def render_text(results: Row) -> str:
-    """The tables and what they say, for a terminal."""
+    """Format tables, notes and verdicts for a terminal."""
     parts = []
     for title, headings, lines in blocks(results):
         widths = [max(len(line[i]) for line in [headings, *lines]) for i in range(len(headings))]
@@ -69,15 +69,15 @@ def render_text(results: Row) -> str:
             right = [text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True)]
             parts.append("  " + "  ".join([line[0].ljust(widths[0]), *right]).rstrip())
         parts.append("")
-    parts += ["* best of its column", *results["notes"], "", *(f"- {said}" for said in verdicts(results))]
+    parts += ["* best of the column", *results["notes"], "", *(f"- {verdict}" for verdict in verdicts(results))]
     return "\n".join(parts) + "\n"
 
 
 def render_markdown(results: Row) -> str:
-    """The same as Markdown."""
+    """Format tables, notes and verdicts as Markdown."""
     parts = []
     for title, headings, lines in blocks(results):
         parts += [f"### {title}", "", f"| {' | '.join(headings)} |", "|---|" + "---:|" * (len(headings) - 1)]
         parts += [f"| {' | '.join(text.strip() for text in line)} |" for line in lines] + [""]
-    parts += [r"\* best of its column", *results["notes"], "", *(f"- {said}" for said in verdicts(results))]
+    parts += [r"\* best of the column", *results["notes"], "", *(f"- {verdict}" for verdict in verdicts(results))]
     return "\n".join(parts) + "\n"

@@ -1,4 +1,4 @@
-"""What an evaluation task is: one kind of score, of the model and its controls, a table for each kind of ranks."""
+"""The interface of an evaluation task: one kind of score for the model and its controls, on both kinds of ranks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,14 +15,14 @@ from gm_train.model.genemamba import GeneMamba
 
 @dataclass(frozen=True)
 class Subject:
-    """What is evaluated.
+    """The model that is evaluated, and the cells it is evaluated on.
 
     Attributes:
         model: in evaluation mode.
-        config: of its run.
+        config: the configuration of its run.
         cells: training and held-out cells.
         trained_on: "plain" or "dithered", the ranks that the model was trained on.
-        mask_seeds: how many times genes are hidden anew.
+        mask_seeds: how often genes are hidden anew.
     """
 
     model: GeneMamba
@@ -37,7 +37,7 @@ class Subject:
         return self.model.embedding.num_embeddings
 
     def random_model(self, seed: int) -> GeneMamba:
-        """Random weights of the same shape, on the same device, in evaluation mode."""
+        """Make a model of the same shape with random weights, on the same device, in evaluation mode."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = GeneMamba(self.config.model, self.vocabulary_size)
@@ -48,16 +48,16 @@ class EvaluationTask:
     """One kind of score; `tasks.py` lists the tasks.
 
     Args:
-        subject: what is evaluated.
+        subject: the model and the cells.
 
     Attributes:
-        key: names the task's rows in `eval.json`.
-        columns: of its tables.
-        controls: what must stand beside the model's own score.
+        key: the name of the task's rows in `eval.json`.
+        columns: the columns of its tables.
+        controls: rows that must be there besides the model's own.
         required: whether an evaluation without this task is incomplete.
         panel: the column that is drawn, the title of its panel (a format string over the results) and its axis label.
-        n_scores: calls of `advance` on one kind of ranks; 0 where the subject does not allow the task.
-        features: title to float32 (n_cells, n_features), embeddings to draw; empty without any.
+        n_scores: number of calls of `advance` on one kind of ranks; 0 if the task cannot be done for this subject.
+        features: title to embeddings that are drawn, float32 (n_cells, n_features); may be empty.
     """
 
     key: ClassVar[str]
@@ -76,15 +76,15 @@ class EvaluationTask:
 
         Args:
             ranks: plain or dithered.
-            advance: moves the progress bar on by one.
+            advance: moves the progress bar by one; call it after each score.
 
         Returns:
-            A row for each: `ranks`, `scored`, and a figure for each column.
+            A row for the model and for each control: `ranks`, `scored`, and a figure for each column.
         """
         raise NotImplementedError
 
     def facts(self) -> Row:
-        """Further entries of `eval.json`, once all rows are there."""
+        """Further entries of `eval.json`; called once all rows are made."""
         return {}
 
     @staticmethod
@@ -94,5 +94,5 @@ class EvaluationTask:
 
     @staticmethod
     def verdicts(results: Row) -> list[str]:
-        """What the rows say, in sentences."""
+        """Sentences on what the rows show."""
         return []

@@ -1,8 +1,8 @@
-"""The tasks of an evaluation. To add one, write a class like those below and list it here."""
+"""The tasks of an evaluation. To add one, write a class like those listed here, and list it."""
 
 from gm_train.evaluation.masked_task import MaskedGenesTask
 from gm_train.evaluation.probe_task import ProbeTask
 from gm_train.evaluation.task import EvaluationTask
 
-#: In the order of their tables; each one's `key` names its rows in `eval.json`.
+#: The tasks in the order of their tables.
 TASKS: tuple[type[EvaluationTask], ...] = (MaskedGenesTask, ProbeTask)

@@ -5,8 +5,9 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from gm_train.config.parts import ARCHITECTURES, load_part
+from gm_train.config.parts import load_part
 from gm_train.config.schema import ModelConfig
+from gm_train.model.layer_stack import LayerStack
 from gm_train.model.norm import RMSNorm
 from gm_train.model.output_layer import OutputLayer
 
@@ -28,7 +29,7 @@ class GeneMamba(nn.Module):
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(vocabulary_size, config.d_model)
-        self.stack: nn.Module = load_part(ARCHITECTURES, config.arch)(config)
+        self.stack: LayerStack = load_part("model.arch", config.arch)(config)
         self.norm = RMSNorm(config.d_model)
         self.output = OutputLayer(config.d_model, vocabulary_size, config.tie_output)
 

@@ -2,8 +2,9 @@
 
 from torch import Tensor, nn
 
-from gm_train.config.parts import AGGREGATIONS, MIXERS, load_part
+from gm_train.config.parts import load_part
 from gm_train.config.schema import ModelConfig
+from gm_train.model.layer_stack import LayerStack
 from gm_train.model.norm import RMSNorm
 from gm_train.model.segments import Segments, make_segments
 
@@ -15,7 +16,7 @@ class MambaLayer(nn.Module):
         super().__init__()
         self.bidirectional = config.arch == "bimamba"
         self.norm = RMSNorm(config.d_model) if config.norm == "pre" else nn.Identity()
-        self.mixer: nn.Module = load_part(MIXERS, config.mixer)(config)
+        self.mixer: nn.Module = load_part("model.mixer", config.mixer)(config)
 
     def forward(self, x: Tensor, segments: Segments, aggregation: nn.Module | None) -> Tensor:
         """Compute one layer.
@@ -33,7 +34,7 @@ class MambaLayer(nn.Module):
         return joined
 
 
-class MambaStack(nn.Module):
+class MambaStack(LayerStack):
     """The model's layers, with one aggregation for all of them, as published, or one for each.
 
     The aggregations belong to the stack and not to its layers, so that each parameter has one owner.
@@ -51,7 +52,7 @@ class MambaStack(nn.Module):
         self.chunk, self.taps = config.chunk, config.d_conv
         self.layers = nn.ModuleList(MambaLayer(config) for _ in range(config.n_layers))
         n_aggregations = 0 if config.arch == "mamba" else config.n_layers if config.gate_per_layer else 1
-        aggregation = load_part(AGGREGATIONS, config.aggregation)
+        aggregation = load_part("model.aggregation", config.aggregation)
         self.aggregations = nn.ModuleList(aggregation(config.d_model) for _ in range(n_aggregations))
 
     def forward(self, x: Tensor, segment: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from gm_train.config.schema import ModelConfig
 from gm_train.model.attention import CellLayout, attend, cell_layout
+from gm_train.model.layer_stack import LayerStack
 from gm_train.model.norm import RMSNorm
 
 #: Longest wavelength of the positions, in ranks, divided by 2 pi (Vaswani et al. 2017, arXiv 1706.03762).
@@ -121,7 +122,7 @@ class TransformerLayer(nn.Module):
         return out
 
 
-class TransformerStack(nn.Module):
+class TransformerStack(LayerStack):
     """A pre-norm encoder without dropout and without biases.
 
     Positions have no parameters and no maximum length, and start at 0 in every cell. A position is the rank of a gene,

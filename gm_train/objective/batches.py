@@ -10,7 +10,7 @@ from torch import Tensor
 from data_shards.hashing import mix64
 from data_shards.rows.pool import Rows
 from data_shards.store.quarantine import DamagedChunk
-from gm_train.config.parts import OBJECTIVES, load_part
+from gm_train.config.parts import load_part
 from gm_train.objective.cell_keys import cell_keys
 from gm_train.objective.pathway import draw_pairs
 from gm_train.objective.recipe import Prediction, Recipe
@@ -118,7 +118,7 @@ def make_examples(rows: Rows, recipe: Recipe) -> Examples:
     flat += np.arange(len(tokens))
 
     keys = cell_keys(recipe.seed, places, cells)
-    prediction: Prediction = load_part(OBJECTIVES, objective.language)(tokens, lengths, keys, recipe)
+    prediction: Prediction = load_part("objective.language", objective.language)(tokens, lengths, keys, recipe)
     target_at = flat[prediction.states]
     input_ids.reshape(-1)[flat[prediction.hidden]] = prediction.visible[prediction.hidden]
 

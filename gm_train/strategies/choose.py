@@ -6,7 +6,7 @@ import os
 import torch
 
 from data_shards.errors import DataError
-from gm_train.config.parts import STRATEGIES, load_part
+from gm_train.config.parts import load_part
 from gm_train.ranks.ranks import Ranks
 from gm_train.strategies.steps import BYTES_PER_PARAMETER, Steps
 
@@ -65,5 +65,5 @@ def strategy_class(name: str) -> type[Steps]:
     """
     if name.startswith("zero"):
         refuse_without_deepspeed(f"trainer.strategy={name}")
-    strategy: type[Steps] = load_part(STRATEGIES, name)
+    strategy: type[Steps] = load_part("trainer.strategy", name)
     return strategy

@@ -57,7 +57,12 @@ class Steps:
 
     @contextlib.contextmanager
     def accumulating(self, model: nn.Module, last: bool) -> Iterator[None]:
-        """Run one forward and backward pass inside: it adds to the gradients, a step's last one sums them over ranks."""
+        """Let the pass inside add to the gradients; the last pass of a step also sums them over the ranks.
+
+        Args:
+            model: as Lightning's strategy wraps or shards it.
+            last: whether this is the last micro-batch of a step.
+        """
         yield
 
     def update(self, model: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> float:

@@ -89,4 +89,4 @@ def _announce_coverage(config: Config, reader: StoreReader, recipe: Recipe, plan
         f"{pairs:.1f} drawn positive pairs a cell"
     )
     if pairs < _THIN_PAIRS:
-        log.warning("the gene sets cover few genes of these cells: L_pathway has little effect; use broader sets")
+        log.warning("fewer than %g positive pairs a cell: L_pathway is mostly noise; use broader sets", _THIN_PAIRS)

@@ -47,6 +47,7 @@ from gm_train.run.records import (
 )
 from gm_train.strategies.choose import choose, device_memory, strategy_class
 from gm_train.strategies.joined import Joined
+from gm_train.strategies.steps import Steps
 from gm_train.train.announce import announce
 from gm_train.train.module import GeneMambaModule
 from gm_train.train.recorder import Recorder
@@ -244,9 +245,10 @@ def _report(directory: Path) -> None:
         log.warning("report.html could not be written: %s", error)
 
 
-def _trainer(config: Config, strategy: Strategy, ranks: Ranks, recorder: Recorder) -> L.Trainer:
-    # The recorder does steps, validation, checkpoints and progress. Lightning counts steps from the start of the process,
-    # a resumable run from its first start.
+def _trainer(config: Config, strategy: Steps, ranks: Ranks, recorder: Recorder) -> L.Trainer:
+    assert isinstance(strategy, Strategy)
+    # The recorder does steps, validation, checkpoints and progress: Lightning counts steps from the start of the
+    # process, a resumable run counts them from its first start.
     for noise in (
         "does not have many workers", "command is available on your system", "isinstance.treespec, LeafSpec",
         "This DataLoader will create",

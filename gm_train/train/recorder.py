@@ -241,7 +241,7 @@ class Recorder(L.Callback):
             raise self._ranks.in_one_voice(
                 DataError(
                     f"{self.directory}: at step {self.position.step:,} the weights are not finite, so they are not "
-                    "saved; earlier checkpoints are whole. Train with a lower optim.lr in another run.dir"
+                    "saved; earlier checkpoints, if any, are whole. Train with a lower optim.lr in another run.dir"
                 )
             )
         step, val_loss = self._validated or (None, math.nan)

@@ -139,7 +139,8 @@ def _evaluation(directory: Path) -> list[str]:
     if not path.is_file():
         return ["<p>Not evaluated yet: run <code>gm-train eval</code> on a checkpoint of this run.</p>"]
     results = json.loads(path.read_text())
-    parts = ["<ul class=verdicts>", *(f"<li>{html.escape(line)}</li>" for line in score_table.verdicts(results)), "</ul>"]
+    verdicts = [f"<li>{html.escape(line)}</li>" for line in score_table.verdicts(results)]
+    parts = ["<ul class=verdicts>", *verdicts, "</ul>"]
     parts += [_table(*block) for block in score_table.blocks(results)]
     parts += [f"<p class=notes>{html.escape(note)}</p>" for note in results["notes"]]
     pictures = sorted(directory.glob("eval-*.png"), reverse=True)

@@ -16,7 +16,7 @@ def validation_losses(model: GeneMamba, batches: list[MicroBatch], config: Confi
 
     Args:
         model: whole or sharded.
-        batches: at least one; the same on every rank, except for damaged cells. Each rank scores every n-th one.
+        batches: at least one; the same on every rank, except for damaged cells; the ranks take turns.
         config: of the run.
         ranks: this process among the others.
     """

@@ -4,10 +4,13 @@ from pathlib import Path
 
 import pytest
 
+from gm_train.config.parts import STRATEGIES
 from tests.conftest import Atlas, tiny_words, write_gene_sets
 from tests.support.training_runs import train, train_ranks
 
 STEPS = 30
+#: What spreads a step over several ranks.
+SPREADING = [name for name in STRATEGIES if name != "single"]
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +32,7 @@ def one_process(atlas: Atlas, words: list[str], tmp_path_factory: pytest.TempPat
     return folder / "run"
 
 
-@pytest.fixture(scope="session", params=["ddp", "fsdp2", "zero2", "zero3"])
+@pytest.fixture(scope="session", params=SPREADING)
 def two_ranks(
     request: pytest.FixtureRequest, atlas: Atlas, words: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[str, Path]:

@@ -9,7 +9,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from gm_train.checkpoint.find import open_checkpoint
 from gm_train.run.records import METRICS, read_rows
 from tests.conftest import Atlas, tiny_words
-from tests.dist.conftest import STEPS
+from tests.dist.conftest import SPREADING, STEPS
 from tests.support.training_runs import assert_close, history, train, train_ranks
 
 
@@ -34,7 +34,7 @@ def test_promise_10_tokens_of_all_ranks_are_counted(two_ranks: tuple[str, Path],
     assert ours == theirs
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "zero2", "zero3"])
+@pytest.mark.parametrize("strategy", SPREADING)
 def test_promise_10_four_ranks_and_uneven_shards(
     atlas: Atlas, words: list[str], one_process: Path, tmp_path: Path, strategy: str
 ) -> None:

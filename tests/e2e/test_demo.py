@@ -1,4 +1,4 @@
-"""`make demo`, with a budget of a few steps: first run, going on, other cells, starting over."""
+"""`make demo` with a few steps: the first run, resuming, other cells, starting over."""
 
 import os
 import re
@@ -47,11 +47,11 @@ def steps(folder: Path) -> int:
 def test_demo_end_to_end(folder: Path) -> None:
     first = demo(folder)
     assert first.returncode == 0, first.stderr
-    for said in (
+    for text in (
         "700 cells", "765 genes", "medians of 765 genes", "validation", "sets in use", "order control", "PCA",
         "random weights", "dithered ranks", "report.html",
     ):  # fmt: skip
-        assert said in first.stdout, said
+        assert text in first.stdout, text
     assert steps(folder) == BUDGET
     run = folder / "runs" / "demo"
     for name in ("config.yaml", "environment.json", "report.html", "eval/eval.json", "eval/eval-scores.png"):
@@ -64,7 +64,7 @@ def test_demo_end_to_end(folder: Path) -> None:
     assert f"from step {BUDGET}" in again.stdout
     assert steps(folder) == 2 * BUDGET
 
-    # What was made serves the commands that the README names.
+    # The README's commands work with what the demo made.
     fit = [
         sys.executable,
         "-m",
@@ -78,7 +78,7 @@ def test_demo_end_to_end(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_demo_on_other_cells_asks_before_it_throws_away(folder: Path, tmp_path: Path) -> None:
+def test_demo_on_other_cells_asks_before_it_deletes(folder: Path, tmp_path: Path) -> None:
     mine = write_cells(tmp_path / "mine.h5ad", 200, 60, seed=5)
     if not (folder / "runs").exists():
         assert demo(folder).returncode == 0

@@ -1,4 +1,4 @@
-"""Full-transcriptome cells: counts, gene table and Reactome to a trained, evaluated checkpoint, by the commands."""
+"""Full-transcriptome cells: from counts, gene table and Reactome to an evaluated checkpoint, by the commands."""
 
 import json
 from pathlib import Path
@@ -27,7 +27,7 @@ def run(*words: str | Path) -> None:
 
 
 def variable_genes(file: Path, n: int) -> list[str]:
-    """The genes of the most variable log counts."""
+    """The n genes with the most variable log counts."""
     with open_counts(file) as counts:
         chunks = [chunk for _, chunk in counts.chunks()]
         names = counts.gene_names
@@ -65,8 +65,8 @@ def test_two_data_sets_to_an_evaluated_checkpoint(
         "fit", *SIZE, f"data.store={tmp_path / 'store.zarr'}", f"run.dir={tmp_path / 'run'}",
         f"objective.pathways={real_data / 'reactome.gmt'}", "tracking.mlflow=none",
     )  # fmt: skip
-    said = capsys.readouterr().out
-    assert "sets in use" in said
+    printed = capsys.readouterr().out
+    assert "sets in use" in printed
     rows = [row for row in read_rows(tmp_path / "run" / METRICS) if "loss" in row]
     assert len(rows) == 6
     assert all(row["l_pathway"] > 0 for row in rows)

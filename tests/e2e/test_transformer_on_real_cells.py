@@ -1,4 +1,4 @@
-"""The transformer baseline on real cells: the demo's, with the demo's settings."""
+"""The transformer baseline on the demo's cells, with the demo's settings."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ def run(*words: str | Path) -> None:
 
 
 def test_it_beats_corpus_frequency_on_held_out_blood_cells(tmp_path: Path) -> None:
-    """By half a nat within 400 steps; frequency leaves out the genes that a cell shows."""
+    """By half a nat within 400 steps; the frequency control leaves out a cell's visible genes."""
     cells, reading = pbmc_file(), ["--raw", "--counts-from", "log1p"]
     medians, store = tmp_path / "medians.zarr", tmp_path / "store.zarr"
     run("data", "medians", cells, *reading, "--out", medians)

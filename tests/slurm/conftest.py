@@ -1,4 +1,4 @@
-"""A real SLURM of two nodes, for every test in this folder: the fixture `slurm`."""
+"""The fixture `slurm`: a real SLURM of two nodes, for every test in this folder."""
 
 import os
 import shutil
@@ -45,7 +45,7 @@ class Slurm:
 
     @property
     def environment(self) -> dict[str, str]:
-        """The environment in which sbatch, srun and the others find the cluster (SLURM_CONF)."""
+        """The environment in which sbatch, srun and other commands find the cluster (SLURM_CONF)."""
         return self.cluster.environment
 
     def sbatch(self, *words: str | Path) -> int:
@@ -111,7 +111,7 @@ class Slurm:
             return datetime.now() >= datetime.fromisoformat(self.field(job, "SubmitTime")) + rest  # of the requeue
 
         poll(rested, timeout, lambda: f"job {job} is not requeued\n{self.show(job)}")
-        # It fails if the job has just started by itself.
+        # This fails if the job has just started by itself.
         self.cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
 
     def scancel(self, *words: str | int) -> None:

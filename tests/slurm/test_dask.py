@@ -40,7 +40,7 @@ class Command:
                 preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
             )  # fmt: skip
 
-    def said(self) -> str:
+    def output(self) -> str:
         return self.log.read_text()
 
     def wait(self) -> int:
@@ -51,20 +51,20 @@ class Command:
 
         A worker that has just got its first task imports modules for seconds: no task is finished yet.
         """
-        poll(lambda: len(self.registered()) >= n or self.process.poll() is not None, PATIENCE, self.said)
-        assert self.process.poll() is None, self.said()
-        found = {job: self.slurm.processes(job) for job in self.registered()}
-        for pids in found.values():
+        poll(lambda: len(self.registered()) >= n or self.process.poll() is not None, PATIENCE, self.output)
+        assert self.process.poll() is None, self.output()
+        pids_of_job = {job: self.slurm.processes(job) for job in self.registered()}
+        for pids in pids_of_job.values():
             for pid in pids:
                 os.kill(pid, signal.SIGSTOP)
-        return found
+        return pids_of_job
 
     def registered(self) -> list[int]:
         logs = self.folder.glob(".*.slurm-*/*.out")
         return sorted(int(log.stem) for log in logs if "Registered to" in log.read_text())
 
 
-def go_on(pids: list[int]) -> None:
+def resume(pids: list[int]) -> None:
     for pid in pids:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGCONT)
@@ -91,7 +91,7 @@ def no_jobs(slurm: Slurm) -> bool:
 
 def left(folder: Path) -> list[str]:
     """Return the names in the folder, without the log."""
-    return sorted(found.name for found in folder.iterdir() if found.name != "command.log")
+    return sorted(path.name for path in folder.iterdir() if path.name != "command.log")
 
 
 def test_medians_and_shards_are_the_same_bytes(queue: Slurm, files: list[Path], tmp_path: Path) -> None:
@@ -99,10 +99,10 @@ def test_medians_and_shards_are_the_same_bytes(queue: Slurm, files: list[Path], 
     for folder, engine in ((local, []), (cluster, ["--slurm", *WORKERS])):
         folder.mkdir()
         made = Command(queue, folder, "medians", *files, "--out", folder / "m.zarr", *engine)
-        assert made.wait() == 0, made.said()
+        assert made.wait() == 0, made.output()
         words = ("--medians", folder / "m.zarr", "--out", folder / "s.zarr", "--top-k", "32")
         made = Command(queue, folder, "shards", *files, *words, *engine)
-        assert made.wait() == 0, made.said()
+        assert made.wait() == 0, made.output()
     assert hash_path(local / "m.zarr") == hash_path(cluster / "m.zarr")
     assert hash_path(local / "s.zarr") == hash_path(cluster / "s.zarr")
     assert find_damage(cluster / "s.zarr") == []
@@ -116,11 +116,11 @@ def test_a_job_that_is_cancelled_half_way(queue: Slurm, files: list[Path], tmp_p
     command = Command(queue, tmp_path, "medians", *files, "--out", out, "--slurm", *WORKERS)
     # The first worker stays stopped, and keeps the tasks that it has.
     (first, held), (_, others) = command.wait_for(2).items()
-    go_on(others)
+    resume(others)
     assert not out.exists()
     queue.scancel(first)
-    go_on(held)
-    assert command.wait() == 0, command.said()
+    resume(held)
+    assert command.wait() == 0, command.output()
     expected = Command(queue, tmp_path, "medians", *files, "--out", tmp_path / "local.zarr")
     assert expected.wait() == 0
     assert hash_path(out) == hash_path(tmp_path / "local.zarr")
@@ -133,7 +133,7 @@ def test_a_job_that_is_put_back_into_the_queue_comes_back(queue: Slurm, files: l
     command = Command(queue, tmp_path, "medians", *files, "--out", out, "--slurm", *only)
     ((job, pids),) = command.wait_for(1).items()
     queue.scontrol("requeuehold", str(job))
-    go_on(pids)
+    resume(pids)
     queue.wait(job, "PENDING", PATIENCE)
     poll(lambda: not queue.processes(job), PATIENCE, lambda: queue.show(job))
     # A job in the queue is waited for even without a process, and longer than Dask would do by default (15 s).
@@ -141,7 +141,7 @@ def test_a_job_that_is_put_back_into_the_queue_comes_back(queue: Slurm, files: l
     assert not out.exists()
     queue.scontrol("release", str(job))
     queue.start_now(job, 1, PATIENCE)
-    assert command.wait() == 0, command.said()
+    assert command.wait() == 0, command.output()
     assert hash_path(out)
     assert queue.field(job, "Restarts") == "1"
 
@@ -152,17 +152,17 @@ def test_jobs_end_with_the_command(queue: Slurm, files: list[Path], tmp_path: Pa
     command = Command(queue, tmp_path, "medians", *files, "--out", tmp_path / "m.zarr", "--slurm", *WORKERS)
     halted = command.wait_for(2)
     command.process.send_signal(number)
-    assert command.wait() == (-number if number == signal.SIGKILL else 1), command.said()
+    assert command.wait() == (-number if number == signal.SIGKILL else 1), command.output()
     for pids in halted.values():
-        go_on(pids)
+        resume(pids)
     poll(lambda: no_jobs(queue), PATIENCE, lambda: queue.cluster.run("squeue"))
     assert not (tmp_path / "m.zarr").exists()
     if number != signal.SIGKILL:
-        assert "interrupted" in command.said()
+        assert "interrupted" in command.output()
         assert not any("slurm" in name for name in left(tmp_path))
     # The same command continues from what is finished.
     again = Command(queue, tmp_path, "medians", *files, "--out", tmp_path / "m.zarr")
-    assert again.wait() == 0, again.said()
+    assert again.wait() == 0, again.output()
 
 
 def test_an_error_of_the_work_ends_the_jobs(queue: Slurm, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_an_error_of_the_work_ends_the_jobs(queue: Slurm, tmp_path: Path) -> Non
     bad.write_bytes(b"this is no file of counts")
     command = Command(queue, tmp_path, "medians", bad, "--out", tmp_path / "m.zarr", "--slurm", *WORKERS)
     assert command.wait() == 1
-    assert "bad.h5ad: not an AnnData file" in command.said()
+    assert "bad.h5ad: not an AnnData file" in command.output()
     poll(lambda: no_jobs(queue), PATIENCE, lambda: queue.cluster.run("squeue"))
     assert left(tmp_path) == ["bad.h5ad"]
 
@@ -179,22 +179,22 @@ def test_jobs_that_end_by_themselves_are_not_waited_for(queue: Slurm, files: lis
     setup = "cluster.setup=[echo before, module load nowhere, echo after]"
     command = Command(queue, tmp_path, "medians", *files, "--out", tmp_path / "m.zarr", "--slurm", *WORKERS, setup)
     assert command.wait() == 1
-    said = command.said()
-    assert "all worker jobs have ended before the work was done" in said
-    assert "module: command not found" in said
-    assert "\n    before" in said
-    assert "after" not in said.split("the last lines")[1]
+    output = command.output()
+    assert "all worker jobs have ended before the work was done" in output
+    assert "module: command not found" in output
+    assert "\n    before" in output
+    assert "after" not in output.split("the last lines")[1]
     (logs,) = tmp_path.glob(".m.zarr.slurm-*")
-    assert str(logs) in said
+    assert str(logs) in output
     assert not list(logs.glob("*.pem"))
 
 
-def test_what_slurm_would_not_take(queue: Slurm, files: list[Path], tmp_path: Path) -> None:
+def test_a_job_that_slurm_rejects(queue: Slurm, files: list[Path], tmp_path: Path) -> None:
     words = (*WORKERS[:3], "cluster.partition=gone")
     command = Command(queue, tmp_path, "medians", *files, "--out", tmp_path / "m.zarr", "--slurm", *words)
     assert command.wait() == 1
-    assert "invalid partition" in command.said().lower()
-    assert "look at cluster.partition: `sinfo -s` lists the partitions" in command.said()
+    assert "invalid partition" in command.output().lower()
+    assert "look at cluster.partition: `sinfo -s` lists the partitions" in command.output()
     assert left(tmp_path) == []
     assert no_jobs(queue)
 
@@ -206,5 +206,5 @@ def test_a_store_is_added_to_by_workers(queue: Slurm, files: list[Path], tmp_pat
     assert Command(queue, tmp_path, "shards", *files[:2], "--medians", medians, "--out", store).wait() == 0
     two = ("cluster.nodes=1", "cluster.cpus_per_task=2", *WORKERS[2:])
     command = Command(queue, tmp_path, "shards", *files[2:4], "--out", store, "--add", "--slurm", *two)
-    assert command.wait() == 0, command.said()
+    assert command.wait() == 0, command.output()
     assert [entry.name for entry in Manifest.load(store).datasets] == ["d00", "d01", "d02", "d03"]

@@ -99,7 +99,7 @@ def test_lost_node_requeues_its_job(slurm: Slurm, script: Script, tmp_path: Path
 
 
 @pytest.mark.parametrize("words", [["--gpus-per-node=2"], ["--gres=gpu:2"], ["--cpus-per-task=8", "--mem=32G"]])
-def test_scripts_can_ask_for_what_no_node_has(slurm: Slurm, words: list[str]) -> None:
+def test_scripts_can_ask_for_gpus_and_memory_that_do_not_exist(slurm: Slurm, words: list[str]) -> None:
     slurm.cluster.run("sbatch", "--test-only", *words, *TWO_BY_TWO, "--wrap=true")
     with pytest.raises(DataError, match="configuration is not available"):
         slurm.cluster.run("sbatch", "--test-only", "--gpus-per-node=3", *TWO_BY_TWO, "--wrap=true")
@@ -120,7 +120,7 @@ def test_down_leaves_nothing(slurm_installed: None, short_folder: Path, capsys: 
         assert "was up already" in capsys.readouterr().out
         assert pids == {name: cluster.pid(name) for name in cluster.commands()}
 
-        # One program killed: the others and the job stay. The controller killed: a fresh start.
+        # If one program was killed, `up` keeps the others and the job. If the controller was killed, it starts afresh.
         os.kill(pids["n2"] or 0, signal.SIGKILL)
         poll(lambda: main(["status", *options]) == 1, 20, lambda: "n2 is still there")
         assert main(["up", *options]) == 0
@@ -142,7 +142,7 @@ def test_down_leaves_nothing(slurm_installed: None, short_folder: Path, capsys: 
         cluster.down()
 
 
-def test_says_what_is_wrong(
+def test_errors_of_up_name_the_cause(
     slurm_installed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "mine").mkdir()

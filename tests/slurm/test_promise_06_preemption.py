@@ -25,7 +25,7 @@ from tests.support.slurm_jobs import LOCAL_CPU, PATIENCE, Job, launch
 from tests.support.training_runs import history, train, train_ranks
 
 CLUSTERS = Path(LOCAL_CPU).parent
-#: A job must live until it is told to leave: this many steps take some seconds.
+#: A job must still run when it is told to leave: this many steps take some seconds.
 STEPS = 250
 # No checkpoint is due before the end: any earlier one was saved because the job got a signal.
 WORDS = [f"trainer.max_steps={STEPS}", f"optim.schedule_steps={STEPS}", "checkpoint.every_steps=1000"]
@@ -276,7 +276,7 @@ def test_ranks_that_outlived_their_job_write_nothing_more(slurm: Slurm, start: L
 
 
 FITS = ["cluster.partition=debug", "cluster.qos=", "cluster.gpu_type=", "cluster.memory=32G", "data.micro_rows=1"]
-#: What each file of configs/cluster needs to fit this cluster, and the CPUs that it then asks for.
+#: The settings with which each file of configs/cluster fits this cluster, and the CPUs that it then asks for.
 ADJUSTED = {
     "local-cpu.yaml": (["data.micro_rows=1"], 2),
     "h100-infiniband.yaml": ([*FITS, "cluster.nodes=2", "cluster.gpus_per_node=2", "cluster.cpus_per_task=8"], 32),
@@ -299,7 +299,7 @@ def test_slurm_takes_the_scripts(
     assert f"using {n_cpus} processors on nodes n" in check_launch(capsys.readouterr().out)
 
 
-def test_more_nodes_than_there_are_is_refused_with_advice(
+def test_more_nodes_than_exist_are_refused_with_advice(
     here: None, slurm: Slurm, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words = [*tiny_words(atlas.store, tmp_path / "run"), "data.lanes=64", "data.micro_rows=1"]

@@ -6,12 +6,17 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+from gm_train.config import parts
 from gm_train.config.schema import ModelConfig
 from gm_train.model.genemamba import GeneMamba
 
 VOCABULARY = 23
-AGGREGATIONS = ("gate", "mean", "sum", "concat", "head_gate")
-VARIANTS = [*(("bimamba", aggregation) for aggregation in AGGREGATIONS), ("mamba", "gate"), ("transformer", "gate")]
+AGGREGATIONS = tuple(parts.AGGREGATIONS)
+#: Every architecture, and Bi-Mamba with every aggregation.
+VARIANTS = [
+    *(("bimamba", aggregation) for aggregation in AGGREGATIONS),
+    *((arch, "gate") for arch in parts.ARCHITECTURES if arch != "bimamba"),
+]
 
 
 def small_config(**changes: Any) -> ModelConfig:
@@ -75,7 +80,8 @@ def relative_error(value: Tensor, expected: Tensor) -> float:
 
 configs = st.builds(
     small_config,
-    arch=st.sampled_from(["bimamba", "bimamba", "bimamba", "mamba", "transformer"]),
+    arch=st.sampled_from(["bimamba", "bimamba", *parts.ARCHITECTURES]),
+    mixer=st.sampled_from([*parts.MIXERS]),
     aggregation=st.sampled_from(AGGREGATIONS),
     gate_per_layer=st.booleans(),
     norm=st.sampled_from(["none", "pre"]),

@@ -136,7 +136,7 @@ def test_a_part_is_refused_until_it_is_listed(atlas: Atlas, tmp_path: Path) -> N
 
 def test_the_objective_hides_a_quarter_and_shows_the_rest(atlas: Atlas) -> None:
     add("An objective")
-    predict = parts.load_part(parts.OBJECTIVES, "tail")
+    predict = parts.load_part("objective.language", "tail")
     lengths = np.array([8, 3, 5])
     tokens = np.arange(2, 18)
     found = predict(tokens, lengths, np.zeros(3, np.uint64), None)
@@ -160,7 +160,7 @@ def test_an_evaluation_task(atlas: Atlas, tmp_path: Path, monkeypatch: pytest.Mo
     assert "Number of genes of" in (run / "eval" / "eval.md").read_text()
     results = json.loads((run / "eval" / "eval.json").read_text())
     results["size"] = [row for row in rows if row["scored"] == "model"]
-    with pytest.raises(ValueError, match="size scores on plain ranks stand without: random weights"):
+    with pytest.raises(ValueError, match="size scores on plain ranks lack: random weights"):
         score_table.check_controls(results)
 
 

@@ -11,12 +11,23 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from data_shards.tokens.vocabulary import MASK
+from gm_train.config.check import config_problems
+from gm_train.config.parts import ARCHITECTURES, OBJECTIVES, load_part
+from gm_train.config.schema import Config
 from gm_train.model.genemamba import GeneMamba
 from gm_train.objective.cell_keys import cell_keys
 from gm_train.objective.masking import mask_tokens
+from gm_train.objective.recipe import Recipe
 from tests.support.small_models import VARIANTS, VOCABULARY, pack, random_model, seeds, small_config
 
 MASK_RATE, RANDOM_RATE = 0.4, 0.3
+
+
+def configured(objective: str, arch: str) -> Config:
+    """A configuration with an objective and an architecture."""
+    config = Config()
+    config.objective.language, config.model.arch = objective, arch
+    return config
 
 
 def keys_of(n_cells: int, seed: int) -> np.ndarray:
@@ -90,6 +101,35 @@ def test_masking_that_shows_the_hidden_gene_is_detected() -> None:
         return arguments[0], mask_tokens(*arguments)[1]
 
     assert masked_leaks(random_model(small_config(), 0, torch.float32), 0, masking=show)
+
+
+TRAINABLE = [
+    (objective, arch)
+    for objective in OBJECTIVES
+    for arch in ARCHITECTURES
+    if not any("already seen" in problem for problem in config_problems(configured(objective, arch)))
+]
+
+
+@pytest.mark.parametrize(("objective", "arch"), TRAINABLE)
+def test_no_objective_shows_what_it_predicts(objective: str, arch: str) -> None:
+    """The logits of a target do not change with the token there, for every objective in the table."""
+    config = configured(objective, arch)
+    config.objective.mask_rate, config.objective.random_rate = 0.4, 0.0  # a random gene may be the changed one
+    recipe = Recipe(config.objective, 0, VOCABULARY, 64, None)
+    predict = load_part("objective.language", objective)
+    model = random_model(small_config(arch=arch), 0, torch.float32)
+    lengths = np.array([9, 5, 7])
+    tokens = np.random.default_rng(0).integers(2, VOCABULARY, lengths.sum())
+    shown = predict(tokens, lengths, keys_of(3, 0), recipe)
+    logits = packed_logits(model, shown.visible, lengths)[shown.states]
+    assert len(shown.targets) > 3
+    for i, target in enumerate(shown.targets):
+        changed = tokens.copy()
+        changed[target] = 2 + (tokens[target] - 1) % (VOCABULARY - 2)
+        now = predict(changed, lengths, keys_of(3, 0), recipe)
+        assert np.array_equal(now.states, shown.states)
+        assert torch.equal(packed_logits(model, now.visible, lengths)[now.states[i]], logits[i])
 
 
 cell_lengths = st.lists(st.integers(0, 30), min_size=1, max_size=6)

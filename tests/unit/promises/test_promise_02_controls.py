@@ -177,5 +177,5 @@ def test_a_table_without_a_control_fails(kind: str, control: str, ranks: str) ->
     poorer = copy.deepcopy(results)
     poorer[kind] = [row for row in poorer[kind] if (row["scored"], row["ranks"]) != (control, ranks)]
     for render in (score_table.render_text, score_table.render_markdown):
-        with pytest.raises(ValueError, match=f"{ranks} ranks stand without: {control}"):
+        with pytest.raises(ValueError, match=f"{ranks} ranks lack: {control}"):
             render(poorer)

@@ -211,7 +211,7 @@ def test_medians_without_a_value_make_no_store(tmp_path: Path) -> None:
     path = write_counts(tmp_path / "a.h5ad", sp.csr_matrix((4, 3), dtype=np.float32))
     with pytest.raises(DataError, match=r"no gene has a median"):
         build(tmp_path, [path])
-    with pytest.raises(DataError, match=r"without genes"):
+    with pytest.raises(DataError, match=r"at least one gene"):
         Vocabulary("as-is", ())
 
 

@@ -1,4 +1,4 @@
-"""Cells read again from their counts: the same tokens as in the store, and files that cannot be used."""
+"""Cells read again from their counts: they have the tokens of the store; wrong files are refused."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +17,7 @@ from gm_train.evaluation.cells import read_cells
 from tests.conftest import Atlas, write_cells
 
 
-def test_of_many_cells_a_fixed_part_is_read_a_quarter_of_it_held_out(atlas: Atlas) -> None:
+def test_max_cells_reads_a_fixed_part_a_quarter_of_it_held_out(atlas: Atlas) -> None:
     tokenizer = Tokenizer.load(atlas.store)
     everything = read_cells(atlas.store, atlas.files, tokenizer)
     some, again = (read_cells(atlas.store, atlas.files, tokenizer, max_cells=40) for _ in range(2))
@@ -30,7 +30,7 @@ def test_of_many_cells_a_fixed_part_is_read_a_quarter_of_it_held_out(atlas: Atla
         assert some.plain.cell(i).tolist() == everything.plain.cell(numbers[pair]).tolist()
 
 
-def test_rows_are_found_behind_a_filter_and_missing_labels_are_none(tmp_path: Path) -> None:
+def test_rows_are_found_after_filtering_and_missing_labels_are_none(tmp_path: Path) -> None:
     path = write_cells(tmp_path / "cells.h5ad", 60, 40, seed=3)
     source = ad.read_h5ad(path)
     source.obs["cell_type"] = source.obs["cell_type"].astype(object)
@@ -60,7 +60,7 @@ def test_data_sets_whose_files_are_not_given_are_named(atlas: Atlas) -> None:
     assert set(cells.data_set) == {1}
 
 
-def test_files_and_tokenizers_that_do_not_belong_are_refused(atlas: Atlas, tmp_path: Path) -> None:
+def test_files_and_tokenizers_of_other_stores_are_refused(atlas: Atlas, tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(atlas.store)
     with pytest.raises(DataError, match=r"not of .* whose data sets are first, second"):
         read_cells(atlas.store, [tmp_path / "third.h5ad"], tokenizer)

@@ -1,4 +1,4 @@
-"""Masked-gene scores: against slow references, and the model's predictor in batches against one cell at a time."""
+"""Masked-gene scores against slow references, and the model's predictor in batches against one cell at a time."""
 
 import numpy as np
 import pytest
@@ -54,19 +54,19 @@ def test_score_agrees_with_a_slow_reference() -> None:
     masked = mask(random_cells(30, seed=4))
     targets = masked.cells.tokens[masked.hidden]
     log_probs = torch.log_softmax(torch.randn(len(targets), VOCABULARY, generator=torch.manual_seed(0)), dim=1)
-    places = [sorted(row.tolist(), reverse=True).index(row[t]) for row, t in zip(log_probs, targets, strict=True)]
-    found = score_masked(fixed(log_probs), masked)  # type: ignore[arg-type]
-    assert found.cross_entropy == pytest.approx(-np.mean([r[t] for r, t in zip(log_probs, targets, strict=True)]))
-    assert found.top1 == pytest.approx(100 * np.mean([place < 1 for place in places]))
-    assert found.top10 == pytest.approx(100 * np.mean([place < 10 for place in places]))
+    ranks = [sorted(row.tolist(), reverse=True).index(row[t]) for row, t in zip(log_probs, targets, strict=True)]
+    score = score_masked(fixed(log_probs), masked)  # type: ignore[arg-type]
+    assert score.cross_entropy == pytest.approx(-np.mean([r[t] for r, t in zip(log_probs, targets, strict=True)]))
+    assert score.top1 == pytest.approx(100 * np.mean([rank < 1 for rank in ranks]))
+    assert score.top10 == pytest.approx(100 * np.mean([rank < 10 for rank in ranks]))
 
 
-def test_equally_likely_genes_hit_by_chance_alone() -> None:
+def test_equally_likely_genes_score_as_chance() -> None:
     masked = mask(random_cells(30, seed=4))
     flat = torch.full((int(masked.hidden.sum()), VOCABULARY), -np.log(VOCABULARY))
-    found = score_masked(fixed(flat), masked)  # type: ignore[arg-type]
-    assert found.top1 == pytest.approx(100 / VOCABULARY)
-    assert found.top10 == pytest.approx(1000 / VOCABULARY)
+    score = score_masked(fixed(flat), masked)  # type: ignore[arg-type]
+    assert score.top1 == pytest.approx(100 / VOCABULARY)
+    assert score.top10 == pytest.approx(1000 / VOCABULARY)
 
 
 def test_a_predictor_must_answer_for_every_hidden_position_once() -> None:
@@ -87,20 +87,20 @@ def test_a_predictor_must_answer_for_every_hidden_position_once() -> None:
 def test_the_model_predicts_alike_in_batches_and_alone(model: GeneMamba, monkeypatch: pytest.MonkeyPatch) -> None:
     masked = mask(random_cells(25, seed=5))
     monkeypatch.setattr(masked_genes, "CHUNK_LOGITS", 3 * VOCABULARY)
-    found = answers(model_predictor(model), masked)
+    batched = answers(model_predictor(model), masked)
     alone = []
     for span, hidden in masked.spans():
         visible = torch.from_numpy(masked.visible[span])[None]
         with torch.no_grad():
             logits = model.logits(model(visible, torch.ones_like(visible)))[0, hidden - span.start]
         alone.append(torch.log_softmax(logits, dim=-1))
-    np.testing.assert_allclose(found, torch.cat(alone).double().numpy(), atol=1e-5)
+    np.testing.assert_allclose(batched, torch.cat(alone).double().numpy(), atol=1e-5)
 
 
-def test_embeddings_are_means_over_each_cells_tokens_and_zero_for_none(model: GeneMamba) -> None:
+def test_embeddings_are_means_over_tokens_and_zero_without_tokens(model: GeneMamba) -> None:
     cells = random_cells(25, seed=6)
-    found = embed_cells(model, cells)
-    for number, embedding in enumerate(found):
+    embeddings = embed_cells(model, cells)
+    for number, embedding in enumerate(embeddings):
         tokens = torch.from_numpy(cells.cell(number).astype(np.int64))[None]
         if tokens.numel():
             with torch.no_grad():
@@ -110,7 +110,7 @@ def test_embeddings_are_means_over_each_cells_tokens_and_zero_for_none(model: Ge
             assert not embedding.any()
 
 
-def test_components_are_fitted_on_training_cells_alone() -> None:
+def test_components_are_fitted_on_training_cells_only() -> None:
     import scipy.sparse
 
     rng = np.random.default_rng(0)

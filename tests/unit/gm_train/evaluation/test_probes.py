@@ -1,4 +1,4 @@
-"""Probes: who is fitted, who is scored, and labels that cannot be probed."""
+"""Probes: the cells they are fitted and scored on, and labels that cannot be probed."""
 
 import numpy as np
 import pytest
@@ -10,7 +10,7 @@ HELD_OUT = np.array([0, 0, 0, 1, 1, 1, 0, 1, 0], dtype=bool)
 
 
 def separable(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Features that tell two types apart, and the types."""
+    """Make features that separate two types, and the types."""
     rng = np.random.default_rng(seed)
     labels = np.where(rng.random(n) < 0.5, "a", "b").astype(object)
     features = rng.normal(size=(n, 5))
@@ -18,7 +18,7 @@ def separable(n: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return features.astype(np.float32), labels
 
 
-def test_cells_that_no_probe_could_name_are_left_out_and_counted() -> None:
+def test_cells_that_no_probe_can_predict_are_left_out_and_counted() -> None:
     split = ProbeSplit.of(LABELS, HELD_OUT)
     assert split.train.tolist() == [0, 1, 6, 8]
     assert split.held_out.tolist() == [3, 4]
@@ -28,11 +28,11 @@ def test_cells_that_no_probe_could_name_are_left_out_and_counted() -> None:
 
 
 @pytest.mark.parametrize("labels", [["a", "a", "a", "a"], ["a", "b", None, None], [None] * 4])
-def test_one_label_or_none_held_out_cannot_be_probed(labels: list[str | None]) -> None:
+def test_a_single_label_or_no_labelled_held_out_cell_cannot_be_probed(labels: list[str | None]) -> None:
     assert not ProbeSplit.of(np.array(labels, dtype=object), np.array([False, False, True, True])).usable
 
 
-def test_what_features_tell_is_found_and_noise_is_not() -> None:
+def test_informative_features_are_probed_well_and_noise_is_not() -> None:
     features, labels = separable(200, seed=0)
     split = ProbeSplit.of(labels, np.arange(200) >= 150)
     good = probe(features, split, seed=0)
@@ -48,7 +48,7 @@ def test_a_seed_draws_the_training_cells_and_held_out_cells_are_never_fitted() -
     split = ProbeSplit.of(labels, held_out)
     assert probe(noisy, split, seed=0) == probe(noisy, split, seed=0)
     assert len({probe(noisy, split, seed=seed)["linear_accuracy"] for seed in range(5)}) > 1
-    # Held-out labels that say the opposite lower the score; they would not if they were learned from.
+    # Swapped held-out labels lower the score; they would not if the probe were fitted on them.
     swapped = labels.copy()
     swapped[held_out] = np.where(labels[held_out] == "a", "b", "a")
     assert probe(features, ProbeSplit.of(swapped, held_out), seed=0)["linear_accuracy"] < 5

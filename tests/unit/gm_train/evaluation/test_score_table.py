@@ -1,4 +1,4 @@
-"""Tables: figures over seeds, who wins, and text, Markdown and HTML that show all of it."""
+"""Score tables: means over seeds, verdicts, and the text and Markdown that show them."""
 
 from typing import Any
 
@@ -50,17 +50,17 @@ def test_a_figure_is_mean_and_sample_deviation() -> None:
     assert figure([4.0]) == {"mean": 4.0, "sd": None}
 
 
-def test_the_words_say_which_control_wins_where() -> None:
+def test_verdicts_name_the_controls_that_win() -> None:
     plain, dithered, *probes = score_table.verdicts(make_results())
     assert "beats frequency by rank (5.21), frequency (5.81), random weights (6.81); loses to order control" in plain
-    assert "nothing that neighbours do not tell" in plain
+    assert "neighbouring genes alone could explain its score" in plain
     assert "beats order control" in dithered
-    assert "Neighbours tell next to nothing here" in dithered
+    assert "Neighbouring genes reveal almost nothing here" in dithered
     assert "trained on plain ranks" in dithered
-    assert all("beats random weights (50.0); loses to PCA (82.0)" in said for said in probes)
+    assert all("beats random weights (50.0); loses to PCA (82.0)" in sentence for sentence in probes)
 
 
-def test_differences_within_the_noise_are_called_level() -> None:
+def test_differences_within_the_noise_count_as_level() -> None:
     results = make_results()
     for row in results["probes"]:
         if row["scored"] == "PCA":
@@ -68,12 +68,12 @@ def test_differences_within_the_noise_are_called_level() -> None:
     assert "is level with PCA" in score_table.verdicts(results)[2]
 
 
-def test_a_model_beyond_the_order_control_is_credited() -> None:
+def test_a_model_that_beats_the_order_control_is_credited() -> None:
     results = make_results()
     for row in results["masked"]:
         if row["scored"] == "model":
             row["cross_entropy"] = figure([2.0, 2.01])
-    assert "knows more of cells than what neighbours tell" in score_table.verdicts(results)[0]
+    assert "knows more about cells than neighbouring genes reveal" in score_table.verdicts(results)[0]
 
 
 def test_text_and_markdown_show_every_row_note_and_verdict() -> None:
@@ -82,14 +82,14 @@ def test_text_and_markdown_show_every_row_note_and_verdict() -> None:
         text = render(results)
         for name in (*MaskedGenesTask.controls, *ProbeTask.controls, "model"):
             assert text.count(f"{name} ") >= 2
-        assert "2.91 ± 0.01*" in text  # the best of its column
+        assert "2.91 ± 0.01*" in text  # the best of the column
         assert "A note." in text
-        assert all(said in text for said in score_table.verdicts(results))
+        assert all(verdict in text for verdict in score_table.verdicts(results))
         assert text.count("as the model was trained") == 2
 
 
 def test_without_probes_there_are_no_probe_tables() -> None:
     results = make_results() | {"probes": [], "label": None}
     assert len(score_table.blocks(results)) == 2
-    with pytest.raises(ValueError, match="masked scores on plain ranks stand without"):
+    with pytest.raises(ValueError, match="masked scores on plain ranks lack: "):
         score_table.check_controls(results | {"masked": []})

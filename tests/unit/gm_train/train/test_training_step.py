@@ -46,7 +46,7 @@ def test_fit_is_the_loop_written_by_hand(atlas: Atlas, tmp_path: Path, gamma: fl
     fit(config)
     rows = [row for row in read_rows(tmp_path / "run" / METRICS) if "loss" in row]
 
-    # Here the whole step is one batch: its rows one under the other, one backward, everything as formulas.
+    # Here the whole step is one batch with all rows and one backward pass, written as formulas.
     tokenizer = Tokenizer.load(atlas.store)
     torch.manual_seed(fold(config.run.seed) >> 1)
     model = GeneMamba(config.model, tokenizer.vocabulary.size)
@@ -85,7 +85,7 @@ def test_fit_is_the_loop_written_by_hand(atlas: Atlas, tmp_path: Path, gamma: fl
         assert row["lr"] == pytest.approx(lr)
     trained = load_model(open_checkpoint(tmp_path / "run"))[0].state_dict()
     for name, value in model.state_dict().items():
-        # Adam divides by gradients: where these are rounding, so is the quotient, at most a step of lr each time.
+        # Adam divides by gradients. Where a gradient is rounding error, so is the quotient: at most lr at each step.
         assert torch.allclose(trained[name], value, atol=2e-4), name
 
 
