@@ -39,8 +39,8 @@ slurm: setup ## start a two-node SLURM on this machine, in .slurm
 slurm-down: setup ## stop the SLURM that `make slurm` started
 	$(BIN)/python -m cluster.local_slurm down
 
-# Two pytest processes; each runs one test file at a time, in the order that tests/conftest.py sets.
-PYTEST = $(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+# Three pytest processes, since tests often wait; each runs one test file at a time, in the order of tests/conftest.py.
+PYTEST = $(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
 
 test: setup ## run the fast tests
 	$(PYTEST) -m "not slow"

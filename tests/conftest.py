@@ -1,6 +1,11 @@
 """Fixtures and helpers that all tests share."""
 
 import os
+
+# One thread for each process of pytest-xdist: more would wait for each other. Before torch is imported.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -1,4 +1,8 @@
-"""Arguments and results of an objective: the types that `batches.py` and the files of the objectives share."""
+"""What an objective is given, and what it returns.
+
+To add an objective, write a function from tokens and a `Recipe` to a `Prediction`, like those in `masking.py` and
+`next_token.py`, and list it in `config/parts.py`.
+"""
 
 from dataclasses import dataclass
 
