@@ -33,6 +33,7 @@ settings.register_profile("gm-train", deadline=None, derandomize="CI" in os.envi
 settings.load_profile("gm-train")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Give the tests of a file to one worker of pytest-xdist, in their order: they share fixtures."""
     here = Path(__file__).parent

@@ -1,5 +1,6 @@
 """The software that made a result: the git revision and the versions of all packages."""
 
+import functools
 import importlib.metadata
 import subprocess
 from pathlib import Path
@@ -21,6 +22,7 @@ def git_revision() -> str | None:
         return None
 
 
+@functools.cache
 def packages() -> dict[str, str]:
     """Return the versions of the installed packages, sorted by name."""
     # An unfinished uninstallation leaves distributions without a name.

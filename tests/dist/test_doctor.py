@@ -5,37 +5,17 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 from gm_train.ranks.ranks import free_port
+from tests.support.doctor_ranks import run_doctor
 from tests.conftest import Atlas, tiny_words, write_cells, write_gene_sets
 
-# Runs `gm-train doctor` with {rank} in the words replaced by the rank's number. WEIRD says what goes wrong on rank 1.
-RANK = """\
-import os, sys, time
-from gm_train.cli.main import main
-rank, weird = os.environ["RANK"], os.environ.get("WEIRD")
-if rank == "1" and weird:
-    from cluster.doctor import check_machine, check_network, examine
-    if weird == "dies":
-        examine.check_store = lambda *rest: os._exit(9)
-    elif weird == "dies before":
-        os._exit(9)
-    elif weird == "sleeps":
-        check_network.measure = lambda *rest: time.sleep(600)
-    elif weird == "miscounts":
-        measure = check_network.measure
-        check_network.measure = lambda device, n_bytes, rank, size: measure(device, n_bytes, 5, size)
-    elif weird == "old":
-        versions = check_machine.versions
-        check_machine.versions = lambda: versions() | {"torch": "1.0"}
-if weird == "sleeps":
-    from cluster.doctor import check_network
-    check_network._PATIENCE_S = 3.0
-sys.exit(main([word.replace("{rank}", rank) for word in sys.argv[1:]]))
-"""
+Doctor = Callable[..., tuple[list[int | None], str, str]]
 
 
 def environment() -> dict[str, str]:
@@ -43,32 +23,10 @@ def environment() -> dict[str, str]:
     return own | {"OMP_NUM_THREADS": "1"}
 
 
-def two_ranks(*words: str, weird: str = "") -> tuple[list[int], str, str]:
-    """Run the doctor on two ranks. Return their exit codes, standard output and standard error."""
-    shared = environment() | {
-        "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()),
-        "WEIRD": weird,
-    }  # fmt: skip
-    command = [sys.executable, "-c", RANK, "doctor", *words, "--timeout=60"]
-    if weird == "dies before":
-        command[-1] = "--timeout=5"
-    processes = [
-        subprocess.Popen(
-            command,
-            env=shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    try:
-        outputs = [process.communicate(timeout=180) for process in processes]
-    finally:
-        for process in processes:
-            process.kill()
-    codes = [process.returncode for process in processes]
-    return codes, "".join(out for out, _ in outputs), "".join(err for _, err in outputs)
+@pytest.fixture
+def on_two_ranks(tmp_path_factory: pytest.TempPathFactory) -> Doctor:
+    """Run the doctor on two ranks; see `run_doctor`."""
+    return partial(run_doctor, tmp_path_factory.mktemp("doctor"))
 
 
 def line_of(out: str, name: str) -> str:
@@ -96,20 +54,20 @@ def test_two_local_ranks_make_one_report(atlas: Atlas, tmp_path: Path) -> None:
     assert not run.exists()
 
 
-def test_without_a_configuration() -> None:
-    codes, out, _ = two_ranks()
+def test_without_a_configuration(on_two_ranks: Doctor) -> None:
+    codes, out, _ = on_two_ranks()
     assert codes == [0, 0]
     assert "33.6 MB in" in line_of(out, "all-reduce")
 
 
-def test_ranks_that_see_different_files(atlas: Atlas, tmp_path: Path) -> None:
+def test_ranks_that_see_different_files(atlas: Atlas, tmp_path: Path, on_two_ranks: Doctor) -> None:
     """Each rank has its own run directory and gene sets; the stores are equal copies."""
     for rank in range(2):
         (tmp_path / f"{rank}.zarr").symlink_to(atlas.store)
     write_gene_sets(tmp_path / "0.gmt")
     write_gene_sets(tmp_path / "1.gmt").open("a").write("more\tof them\tgene0001\tgene0002\n")
     words = tiny_words(tmp_path / "{rank}.zarr", tmp_path / "run-{rank}")
-    codes, out, err = two_ranks(*words, f"objective.pathways={tmp_path}/{{rank}}.gmt")
+    codes, out, err = on_two_ranks(*words, f"objective.pathways={tmp_path}/{{rank}}.gmt")
     assert codes == [1, 1], out + err
     assert line_of(out, "store").startswith("ok")
     assert "is not the same folder everywhere" in line_of(out, "run dir")
@@ -118,9 +76,9 @@ def test_ranks_that_see_different_files(atlas: Atlas, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("run-*"))
 
 
-def test_a_store_that_one_rank_does_not_see(atlas: Atlas, tmp_path: Path) -> None:
+def test_a_store_that_one_rank_does_not_see(atlas: Atlas, tmp_path: Path, on_two_ranks: Doctor) -> None:
     (tmp_path / "0.zarr").symlink_to(atlas.store)
-    codes, out, _ = two_ranks(*tiny_words(tmp_path / "{rank}.zarr", tmp_path / "run"))
+    codes, out, _ = on_two_ranks(*tiny_words(tmp_path / "{rank}.zarr", tmp_path / "run"))
     assert codes == [1, 1]
     assert "FAIL  store        rank 1 on " in out
     assert f"{tmp_path / '1.zarr'}: no such store" in line_of(out, "store")
@@ -129,20 +87,20 @@ def test_a_store_that_one_rank_does_not_see(atlas: Atlas, tmp_path: Path) -> Non
     assert line_of(out, "all-reduce").startswith("ok")
 
 
-def test_a_copy_of_the_store_with_other_tokens(atlas: Atlas, tmp_path: Path) -> None:
+def test_a_copy_of_the_store_with_other_tokens(atlas: Atlas, tmp_path: Path, on_two_ranks: Doctor) -> None:
     (tmp_path / "0.zarr").symlink_to(atlas.store)
     copy = shutil.copytree(atlas.store, tmp_path / "1.zarr")
     # The chunks are undamaged and their checksums right, but they are those of the other data set.
     shutil.rmtree(copy / "second" / "tokens")
     shutil.copytree(copy / "first" / "tokens", copy / "second" / "tokens")
-    codes, out, _ = two_ranks(*tiny_words(tmp_path / "{rank}.zarr", tmp_path / "run"))
+    codes, out, _ = on_two_ranks(*tiny_words(tmp_path / "{rank}.zarr", tmp_path / "run"))
     assert codes == [1, 1]
     assert "0.zarr/second: the same block has different hashes" in line_of(out, "store")
 
 
-def test_a_run_directory_that_one_rank_cannot_write(atlas: Atlas, tmp_path: Path) -> None:
+def test_a_run_directory_that_one_rank_cannot_write(atlas: Atlas, tmp_path: Path, on_two_ranks: Doctor) -> None:
     (tmp_path / "run-1").touch()
-    codes, out, _ = two_ranks(*tiny_words(atlas.store, tmp_path / "run-{rank}"))
+    codes, out, _ = on_two_ranks(*tiny_words(atlas.store, tmp_path / "run-{rank}"))
     assert codes == [1, 1]
     assert "FAIL  run dir      rank 1 on " in out
     assert "File exists): choose another run.dir" in line_of(out, "run dir")
@@ -157,36 +115,36 @@ def test_a_run_directory_that_one_rank_cannot_write(atlas: Atlas, tmp_path: Path
         ("miscounts", "all-reduce", "FAIL", "sums over all ranks are wrong", 1),
     ],
 )
-def test_a_rank_that_does_something_wrong(weird: str, name: str, level: str, fragment: str, code: int) -> None:
-    codes, out, err = two_ranks(weird=weird)
+def test_a_rank_that_does_something_wrong(weird: str, name: str, level: str, fragment: str, code: int, on_two_ranks: Doctor) -> None:
+    codes, out, err = on_two_ranks(weird=weird)
     assert codes == [code, code], out + err
     assert line_of(out, name).startswith(level)
     assert fragment in line_of(out, name)
     assert out.splitlines()[-1].split("; ")[0].endswith(f"{code} FAIL")
 
 
-def test_a_rank_that_dies_is_not_waited_for(atlas: Atlas, tmp_path: Path) -> None:
+def test_a_rank_that_dies_is_not_waited_for(atlas: Atlas, tmp_path: Path, on_two_ranks: Doctor) -> None:
     start = time.monotonic()
-    codes, out, _ = two_ranks(*tiny_words(atlas.store, tmp_path / "run"), weird="dies")
+    codes, out, _ = on_two_ranks(*tiny_words(atlas.store, tmp_path / "run"), weird="dies")
     assert codes == [1, 9]
     assert "another rank is gone" in out
     assert time.monotonic() - start < 50  # less than --timeout
 
 
-def test_a_rank_that_never_comes(atlas: Atlas, tmp_path: Path) -> None:
-    codes, out, _ = two_ranks(*tiny_words(atlas.store, tmp_path / "run"), weird="dies before")
+def test_a_rank_that_never_comes(atlas: Atlas, tmp_path: Path, on_two_ranks: Doctor) -> None:
+    codes, out, _ = on_two_ranks(*tiny_words(atlas.store, tmp_path / "run"), weird="dies before")
     assert codes == [1, 9]
     assert "1/2 clients joined" in line_of(out, "rendezvous")
     assert line_of(out, "store").startswith("ok")
 
 
-def test_ranks_that_do_not_divide_the_lanes(atlas: Atlas, tmp_path: Path) -> None:
-    codes, out, _ = two_ranks(*tiny_words(atlas.store, tmp_path / "run"), "data.lanes=3", "data.micro_rows=1")
+def test_ranks_that_do_not_divide_the_lanes(atlas: Atlas, tmp_path: Path, on_two_ranks: Doctor) -> None:
+    codes, out, _ = on_two_ranks(*tiny_words(atlas.store, tmp_path / "run"), "data.lanes=3", "data.micro_rows=1")
     assert codes == [1, 1]
     assert "2 ranks: do not divide data.lanes=3" in line_of(out, "ranks")
 
 
-def test_another_store_on_one_rank(atlas: Atlas, tmp_path: Path) -> None:
+def test_another_store_on_one_rank(atlas: Atlas, tmp_path: Path, on_two_ranks: Doctor) -> None:
     from data_shards.medians.make_medians import make_medians
     from data_shards.prepare.make_store import make_store
     from data_shards.prepare.splits import SplitOptions
@@ -198,6 +156,6 @@ def test_another_store_on_one_rank(atlas: Atlas, tmp_path: Path) -> None:
         splits=SplitOptions(by="cell", validation=0.2), say=lambda line: None,
     )  # fmt: skip
     (tmp_path / "0.zarr").symlink_to(atlas.store)
-    codes, out, _ = two_ranks(*tiny_words(tmp_path / "{rank}.zarr", tmp_path / "run"))
+    codes, out, _ = on_two_ranks(*tiny_words(tmp_path / "{rank}.zarr", tmp_path / "run"))
     assert codes == [1, 1]
     assert "the ranks see stores of different hashes" in line_of(out, "store")

@@ -15,9 +15,16 @@ from typing import Any
 from gm_train.ranks.launch_local import free_port
 from gm_train.run.records import METRICS, read_rows
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
-    ["gm_train.cli.main", "gm_train.train.fit", "gm_train.strategies.zero", "data_shards.prepare.make_store"]
+CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(
+    [
+        "gm_train.cli.main",
+        "gm_train.train.fit",
+        "gm_train.strategies.zero",
+        "data_shards.prepare.make_store",
+        "cluster.doctor.examine",
+        "tests.support.preloaded",
+    ]
 )
 
 # Fields that must agree between an interrupted and an uninterrupted run. Speed and time of day may differ.
@@ -90,7 +97,7 @@ def start(
         env: further environment variables.
         prepare: function of a module that the process calls first.
     """
-    process = _CONTEXT.Process(target=_train, args=(words, str(log), file_limit, die_at, env or {}, prepare))
+    process = CONTEXT.Process(target=_train, args=(words, str(log), file_limit, die_at, env or {}, prepare))
     process.start()
     return process
 
