@@ -40,7 +40,7 @@ slurm-down: setup ## stop the SLURM that `make slurm` started
 	$(BIN)/python -m cluster.local_slurm down
 
 # Three pytest processes, since tests often wait; each runs one test file at a time, in the order of tests/conftest.py.
-PYTEST = $(BIN)/python -m pytest -n 3 --dist loadgroup --no-loadscope-reorder
+PYTEST = $(BIN)/python -m pytest -n 3 --no-loadscope-reorder
 
 test: setup ## run the fast tests
 	$(PYTEST) -m "not slow"

@@ -85,7 +85,7 @@ def _format_problems(config: Config) -> list[str]:
         )
     if cluster.memory and not _MEMORY.fullmatch(cluster.memory):
         problems.append(
-            f"cluster.memory={cluster.memory!r}: expected a number with K, M, G or T behind it, such as 900G, "
+            f"cluster.memory={cluster.memory!r}: expected a number with K, M, G or T after it, such as 900G, "
             "or 0 for all memory of a node"
         )
     return problems
@@ -107,7 +107,7 @@ def _signal_problems(config: Config) -> list[str]:
         return [f"cluster.signal_seconds={cluster.signal_seconds}: must lie in 1 … {_LAST_SIGNAL_SECOND}"]
     if limit and cluster.signal_seconds >= limit:
         return [
-            f"cluster.signal_seconds={cluster.signal_seconds}: the run would be told to leave before it starts, since "
+            f"cluster.signal_seconds={cluster.signal_seconds}: the run would be asked to leave before it starts, since "
             f"cluster.time={cluster.time} is {limit} s; raise cluster.time or lower cluster.signal_seconds"
         ]
     return []

@@ -60,7 +60,7 @@ def warnings(config: Config) -> list[str]:
             texts.append(f"{key}={path}: does not exist on this machine")
     if config.cluster.prefix and not config.cluster.python:
         texts.append(
-            "cluster.prefix is set and cluster.python is not: the ranks run this machine's interpreter behind it; "
+            "cluster.prefix is set and cluster.python is not: the prefix starts this machine's interpreter; "
             "if the prefix starts a container, name its own interpreter, such as cluster.python=python3"
         )
     overruling = sorted(name for name in os.environ if name.startswith("SBATCH_"))

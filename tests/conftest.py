@@ -10,6 +10,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
@@ -17,6 +18,7 @@ import pandas as pd
 import pytest
 import scipy.sparse as sp
 from hypothesis import settings
+from xdist.scheduler import LoadScopeScheduling
 
 from data_shards.medians.make_medians import make_medians
 from data_shards.prepare.make_store import make_store
@@ -33,15 +35,26 @@ settings.register_profile("gm-train", deadline=None, derandomize="CI" in os.envi
 settings.load_profile("gm-train")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist looks for groups
+class _ByFile(LoadScopeScheduling):
+    """Gives all tests of a file to one process of pytest-xdist, since they share fixtures; of `SHARED`, a folder."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        folder = path.removeprefix("tests/").partition("/")[0]
+        return folder if folder in SHARED else path
+
+
+@pytest.hookimpl(optionalhook=True)  # without pytest-xdist there is no such hook
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    """Schedule by file, whatever `--dist` says."""
+    return _ByFile(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give the tests of a file to one worker of pytest-xdist, in their order: they share fixtures."""
+    """Put the tests in the order of `ORDER`, and otherwise leave them in their order."""
     here = Path(__file__).parent
     order = {name: number for number, name in enumerate(ORDER)}
     items.sort(key=lambda item: order.get(item.path.relative_to(here).parts[0], len(order)))
-    for item in items:
-        folder = item.path.relative_to(here).parts[0]
-        item.add_marker(pytest.mark.xdist_group(folder if folder in SHARED else str(item.path.relative_to(here))))
 
 
 @pytest.fixture

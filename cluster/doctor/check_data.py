@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from cluster.doctor.checkup import Checkup, Level, Problems, Said, amount, differences
+from cluster.doctor.checkup import Answer, Checkup, Level, Problems, amount, differences
 from data_shards.errors import DataError
 from data_shards.rows.store_reader import StoreReader
 from data_shards.tokens.tokenizer import Tokenizer
@@ -91,7 +91,7 @@ def check_store(checkup: Checkup, config: Config) -> None:
     checkup.conclude("store", "" if problems else measured, problems)
 
 
-def store_problems(path: str, answers: Sequence[Said[StoreView]], row_length: int) -> Problems:
+def store_problems(path: str, answers: Sequence[Answer[StoreView]], row_length: int) -> Problems:
     """List differences between the stores that the ranks see, and what makes a store useless for a run.
 
     Args:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from cluster.doctor.checkup import Checkup, Level, Problems, Said, amount, differences, groups, where
+from cluster.doctor.checkup import Answer, Checkup, Level, Problems, amount, differences, groups, where
 from data_shards.errors import DataError
 from gm_train.config.schema import Config
 from gm_train.ranks.ranks import Ranks
@@ -112,17 +112,17 @@ def check_device(checkup: Checkup, config: Config | None) -> None:
     checkup.conclude("device", describe(answers), problems)
 
 
-def describe(answers: Sequence[Said[Device]]) -> str:
+def describe(answers: Sequence[Answer[Device]]) -> str:
     """Describe the devices of all ranks in one line."""
     parts = [f"{len(who)} x {name}" for name, who in groups(answers, lambda device: device.name).items()]
     first = answers[0].value
     if first.name == "CPU":
         return f"{', '.join(parts)}, no GPU is visible: gloo; {amount(first.memory)} of memory a rank"
-    beside = f" ({first.visible} visible on a node)" if first.visible > first.local_size else ""
-    return f"{', '.join(parts)}{beside}, {amount(first.memory)} each; {first.software}"
+    visible = f" ({first.visible} visible on a node)" if first.visible > first.local_size else ""
+    return f"{', '.join(parts)}{visible}, {amount(first.memory)} each; {first.software}"
 
 
-def device_problems(answers: Sequence[Said[Device]]) -> Problems:
+def device_problems(answers: Sequence[Answer[Device]]) -> Problems:
     """List devices that cannot work or do not fit together."""
     on_cpu = [one for one in answers if one.value.name == "CPU"]
     problems: Problems = [
@@ -145,7 +145,7 @@ def device_problems(answers: Sequence[Said[Device]]) -> Problems:
     return problems
 
 
-def use_problems(answers: Sequence[Said[Device]], gpus_wanted: int) -> Problems:
+def use_problems(answers: Sequence[Answer[Device]], gpus_wanted: int) -> Problems:
     """List GPUs that a run would leave idle, or would miss.
 
     Args:
@@ -162,9 +162,9 @@ def use_problems(answers: Sequence[Said[Device]], gpus_wanted: int) -> Problems:
     return [(Level.WARN, f"{where(idle)}: {seen} GPUs are visible, {used} used: start a rank for each GPU")]
 
 
-def _shared(answers: Sequence[Said[Device]]) -> Problems:
+def _shared(answers: Sequence[Answer[Device]]) -> Problems:
     """List ranks of a node that use the same GPU."""
-    users: dict[tuple[str, str], list[Said[Device]]] = {}
+    users: dict[tuple[str, str], list[Answer[Device]]] = {}
     for one in answers:
         # Without a UUID, compare numbers. But if each task sees only one GPU, that always has number 0.
         device = one.value

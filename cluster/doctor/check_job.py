@@ -80,7 +80,7 @@ def judge_job(job: str, description: str, config: Config | None) -> tuple[str, P
         problems.append(
             (
                 Level.WARN,
-                f"a run is told to leave cluster.signal_seconds={signal} s before the end, so one started now would "
+                f"a run is asked to leave cluster.signal_seconds={signal} s before the end, so one started now would "
                 "leave at once: ask for more time",
             )
         )

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from cluster.doctor.checkup import Checkup, Level, Problems, Said, differences, groups, where
+from cluster.doctor.checkup import Answer, Checkup, Level, Problems, differences, groups, where
 from data_shards.errors import DataError
 from gm_train.config.schema import Config
 from gm_train.run.provenance import git_revision
@@ -38,7 +38,7 @@ def check_software(checkup: Checkup) -> None:
     checkup.conclude("software", measured, problems)
 
 
-def version_problems(answers: Sequence[Said[dict[str, str]]]) -> Problems:
+def version_problems(answers: Sequence[Answer[dict[str, str]]]) -> Problems:
     """Return a warning for each package whose version differs between ranks."""
     problems: Problems = []
     for package in answers[0].value:
@@ -88,7 +88,7 @@ def cores() -> Cores:
     return Cores(frozenset(os.sched_getaffinity(0)), int(asked) if asked else None)
 
 
-def cores_of_each(answers: Sequence[Said[Cores]]) -> list[int]:
+def cores_of_each(answers: Sequence[Answer[Cores]]) -> list[int]:
     """Return the number of cores of each rank. Ranks that may use the same cores share them evenly."""
     found = []
     for one in answers:
@@ -103,7 +103,7 @@ def check_cores(checkup: Checkup, config: Config | None) -> None:
     answers = checkup.ask("cores", cores)
     if answers is None:
         return
-    each = [Said(one.rank, one.node, n) for one, n in zip(answers, cores_of_each(answers), strict=True)]
+    each = [Answer(one.rank, one.node, n) for one, n in zip(answers, cores_of_each(answers), strict=True)]
     found = groups(each)
     measured = differences(each) or next(iter(found))
     problems: Problems = []

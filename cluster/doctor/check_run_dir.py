@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from cluster.doctor.checkup import Checkup, Level, Problems, Said, amount, differences, where
+from cluster.doctor.checkup import Answer, Checkup, Level, Problems, amount, differences, where
 from data_shards.errors import DataError
 from data_shards.store.manifest import Manifest
 from data_shards.tokens.vocabulary import FIRST_GENE
@@ -44,7 +44,7 @@ def check_run_dir(checkup: Checkup, config: Config) -> None:
         # From here on, all ranks have looked, and each may delete its file.
         if seen is None:
             return
-        paths = [Said(one.rank, one.node, one.value[2]) for one in views]
+        paths = [Answer(one.rank, one.node, one.value[2]) for one in views]
         problems = sharing_problems(config.run.dir, seen, paths)
         busy = checkup.ask("run dir", lambda: lock_problem(path) if checkup.ranks.is_first else None)
         if busy is not None and busy[0].value is not None:
@@ -89,7 +89,7 @@ def _seen(path: Path, token: str, ranks: Sequence[int]) -> list[int]:
         time.sleep(0.2)
 
 
-def sharing_problems(run_dir: str, seen: Sequence[Said[list[int]]], paths: Sequence[Said[str]]) -> Problems:
+def sharing_problems(run_dir: str, seen: Sequence[Answer[list[int]]], paths: Sequence[Answer[str]]) -> Problems:
     """Report ranks whose run directory is not the folder of rank 0, although it has the same name.
 
     Args:
@@ -98,13 +98,13 @@ def sharing_problems(run_dir: str, seen: Sequence[Said[list[int]]], paths: Seque
         paths: the absolute path of `run_dir` on each rank.
     """
     found = set(seen[0].value) if seen[0].rank == 0 else {one.rank for one in seen}
-    apart = [one for one in seen if one.rank and (one.rank not in found or 0 not in one.value)]
-    if not apart:
+    separate = [one for one in seen if one.rank and (one.rank not in found or 0 not in one.value)]
+    if not separate:
         return []
     if text := differences(paths):
         return [(Level.FAIL, f"run.dir={run_dir} is not the same folder everywhere: {text}: give an absolute path")]
     text = f"does not see what rank 0 on {seen[0].node} writes there, or the other way round: every node has its own"
-    return [(Level.FAIL, f"{where(apart)}: {text}; choose a run.dir on a file system that all nodes share")]
+    return [(Level.FAIL, f"{where(separate)}: {text}; choose a run.dir on a file system that all nodes share")]
 
 
 def lock_problem(path: Path) -> str | None:
@@ -128,7 +128,7 @@ def _holder(content: str) -> str:
     try:
         return ", ".join(f"{key} {value}" for key, value in json.loads(content).items() if value is not None)
     except (ValueError, AttributeError):
-        return "it has not said which"
+        return "the lock file does not name it"
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def check_strategy(checkup: Checkup, config: Config, size: Size) -> None:
     checkup.conclude("strategy", measured, problems)
 
 
-def judge_strategy(answers: Sequence[Said[tuple[str, str, int]]], size: Size, ranks: Ranks) -> tuple[str, Problems]:
+def judge_strategy(answers: Sequence[Answer[tuple[str, str, int]]], size: Size, ranks: Ranks) -> tuple[str, Problems]:
     """Judge whether a strategy fits the devices.
 
     Args:

@@ -35,7 +35,7 @@ class Lost(Exception):
 
 
 @dataclass(frozen=True)
-class Said(Generic[T]):
+class Answer(Generic[T]):
     """The answer of one rank.
 
     Attributes:
@@ -65,7 +65,7 @@ def spans(numbers: Sequence[int]) -> str:
     return ", ".join(str(part[0]) if len(part) == 1 else f"{part[0]}-{part[-1]}" for part in parts)
 
 
-def where(answers: Sequence[Said[T]]) -> str:
+def where(answers: Sequence[Answer[T]]) -> str:
     """Name the ranks of some answers and their nodes: ranks 0-1 on host-a, rank 2 on host-b."""
     nodes: dict[str, list[int]] = {}
     for one in answers:
@@ -75,15 +75,15 @@ def where(answers: Sequence[Said[T]]) -> str:
     return ", ".join(parts[:_MOST_NODES]) + (f" and {more} more node{'s' if more > 1 else ''}" if more > 0 else "")
 
 
-def groups(answers: Sequence[Said[T]], key: Callable[[T], str] = str) -> dict[str, list[Said[T]]]:
+def groups(answers: Sequence[Answer[T]], key: Callable[[T], str] = str) -> dict[str, list[Answer[T]]]:
     """Group equal answers, in the order of their first ranks. `key` turns a value into the text to compare."""
-    found: dict[str, list[Said[T]]] = {}
+    found: dict[str, list[Answer[T]]] = {}
     for one in answers:
         found.setdefault(key(one.value), []).append(one)
     return found
 
 
-def differences(answers: Sequence[Said[T]], key: Callable[[T], str] = str) -> str:
+def differences(answers: Sequence[Answer[T]], key: Callable[[T], str] = str) -> str:
     """Format different answers: 2.12 (rank 0 on host-a), 2.13 (rank 1 on host-b); empty if all are the same."""
     found = groups(answers, key)
     return ", ".join(f"{value} ({where(who)})" for value, who in found.items()) if len(found) > 1 else ""
@@ -123,7 +123,7 @@ class Checkup:
         """Whether any check failed."""
         return self.counts[Level.FAIL] > 0
 
-    def ask(self, name: str, function: Callable[[], T], hint: str = "") -> list[Said[T]] | None:
+    def ask(self, name: str, function: Callable[[], T], hint: str = "") -> list[Answer[T]] | None:
         """Call `function` on every rank, and collect the results on every rank.
 
         Args:
@@ -145,16 +145,16 @@ class Checkup:
         except Exception as error:
             problem = shown(error)
         answers = self._gather((value, problem))
-        wrong = [Said(one.rank, one.node, one.value[1]) for one in answers if one.value[1] is not None]
+        wrong = [Answer(one.rank, one.node, one.value[1]) for one in answers if one.value[1] is not None]
         for message, who in groups(wrong).items():
             text = message if len(who) == len(answers) else f"{where(who)}: {message}"
             self.say(Level.FAIL, name, text + (hint if len(wrong) < len(answers) else ""))
         if wrong:
             return None
-        return [Said(one.rank, one.node, one.value[0]) for one in answers]  # type: ignore[arg-type]
+        return [Answer(one.rank, one.node, one.value[0]) for one in answers]  # type: ignore[arg-type]
 
-    def _gather(self, value: T) -> list[Said[T]]:
-        own = Said(self.ranks.global_rank, self._node, value)
+    def _gather(self, value: T) -> list[Answer[T]]:
+        own = Answer(self.ranks.global_rank, self._node, value)
         if not self.connected:
             return [own]
         try:

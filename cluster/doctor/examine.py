@@ -20,7 +20,7 @@ from cluster.doctor.check_job import check_job, check_tools
 from cluster.doctor.check_machine import check_cores, check_software, check_strategies
 from cluster.doctor.check_network import MOST_ON_GPU, check_all_reduce
 from cluster.doctor.check_run_dir import check_run_dir, check_space, check_strategy, model_size
-from cluster.doctor.checkup import Checkup, Level, Lost, Problems, Said, groups, node_name, spans
+from cluster.doctor.checkup import Answer, Checkup, Level, Lost, Problems, groups, node_name, spans
 from cluster.launch_problems import ranks_per_node
 from data_shards.errors import DataError
 from gm_train.config.check import rank_problems
@@ -169,7 +169,7 @@ def check_ranks(checkup: Checkup, config: Config | None) -> None:
     answers = checkup.ask("ranks", lambda: ranks.local_rank)
     if answers is None:
         return
-    nodes = groups([Said(one.rank, one.node, one.node) for one in answers])
+    nodes = groups([Answer(one.rank, one.node, one.node) for one in answers])
     table = [(node, spans([one.rank for one in who])) for node, who in nodes.items()]
     if not checkup.connected:
         measured = f"{ranks.world_size} started"
@@ -187,17 +187,17 @@ def check_ranks(checkup: Checkup, config: Config | None) -> None:
         checkup.conclude("hosts", "\n".join(lines), [])
 
 
-def layout_problems(answers: Sequence[Said[int]], ranks: Ranks) -> Problems:
+def layout_problems(answers: Sequence[Answer[int]], ranks: Ranks) -> Problems:
     """List violations of the layout: every node must have the same number of ranks, and consecutive ones.
 
     Args:
         answers: the local rank of every rank.
         ranks: the ranks that were started.
     """
-    counts = {node: len(who) for node, who in groups([Said(one.rank, one.node, one.node) for one in answers]).items()}
+    counts = {node: len(who) for node, who in groups([Answer(one.rank, one.node, one.node) for one in answers]).items()}
     # If a pair of node name and local rank occurs twice, several containers have the same host name: no check then.
-    apart = len({(one.node, one.value) for one in answers}) == len(answers)
-    if apart and len(set(counts.values())) > 1:
+    distinct = len({(one.node, one.value) for one in answers}) == len(answers)
+    if distinct and len(set(counts.values())) > 1:
         text = ", ".join(f"{n} on {node}" for node, n in counts.items())
         return [(Level.FAIL, f"every node needs the same number of ranks, not {text}: use --ntasks-per-node")]
     if any(one.value != one.rank % ranks.local_size for one in answers):

@@ -1,7 +1,7 @@
 """Read the dictionaries of ranked corpora from elsewhere: gene -> token and gene -> median, as JSON or pickle.
 
-Geneformer's dictionaries are pickles, and a pickle can call any function by name. Here it cannot: containers, strings
-and numbers need no function, and the few names that numpy's numbers and old pickles need map to code of this file.
+Geneformer's dictionaries are pickles, and a pickle can call any function by name. Here it cannot. Containers,
+strings and numbers need no function. The few names that numpy's numbers and old pickles need map to code of this file.
 """
 
 import json
@@ -121,7 +121,7 @@ def _scalar(kind: _NumberType, content: bytes) -> int | float:
 
 
 def _latin1(text: str, encoding: str) -> bytes:
-    """Stands in for `_codecs.encode`, by which old pickles store bytes."""
+    """Stands in for `_codecs.encode`, with which old pickles store bytes."""
     return text.encode("latin1")
 
 

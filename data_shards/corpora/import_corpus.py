@@ -211,8 +211,8 @@ def _write(finished: Path, source: _Source, mapping: TokenMap, top_k: int) -> No
             file.require_unchanged()
         if not total.n_cells:
             raise DataError(
-                f"{corpus.files[0]}: no cell is left of {row:,}: none has a token of a gene with a median: give the "
-                "token dictionary and the medians of this corpus"
+                f"{corpus.files[0]}: none of its {row:,} cells has a token of a gene with a median: give the token "
+                "dictionary and the medians of this corpus"
             )
         described = {
             "source_file": ", ".join(file.path.name for file in source.files[:3])

@@ -60,7 +60,7 @@ class DigestPart:
     @cached_property
     def _pieces(self) -> list[_Piece]:
         alone = (self.folder / "indptr").exists()
-        # Skip hidden folders: a task that was taken for lost may still write one, and another task made that piece.
+        # Skip hidden folders: a task that seemed lost may still write one, and another task made that piece.
         return [_Piece(folder) for folder in ([self.folder] if alone else sorted(self.folder.glob("[!.]*")))]
 
     @cached_property

@@ -215,7 +215,7 @@ def set_pool(pools, lane, tokens, cells, ends):  # type: ignore[no-untyped-def]
         lane: number of the lane in the lists.
         tokens: uint16 (n_tokens,) or longer.
         cells: int64 (n_cells, 4): length, place, number within the block, and whether it is damaged.
-        ends: int64 (n_rows + 1, 2), the cells and tokens before each row, and behind the last.
+        ends: int64 (n_rows + 1, 2), the cells and tokens before each row, and after the last.
     """
     pools[0][lane] = tokens
     pools[1][lane] = cells

@@ -17,7 +17,7 @@ import scipy.sparse as sp
 from data_shards.simulate.atlas_options import AtlasOptions
 from data_shards.simulate.draws import catch, count_genes, draw_genes, guide
 
-#: Cells of a chunk, each of which has a random generator of its own.
+#: Cells of a chunk; each chunk has a random generator of its own.
 CHUNK_CELLS = 4096
 
 I64 = npt.NDArray[np.int64]

@@ -12,7 +12,7 @@ _GUIDES = 1 << 14  # a power of two: `draw_genes` relies on it
 
 
 def guide(cumulative: npt.NDArray[np.float64]) -> npt.NDArray[np.int32]:
-    """Make the guide table of Chen and Asau (1974), by which `draw_genes` finds a gene in constant time on average.
+    """Make the guide table of Chen and Asau (1974), with which `draw_genes` finds a gene in constant time on average.
 
     The gene is the same as a binary search would find.
 

@@ -59,16 +59,16 @@ def run(arguments: argparse.Namespace) -> int:
         # Imported after the check of the configuration, because importing torch takes seconds.
         from gm_train.train.fit import fit
 
-        left_by = fit(config, leaving).left_by
+        stopped_by = fit(config, leaving).stopped_by
     except BaseException:
         leaving.restore()
         raise
-    if left_by is None:
+    if stopped_by is None:
         leaving.restore()
         return 0
     # After the first rank has left, a launcher may signal the others: that would kill a Python that is exiting.
     leaving.ignore()
-    return FAILED if left_by is signal.SIGINT else PREEMPTED
+    return FAILED if stopped_by is signal.SIGINT else PREEMPTED
 
 
 def _refuse_job_in_queue(run_dir: Path) -> None:

@@ -97,7 +97,7 @@ def with_absolute_paths(config: Config) -> Config:
     for section, key in ((config.run, "dir"), (config.data, "store"), (config.objective, "pathways")):
         path = getattr(section, key)
         if path and "://" not in path:
-            # Symbolic links stay: a shared folder may have the same name on every node and different ones behind it.
+            # Symbolic links stay: a shared folder may have the same name on every node and lead to different paths.
             setattr(section, key, os.path.abspath(path))
     return config
 

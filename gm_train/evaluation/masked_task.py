@@ -27,7 +27,7 @@ from gm_train.objective.cell_keys import cell_keys
 #: Share of a cell's genes that is hidden. It does not depend on training, so that scores of runs can be compared.
 MASK_RATE = 0.15
 #: If the order control and frequency differ by less (nats), the neighbours of a hidden gene reveal almost nothing.
-NEXT_TO_NOTHING = 0.05
+NEGLIGIBLE = 0.05
 
 
 class MaskedGenesTask(EvaluationTask):
@@ -95,7 +95,7 @@ class MaskedGenesTask(EvaluationTask):
         for ranks in RANKS:
             sentence = compare(rows, ranks, MaskedGenesTask.controls, MaskedGenesTask.columns[0])
             order, model, frequency = (row_of(rows, ranks, name)["cross_entropy"] for name in (ORDER, MODEL, FREQUENCY))
-            if abs(order["mean"] - frequency["mean"]) < NEXT_TO_NOTHING:
+            if abs(order["mean"] - frequency["mean"]) < NEGLIGIBLE:
                 sentence += (
                     " Neighbouring genes reveal almost nothing here: a model that beats frequency knows about cells"
                 )

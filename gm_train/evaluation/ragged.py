@@ -66,7 +66,7 @@ def padded_batches(cells: Ragged, device: torch.device) -> Iterator[tuple[npt.ND
         device: of the tensors.
 
     Yields:
-        The cells' numbers, int64 (batch,); tokens, int64 (batch, length), pads behind; segments, int64 (batch,
+        The cells' numbers, int64 (batch,); tokens, int64 (batch, length), pads at the end; segments, int64 (batch,
         length), 1 on the cell and 0 on pads.
     """
     budget = batch_tokens(device)  # at least one cell is taken, whatever its length

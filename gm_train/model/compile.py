@@ -13,7 +13,7 @@ from gm_train.model.genemamba import GeneMamba
 def prepare_blocks(model: GeneMamba, trainer: TrainerConfig) -> None:
     """Compile each block, and recompute its activations in the backward pass, as `trainer` says.
 
-    Only the blocks' `forward` is replaced, so parameters keep their names, and the hooks by which a sharded strategy
+    Only the blocks' `forward` is replaced, so parameters keep their names, and the hooks with which a sharded strategy
     gathers a block's weights run outside of it. Blocks share their compiled code.
 
     Args:

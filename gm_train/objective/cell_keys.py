@@ -1,4 +1,4 @@
-"""Keys and hashes by which masks and gene pairs are drawn: functions of the seed and of a cell's position in the data.
+"""Keys and hashes that decide masks and gene pairs: functions of the seed and of a cell's position in the data.
 
 They are the same for any number of ranks, loader workers and restarts.
 """

@@ -62,7 +62,7 @@ class PathwayIndex:
     def build(
         cls, sets: Mapping[str, list[str]], token_of: Mapping[str, int], vocabulary_size: int, size: tuple[int, int]
     ) -> "PathwayIndex":
-        """Index the sets whose number of genes in the file is within `size` and of which two or more have a token.
+        """Index the sets with a number of genes within `size`, as the file counts them, and with two or more tokens.
 
         Args:
             sets: name to gene names.

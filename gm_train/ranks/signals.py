@@ -33,7 +33,7 @@ class Leaving:
             self._before.setdefault(number, before)
 
     def restore(self) -> None:
-        """Bring back the handlers of before the first `install`."""
+        """Restore the handlers that were set before the first `install`."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before = {}

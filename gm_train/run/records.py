@@ -49,7 +49,7 @@ def _identity_keys(config: Config) -> dict[str, Any]:
 
 
 def identity_of(config: Config, store_hash: str, vocabulary_hash: str, medians_hash: str) -> dict[str, Any]:
-    """Return what identifies a run: settings by their full names, and hashes. To change one is to start another run.
+    """Return what identifies a run: settings by their full names, and hashes. Changing one makes it another run.
 
     Args:
         config: the run's configuration.
@@ -190,7 +190,7 @@ def forget_after(path: Path, step: int) -> int:
     return len(rows) - len(kept)
 
 
-def mend_rows(path: Path) -> None:
+def repair_rows(path: Path) -> None:
     """Drop an incomplete last line, which a killed process leaves; otherwise the next row would be appended to it."""
     _write_rows(path, read_rows(path))
 

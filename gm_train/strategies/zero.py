@@ -118,7 +118,7 @@ class Zero(Steps, DeepSpeedStrategy):
 
     def save(self, folder: Path, model: GeneMamba, optimizer: torch.optim.Optimizer) -> None:
         """Write DeepSpeed's checkpoint; all ranks call this together."""
-        # DeepSpeed's conversion of stage 2 needs the first entry. It drops the count of updates, hence the second.
+        # DeepSpeed's conversion of stage 2 needs the first entry. It drops the count of updates: the second keeps it.
         client = {UNIVERSAL_CHECKPOINT_INFO: {"universal_checkpoint_version": 0.2}, "updates": self._updates()}
         self.deepspeed_engine.save_checkpoint(str(folder), tag=TAG, client_state=client, save_latest=False)
 

@@ -40,8 +40,8 @@ from gm_train.run.records import (
     SKIPPED,
     forget_after,
     identity_of,
-    mend_rows,
     refuse_other_identity,
+    repair_rows,
     write_config,
     write_environment,
 )
@@ -62,11 +62,11 @@ class Outcome:
 
     Attributes:
         checkpoint: the newest one; None if none was written.
-        left_by: the signal that ended it early, None if none did. The next start then resumes the run.
+        stopped_by: the signal that ended it early, after which the next start resumes the run; None if no signal did.
     """
 
     checkpoint: Checkpoint | None
-    left_by: signal.Signals | None
+    stopped_by: signal.Signals | None
 
 
 def fit(config: Config, leaving: Leaving | None = None) -> Outcome:
@@ -213,7 +213,7 @@ def _begin(config: Config, directory: Path, position: Position, ranks: Ranks, st
         if dropped := forget_after(directory / name, position.step):
             log.info("%s: dropped %d rows after step %d, where training resumes", name, dropped, position.step)
     # Its rows are kept: chunks found damaged stay damaged, whichever step the run resumes from.
-    mend_rows(directory / QUARANTINE)
+    repair_rows(directory / QUARANTINE)
     (directory / MARKER).unlink(missing_ok=True)
     write_config(directory, config)
     write_environment(directory, position.step, ranks, strategy)

@@ -1,4 +1,4 @@
-"""Runs with which the tests of several ranks compare theirs."""
+"""Reference runs for the tests of several ranks."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from tests.conftest import Atlas, tiny_words, write_gene_sets
 from tests.support.training_runs import train, train_ranks
 
 STEPS = 30
-#: What spreads a step over several ranks.
+#: The strategies that spread a step over several ranks.
 SPREADING = [name for name in STRATEGIES if name != "single"]
 
 

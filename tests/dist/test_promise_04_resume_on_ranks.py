@@ -22,7 +22,7 @@ def wait_for(run: Path, n_rows: int, ranks: RankProcesses) -> None:
         time.sleep(0.01)
 
 
-def test_promise_04_killed_ranks_go_on_bit_for_bit(
+def test_promise_04_killed_ranks_resume_bit_for_bit(
     atlas: Atlas, words: list[str], two_ranks: tuple[str, Path], tmp_path: Path
 ) -> None:
     """kill -9 of one rank at random steps, three times; then the run is finished."""

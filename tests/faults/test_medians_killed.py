@@ -69,7 +69,7 @@ def _logged(log: Path, before: bool) -> None:
 
 
 @pytest.mark.parametrize("before", [True, False])
-def test_killed_at_any_part_goes_on_from_there(tmp_path: Path, files: list[Path], before: bool) -> None:
+def test_killed_at_any_part_continues_from_there(tmp_path: Path, files: list[Path], before: bool) -> None:
     """Each start dies four outputs later. What was finished is never made again, and the bytes are the same."""
     out, log, digested = tmp_path / "m.zarr", tmp_path / "log", tmp_path / "digested"
     whole = tmp_path / "whole.zarr"
@@ -89,7 +89,7 @@ def test_killed_at_any_part_goes_on_from_there(tmp_path: Path, files: list[Path]
         assert set(times.values()) == {1}
 
 
-def test_exact_medians_that_are_killed_go_on(tmp_path: Path, files: list[Path]) -> None:
+def test_exact_medians_that_are_killed_continue(tmp_path: Path, files: list[Path]) -> None:
     out, log, deaths = tmp_path / "m.zarr", tmp_path / "log", 0
     assert run_data(["medians", *files, "--out", tmp_path / "whole.zarr", "--exact"], log, _small_groups) == 0
     while not out.exists():
@@ -110,7 +110,7 @@ def _small_groups_and_death() -> None:
     die_at_rename(4, before=False)
 
 
-def test_killed_with_workers_goes_on(tmp_path: Path, files: list[Path], small: None) -> None:
+def test_killed_with_workers_continues(tmp_path: Path, files: list[Path], small: None) -> None:
     """Workers of a killed start do not disturb the next start."""
     expected = make_medians(files, tmp_path / "whole.zarr", say=quiet)
     out = tmp_path / "m.zarr"

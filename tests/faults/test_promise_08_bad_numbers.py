@@ -51,7 +51,7 @@ def test_promise_08_a_bad_step_is_skipped_and_recorded(
     assert rows[3]["position"] > rows[2]["position"]
 
 
-def test_promise_08_training_goes_on_after_a_bad_step(
+def test_promise_08_training_continues_after_a_bad_step(
     atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     poison(monkeypatch, {2, 6})

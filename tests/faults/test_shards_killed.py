@@ -234,7 +234,7 @@ def workers(pid: int) -> Iterator[int]:
             yield from children(child)
 
 
-def test_a_killed_worker_ends_the_start_and_the_next_one_goes_on(preparation: Preparation, tmp_path: Path) -> None:
+def test_a_killed_worker_ends_the_start_and_the_next_one_continues(preparation: Preparation, tmp_path: Path) -> None:
     out, log = tmp_path / "s.zarr", tmp_path / "log"
     words = ["shards", *preparation.words(out, "--workers", "2")]
     process = start_data(words, log, partial(set_up, part_cells=4))

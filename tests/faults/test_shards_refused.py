@@ -249,18 +249,18 @@ def test_medians_of_another_kind(tmp_path: Path, files: list[Path]) -> None:
 
 def test_stores_of_other_versions(tmp_path: Path, files: list[Path], monkeypatch: pytest.MonkeyPatch) -> None:
     build(tmp_path, files[:1])
-    for change, mend in ((-1, "update gm-train"), (1, "make it again with `gm-train data medians`")):
+    for change, fix in ((-1, "update gm-train"), (1, "make it again with `gm-train data medians`")):
         schema = medians_file.SCHEMA + change
-        said = rf"m\.zarr: layout version {medians_file.SCHEMA}, this program reads {schema}: {mend}"
+        message = rf"m\.zarr: layout version {medians_file.SCHEMA}, this program reads {schema}: {fix}"
         with monkeypatch.context() as patch:
             patch.setattr(medians_file, "SCHEMA", schema)
-            with pytest.raises(DataError, match=said):
+            with pytest.raises(DataError, match=message):
                 Medians.load(tmp_path / "m.zarr")
     before = contents(tmp_path / "s.zarr")
-    for schema, mend in ((2, "update gm-train"), (4, "make it again with `gm-train data shards`")):
+    for schema, fix in ((2, "update gm-train"), (4, "make it again with `gm-train data shards`")):
         monkeypatch.setattr("data_shards.store.manifest.SCHEMA", schema)
         for use in (lambda: Manifest.load(tmp_path / "s.zarr"), lambda: build(tmp_path, files[1:], add=True)):
-            with pytest.raises(DataError, match=f"layout version 3, this program reads {schema}: {mend}"):
+            with pytest.raises(DataError, match=f"layout version 3, this program reads {schema}: {fix}"):
                 use()
     assert contents(tmp_path / "s.zarr") == before
 

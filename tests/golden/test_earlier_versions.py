@@ -1,7 +1,7 @@
-"""A store, medians and a run that version 0.1.0 wrote before its files were moved into rooms are read and continued.
+"""A store, medians and a run that version 0.1.0 wrote, before files moved into subfolders, are read and continued.
 
-`earlier.tar.gz` holds what these commands of revision 27dd7ec made of small cells, and the metrics of the same run when
-nothing stops it:
+`earlier.tar.gz` holds what these commands of revision 27dd7ec made of small cells, and the metrics of the same run
+without an interruption:
 
     gm-train data medians first.h5ad second.h5ad --out medians.zarr
     gm-train data shards first.h5ad second.h5ad --medians medians.zarr --out store.zarr --top-k 48 --split-by cell \

@@ -106,7 +106,7 @@ def test_scripts_can_ask_for_gpus_and_memory_that_do_not_exist(slurm: Slurm, wor
 
 
 def test_down_leaves_nothing(slurm_installed: None, short_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Neither a job that ignores signals, nor anything of a cluster whose programs were killed."""
+    """No job that ignores signals, and nothing of a cluster whose programs were killed."""
     options = ["--dir", str(short_folder)]
     cluster = LocalSlurm(short_folder)
     try:

@@ -22,10 +22,11 @@ from tests.conftest import Atlas, tiny_words
 from tests.slurm.conftest import Slurm, poll
 from tests.support.mlflow_records import expected, mirrored
 from tests.support.slurm_jobs import LOCAL_CPU, PATIENCE, Job, launch
-from tests.support.training_runs import history, train, train_ranks
+from tests.support.training_runs import history, train_ranks
+from tests.support.training_runs import start as begin
 
 CLUSTERS = Path(LOCAL_CPU).parent
-#: A job must still run when it is told to leave: this many steps take some seconds.
+#: A job must still run when it is asked to leave: this many steps take some seconds.
 STEPS = 250
 # No checkpoint is due before the end: any earlier one was saved because the job got a signal.
 WORDS = [f"trainer.max_steps={STEPS}", f"optim.schedule_steps={STEPS}", "checkpoint.every_steps=1000"]
@@ -80,12 +81,12 @@ def send_usr1(job: Job, who: str, restart: int = 0) -> int:
         job.wait_for_usr1(0, 1, restart=restart)
     else:
         os.kill(job.ranks(restart)[int(who)], signal.SIGUSR1)
-    job.go_on(restart)
+    job.wake(restart)
     return step
 
 
 @pytest.mark.parametrize("who", ["all", "1"])
-def test_promise_06_told_to_leave_and_back(start: Launch, undisturbed: Path, tmp_path: Path, who: str) -> None:
+def test_promise_06_asked_to_leave_and_back(start: Launch, undisturbed: Path, tmp_path: Path, who: str) -> None:
     """After the signal, to any rank, at most one step is trained before the save; none is lost or repeated."""
     mlflow = who == "all"
     job = start(*(["tracking.mlflow=auto"] if mlflow else []))
@@ -98,7 +99,7 @@ def test_promise_06_told_to_leave_and_back(start: Launch, undisturbed: Path, tmp
     assert (job.run / MARKER).read_text() == f"{job.number}.0\n"
     saved = job.saved()
     assert saved in ([step], [step + 1])
-    assert "and saved: back into the queue, restart 1 of at most 100" in job.said("batch")
+    assert "and saved: back into the queue, restart 1 of at most 100" in job.output("batch")
     run_id = json.loads((job.run / "tracking.json").read_text())["run_id"] if mlflow else None
     job.come_back(1)
     job.wait("COMPLETED")
@@ -127,7 +128,7 @@ def test_promise_06_the_time_limit(slurm: Slurm, start: Launch, undisturbed: Pat
     saved = job.saved()
     assert len(saved) == 1
     assert step <= saved[0] < STEPS
-    assert "and saved: back into the queue, restart 1 of at most 100" in job.said("batch")
+    assert "and saved: back into the queue, restart 1 of at most 100" in job.output("batch")
     for restart in range(1, 6):
         job.come_back(restart)
         poll(lambda n=restart: job.is_over() or job.restarts() > n, PATIENCE, lambda: f"still running\n{job}")
@@ -182,7 +183,7 @@ def test_a_killed_rank_fails_the_job(slurm: Slurm, start: Launch) -> None:
     os.kill(job.ranks()[1], signal.SIGKILL)
     job.wait("FAILED")
     assert job.restarts() == 0
-    assert f"not requeued: the reason is at the end of {job.run}/logs/{job.number}-*.out" in job.said("batch")
+    assert f"not requeued: the reason is at the end of {job.run}/logs/{job.number}-*.out" in job.output("batch")
 
 
 def test_a_run_without_its_store_fails(slurm: Slurm, start: Launch, atlas: Atlas, tmp_path: Path) -> None:
@@ -193,8 +194,8 @@ def test_a_run_without_its_store_fails(slurm: Slurm, start: Launch, atlas: Atlas
     slurm.scontrol("release", str(job.number))
     job.wait("FAILED")
     assert job.restarts() == 0
-    assert f"not requeued: the reason is at the end of {job.run}/logs/{job.number}-*.out" in job.said("batch")
-    assert str(store) in job.said("0")
+    assert f"not requeued: the reason is at the end of {job.run}/logs/{job.number}-*.out" in job.output("batch")
+    assert str(store) in job.output("0")
 
 
 def test_one_job_at_a_time_until_scancel(
@@ -211,13 +212,16 @@ def test_one_job_at_a_time_until_scancel(
     step = job.halt()  # so that the job does not finish before the next line
     assert main(["launch", LOCAL_CPU, *words]) == 1
     assert f"job {job.number} trains into it already (running)" in capsys.readouterr().err
-    assert train(words, tmp_path / "log") == 1
+    # Where SLURM's commands do not reach it, the lock refuses the run.
+    process = begin(words, tmp_path / "log", env={"SLURM_CONF": str(tmp_path / "none")})
+    process.join()
+    assert process.exitcode == 1
     holder = f"process {job.ranks()[0]} on {os.uname().nodename}, job {job.number}, restart 0"
     assert f"another process is training into it ({holder})" in (tmp_path / "log").read_text()
     assert [path.name for path in (job.run / "launch").iterdir()] == ["001"]
     assert slurm.cluster.run("squeue", "--noheader", "--format=%i").split() == [str(job.number)]
 
-    job.go_on()
+    job.wake()
     slurm.scancel(job.number)
     poll(lambda: not slurm.processes(job.number), PATIENCE, lambda: f"still there\n{job}")
     job.wait("CANCELLED")
@@ -264,12 +268,12 @@ def test_ranks_that_outlived_their_job_write_nothing_more(slurm: Slurm, start: L
     new = job.ranks(restart=1)
     assert slurm.field(job.number, "BatchHost") != node
     before = {path: path.read_bytes() for path in job.run.rglob("*") if path.is_file() and "logs" not in path.parts}
-    job.go_on()
-    poll(lambda: not job.ranks(), PATIENCE, lambda: f"{old} go on from {step}\n{job}")
-    assert f"another start of this run has taken over (process {new[0]} on" in job.said("0")
+    job.wake()
+    poll(lambda: not job.ranks(), PATIENCE, lambda: f"{old} continue from {step}\n{job}")
+    assert f"another start of this run has taken over (process {new[0]} on" in job.output("0")
     after = {path: path.read_bytes() for path in job.run.rglob("*") if path.is_file() and "logs" not in path.parts}
     assert after == before
-    job.go_on(restart=1)
+    job.wake(restart=1)
     job.wait("COMPLETED")
     assert job.restarts() == 1
     assert history(job.run) == history(undisturbed)

@@ -27,7 +27,7 @@ def random_cells(n_cells: int, seed: int, vocabulary_size: int = VOCABULARY) -> 
     Args:
         n_cells: number of cells.
         seed: of the cells.
-        vocabulary_size: number of tokens, of which the first two are special.
+        vocabulary_size: number of tokens; the first two are special.
     """
     rng = np.random.default_rng(seed)
     genes = np.arange(2, vocabulary_size)

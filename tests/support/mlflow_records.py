@@ -1,4 +1,4 @@
-"""What MLflow holds of a run, beside what `metrics.jsonl` does."""
+"""Read the metrics of a run from MLflow and from `metrics.jsonl`, to compare them."""
 
 import json
 from pathlib import Path

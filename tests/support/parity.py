@@ -49,7 +49,7 @@ class Size:
     d_state: int
 
 
-#: Cells of odd lengths, some of which end at bounds of chunks and some not, and an unused tail.
+#: Cells of odd lengths, some ending at bounds of chunks and some not, and an unused tail.
 SMALL = Size(((9, 1, 20, 2), (16, 17)), tail=5, chunk=16, heads=2, head_dim=16, d_state=8)
 #: A row of 2,049 tokens, at the default sizes of a layer.
 FULL = Size(((700, 1, 650, 63, 500),), tail=135, chunk=64, heads=16, head_dim=64, d_state=64)

@@ -1,4 +1,4 @@
-"""What every training process of the tests would do anew, done once in the fork server that they come from."""
+"""Slow preparations of every training process of the tests, done once in the fork server that starts them."""
 
 import io
 

@@ -52,7 +52,7 @@ class Job:
         starts: list[dict[str, Any]] = json.loads((self.run / "environment.json").read_text())["starts"]
         return starts
 
-    def said(self, who: str = "*") -> str:
+    def output(self, who: str = "*") -> str:
         """The output of the `batch` script, rank `0` or rank `1`; of all of them by default."""
         logs = sorted((self.run / "logs").glob(f"{self.number}-{who}.out"))
         return "\n".join(f"--- {log.name}\n{log.read_text()}" for log in logs)
@@ -71,8 +71,8 @@ class Job:
 
     def wait_for_step(self, step: int) -> None:
         """Wait until this step is recorded."""
-        poll(lambda: self.step() >= step or self.slurm.state(self.number) == "FAILED", PATIENCE, self.said)
-        assert self.step() >= step, self.said()
+        poll(lambda: self.step() >= step or self.slurm.state(self.number) == "FAILED", PATIENCE, self.output)
+        assert self.step() >= step, self.output()
 
     def wait(self, state: str) -> None:
         """Wait until the job ends; assert that it ends in this state."""
@@ -105,7 +105,7 @@ class Job:
         poll(lambda: all(_state(pid) == "T" for pid in ranks.values()), PATIENCE, lambda: f"not halted\n{self}")
         return self.step()
 
-    def go_on(self, restart: int = 0) -> None:
+    def wake(self, restart: int = 0) -> None:
         """Let halted ranks continue (SIGCONT)."""
         for pid in self.ranks(restart).values():
             os.kill(pid, signal.SIGCONT)
@@ -116,7 +116,7 @@ class Job:
         poll(lambda: all(_has_usr1(pids[rank]) for rank in ranks), PATIENCE, lambda: f"no USR1 yet\n{self}")
 
     def __str__(self) -> str:
-        return f"{self.slurm.show(self.number)}\n{self.said()}"
+        return f"{self.slurm.show(self.number)}\n{self.output()}"
 
 
 def _state(pid: int) -> str:

@@ -68,7 +68,7 @@ def add(title: str) -> None:
 
 @pytest.fixture(autouse=True)
 def restored() -> Iterator[None]:
-    """Tables are as they were behind each test."""
+    """Restore the tables after each test."""
     before = {name: getattr(module, name) for name, module in TABLES.items()}
     copies = {name: dict(table) if isinstance(table, dict) else table for name, table in before.items()}
     modules = set(sys.modules)

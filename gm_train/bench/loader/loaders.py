@@ -57,7 +57,7 @@ class LoaderCells:
 
 
 def default_plan(manifest: Manifest) -> RowPlan:
-    """Return the plan by which a run with the default settings reads a store."""
+    """Return the plan of rows that a run with the default settings has for a store."""
     data = DataConfig()
     return RowPlan(0, data.lanes, choose_pool_blocks(manifest), data.group_cells, data.row_length)
 

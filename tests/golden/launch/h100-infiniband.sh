@@ -74,7 +74,7 @@ srun --ntasks=64 --ntasks-per-node=8 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     bash -c "$task" rank "${command[@]}"
 code=$?
 
-# What happened. Ranks that were told to leave and have saved exit with 85. But the code that srun reports is no proof:
+# What happened. Ranks that were asked to leave and have saved exit with 85. But the code that srun reports is no proof:
 # it differs when some ranks end before others, and it can be 85 although one rank has crashed. The proof is the marker
 # that names this start of this job: rank 0 writes it once all ranks have agreed to leave and their checkpoint is whole.
 # Nothing below runs after scancel, which also ends this shell: it catches no signals. Nor does it run after the loss of
@@ -92,7 +92,7 @@ if ((restart >= max_requeues)); then
     say "saved, and left; not requeued after $max_requeues restarts (cluster.max_requeues): launch again to continue"
     exit 85
 fi
-say "told to leave (exit code $code), and saved: back into the queue, restart $((restart + 1)) of at most $max_requeues"
+say "asked to leave (exit code $code) and saved: back into the queue, restart $((restart + 1)) of at most $max_requeues"
 # SLURM ends this script once it has put the job back.
 scontrol requeue "$SLURM_JOB_ID" || say "SLURM refused to requeue the job: launch again to continue"
 exit 85

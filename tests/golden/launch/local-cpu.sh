@@ -67,7 +67,7 @@ srun --ntasks=2 --ntasks-per-node=1 --cpus-per-task="$SLURM_CPUS_PER_TASK" \
     bash -c "$task" rank "${command[@]}"
 code=$?
 
-# What happened. Ranks that were told to leave and have saved exit with 85. But the code that srun reports is no proof:
+# What happened. Ranks that were asked to leave and have saved exit with 85. But the code that srun reports is no proof:
 # it differs when some ranks end before others, and it can be 85 although one rank has crashed. The proof is the marker
 # that names this start of this job: rank 0 writes it once all ranks have agreed to leave and their checkpoint is whole.
 # Nothing below runs after scancel, which also ends this shell: it catches no signals. Nor does it run after the loss of
@@ -81,5 +81,5 @@ if [[ $(cat "$run_dir/.preempted" 2>/dev/null) != "$SLURM_JOB_ID.$restart" ]]; t
     say "failed with exit code $code, not requeued: the reason is at the end of $run_dir/logs/$SLURM_JOB_ID-*.out"
     exit "$((code == 85 ? 1 : code))"
 fi
-say "told to leave (exit code $code), and saved; cluster.requeue=false: launch again to continue"
+say "asked to leave (exit code $code) and saved; cluster.requeue=false: launch again to continue"
 exit 85

@@ -117,7 +117,7 @@ def test_ranks_start_as_written(play: Callable[..., Played], tmp_path: Path) -> 
     assert "finished" in played.out
 
 
-def test_a_run_that_was_told_to_leave_is_requeued(play: Callable[..., Played]) -> None:
+def test_a_run_that_was_asked_to_leave_is_requeued(play: Callable[..., Played]) -> None:
     played = play(code=85, restart="3", writes="7.3")
     assert (played.code, played.requeued) == (85, True)
     assert "restart 4 of at most 100" in played.out

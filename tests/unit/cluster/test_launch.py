@@ -25,7 +25,7 @@ from tests.support.launch_cases import GOOD, configured, executable
         (["cluster.memory=all"], ["such as 900G"]),
         (["cluster.time=tomorrow"], ["not a time limit"]),
         (["cluster.time=0"], ["not a time limit"]),
-        (["cluster.time=3", "cluster.signal_seconds=180"], ["told to leave before it starts", "180 s"]),
+        (["cluster.time=3", "cluster.signal_seconds=180"], ["asked to leave before it starts", "180 s"]),
         (["cluster.signal_seconds=70000"], ["1 … 65535"]),
         (["cluster.signal_seconds=0"], ["1 … 65535"]),
         (["cluster.env=[NCCL_DEBUG]"], ["expected NAME=value"]),

@@ -90,7 +90,7 @@ def test_promise_11_zero_counts_are_no_tokens_and_ties_stand_in_the_order_of_the
         assert np.diff(indptr).tolist() == counts.sum(1).tolist()
         orders.append(tokens.tolist())
     assert orders[0] == orders[1]
-    # By a hash of the cell too: were it of the gene alone, the same genes would always stand first.
+    # The hash covers the cell, too. With a hash of the gene alone, the same genes would always come first.
     assert len({orders[0][start] for start in indptr[:-1]}) > 5
 
 

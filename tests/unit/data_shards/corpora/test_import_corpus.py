@@ -227,7 +227,7 @@ def test_genes_without_a_median_empty_cells_and_top_k(foreign: Foreign, tmp_path
         ([[4, 5], [4, 999]], r"row 1 has the token 999, which the token dictionary does not know"),
         ([[4, -1]], r"row 0 has the token -1, which"),
         ([[4, 5], [6], [7, 4, 7]], r"row 2 has the token 7 twice"),
-        ([[0, 1], [], [2, 3]], r"no cell is left of 3"),
+        ([[0, 1], [], [2, 3]], r"none of its 3 cells has a token"),
     ],
 )
 def test_cells_that_cannot_be_used(

@@ -42,7 +42,7 @@ def two_at_once(function: Callable[..., Any]) -> Callable[..., Any]:
     return met
 
 
-def test_a_job_goes_on_while_a_task_of_another_one_runs(threads: None) -> None:
+def test_a_job_continues_while_a_task_of_another_one_runs(threads: None) -> None:
     """The task of b ends only after the second step of a has ended."""
     events: list[str] = []
     ended = threading.Event()

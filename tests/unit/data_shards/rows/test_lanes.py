@@ -72,7 +72,7 @@ def test_rows_hold_the_tokens_that_the_store_holds(atlas: Atlas) -> None:
 
 @settings(max_examples=25)
 @given(before=st.integers(0, 40), at_once=st.integers(1, 30), lanes=st.sets(st.integers(0, 3), min_size=1))
-def test_lanes_go_on_from_any_position(atlas: Atlas, before: int, at_once: int, lanes: set[int]) -> None:
+def test_lanes_continue_from_any_position(atlas: Atlas, before: int, at_once: int, lanes: set[int]) -> None:
     """Row by row or many at once, together or alone, from the beginning or from a position."""
     reader = StoreReader(atlas.store)
     together = Lanes(reader, make_plan(), dict.fromkeys(lanes, (0, 0)))
@@ -115,7 +115,7 @@ def test_validation_rows_are_held_out_cells_and_bounded(atlas: Atlas) -> None:
 
 
 def test_validation_reads_no_data_set_without_held_out_cells(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A small data set that holds cells out beside a large one that holds none."""
+    """A small data set holds cells out, a large one holds none: only the small one is read."""
     small = np.full(40, TRAIN)
     small[[3, 17, 39]] = VALIDATION
     write_store(tmp_path / "s.zarr", [np.full(4000, TRAIN), small], block_cells=8)

@@ -167,13 +167,13 @@ def test_an_interrupt_that_a_library_swallows_or_mistakes_is_one(task: Callable[
 def test_an_interrupt_that_is_swallowed_beside_workers_is_one() -> None:
     done = []
 
-    def go_on() -> None:
+    def resume() -> None:
         with Workers(2) as workers:
             for x in workers.map_in_order(square, range(100)):
                 done.append(drop_an_interrupt(int(x == 9) * 3))
 
     with pytest.raises(KeyboardInterrupt):
-        go_on()
+        resume()
     assert len(done) == 4
 
 
@@ -183,14 +183,14 @@ def test_what_an_interrupt_waits_for_is_told(monkeypatch: pytest.MonkeyPatch) ->
     lines: list[str] = []
     interrupt = threading.Timer(1.0, signal.pthread_kill, [threading.main_thread().ident, signal.SIGINT])
 
-    def go_on() -> None:
+    def resume() -> None:
         with Workers(2, say=lines.append) as workers:
             assert list(workers.map_in_order(square, [2])) == [4]  # start a worker
             interrupt.start()
             list(workers.map_in_order(time.sleep, [3.0]))
 
     with pytest.raises(KeyboardInterrupt):
-        go_on()
+        resume()
     assert lines == ["stopping: waiting for workers to finish their tasks"]
 
 
@@ -217,7 +217,7 @@ def test_an_interrupt_waits_while_a_process_starts() -> None:
     """It waits whichever thread receives the signal; the mask of the main thread alone would not delay it."""
     steps = []
 
-    def go_on() -> None:
+    def resume() -> None:
         with interrupts.held():
             other = threading.Thread(target=send)
             other.start()
@@ -231,7 +231,7 @@ def test_an_interrupt_waits_while_a_process_starts() -> None:
         os.kill(os.getpid(), signal.SIGINT)
 
     with pytest.raises(KeyboardInterrupt):
-        go_on()
+        resume()
     assert steps == ["held"]
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 

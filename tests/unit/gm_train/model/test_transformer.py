@@ -94,7 +94,7 @@ def test_either_kernel_attends_within_cells(lengths: list[list[int]], tail: int,
         torch.autograd.grad((expected * weights).sum(), [q, k, v]),
         strict=True,
     ):
-        # Of a cell of one token, queries and keys have no gradient: what is there is rounding.
+        # In a cell of one token, queries and keys have no gradient except rounding errors.
         assert (gradient - wanted).abs().max() < 1e-10 * max(1.0, float(wanted.abs().max()))
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from data_shards.errors import DataError
 from gm_train.run.lock import locked
-from gm_train.run.records import append_row, forget_after, mend_rows, read_rows
+from gm_train.run.records import append_row, forget_after, read_rows, repair_rows
 
 
 def _try_to_lock(directory: Path, answer) -> None:  # type: ignore[no-untyped-def]
@@ -53,10 +53,10 @@ def test_an_incomplete_last_line_is_not_a_row(tmp_path: Path) -> None:
 
 def test_an_incomplete_line_is_dropped_before_rows_are_appended(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    mend_rows(path)
+    repair_rows(path)
     assert not path.exists()
     path.write_text('{"step": 1}\n{"step": 9, "lo')
-    mend_rows(path)
+    repair_rows(path)
     for step in (2, 3):
         append_row(path, {"step": step})
     assert [row["step"] for row in read_rows(path)] == [1, 2, 3]
