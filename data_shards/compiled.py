@@ -22,17 +22,30 @@ class _Cache(FunctionCache):
 
 
 def _uses(function: Any) -> str:
-    """Describe the compiled functions and the constants that a function uses from its module, recursively."""
-    uses = []
-    for name in sorted(set(function.__code__.co_names)):
+    """Describe the compiled functions and the numbers that a function takes from its module, and what those take."""
+    lines = []
+    for name in sorted(_names(function.__code__)):
         value = function.__globals__.get(name)
         if isinstance(value, Dispatcher) and value.py_func is not function:
-            code: CodeType = value.py_func.__code__
-            constants = [constant for constant in code.co_consts if not isinstance(constant, CodeType)]
-            uses.append(f"{name}: {code.co_code.hex()} {constants!r} {_uses(value.py_func)}")
+            options = sorted(value.targetoptions.items())
+            lines.append(f"{name}: {options} {_describe(value.py_func.__code__)} {_uses(value.py_func)}")
         elif isinstance(value, int | float | str | tuple | np.generic):
-            uses.append(f"{name} = {value!r}")
-    return "\n".join(uses)
+            lines.append(f"{name} = {value!r}")
+    return "\n".join(lines)
+
+
+def _names(code: CodeType) -> set[str]:
+    """The global names and attributes in a function and in the functions inside it."""
+    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*inner)
+
+
+def _describe(code: CodeType) -> str:
+    """Everything in a function's code that decides what it computes; not its place in the file."""
+    constants = [
+        _describe(constant) if isinstance(constant, CodeType) else repr(constant) for constant in code.co_consts
+    ]
+    return f"{code.co_code.hex()} {code.co_names} {constants}"
 
 
 def compiled(signature: Any = None, **options: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -48,7 +61,9 @@ def compiled(signature: Any = None, **options: Any) -> Callable[[Callable[..., A
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
-        dispatcher = numba.njit(nogil=True, **options)(function)
+        dispatcher: Any = numba.njit(nogil=True, **options)(function)
+        if not isinstance(dispatcher, Dispatcher):
+            return dispatcher  # NUMBA_DISABLE_JIT is set: the function itself
         dispatcher._cache = _Cache(function)  # type: ignore[no-untyped-call]
         if signature is not None:
             dispatcher.compile(signature)

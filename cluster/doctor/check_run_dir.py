@@ -23,8 +23,8 @@ from gm_train.ranks.ranks import Ranks
 from gm_train.strategies.choose import choose, device_memory, strategy_class
 
 _PUBLISHED_VOCABULARY = 25_426
-# Bytes per parameter: in a checkpoint (weights and AdamW's two moments, float32), and in memory (also the gradient).
-_SAVED, _HELD = 12, 16
+# Bytes per parameter in a checkpoint: the weight and AdamW's two moments, in float32.
+_SAVED = 12
 # Seconds until a file that another node has written must be visible.
 _VISIBLE_S = 5.0
 

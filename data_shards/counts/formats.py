@@ -50,4 +50,5 @@ def open_root(path: Path) -> Any:
     """
     if not path.exists():
         raise DataError(f"{path}: no such file")
-    return FORMATS.get(path.suffix, open_anndata)(path)
+    opener = next((opener for ending, opener in FORMATS.items() if path.name.endswith(ending)), open_anndata)
+    return opener(path)

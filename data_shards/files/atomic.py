@@ -59,16 +59,21 @@ def whole_directory(path: Path, replace: bool = False) -> Iterator[Path]:
 def replace_file(path: Path, text: str) -> None:
     """Write a text file completely or not at all: a reader sees the old or the new one, even after a power cut.
 
-    Only one process at a time may write to this path.
+    Of several writers at the same time, the last one counts.
 
     Raises:
         OSError: the file cannot be written; an old file stays as it was.
     """
-    temporary = path.with_name(f".{path.name}.new")
-    temporary.write_text(text)
-    flush(temporary)
-    temporary.rename(path)
-    flush(path.parent)
+    _clear_stale(path)
+    temporary = _temporary(path)
+    try:
+        temporary.write_text(text)
+        flush(temporary)
+        temporary.rename(path)
+        flush(path.parent)
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _temporary(path: Path) -> Path:

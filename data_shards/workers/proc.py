@@ -1,6 +1,7 @@
-"""Read information about processes and the processor from Linux's `/proc`; see proc(5).
+"""Read what Linux reports about processes and the processor in `/proc`; see proc(5).
 
-Other systems have no `/proc`, and a process may end at any moment: each function then returns None or an empty result.
+Other systems have no `/proc`, and a process may end at any moment: about such a process, functions return None or an
+empty result.
 """
 
 import platform
@@ -31,9 +32,14 @@ def memory(field: str, pid: int | str = "self") -> int | None:
 
 
 def forget_peak() -> None:
-    """Reset this process's `VmHWM` to its `VmRSS`."""
-    with suppress(OSError):
-        (_PROC / "self" / "clear_refs").write_text("5")
+    """Set this process's `VmHWM` to its `VmRSS`, where there is a `/proc`.
+
+    Raises:
+        OSError: the system does not allow it.
+    """
+    clear = _PROC / "self" / "clear_refs"
+    if clear.exists():
+        clear.write_text("5")
 
 
 def words(pid: int, file: str) -> list[str]:
@@ -45,8 +51,12 @@ def words(pid: int, file: str) -> list[str]:
 
 
 def descendants(pid: int) -> list[int]:
-    """The ids of all child processes of a process, recursively."""
-    parents = {child: int(status(child).get("PPid", -1)) for child in processes()}
+    """The processes that a process has started, and their descendants."""
+    parents = {}
+    for child in processes():
+        with suppress(OSError):  # it has ended
+            # The program's name stands in brackets and may hold anything.
+            parents[child] = int((_PROC / str(child) / "stat").read_text().rpartition(")")[2].split()[1])
     found: list[int] = []
     new = [pid]
     while new:

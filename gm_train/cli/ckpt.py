@@ -86,10 +86,10 @@ def run_reshard(arguments: argparse.Namespace) -> int:
     refuse_without_deepspeed("this conversion")
     from gm_train.strategies.reshard_zero import reshard
 
-    with locked(directory) as claim:
+    with locked(directory) as lock:
         put_back(directory / "checkpoints")
         checkpoint = open_checkpoint(path)
-        done = reshard(checkpoint, claim)
+        done = reshard(checkpoint, lock)
     what = "is by name already" if done is checkpoint else f"{checkpoint.form} of {checkpoint.n_ranks} ranks -> by name"
     print(f"{done.path}: {what}; any strategy can resume from it, on any number of ranks")
     return 0

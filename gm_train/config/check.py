@@ -98,6 +98,11 @@ def _combinations(config: Config) -> list[str]:
         )
     if model.gate_per_layer and model.aggregation == "head_gate":
         problems.append("model.gate_per_layer with model.aggregation=head_gate: head_gate already has one per layer")
+    if model.aggregation == "head_gate" and model.mixer != "mamba2":
+        problems.append(
+            f"model.aggregation=head_gate with model.mixer={model.mixer}: the mamba2 mixer alone joins its directions "
+            "head by head; choose another aggregation"
+        )
     if objective.language == "next_token" and model.arch != "mamba" and not objective.paper_compat:
         problems.append(
             f"objective.language=next_token with model.arch={model.arch}: every position has already seen the token "

@@ -122,7 +122,7 @@ class ClusterConfig:
     tasks_per_node: int = 1  # ranks on a node where gpus_per_node is 0
     gpu_request: str = "gpus-per-node"  # gpus-per-node | gres: how the site wants GPUs to be requested
     gpu_type: str = ""  # GPU type within the request, such as h100
-    cpus_per_task: int = 8  # cores of a rank: one for itself, the others for its loader workers
+    cpus_per_task: int = 8  # cores of a rank: one for each loader worker, the others for PyTorch's threads
     memory: str = ""  # memory of a node, as sbatch --mem; empty: the site's default
     partition: str = ""
     account: str = ""

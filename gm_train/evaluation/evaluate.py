@@ -102,7 +102,7 @@ def _notes(results: Row) -> list[str]:
         + ", ".join(f"strength {t['strength']:g} on {ranks} ranks" for ranks, t in results["order_control"].items())
         + " (0 means plain frequency).",
     ]
-    if results["model"]["language"] != "masked":
+    if results["model"]["language"] == "next_token":
         notes.append("The model was trained on next tokens, never on masked genes: its masked-gene scores mean little.")
     if results["cells"]["without_tokens"]:
         notes.append(f"{results['cells']['without_tokens']:,} cells have no gene of the vocabulary and are left out.")

@@ -41,7 +41,7 @@ class MaskedGenesTask(EvaluationTask):
     )
     controls = (ORDER, BY_RANK, FREQUENCY, RANDOM)
     required = True
-    panel = ("cross_entropy", "Hidden genes", "cross-entropy, nats (lower is better)")
+    panel = ("cross_entropy", "Hidden genes", "cross-entropy, nats (lower is better)", 2)
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)

@@ -22,7 +22,7 @@ class ProbeTask(EvaluationTask):
         ("knn_macro_f1", "kNN F1 %", "Macro-F1 of nearest neighbours (%)", 1, True),
     )
     controls = (PCA, RANDOM)
-    panel = ("linear_accuracy", "Linear probe of {label[key]}", "accuracy, % (higher is better)")
+    panel = ("linear_accuracy", "Linear probe of {label[key]}", "accuracy, % (higher is better)", 0)
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)

@@ -35,8 +35,7 @@ def draw_scores(results: Row, path: Path) -> None:
     figure = Figure(figsize=(5.2 * len(panels), 3.6), layout="constrained")
     for axis, task in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         rows = results[task.key]
-        column, title, unit = task.panel
-        decimals = next(number for key, _, _, number, _ in task.columns if key == column)
+        column, title, unit, decimals = task.panel
         names = list(dict.fromkeys(row["scored"] for row in rows))
         width = 0.8 / len(names)
         for i, name in enumerate(names):
@@ -49,7 +48,7 @@ def draw_scores(results: Row, path: Path) -> None:
                 [f["mean"] for f in values],
                 width * 0.92,
                 yerr=[f["sd"] or 0.0 for f in values],
-                color=_COLOURS[name],
+                color=_COLOURS.get(name, "#8c8c8c"),
                 label=name,
                 error_kw={"elinewidth": 1},
             )

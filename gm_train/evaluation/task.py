@@ -55,7 +55,7 @@ class EvaluationTask:
         columns: the columns of its tables.
         controls: rows that must be there besides the model's own.
         required: whether an evaluation without this task is incomplete.
-        panel: the column that is drawn, the title of its panel (a format string over the results) and its axis label.
+        panel: what is drawn: column, title (a format string over the results), label of the axis, decimals.
         n_scores: number of calls of `advance` on one kind of ranks; 0 if the task cannot be done for this subject.
         features: title to embeddings that are drawn, float32 (n_cells, n_features); may be empty.
     """
@@ -64,7 +64,7 @@ class EvaluationTask:
     columns: ClassVar[Columns]
     controls: ClassVar[tuple[str, ...]]
     required: ClassVar[bool] = False
-    panel: ClassVar[tuple[str, str, str]]
+    panel: ClassVar[tuple[str, str, str, int]]
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject

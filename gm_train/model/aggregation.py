@@ -1,13 +1,14 @@
 """Join the two directions of a layer (GeneMamba, arXiv 2504.16956): the gate and its variants.
 
 Each maps the layer's input x and the mixer's outputs f (forward) and b (backward), all (batch, length, d_model), to the
-layer's output of that shape. With X_f = x + f and X_b = x + b:
+layer's output of that shape. `head_gate` takes the one output y of a mixer that has joined its directions.
+With X_f = x + f and X_b = x + b:
 
     gate       g X_f + (1 - g) X_b, where g = sigmoid(W [X_f ; X_b] + c)
     concat     W [X_f ; X_b] + c
     mean       (X_f + X_b) / 2
     sum        X_f + X_b, which doubles the residual stream at every layer
-    head_gate  x + y, where the mixer has already joined its outputs into y, head by head
+    head_gate  x + y
 """
 
 import torch

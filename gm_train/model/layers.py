@@ -45,8 +45,6 @@ class MambaStack(LayerStack):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        if config.arch not in ("bimamba", "mamba"):
-            raise ValueError(f"model.arch={config.arch!r} is not one of bimamba, mamba, transformer")
         if config.norm not in ("none", "pre"):
             raise ValueError(f"model.norm={config.norm!r} is not one of none, pre")
         self.chunk, self.taps = config.chunk, config.d_conv

@@ -13,6 +13,8 @@ from gm_train.strategies.steps import BYTES_PER_PARAMETER, Steps
 #: `auto` shards weights, gradients and moments once they take more than this share of a device's memory. Sharded layers
 #: are gathered again in every pass. Between nodes that costs more, so the limit is higher there.
 _WHOLE_ON_ONE_NODE, _WHOLE_ON_MANY = 0.4, 0.6
+#: Values of `trainer.strategy` that train a single rank without a process group; `choose` makes them `single`.
+WITHOUT_GROUP = ("auto", "ddp")
 
 
 def choose(strategy: str, n_parameters: int, ranks: Ranks, memory: int) -> tuple[str, str]:

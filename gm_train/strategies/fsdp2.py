@@ -16,7 +16,6 @@ from gm_train.strategies.steps import Steps
 class Fsdp2(Steps, ModelParallelStrategy):
     """Parameters, gradients and optimizer state sharded over all ranks; a layer is gathered while it computes."""
 
-    needs_group = True
     shards_weights = True
 
     def __init__(self, ranks: Ranks, clip: float) -> None:

@@ -35,12 +35,10 @@ class Steps:
 
     Attributes:
         form: the format of the state that `save` writes, as recorded in a checkpoint.
-        needs_group: whether it needs a process group even on one rank.
         shards_weights: whether a rank holds only a part of the weights.
     """
 
     form = BY_NAME
-    needs_group = False
     shards_weights = False
 
     def __init__(self, ranks: Ranks, clip: float) -> None:

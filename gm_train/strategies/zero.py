@@ -44,7 +44,6 @@ class Zero(Steps, DeepSpeedStrategy):
     All state is float32. Autocast runs matrix products in a narrower type, as under the other strategies.
     """
 
-    needs_group = True
     stage: int
 
     def __init__(self, ranks: Ranks, clip: float) -> None:

@@ -55,7 +55,7 @@ def announce(
         "bimamba": f"{model.aggregation}, norm {model.norm}",
         "mamba": f"norm {model.norm}",
         "transformer": f"{model.n_heads} heads, feed-forward {model.d_ff}",
-    }[model.arch]
+    }.get(model.arch, f"norm {model.norm}")
     kernel, why = kernel_of(config, ranks.device())
     print(
         f"model {model.arch} {model.n_layers} x {model.d_model}, {variant}: {n_parameters:,} parameters; "

@@ -45,7 +45,7 @@ from gm_train.run.records import (
     write_config,
     write_environment,
 )
-from gm_train.strategies.choose import choose, device_memory, strategy_class
+from gm_train.strategies.choose import WITHOUT_GROUP, choose, device_memory, strategy_class
 from gm_train.strategies.joined import Joined
 from gm_train.strategies.steps import Steps
 from gm_train.train.announce import announce
@@ -89,7 +89,7 @@ def fit(config: Config, leaving: Leaving | None = None) -> Outcome:
         raise ConfigError(problems, everywhere=True)
     directory = Path(config.run.dir)
     with contextlib.ExitStack() as stack:
-        stack.enter_context(joined(ranks, alone=_needs_group(config)))
+        stack.enter_context(joined(ranks, alone=config.trainer.strategy not in WITHOUT_GROUP))
         ranks.together(lambda: kernel_of(config, ranks.device()))
         reader, tokenizer, pathways = ranks.together(lambda: _open(config))
         lock = ranks.on_first(lambda: stack.enter_context(locked(directory)))
@@ -127,9 +127,9 @@ def _fit(
     )
     trainer = config.trainer
     data = CellDataModule(config.data, recipe, position, trainer.max_steps, trainer.validation_cells, ranks)
-    strategy, why = _choose_strategy(config, module, ranks)
+    strategy, why, chosen = _choose_strategy(config, module, ranks)
     if checkpoint is not None:
-        ranks.from_first(lambda: refuse_other_form(checkpoint, strategy_class(strategy).form, ranks.world_size))
+        ranks.from_first(lambda: refuse_other_form(checkpoint, chosen.form, ranks.world_size))
     unfinished = position.step < trainer.max_steps
     mirror: MlflowMirror | None = None
     if ranks.is_first:
@@ -145,7 +145,7 @@ def _fit(
     status = "FAILED"
     try:
         if unfinished and leaving.agree(ranks) is None:
-            lightning = _trainer(config, strategy_class(strategy)(ranks, config.optim.clip), ranks, recorder)
+            lightning = _trainer(config, chosen(ranks, config.optim.clip), ranks, recorder)
             lightning.fit(module, datamodule=data)
         if leaving.agreed in PREEMPTIONS and "SLURM_JOB_ID" in os.environ:
             # Before the report: little time may be left.
@@ -164,11 +164,6 @@ def _fit(
         steps = f"step {position.step:,}" + (f" of {trainer.max_steps:,}" if position.step <= trainer.max_steps else "")
         print(f"{how} at {steps}: {position.cells:,} cells trained; {where}", flush=True)
     return Outcome(newest, leaving.agreed)
-
-
-def _needs_group(config: Config) -> bool:
-    """Whether the strategy needs a process group even on one rank; `auto` never does, it shards nothing there."""
-    return config.trainer.strategy != "auto" and strategy_class(config.trainer.strategy).needs_group
 
 
 def _open(config: Config) -> tuple[StoreReader, Tokenizer, PathwayIndex | None]:
@@ -219,8 +214,8 @@ def _begin(config: Config, directory: Path, position: Position, ranks: Ranks, st
     write_environment(directory, position.step, ranks, strategy)
 
 
-def _choose_strategy(config: Config, module: GeneMambaModule, ranks: Ranks) -> tuple[str, str]:
-    """Choose the strategy; return its name and the reason.
+def _choose_strategy(config: Config, module: GeneMambaModule, ranks: Ranks) -> tuple[str, str, type[Steps]]:
+    """Choose the strategy; return its name, the reason and its class.
 
     Raises:
         DataError: the strategy needs a package that is not installed, or this process does not see a GPU for each rank.
@@ -233,8 +228,7 @@ def _choose_strategy(config: Config, module: GeneMambaModule, ranks: Ranks) -> t
             f"{ranks.local_size} ranks on this node see {n_gpus} GPUs: let every task see all GPUs of the node (no "
             "--gpus-per-task, no --gpu-bind); each rank takes one of them"
         )
-    strategy_class(strategy)
-    return strategy, why
+    return strategy, why, strategy_class(strategy)
 
 
 def _report(directory: Path) -> None:

@@ -13,11 +13,11 @@ from gm_train.checkpoint.find import list_checkpoints
 from gm_train.cli.main import main
 from gm_train.config.load import config_from_file as read_config
 from gm_train.run.records import QUARANTINE, SKIPPED, read_rows
+from tests.dist.conftest import SPREADING
 from tests.conftest import Atlas, tiny_words
 from tests.support import rank_hooks
 from tests.support.training_runs import history, start_ranks, train, train_ranks
 
-STRATEGIES = ["ddp", "fsdp2", "zero2", "zero3"]
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_promise_06_a_signal_to_any_rank_saves_and_leaves_on_all(
     assert "stopped by" in log.read_text()
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", SPREADING)
 def test_promise_08_a_bad_number_on_one_rank_skips_the_step_on_all(
     atlas: Atlas, words: list[str], tmp_path: Path, strategy: str
 ) -> None:
@@ -68,7 +68,7 @@ def test_promise_08_a_bad_number_on_one_rank_skips_the_step_on_all(
     assert len(rows) == 24
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", SPREADING)
 def test_promise_08_all_ranks_roll_back_together(atlas: Atlas, words: list[str], tmp_path: Path, strategy: str) -> None:
     """Past the budget all ranks load the weights of step 4 again, and continue with the data after the bad steps."""
     run, log = tmp_path / "run", tmp_path / "log"
@@ -105,7 +105,7 @@ def test_an_error_of_one_rank_ends_all_with_one_message(atlas: Atlas, words: lis
     assert not (run / "metrics.jsonl").exists()
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", SPREADING)
 def test_promise_05_a_full_disk_on_one_rank_leaves_the_checkpoint_before(
     atlas: Atlas, words: list[str], tmp_path: Path, strategy: str
 ) -> None:

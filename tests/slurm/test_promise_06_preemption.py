@@ -213,7 +213,7 @@ def test_one_job_at_a_time_until_scancel(
     assert main(["launch", LOCAL_CPU, *words]) == 1
     assert f"job {job.number} trains into it already (running)" in capsys.readouterr().err
     # Where SLURM's commands do not reach it, the lock refuses the run.
-    process = begin(words, tmp_path / "log", env={"SLURM_CONF": str(tmp_path / "none")})
+    process = begin(words, tmp_path / "log", env={"PATH": ""})
     process.join()
     assert process.exitcode == 1
     holder = f"process {job.ranks()[0]} on {os.uname().nodename}, job {job.number}, restart 0"

@@ -1,7 +1,6 @@
 """Run `gm-train data` in processes that can be killed, started quickly from a server that has imported its packages."""
 
 import contextlib
-import multiprocessing
 import os
 import signal
 from collections.abc import Callable
@@ -9,11 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-# One server serves all tests of a session, so it also imports what the training tests need.
-_CONTEXT.set_forkserver_preload(
-    ["gm_train.cli", "gm_train.train.fit", "gm_train.strategies.zero", "data_shards.prepare.make_store"]
-)
+from tests.support.training_runs import CONTEXT
 
 
 def _run(words: list[str], log: str, prepare: Callable[[], None] | None) -> None:
@@ -38,7 +33,7 @@ def start_data(words: list[Any], log: Path, prepare: Callable[[], None] | None =
         log: file to which standard output and standard error are appended.
         prepare: function of a module that the process calls first.
     """
-    process = _CONTEXT.Process(target=_run, args=([str(word) for word in words], str(log), prepare))
+    process = CONTEXT.Process(target=_run, args=([str(word) for word in words], str(log), prepare))
     process.start()
     return process
 

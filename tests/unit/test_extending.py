@@ -25,7 +25,7 @@ from gm_train.config.check import ConfigError
 from gm_train.config.load import load_config
 from gm_train.evaluation import evaluate, score_pictures, score_table, tasks
 from gm_train.run.records import METRICS, read_rows
-from gm_train.train import columns, recorder
+from gm_train.train import columns
 from tests.conftest import Atlas, tiny_words
 from tests.support.launch_cases import configured
 from tests.support.training_runs import start
@@ -165,8 +165,12 @@ def test_an_evaluation_task(atlas: Atlas, tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def test_a_column(atlas: Atlas, tmp_path: Path) -> None:
-    add("A column of metrics.jsonl")
-    assert recorder.COLUMNS["pairs"] is columns.COLUMNS["pairs"]
+    run, log = tmp_path / "run", tmp_path / "log"
+    words = [*tiny_words(atlas.store, run), "trainer.max_steps=3"]
+    process = start(words, log, prepare=partial(add, "A column of metrics.jsonl"))
+    process.join()
+    assert process.exitcode == 0, log.read_text()
+    assert [row["pairs"] for row in read_rows(run / METRICS) if "loss" in row] == [0, 0, 0]
 
 
 def test_an_sbatch_option(tmp_path: Path) -> None:

@@ -84,6 +84,10 @@ class ModelPlan:
             problems.append(
                 "model.arch=transformer: it is a separate contender; set bimamba or mamba, with the sizes of genemamba"
             )
+        if self.config.model.mixer != "mamba2":
+            problems.append(
+                f"model.mixer={self.config.model.mixer}: FLOPs and kernels are known only for model.mixer=mamba2"
+            )
         if problems:
             raise ConfigError(problems)
 

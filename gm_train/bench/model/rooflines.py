@@ -189,7 +189,6 @@ class KernelRunner:
         mixed = inputs(*[channels] * (2 if bidirectional else 1))
         as_read = mixer._on_package(xBC)
         states = torch.randn(len(batch.targets), config.model.d_model, device=self._device).requires_grad_()
-        aggregation = model.stack.aggregations[0] if len(model.stack.aggregations) else None
 
         def scan() -> Sequence[Tensor]:
             A = -mixer.A_log.exp()
@@ -200,7 +199,7 @@ class KernelRunner:
             "convolution": lambda: mixer.conv1d(xBC, segments, bidirectional, as_read=as_read),
             "scan": scan,
             "gate and norm": lambda: [mixer.norm(y, gate) for gate in [F.silu(z)] for y in ys],
-            "aggregation": lambda: [] if aggregation is None else [aggregation(x, f, b)],
+            "aggregation": lambda: [model.stack.aggregations[0](x, f, b)],
             "embedding": lambda: [model.embedding(batch.input_ids)],
             "output layer and loss": lambda: [model.language_loss(states, batch.targets)],
         }

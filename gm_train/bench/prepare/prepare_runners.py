@@ -136,7 +136,7 @@ def _own_seconds(profile: cProfile.Profile) -> dict[str, float]:
         elif function in ("library_digest", "_pack"):
             name = _LIBRARY
         elif file.startswith(package):
-            name = f"data_shards.{Path(file).stem}.{function}"
+            name = ".".join(["data_shards", *Path(file).relative_to(package).with_suffix("").parts, function])
         else:
             # For other code, the name of the package is enough.
             parts = Path(file).parts

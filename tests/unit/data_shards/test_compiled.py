@@ -36,26 +36,29 @@ def scale(value):
     return half(value) * {scale}
 """
 LOWEST = """
+import numpy as np
 from data_shards.compiled import compiled
 
 
-@compiled(inline="always")
+@compiled(inline="always", fastmath={fast})
 def half(value):
-    return value {operation} 2
+    return np.{rounding}(value {operation} 2)
 """
 RUN = """
 import numpy as np
 from caller import at_import, total
 
-print(total(np.array([2.0, 4.0])), at_import(4.0), sum(total.stats.cache_hits.values()),
+print(total(np.array([2.0, 5.0])), at_import(4.0), sum(total.stats.cache_hits.values()),
       sum(at_import.stats.cache_hits.values()))
 """
 
 
-def run(folder: Path, factor: int = 1, scale: int = 1, operation: str = "/") -> tuple[float, float, int, int]:
+def run(
+    folder: Path, factor: int = 1, scale: int = 1, operation: str = "/", rounding: str = "floor", fast: bool = False
+) -> tuple[float, float, int, int]:
     """Results of `total` and `at_import`, and how often their machine code was taken from the cache."""
     (folder / "below.py").write_text(BELOW.format(factor=factor, scale=scale))
-    (folder / "lowest.py").write_text(LOWEST.format(operation=operation))
+    (folder / "lowest.py").write_text(LOWEST.format(operation=operation, rounding=rounding, fast=fast))
     env = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
     done = subprocess.run([sys.executable, "-c", RUN], cwd=folder, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -76,10 +79,19 @@ def test_a_function_of_another_file_that_changes_is_seen(folder: Path) -> None:
 
 
 def test_a_function_two_files_below_is_seen(folder: Path) -> None:
-    assert run(folder, operation="*") == (14.0, 8.0, 0, 0)
+    assert run(folder, operation="*") == (16.0, 8.0, 0, 0)
 
 
 def test_a_number_of_another_file_is_seen_by_those_who_use_it(folder: Path) -> None:
     total, at_import, total_hits, at_import_hits = run(folder, factor=100)
     assert (total, at_import) == (203.0, 2.0)
     assert (total_hits, at_import_hits) == (0, 1)
+
+
+def test_another_attribute_is_seen(folder: Path) -> None:
+    """The same instructions and constants, on another name."""
+    assert run(folder, rounding="ceil") == (6.0, 2.0, 0, 0)
+
+
+def test_other_options_of_numba_are_seen(folder: Path) -> None:
+    assert run(folder, fast=True)[2:] == (0, 0)

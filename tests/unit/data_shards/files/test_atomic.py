@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import DataError
-from data_shards.files.atomic import set_aside, whole_directory, whole_file
+from data_shards.files.atomic import replace_file, set_aside, whole_directory, whole_file
 
 
 def make(path: Path, text: str, replace: bool = False) -> None:
@@ -93,3 +93,25 @@ def test_leftovers_of_the_dead_are_cleared_and_those_of_the_living_stay(tmp_path
     with whole_file(tmp_path / "file") as file:
         file.write_text("whole")
     assert names(tmp_path) == sorted([*others, "out", "file"])
+
+
+def test_a_text_file_is_replaced_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    replace_file(path, "one")
+    replace_file(path, "two")
+    assert path.read_text() == "two"
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_a_text_file_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.json"
+    replace_file(path, "one")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        replace_file(path, "two")
+    assert path.read_text() == "one"
+    assert names(tmp_path) == ["a.json"]

@@ -52,7 +52,7 @@ def test_the_functions_of_medians_add_up(atlas: Atlas, tmp_path: Path) -> None:
     assert found["digests_s"] > 0
     assert found["exact_s"] > 0
     names = list(found["functions"])
-    assert any(name.startswith("data_shards.tdigest.") for name in names)
+    assert any(name.startswith("data_shards.medians.tdigest.") for name in names)
     assert "h5py" in names
     assert not any("/" in name for name in names)
     # The profiled run does the same work as the timed one, with some overhead.
