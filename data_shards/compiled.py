@@ -64,7 +64,7 @@ def compiled(signature: Any = None, **options: Any) -> Callable[[Callable[..., A
         dispatcher: Any = numba.njit(nogil=True, **options)(function)
         if not isinstance(dispatcher, Dispatcher):
             return dispatcher  # NUMBA_DISABLE_JIT is set: the function itself
-        dispatcher._cache = _Cache(function)  # type: ignore[no-untyped-call]
+        dispatcher._cache = _Cache(function)  # type: ignore[no-untyped-call, attr-defined]
         if signature is not None:
             dispatcher.compile(signature)
             dispatcher.disable_compile()
