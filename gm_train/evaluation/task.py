@@ -1,5 +1,6 @@
 """The interface of an evaluation task: one kind of score for the model and its controls, on both kinds of ranks."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -44,7 +45,7 @@ class Subject:
         return model.eval().to(next(self.model.parameters()).device)
 
 
-class EvaluationTask:
+class EvaluationTask(ABC):
     """One kind of score; `tasks.py` lists the tasks.
 
     Args:
@@ -71,6 +72,7 @@ class EvaluationTask:
         self.n_scores = 0
         self.features: dict[str, F32] = {}
 
+    @abstractmethod
     def rows(self, ranks: str, advance: Callable[[], object]) -> list[Row]:
         """Score the model and each control.
 
@@ -81,16 +83,15 @@ class EvaluationTask:
         Returns:
             A row for the model and for each control: `ranks`, `scored`, and a figure for each column.
         """
-        raise NotImplementedError
 
     def facts(self) -> Row:
         """Further entries of `eval.json`; called once all rows are made."""
         return {}
 
     @staticmethod
+    @abstractmethod
     def title(results: Row, ranks: str) -> str:
         """The title of the table of one kind of ranks."""
-        raise NotImplementedError
 
     @staticmethod
     def verdicts(results: Row) -> list[str]:
