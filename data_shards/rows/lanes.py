@@ -21,7 +21,7 @@ import numpy.typing as npt
 from data_shards.errors import DataError
 from data_shards.hashing import fold
 from data_shards.rows.block_order import BlockOrder
-from data_shards.rows.packing import copy_rows, empty_pools, set_pool
+from data_shards.rows.packing import copy_rows
 from data_shards.rows.pool import RowPlan, Rows, pack_pool
 from data_shards.rows.store_reader import Block, PendingBlocks, StoreReader
 from data_shards.store.manifest import TRAIN, VALIDATION
@@ -72,7 +72,10 @@ class Lanes:
         self._n_rows = np.full(len(self._lanes), -1)  # rows of the pool; -1: not read yet
         self._look_at = np.full(len(self._lanes), _NEVER)  # row at which to work on reading the next pool
         self._buffers = [np.empty(0, np.uint16)] * len(self._lanes)  # memory for the tokens of each lane's pool
-        self._pools = empty_pools(len(self._lanes))
+        # What the pools hold: each lane's in its own arrays, and their addresses, from which `copy_rows` takes a step.
+        self._cells = [np.empty((0, 4), np.int64)] * len(self._lanes)
+        self._ends = [np.empty((0, 2), np.int64)] * len(self._lanes)
+        self._pools = np.zeros((len(self._lanes), 3), np.int64)
 
     @property
     def positions(self) -> dict[int, tuple[int, int]]:
@@ -104,7 +107,7 @@ class Lanes:
     def _copy(self, first: int, stop: int, n_rows: int) -> Rows:
         """The next `n_rows` rows of lanes [first, stop), whose pools hold that many."""
         lanes = slice(first, stop)
-        rows = Rows(*copy_rows(self._pools, first, self._row[lanes], n_rows))
+        rows = Rows(*copy_rows(self._row[lanes], n_rows, self._pools[lanes]))
         self._row[lanes] += n_rows
         return rows
 
@@ -145,7 +148,9 @@ class Lanes:
         ends = np.zeros((len(rows) + 1, 2), np.int64)
         ends[1:, 0] = cells
         ends[1:, 1] = np.cumsum(rows.lengths)[cells - 1]
-        set_pool(self._pools, i, rows.tokens, np.column_stack([column.astype(np.int64) for column in columns]), ends)
+        self._cells[i] = np.column_stack([column.astype(np.int64) for column in columns])
+        self._ends[i] = ends
+        self._pools[i] = [of_lane[i].ctypes.data for of_lane in (self._buffers, self._cells, self._ends)]
         self._n_rows[i] = len(rows)
         self._look_at[i] = int(len(rows) * _AHEAD * lane / plan.lanes)
 
@@ -153,7 +158,6 @@ class Lanes:
         """Memory for the tokens of a lane's pool: that of its last pool if the size is about right."""
         if not n_tokens <= len(self._buffers[i]) <= n_tokens + n_tokens // 4:
             self._buffers[i] = np.empty(0, np.uint16)
-            set_pool(self._pools, i, self._buffers[i], np.empty((0, 4), np.int64), np.empty((0, 2), np.int64))
             # mmap returns the memory to the system: pools of many sizes would leave holes on the heap.
             # Slightly more than needed, or every other pool would not fit into the memory of the one before.
             size = n_tokens + n_tokens // 16

@@ -1,9 +1,11 @@
 """Pack whole cells into rows of equal length, in compiled code. The result depends on lengths and hashes only."""
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
-from numba import types
-from numba.typed import List
+from numba import carray, types  # type: ignore[attr-defined]
+from numba.extending import intrinsic
 
 from data_shards.compiled import compiled
 from data_shards.hashing import mix64_scalar
@@ -183,64 +185,44 @@ def copy_cells(tokens, starts, lengths, to, which, out):  # type: ignore[no-unty
             copy[i] = source[i]
 
 
-#: What lanes hold, a list of arrays each: tokens; columns of the cells; ends of the rows.
-_TOKENS, _NUMBERS = types.uint16[::1], types.int64[:, ::1]
-_LISTS = types.Tuple(tuple(types.ListType(element) for element in (_TOKENS, _NUMBERS, _NUMBERS)))  # type: ignore[no-untyped-call]
+def _pointer_to(dtype: Any) -> Any:
+    """Make an address a pointer to numbers of a type, in compiled code.
 
-#: As the attributes of `pool.Rows`.
-_ROWS = types.Tuple((_TOKENS, *[types.int64[::1]] * 3, types.boolean[::1], types.int64[::1]))  # type: ignore[no-untyped-call]
-
-
-@compiled(_LISTS(types.int64))
-def empty_pools(n_lanes):  # type: ignore[no-untyped-def]
-    """Lists for `n_lanes` lanes that hold nothing yet, as `copy_rows` takes them.
-
-    Compiled code makes and changes them, since that is cached: Python's own calls of numba lists are compiled anew in
-    each process.
+    Lists of arrays that numba checks (`numba.typed.List`) in place of addresses make loading 11 % slower, measured with
+    `gm-train bench loader`; see docs/BENCHMARKS.md.
     """
-    tokens, cells, ends = List.empty_list(_TOKENS), List.empty_list(_NUMBERS), List.empty_list(_NUMBERS)
-    for _ in range(n_lanes):
-        tokens.append(np.empty(0, np.uint16))
-        cells.append(np.empty((0, 4), np.int64))
-        ends.append(np.empty((0, 2), np.int64))
-    return tokens, cells, ends
+
+    @intrinsic
+    def pointer(context, address):  # type: ignore[no-untyped-def]
+        to = types.CPointer(dtype)  # type: ignore[no-untyped-call]
+        return to(address), lambda context, builder, _, words: builder.inttoptr(words[0], context.get_value_type(to))
+
+    return pointer
 
 
-@compiled(types.void(_LISTS, types.int64, _TOKENS, _NUMBERS, _NUMBERS))
-def set_pool(pools, lane, tokens, cells, ends):  # type: ignore[no-untyped-def]
-    """Replace the pool of a lane.
-
-    Args:
-        pools: from `empty_pools`.
-        lane: number of the lane in the lists.
-        tokens: uint16 (n_tokens,) or longer.
-        cells: int64 (n_cells, 4): length, place, number within the block, and whether it is damaged.
-        ends: int64 (n_rows + 1, 2), the cells and tokens before each row, and after the last.
-    """
-    pools[0][lane] = tokens
-    pools[1][lane] = cells
-    pools[2][lane] = ends
+_tokens_at, _numbers_at = _pointer_to(types.uint16), _pointer_to(types.int64)
 
 
-@compiled(_ROWS(_LISTS, types.int64, types.int64[:], types.int64))
-def copy_rows(pools, first_lane, first, n_rows):  # type: ignore[no-untyped-def]
+@compiled("Tuple((uint16[:], int64[:], int64[:], int64[:], boolean[:], int64[:]))(int64[:], int64, int64[:,::1])")
+def copy_rows(first, n_rows, pools):  # type: ignore[no-untyped-def]
     """Copy the same number of rows of each of several lanes, lane after lane.
 
     Args:
-        pools: from `empty_pools`, each lane's set by `set_pool`.
-        first_lane: number of the first of these lanes in the lists.
         first: int64 (n_lanes,), the first row of each.
         n_rows: rows of each.
+        pools: int64 (n_lanes, 3), addresses of what each lane's pool holds: its tokens, uint16; for each cell, int64,
+            length, place, number within the block, and whether it is damaged; for each row, and behind the last,
+            int64, the cells and tokens before it.
 
     Returns:
         As the attributes of `pool.Rows`.
     """
     n_cells = n_tokens = 0
-    for i in range(len(first)):
-        ends = pools[2][first_lane + i]
-        start, stop = first[i], first[i] + n_rows
-        n_cells += ends[stop, 0] - ends[start, 0]
-        n_tokens += ends[stop, 1] - ends[start, 1]
+    for lane in range(len(first)):
+        start, stop = 2 * first[lane], 2 * (first[lane] + n_rows)
+        ends = carray(_numbers_at(pools[lane, 2]), stop + 2)
+        n_cells += ends[stop] - ends[start]
+        n_tokens += ends[stop + 1] - ends[start + 1]
     out = np.empty(n_tokens, np.uint16)
     lengths = np.empty(n_cells, np.int64)
     places = np.empty(n_cells, np.int64)
@@ -248,22 +230,25 @@ def copy_rows(pools, first_lane, first, n_rows):  # type: ignore[no-untyped-def]
     damaged = np.empty(n_cells, np.bool_)
     cells_of_row = np.empty(len(first) * n_rows, np.int64)
     cell = token = row = 0
-    for i in range(len(first)):
-        ends, cells = pools[2][first_lane + i], pools[1][first_lane + i]
-        start, stop = first[i], first[i] + n_rows
-        source = pools[0][first_lane + i][ends[start, 1] : ends[stop, 1]]
-        copy = out[token : token + len(source)]
-        for k in range(len(source)):
-            copy[k] = source[k]
-        token += len(source)
-        for k in range(ends[start, 0], ends[stop, 0]):
-            lengths[cell] = cells[k, 0]
-            places[cell] = cells[k, 1]
-            numbers[cell] = cells[k, 2]
-            damaged[cell] = cells[k, 3] != 0
+    for lane in range(len(first)):
+        start, stop = 2 * first[lane], 2 * (first[lane] + n_rows)
+        ends = carray(_numbers_at(pools[lane, 2]), stop + 2)
+        size = ends[stop + 1] - ends[start + 1]
+        tokens = carray(_tokens_at(pools[lane, 0]), ends[stop + 1])
+        source = tokens[ends[start + 1] :]
+        copy = out[token : token + size]
+        for i in range(size):
+            copy[i] = source[i]
+        token += size
+        cells = carray(_numbers_at(pools[lane, 1]), 4 * ends[stop])
+        for i in range(4 * ends[start], 4 * ends[stop], 4):
+            lengths[cell] = cells[i]
+            places[cell] = cells[i + 1]
+            numbers[cell] = cells[i + 2]
+            damaged[cell] = cells[i + 3] != 0
             cell += 1
-        for k in range(start, stop):
-            cells_of_row[row] = ends[k + 1, 0] - ends[k, 0]
+        for i in range(start, stop, 2):
+            cells_of_row[row] = ends[i + 2] - ends[i]
             row += 1
     return out, lengths, places, numbers, damaged, cells_of_row
 
