@@ -172,6 +172,7 @@ class Workers:
             except TimeoutError:
                 if future.done():
                     raise
+                interrupts.check()  # a result may never come, as from workers that hang
                 _ = self.at_once  # reports if no worker is left
             except BrokenProcessPool as error:
                 raise _killed() from error

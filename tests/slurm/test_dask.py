@@ -33,7 +33,7 @@ class Command:
         self.slurm, self.folder, self.log = slurm, folder, folder / "command.log"
         with self.log.open("w") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "gm_train.cli", "data", *map(str, words)],
+                [sys.executable, "-X", "faulthandler", "-m", "gm_train.cli", "data", *map(str, words)],
                 env=slurm.environment | {"OMP_NUM_THREADS": "1"}, cwd=Path(__file__).parents[2],
                 stdout=log, stderr=subprocess.STDOUT,
                 # If pytest runs in the background, its children may ignore Ctrl-C.
@@ -44,7 +44,12 @@ class Command:
         return self.log.read_text()
 
     def wait(self) -> int:
-        return self.process.wait(PATIENCE)
+        try:
+            return self.process.wait(PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGABRT)  # faulthandler writes the stacks of all threads
+            self.process.wait()
+            raise AssertionError(f"still running after {PATIENCE} s:\n{self.output()}") from None
 
     def wait_for(self, n: int) -> dict[int, list[int]]:
         """Wait until `n` jobs have a registered worker, then stop (SIGSTOP) and return the processes of each job.

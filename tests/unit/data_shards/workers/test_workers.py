@@ -177,6 +177,26 @@ def test_an_interrupt_that_is_swallowed_beside_workers_is_one() -> None:
     assert len(done) == 4
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+@pytest.mark.usefixtures("usual_ctrl_c")
+def test_an_interrupt_that_is_swallowed_ends_the_wait_for_a_result_that_never_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(workers_module, "_ANSWER_S", 0.2)
+
+    class Hanging:
+        def result(self, timeout: float) -> int:
+            drop_an_interrupt(3)
+            time.sleep(timeout)
+            raise TimeoutError
+
+        def done(self) -> bool:
+            return False
+
+    with pytest.raises(KeyboardInterrupt), Workers() as workers:
+        workers._result(Hanging())
+
+
 @pytest.mark.usefixtures("usual_ctrl_c")
 def test_what_an_interrupt_waits_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(workers_module, "_PATIENCE_S", 0.2)
