@@ -260,12 +260,17 @@ def load_whole(checkpoint: Checkpoint) -> tuple[GeneMamba, torch.optim.AdamW]:
     return model, optimizer
 
 
-def load_model(checkpoint: Checkpoint) -> tuple[GeneMamba, Tokenizer, Config]:
+def load_model(checkpoint: Checkpoint | Path | str) -> tuple[GeneMamba, Tokenizer, Config]:
     """Load a checkpoint's model in evaluation mode, its tokenizer and its configuration.
 
+    Args:
+        checkpoint: a checkpoint, or its directory, or a run directory for its newest checkpoint.
+
     Raises:
-        DataError: its state has one of ZeRO's forms.
+        DataError: there is no checkpoint, it is damaged, or its state has one of ZeRO's forms.
     """
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint = open_checkpoint(Path(checkpoint))
     refuse_other_form(checkpoint, BY_NAME, 1)
     config = config_from_file(checkpoint.path / "config.yaml")
     tokenizer = Tokenizer.load(checkpoint.path / "tokenizer")

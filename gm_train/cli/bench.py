@@ -212,7 +212,7 @@ def run_bench_model(arguments: argparse.Namespace) -> int:
     # The options --store and --pathways choose cells and gene sets: those in a configuration file are for `fit`.
     cells = [f"data.store={arguments.store or 'simulated'}", f"objective.pathways={arguments.pathways or ''}"]
     words = [*sizes, *arguments.config, *cells]
-    plan = model_plan.ModelPlan(load_config(words), device=device)
+    plan = model_plan.ModelPlan(load_config(*words), device=device)
     if arguments.quick:
         plan = model_plan.quick(plan)
     if arguments.gpu_report:

@@ -53,7 +53,7 @@ def run(arguments: argparse.Namespace) -> int:
     from gm_train.config.load import load_config
     from gm_train.ranks.launch_local import follow_parent, is_launched, run_ranks
 
-    config = load_config(arguments.config) if arguments.config else None
+    config = load_config(*arguments.config) if arguments.config else None
     if config is not None and (config.trainer.devices or 1) > 1 and not is_launched():
         words = ["doctor", *arguments.config, f"--timeout={arguments.timeout}"]
         return run_ranks(words, config.trainer.devices or 1)

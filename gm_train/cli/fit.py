@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     from gm_train.ranks.launch_local import PREEMPTED, follow_parent, is_first, is_launched, run_ranks
     from gm_train.ranks.signals import Leaving
 
-    config = load_config(arguments.config)
+    config = load_config(*arguments.config)
     if is_first() and "SLURM_JOB_ID" not in os.environ:
         _refuse_job_in_queue(Path(config.run.dir))
     if (config.trainer.devices or 1) > 1 and not is_launched():

@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     from gm_train.config.check import ConfigError
     from gm_train.config.load import load_config
 
-    config = load_config(arguments.config)
+    config = load_config(*arguments.config)
     problems = launch_problems(config)
     if problems:
         raise ConfigError(problems)

@@ -1,7 +1,7 @@
 """Find every value and combination of settings that cannot work."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from omegaconf import OmegaConf
@@ -34,6 +34,9 @@ def leaves(node: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     else:
         yield prefix, node
 
+
+#: What `tracking.loggers` may name.
+LOGGERS = ("mlflow", "tensorboard", "wandb", "csv")
 
 _CHOICES: dict[str, Iterable[str]] = {
     "model.norm": ("none", "pre"),
@@ -75,7 +78,30 @@ def config_problems(config: Config) -> list[str]:
     mlflow = config.tracking.mlflow
     if mlflow not in ("auto", "none") and "://" not in mlflow:
         problems.append(f"tracking.mlflow={mlflow}: expected auto | none | a tracking URI with ://")
+    for logger in config.tracking.loggers:
+        if logger not in LOGGERS:
+            problems.append(f"tracking.loggers: {logger!r} is not one of {', '.join(LOGGERS)}")
+    for entry in config.trainer.callbacks:
+        try:
+            callback_entry(entry)
+        except ValueError as error:
+            problems.append(f"trainer.callbacks: {error}")
     return problems + _combinations(config)
+
+
+def callback_entry(entry: Any) -> tuple[str, dict[str, Any]]:
+    """Split an entry of `trainer.callbacks` into the name of the class and its keyword arguments.
+
+    Raises:
+        ValueError: it is neither `package.module:Class` nor a mapping of that to arguments.
+    """
+    pairs = {entry: {}} if isinstance(entry, str) else entry
+    if isinstance(pairs, Mapping) and len(pairs) == 1:
+        ((target, arguments),) = pairs.items()
+        module, _, name = str(target).partition(":")
+        if module and name and isinstance(arguments or {}, Mapping):
+            return str(target), {str(key): value for key, value in (arguments or {}).items()}
+    raise ValueError(f"{entry!r}: expected package.module:Class or package.module:Class: {{argument: value}}")
 
 
 def _finite(value: Any) -> bool:

@@ -3,6 +3,7 @@
 import copy
 import difflib
 import os
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -102,13 +103,13 @@ def with_absolute_paths(config: Config) -> Config:
     return config
 
 
-def load_config(words: list[str]) -> Config:
-    """Merge files and `key=value` words over the defaults, left to right, and check the result.
+def load_config(*sources: str | Path) -> Config:
+    """Merge YAML files and `key=value` words over the defaults, left to right, and check the result.
 
     Raises:
         ConfigError: lists all files that cannot be read, unknown keys, wrong types and impossible combinations.
     """
-    config, unread, unfit = _load(words)
+    config, unread, unfit = _load([str(source) for source in sources])
     unworkable = config_problems(config)
     # A setting that seems empty may be set in the file that could not be read.
     problems = unread + unfit + [problem for problem in unworkable if not (unread and " is empty" in problem)]
@@ -158,4 +159,16 @@ def config_from_file(path: Path) -> Config:
         raise DataError(f"{path}: {error}: expected the configuration of a run or a checkpoint") from error
     if problems:
         raise DataError(f"{path}: not a configuration of this version: {'; '.join(problems)}")
+    return config
+
+
+def config_from_settings(settings: Mapping[str, Any]) -> Config:
+    """Make a configuration from settings by their full names, as `flat` returns them.
+
+    Raises:
+        DataError: a setting is unknown or has another type in this version.
+    """
+    config, problems = _merge([("settings", list(settings.items()))])
+    if problems:
+        raise DataError(f"not a configuration of this version: {'; '.join(problems)}")
     return config

@@ -1,6 +1,7 @@
 """Every setting of a run: its type, its default and what it means."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 
 @dataclass
@@ -95,6 +96,8 @@ class TrainerConfig:
     validation_cells: int = 2048  # at most so many held-out cells in a validation
     max_bad_steps: int = 10  # steps with non-finite numbers within 1,000 steps; one more rolls the run back
     max_rollbacks: int = 2  # rollbacks before the run stops
+    # Lightning callbacks, `package.module:Class` or `package.module:Class: {argument: value}`; called once a step
+    callbacks: list[Any] = field(default_factory=list)
 
 
 @dataclass
@@ -107,8 +110,9 @@ class CheckpointConfig:
 
 @dataclass
 class TrackingConfig:
-    """MLflow."""
+    """Where metrics go besides `metrics.jsonl`."""
 
+    loggers: list[str] = field(default_factory=lambda: ["mlflow"])  # any of mlflow, tensorboard, wandb, csv
     mlflow: str = "auto"  # auto: an SQLite file beside the run directory | none | a tracking URI
     experiment: str = "gm-train"
 

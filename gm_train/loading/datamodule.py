@@ -1,179 +1,154 @@
-"""The DataModule: reads each rank's lanes of the store from a given position on, as micro-batches."""
+"""The DataModule for a Lightning Trainer of one's own. `gm-train fit` uses `RankBatches` directly."""
 
-import time
+import copy
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
 from typing import Any
 
 import lightning as L
-import numpy as np
-import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
-from data_shards.errors import DataError
-from data_shards.rows.lanes import AHEAD_BYTES, Lanes, validation_rows
-from data_shards.rows.pool import RowPlan
-from data_shards.rows.store_reader import StoreReader
-from data_shards.store.quarantine import DamagedChunk
-from gm_train.config.schema import DataConfig
+from gm_train.config.check import ConfigError, rank_problems
+from gm_train.config.schema import Config
+from gm_train.loading.cell_batches import CellBatches
+from gm_train.loading.open_data import OpenData, open_data
 from gm_train.loading.position import Position
-from gm_train.objective.batches import Examples, MicroBatch, join, make_examples, split
-from gm_train.objective.recipe import Recipe
+from gm_train.loading.rank_batches import RankBatches, Turns
+from gm_train.objective.batches import MicroBatch
 from gm_train.ranks.ranks import Ranks
-from gm_train.ranks.signals import children_deaf
 
-
-@dataclass
-class Piece:
-    """One loader worker's part of a step.
-
-    Attributes:
-        examples: the rows of its lanes.
-        positions: for each of its lanes the (pool, row) after these rows.
-        damaged: chunks of tokens that it found damaged since its last part.
-    """
-
-    examples: Examples
-    positions: dict[int, tuple[int, int]]
-    damaged: tuple[DamagedChunk, ...]
-
-
-class LaneDataset(IterableDataset[Piece | DataError]):
-    """Yields, step by step, the rows of a loader worker's own lanes: worker w of W takes the w-th part of the lanes.
-
-    A DataError is yielded, not raised: raised in a worker, its message would be buried in a traceback.
-
-    Args:
-        data: settings of the data.
-        plan: how the rows of a lane are made.
-        recipe: what turns rows into examples.
-        lanes: for each lane of this rank the (pool, row) to start at.
-        n_steps: number of steps to yield.
-    """
-
-    def __init__(
-        self, data: DataConfig, plan: RowPlan, recipe: Recipe, lanes: dict[int, tuple[int, int]], n_steps: int
-    ) -> None:
-        self.data, self.plan, self.recipe, self.lanes, self.n_steps = data, plan, recipe, lanes, n_steps
-
-    def __iter__(self) -> Iterator[Piece | DataError]:
-        try:
-            yield from self._pieces()
-        except DataError as error:
-            yield error
-
-    def _pieces(self) -> Iterator[Piece]:
-        worker = get_worker_info()
-        number, n_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
-        own = np.array_split(sorted(self.lanes), n_workers)[number].tolist()
-        reader = StoreReader(self.data.store, (self.data.cache_mb << 20) // n_workers, self.data.max_damaged_chunks)
-        lanes = Lanes(reader, self.plan, {lane: self.lanes[lane] for lane in own}, AHEAD_BYTES // n_workers)
-        for _ in range(self.n_steps):
-            examples = make_examples(lanes.take(self.data.rows_per_lane), self.recipe)
-            yield Piece(examples, lanes.positions, reader.quarantine.take_new())
-
-
-def _as_it_is(item: Any) -> Any:
-    return item
-
-
-class StepLoader:
-    """The micro-batches of all steps from a position on. It can be iterated once.
-
-    The rows of a step come in the order of the lanes, whatever the number of workers.
-
-    Attributes:
-        waited_s: seconds that training has waited for batches so far; without workers, the time to make them.
-    """
-
-    def __init__(self, dataset: LaneDataset) -> None:
-        self._dataset = dataset
-        self.waited_s = 0.0
-
-    def __iter__(self) -> Iterator[MicroBatch]:
-        n_workers = min(self._dataset.data.workers, len(self._dataset.lanes))
-        loader: DataLoader[Any] = DataLoader(
-            self._dataset,
-            batch_size=None,
-            num_workers=n_workers,
-            collate_fn=_as_it_is,
-            # TensorStore runs threads, which a forked child would not have.
-            multiprocessing_context="spawn" if n_workers else None,
-        )
-        # iter() draws a base seed from the global generator. Nothing uses it, so the generator's state is restored.
-        with torch.random.fork_rng(devices=[]), children_deaf():
-            items = iter(loader)
-        for _ in range(self._dataset.n_steps):
-            begun = time.perf_counter()
-            pieces = []
-            # The loader takes one item from each worker in turn, which is the order of their lanes.
-            for _ in range(max(1, n_workers)):
-                item = next(items)
-                if isinstance(item, DataError):
-                    raise item
-                pieces.append(item)
-            positions = {lane: position for piece in pieces for lane, position in piece.positions.items()}
-            damaged = tuple(chunk for piece in pieces for chunk in piece.damaged)
-            examples = join([piece.examples for piece in pieces])
-            batches = split(examples, self._dataset.data.micro_rows, positions, damaged)
-            self.waited_s += time.perf_counter() - begun
-            yield from batches
+#: The stream has no end: the Trainer decides when to stop.
+_ENDLESS = 1 << 62
 
 
 class CellDataModule(L.LightningDataModule):
-    """The batches of one rank: rank r of K reads the lanes v with v mod K = r.
+    """Batches of a token store for a Lightning Trainer, in the order of `gm-train fit`.
+
+    A Lightning batch is a micro-batch of `data.micro_rows` rows. The Trainer accumulates the micro-batches of a step
+    (`data.lanes * data.rows_per_lane` rows over all ranks) before it steps the optimizer: `setup` multiplies its
+    `accumulate_grad_batches` by their number. An epoch is `trainer.validate_every_steps` steps, at most the Trainer's
+    `max_steps`. So Lightning validates where `gm-train fit` does. Epochs continue the stream; a checkpoint of Lightning
+    holds the position in it.
 
     Args:
-        data: settings of the data.
-        recipe: what turns rows into examples.
-        position: where training begins; not changed here.
-        max_steps: the step after which the loader ends.
-        validation_cells: at most so many held-out cells in a validation.
-        ranks: this process among the others.
+        config: a checked configuration; it is copied.
+
+    Attributes:
+        config: the copy, with `data.pool_blocks` set once the data are open.
     """
 
-    def __init__(
-        self,
-        data: DataConfig,
-        recipe: Recipe,
-        position: Position,
-        max_steps: int,
-        validation_cells: int,
-        ranks: Ranks,
-    ) -> None:
+    def __init__(self, config: Config) -> None:
         super().__init__()
-        self._ranks = ranks
-        self.data, self.recipe, self.position = data, recipe, position
-        self.max_steps, self.validation_cells = max_steps, validation_cells
-        assert data.pool_blocks is not None, "fit sets data.pool_blocks before"
-        self.plan = RowPlan(
-            recipe.seed, data.lanes, data.pool_blocks, data.group_cells, recipe.row_length, dict(data.weights)
-        )
-        self._validation: list[MicroBatch] | None = None
-        self._loader: StepLoader | None = None
+        self.config = copy.deepcopy(config)
+        self._position = Position.start(config.data.lanes)
+        self._reached: dict[int, tuple[int, int]] = {}
+        self._data: OpenData | None = None
+        self._batches: RankBatches
+        self._ranks: Ranks
+        self._accumulates_for: L.Trainer | None = None
 
-    def train_dataloader(self) -> StepLoader:
-        """Make the loader of this rank's lanes, from the present position to `max_steps`."""
-        n_steps = max(0, self.max_steps - self.position.step)
-        rank, size = self._ranks.global_rank, self._ranks.world_size
-        own = {lane: position for lane, position in self.position.lanes.items() if lane % size == rank}
-        self._loader = StepLoader(LaneDataset(self.data, self.plan, self.recipe, own, n_steps))
-        return self._loader
+    def setup(self, stage: str) -> None:
+        """Open the data, and make the Trainer accumulate the micro-batches of a step.
 
-    @property
-    def waited_s(self) -> float:
-        """Seconds that training has waited for batches so far, on this rank."""
-        return 0.0 if self._loader is None else self._loader.waited_s
+        Args:
+            stage: fit, validate, test or predict.
 
-    def validation_batches(self) -> list[MicroBatch]:
-        """Return held-out cells with fixed masks: the same at every validation and for every seed of the run.
-
-        The list is empty if no cells are held out.
+        Raises:
+            DataError: the store or the gene sets cannot be read, or the store does not fit the configuration.
+            ConfigError: a step cannot be divided among the Trainer's ranks.
         """
-        if self._validation is None:
-            reader = StoreReader(self.data.store, self.data.cache_mb << 20, self.data.max_damaged_chunks)
-            rows = validation_rows(reader, replace(self.plan, seed=0), self.validation_cells)
-            examples = make_examples(rows, replace(self.recipe, seed=0)) if len(rows) else None
-            damaged = reader.quarantine.take_new()
-            self._validation = split(examples, self.data.micro_rows, {}, damaged) if examples else []
-        return self._validation
+        trainer = self._trainer()
+        self._ranks = Ranks(trainer.global_rank, trainer.world_size)
+        if problems := rank_problems(self.config, trainer.world_size):
+            raise ConfigError(problems)
+        if self._data is None:
+            self._data = open_data(self.config)
+        self._batches = self._from(self._position)
+        if stage == "fit" and self._accumulates_for is not trainer:
+            trainer.accumulate_grad_batches *= self._batches.per_step
+            self._accumulates_for = trainer
+
+    def train_dataloader(self) -> "EpochLoader":
+        """The stream of this rank's micro-batches, cut into epochs."""
+        trainer = self._trainer()
+        every = self.config.trainer.validate_every_steps
+        limits = [limit for limit in (every, trainer.max_steps) if limit > 0]
+        n_steps = min(limits, default=self.config.trainer.max_steps)
+        return EpochLoader(self, n_steps * trainer.accumulate_grad_batches)
+
+    def val_dataloader(self) -> Turns | list[Any]:
+        """The held-out cells, the same at every validation; empty if none are held out."""
+        batches = self._batches.validation_batches()
+        return Turns(batches, self._ranks) if batches else []
+
+    def predict_dataloader(self) -> CellBatches:
+        """All cells of the store, in its order, with their names."""
+        assert self._data is not None
+        return CellBatches(self._data.reader, self.config.data.row_length, self._ranks)
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """Note the position after a step, once its last micro-batch is handed out.
+
+        Args:
+            batch: of any loader; it is returned unchanged.
+            dataloader_idx: unused.
+        """
+        if self._trainer().training and isinstance(batch, MicroBatch) and batch.last:
+            self._position.step += 1
+            self._position.lanes.update(batch.info.lanes)
+        return batch
+
+    def stream(self) -> Iterator[MicroBatch]:
+        """This rank's micro-batches from the present position on, without end."""
+        return iter(self._from(self._position).train_batches())
+
+    def position(self) -> dict[str, Any]:
+        """The position of all ranks; all ranks call this."""
+        lanes = dict(self._position.lanes)
+        own = {lane: lanes[lane] for lane in lanes if lane % self._ranks.world_size == self._ranks.global_rank}
+        for part in self._ranks.gather(own):
+            lanes |= part
+        return {"step": self._position.step, "lanes": lanes}
+
+    def go_to(self, position: dict[str, Any]) -> None:
+        """Continue from a position, on any number of ranks."""
+        self._position = Position(position["step"], 0, dict(position["lanes"]))
+
+    def _from(self, position: Position) -> RankBatches:
+        assert self._data is not None
+        cells = self.config.trainer.validation_cells
+        return RankBatches(self.config.data, self._data.recipe, position, _ENDLESS, cells, self._ranks)
+
+    def _trainer(self) -> L.Trainer:
+        assert self.trainer is not None, "pass this to a Trainer: trainer.fit(module, datamodule=data)"
+        return self.trainer
+
+
+class EpochLoader:
+    """The endless stream of a `CellDataModule`, cut into epochs of equal length; each epoch continues the stream.
+
+    Args:
+        data: makes the stream.
+        length: micro-batches of an epoch.
+    """
+
+    def __init__(self, data: CellDataModule, length: int) -> None:
+        self._data, self._length = data, length
+        self._stream: Iterator[MicroBatch] | None = None
+
+    def __len__(self) -> int:
+        """Micro-batches of an epoch."""
+        return self._length
+
+    def __iter__(self) -> Iterator[MicroBatch]:
+        for _ in range(self._length):
+            if self._stream is None:
+                self._stream = self._data.stream()
+            yield next(self._stream)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position of all ranks in the stream, for Lightning's checkpoint."""
+        return self._data.position()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a position in the stream."""
+        self._data.go_to(state_dict)
+        self._stream = None

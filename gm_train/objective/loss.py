@@ -1,6 +1,6 @@
 """The loss of a micro-batch, as sums that the step divides by its counts."""
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -14,10 +14,10 @@ def computing_in(precision: str, device: torch.device) -> AbstractContextManager
     """Context in which matrix products are computed in the given precision; parameters and decay stay float32.
 
     Args:
-        precision: `trainer.precision`; "bf16" turns on autocast.
+        precision: `trainer.precision`; "bf16" turns on autocast, "fp32" changes nothing.
         device: where the computation runs.
     """
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
 def loss_sums(model: GeneMamba, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:

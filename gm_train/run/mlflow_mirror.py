@@ -23,8 +23,8 @@ _BATCH = 900  # MLflow takes at most 1,000 values in one request
 
 
 def tracking_uri(config: Config) -> str | None:
-    """Return the URI of the MLflow server or database of a run; None for `tracking.mlflow=none`."""
-    if config.tracking.mlflow == "none":
+    """Return the URI of the MLflow server or database of a run; None if the run has no MLflow logger."""
+    if config.tracking.mlflow == "none" or "mlflow" not in config.tracking.loggers:
         return None
     if config.tracking.mlflow == "auto":
         return f"sqlite:///{Path(config.run.dir).resolve().parent / 'mlflow.db'}"

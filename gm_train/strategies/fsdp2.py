@@ -26,15 +26,7 @@ class Fsdp2(Steps, ModelParallelStrategy):
 
     def shard(self, model: GeneMamba) -> None:
         """Shard each layer, each of several aggregations, and the rest of the model as a group of its own."""
-        mesh: DeviceMesh = self.device_mesh["data_parallel"]
-        for layer in model.stack.layers:
-            fully_shard(layer, mesh=mesh)
-        if len(model.stack.aggregations) > 1:
-            for aggregation in model.stack.aggregations:
-                fully_shard(aggregation, mesh=mesh)
-        # A gate that all layers share stays in the root's group: it is gathered once a pass, not once a layer.
-        fully_shard(model, mesh=mesh)
-        register_fsdp_forward_method(model, "language_loss")
+        shard_layers(model, self.device_mesh["data_parallel"])
 
     @contextlib.contextmanager
     def accumulating(self, model: nn.Module, last: bool) -> Iterator[None]:
@@ -42,3 +34,20 @@ class Fsdp2(Steps, ModelParallelStrategy):
         assert isinstance(model, FSDPModule)
         model.set_requires_gradient_sync(last)
         yield
+
+
+def shard_layers(model: GeneMamba, mesh: DeviceMesh) -> None:
+    """Shard each layer, each of several aggregations, and the rest of the model as a group of its own.
+
+    Args:
+        model: whole; its parameters become sharded in place.
+        mesh: of one dimension, over all ranks.
+    """
+    for layer in model.stack.layers:
+        fully_shard(layer, mesh=mesh)
+    if len(model.stack.aggregations) > 1:
+        for aggregation in model.stack.aggregations:
+            fully_shard(aggregation, mesh=mesh)
+    # A gate that all layers share stays in the root's group: it is gathered once a pass, not once a layer.
+    fully_shard(model, mesh=mesh)
+    register_fsdp_forward_method(model, "language_loss")

@@ -9,7 +9,7 @@ from data_shards.rows.store_reader import StoreReader
 from data_shards.tokens.vocabulary import FIRST_GENE
 from gm_train.checkpoint.find import Checkpoint
 from gm_train.config.schema import Config
-from gm_train.loading.datamodule import CellDataModule
+from gm_train.loading.rank_batches import RankBatches
 from gm_train.model.scan_kernels import kernel_of
 from gm_train.objective.batches import make_examples
 from gm_train.objective.recipe import Recipe
@@ -26,7 +26,7 @@ def announce(
     config: Config,
     reader: StoreReader,
     module: GeneMambaModule,
-    data: CellDataModule,
+    batches: RankBatches,
     checkpoint: Checkpoint | None,
     strategy: str,
     ranks: Ranks,
@@ -37,7 +37,7 @@ def announce(
         config: of the run.
         reader: the open store.
         module: holds the model, whole.
-        data: holds the recipe and the plan of rows.
+        batches: hold the recipe and the plan of rows.
         checkpoint: the one to resume from, or None.
         strategy: its name and why it was chosen.
         ranks: this process among the others.
@@ -47,7 +47,7 @@ def announce(
     n_validation = sum(data_set.n_validation for data_set in manifest.datasets)
     print(
         f"store {reader.path}: {len(manifest.datasets)} data sets, {n_train:,} training and {n_validation:,} "
-        f"validation cells, {data.recipe.vocabulary_size:,} tokens in the vocabulary"
+        f"validation cells, {batches.recipe.vocabulary_size:,} tokens in the vocabulary"
     )
     model = config.model
     n_parameters = sum(parameter.numel() for parameter in module.parameters())
@@ -67,8 +67,8 @@ def announce(
     print(f"step: {rows} rows of {config.data.row_length} tokens from {config.data.lanes} lanes")
     nodes = f"{ranks.n_nodes} node{'s' if ranks.n_nodes > 1 else ''}"
     print(f"ranks: {ranks.world_size} on {nodes}, {ranks.device().type}; strategy {strategy}")
-    if data.recipe.pathways is not None:
-        _announce_coverage(config, reader, data.recipe, data.plan)
+    if batches.recipe.pathways is not None:
+        _announce_coverage(config, reader, batches.recipe, batches.plan)
     if checkpoint is not None:
         print(f"resuming {config.run.dir} from step {checkpoint.step:,} ({checkpoint.path.name})")
     # Flushed, so that a job's log has it before the output of libraries; DeepSpeed loses what is still buffered.

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from gm_train.loading.position import Position
-from gm_train.train.module import StepResult
+from gm_train.train.step_module import StepResult
 
 
 @dataclass(frozen=True)

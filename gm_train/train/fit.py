@@ -15,24 +15,20 @@ import torch
 from lightning.pytorch.strategies import Strategy
 
 from data_shards.errors import DataError
-from data_shards.hashing import fold
-from data_shards.rows.pool import choose_pool_blocks
-from data_shards.rows.store_reader import StoreReader
-from data_shards.tokens.tokenizer import Tokenizer
 from gm_train.checkpoint.find import Checkpoint, list_checkpoints, recover, refuse_other_form
 from gm_train.checkpoint.save import About
 from gm_train.config.check import ConfigError, config_problems, rank_problems
 from gm_train.config.load import config_from_file, flat
 from gm_train.config.schema import Config
-from gm_train.loading.datamodule import CellDataModule
+from gm_train.loading.open_data import OpenData, open_data
 from gm_train.loading.position import Position
+from gm_train.loading.rank_batches import RankBatches
 from gm_train.model.scan_kernels import kernel_of
-from gm_train.objective.pathway import PathwayIndex, pathways_of
-from gm_train.objective.recipe import Recipe
 from gm_train.ranks.launch_local import PREEMPTIONS
 from gm_train.ranks.ranks import Ranks, find_ranks, joined
 from gm_train.ranks.signals import Leaving
 from gm_train.run.lock import MARKER, RunLock, locked, mark_preempted
+from gm_train.run.loggers import LoggerThread
 from gm_train.run.mlflow_mirror import MlflowMirror, tracking_uri
 from gm_train.run.records import (
     METRICS,
@@ -49,9 +45,10 @@ from gm_train.strategies.choose import WITHOUT_GROUP, choose, device_memory, str
 from gm_train.strategies.joined import Joined
 from gm_train.strategies.steps import Steps
 from gm_train.train.announce import announce
-from gm_train.train.module import GeneMambaModule
+from gm_train.train.callbacks import StepCallbacks, load_callbacks
 from gm_train.train.recorder import Recorder
 from gm_train.train.run_report import write_report
+from gm_train.train.step_module import StepModule
 
 log = logging.getLogger(__name__)
 
@@ -88,26 +85,27 @@ def fit(config: Config, leaving: Leaving | None = None) -> Outcome:
     if problems := rank_problems(config, ranks.world_size):
         raise ConfigError(problems, everywhere=True)
     directory = Path(config.run.dir)
+    callbacks = load_callbacks(config.trainer.callbacks)
     with contextlib.ExitStack() as stack:
         stack.enter_context(joined(ranks, alone=config.trainer.strategy not in WITHOUT_GROUP))
         ranks.together(lambda: kernel_of(config, ranks.device()))
-        reader, tokenizer, pathways = ranks.together(lambda: _open(config))
+        data = ranks.together(lambda: open_data(config))
         lock = ranks.on_first(lambda: stack.enter_context(locked(directory)))
-        return _fit(config, directory, reader, tokenizer, pathways, leaving or Leaving(), ranks, lock)
+        return _fit(config, directory, data, callbacks, leaving or Leaving(), ranks, lock)
 
 
 def _fit(
     config: Config,
     directory: Path,
-    reader: StoreReader,
-    tokenizer: Tokenizer,
-    pathways: PathwayIndex | None,
+    data: OpenData,
+    callbacks: list[L.Callback],
     leaving: Leaving,
     ranks: Ranks,
     lock: RunLock | None,
 ) -> Outcome:
     checkpoint = ranks.from_first(lambda: recover(directory / "checkpoints"))
     _resolve_schedule(config, checkpoint)
+    reader, tokenizer = data.reader, data.tokenizer
     identity = identity_of(config, reader.manifest.hash, tokenizer.vocabulary.hash, tokenizer.medians_hash)
     _refuse_differing_ranks(config, identity, ranks)
     if checkpoint is not None:
@@ -115,38 +113,34 @@ def _fit(
         ranks.from_first(lambda: refuse_other_identity(checkpoint.path, saved, identity))
     position = Position.load(checkpoint.path / "position.json") if checkpoint else Position.start(config.data.lanes)
 
-    # This seed decides the initial weights only; data, masks and pairs are drawn by counter-based hashes.
-    torch.manual_seed(fold(config.run.seed) >> 1)
-    module = GeneMambaModule(config, tokenizer.vocabulary.size, ranks, position.step)
-    recipe = Recipe(
-        config.objective,
-        config.run.seed,
-        tokenizer.vocabulary.size,
-        config.data.row_length,
-        pathways,
-    )
+    module = StepModule(config, tokenizer.vocabulary.size, ranks, position.step)
     trainer = config.trainer
-    data = CellDataModule(config.data, recipe, position, trainer.max_steps, trainer.validation_cells, ranks)
+    batches = RankBatches(config.data, data.recipe, position, trainer.max_steps, trainer.validation_cells, ranks)
     strategy, why, chosen = _choose_strategy(config, module, ranks)
     if checkpoint is not None:
         ranks.from_first(lambda: refuse_other_form(checkpoint, chosen.form, ranks.world_size))
     unfinished = position.step < trainer.max_steps
     mirror: MlflowMirror | None = None
     if ranks.is_first:
-        announce(config, reader, module, data, checkpoint, f"{strategy} ({why})", ranks)
+        announce(config, reader, module, batches, checkpoint, f"{strategy} ({why})", ranks)
         mirror = MlflowMirror(config, position.step) if tracking_uri(config) else None
     ranks.from_first(lambda: _begin(config, directory, position, ranks, strategy) if unfinished else None)
     if not unfinished and ranks.is_first:
         print(f"nothing to do at step {position.step:,}: raise trainer.max_steps to train further")
     if mirror:
         mirror.start()
+    names = [name for name in config.tracking.loggers if name != "mlflow"]
+    loggers = [LoggerThread(name, config, position.step) for name in names if ranks.is_first and unfinished]
+    for logger in loggers:
+        logger.start()
     about = About(config, identity, tokenizer, reader.manifest.hash)
-    recorder = Recorder(directory, position, about, checkpoint, leaving, ranks, lock)
+    at_steps = StepCallbacks(callbacks, ranks, position.step)
+    recorder = Recorder(directory, position, batches, about, checkpoint, leaving, ranks, lock, loggers, at_steps)
     status = "FAILED"
     try:
         if unfinished and leaving.agree(ranks) is None:
-            lightning = _trainer(config, chosen(ranks, config.optim.clip), ranks, recorder)
-            lightning.fit(module, datamodule=data)
+            lightning = _trainer(config, chosen(ranks, config.optim.clip), ranks, [recorder, at_steps])
+            lightning.fit(module, train_dataloaders=batches.train_batches())
         if leaving.agreed in PREEMPTIONS and "SLURM_JOB_ID" in os.environ:
             # Before the report: little time may be left.
             ranks.from_first(lambda: mark_preempted(directory, lock))
@@ -154,26 +148,21 @@ def _fit(
         if ranks.is_first:
             _report(directory)
     finally:
+        patience_s = 30.0 if leaving.agreed is None else 5.0
+        for logger in loggers:
+            logger.finish(status == "FINISHED", patience_s)
         # If another start has taken over, the MLflow run belongs to that start.
         if mirror and (lock is None or lock.holds()):
-            mirror.finish(status, patience_s=30.0 if leaving.agreed is None else 5.0)
+            mirror.finish(status, patience_s)
     newest = ranks.from_first(lambda: next(reversed(list_checkpoints(directory / "checkpoints")), None))
     if ranks.is_first:
-        how = "finished" if leaving.agreed is None else f"stopped by {leaving.agreed.name}"
+        how = "finished" if position.step >= trainer.max_steps else "stopped by a callback"
+        if leaving.agreed is not None:
+            how = f"stopped by {leaving.agreed.name}"
         where = f"checkpoint {newest.path}" if newest else "no checkpoint, because no step changed a weight"
         steps = f"step {position.step:,}" + (f" of {trainer.max_steps:,}" if position.step <= trainer.max_steps else "")
         print(f"{how} at {steps}: {position.cells:,} cells trained; {where}", flush=True)
     return Outcome(newest, leaving.agreed)
-
-
-def _open(config: Config) -> tuple[StoreReader, Tokenizer, PathwayIndex | None]:
-    """Open the store, its tokenizer and the gene sets; every rank does."""
-    reader = StoreReader(config.data.store, config.data.cache_mb << 20, config.data.max_damaged_chunks)
-    tokenizer = Tokenizer.load(reader.path)
-    _check_store(config, reader, tokenizer)
-    # A computed number is recorded: the run's configuration and identity hold it from here on.
-    config.data.pool_blocks = config.data.pool_blocks or choose_pool_blocks(reader.manifest)
-    return reader, tokenizer, pathways_of(config.objective, tokenizer)
 
 
 def _refuse_differing_ranks(config: Config, identity: dict[str, Any], ranks: Ranks) -> None:
@@ -214,7 +203,7 @@ def _begin(config: Config, directory: Path, position: Position, ranks: Ranks, st
     write_environment(directory, position.step, ranks, strategy)
 
 
-def _choose_strategy(config: Config, module: GeneMambaModule, ranks: Ranks) -> tuple[str, str, type[Steps]]:
+def _choose_strategy(config: Config, module: StepModule, ranks: Ranks) -> tuple[str, str, type[Steps]]:
     """Choose the strategy; return its name, the reason and its class.
 
     Raises:
@@ -239,13 +228,13 @@ def _report(directory: Path) -> None:
         log.warning("report.html could not be written: %s", error)
 
 
-def _trainer(config: Config, strategy: Steps, ranks: Ranks, recorder: Recorder) -> L.Trainer:
+def _trainer(config: Config, strategy: Steps, ranks: Ranks, callbacks: list[L.Callback]) -> L.Trainer:
     assert isinstance(strategy, Strategy)
     # The recorder does steps, validation, checkpoints and progress: Lightning counts steps from the start of the
     # process, a resumable run counts them from its first start.
     for noise in (
         "does not have many workers", "command is available on your system", "isinstance.treespec, LeafSpec",
-        "This DataLoader will create",
+        "This DataLoader will create", "have no `val_dataloader`",
     ):  # fmt: skip
         warnings.filterwarnings("ignore", f".*{noise}.*")
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
@@ -255,6 +244,8 @@ def _trainer(config: Config, strategy: Steps, ranks: Ranks, recorder: Recorder) 
         devices=ranks.local_size,
         num_nodes=ranks.n_nodes,
         max_epochs=1,
+        # There is no validation loop, but callbacks look here for when they are called.
+        val_check_interval=config.trainer.validate_every_steps or 1.0,
         # The ranks are connected already. Under SLURM, Lightning would also save and requeue from a signal handler, and
         # would load files saved that way by other runs.
         plugins=[Joined(ranks)],
@@ -265,26 +256,13 @@ def _trainer(config: Config, strategy: Steps, ranks: Ranks, recorder: Recorder) 
         enable_model_summary=False,
         use_distributed_sampler=False,
         num_sanity_val_steps=0,
-        callbacks=[recorder],
+        callbacks=callbacks,
     )
     # The recorder decides when to leave. Lightning's own signal handler communicates with the other ranks, which hangs,
     # and its loop does so at every micro-batch. These private names are those of the pinned version.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     return trainer
-
-
-def _check_store(config: Config, reader: StoreReader, tokenizer: Tokenizer) -> None:
-    manifest = reader.manifest
-    if tokenizer.hash != manifest.tokenizer_hash:
-        raise DataError(
-            f"{reader.path}: its vocabulary or medians are not the ones it was built with: build the store again"
-        )
-    if manifest.top_k > config.data.row_length:
-        raise DataError(
-            f"{reader.path}: cells have up to {manifest.top_k:,} tokens (--top-k), rows have data.row_length="
-            f"{config.data.row_length:,}: a cell must fit a row; raise data.row_length or build with a smaller --top-k"
-        )
 
 
 def _resolve_schedule(config: Config, checkpoint: Checkpoint | None) -> None:

@@ -1,119 +1,159 @@
-"""The LightningModule: one training step, read from top to bottom."""
+"""The LightningModule: GeneMamba, its losses and its optimizer, for any Lightning Trainer."""
 
-import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor
+from torch.distributed.tensor import DTensor
 
+from data_shards.files.location import location_of
+from data_shards.hashing import fold
+from data_shards.tokens.tokenizer import Tokenizer
+from gm_train.config.check import ConfigError
+from gm_train.config.load import config_from_settings, flat
 from gm_train.config.schema import Config
+from gm_train.loading.cell_batches import CellBatch
 from gm_train.model.compile import prepare_blocks
-from gm_train.model.genemamba import GeneMamba
-from gm_train.objective.batches import MicroBatch, StepInfo
+from gm_train.model.genemamba import GeneMamba, cell_embeddings
+from gm_train.objective.batches import MicroBatch
 from gm_train.objective.loss import computing_in, loss_sums
 from gm_train.optim import build_optimizer, learning_rate
-from gm_train.ranks.ranks import Ranks
-from gm_train.strategies.steps import Steps
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """The result of a finished optimizer step, the same on every rank.
-
-    Attributes:
-        info: counts over all ranks; `lanes` are those of this rank.
-        l_lang, l_pathway: means over the step's targets and pairs, nats; `loss` is their weighted sum.
-        grad_norm: norm of the whole gradient before clipping.
-        lr: learning rate of the step.
-        finite: False if the step was skipped because a number was not finite.
-    """
-
-    info: StepInfo
-    loss: float
-    l_lang: float
-    l_pathway: float
-    grad_norm: float
-    lr: float
-    finite: bool
+from gm_train.strategies.fsdp2 import shard_layers
 
 
 class GeneMambaModule(L.LightningModule):
-    """Trains a GeneMamba on `L_lang + gamma * L_pathway`.
+    """Trains a GeneMamba on `L_lang + gamma * L_pathway`, with the batches of `CellDataModule`.
 
     Both losses are sums divided by counts over the whole step on all ranks. So the gradient does not depend on how the
-    step is split into ranks and micro-batches. A Lightning batch is a micro-batch; the optimizer steps after the last
-    one of a step.
+    step is split into ranks and micro-batches. A Lightning batch is a micro-batch. Logged at each step: `loss`,
+    `l_lang`, `l_pathway` (nats) and `grad_norm`; at each validation: `val_loss`, `val_l_lang`, `val_l_pathway`.
 
     Args:
-        config: the run's configuration, `optim.schedule_steps` set.
-        vocabulary_size: number of tokens.
-        ranks: this process among the others.
-        step: optimizer steps that the run has done already.
+        config: a checked configuration, as `load_config` returns it, or its settings by their full names, as Lightning
+            stores them in its checkpoints.
+        vocabulary_size: number of tokens; None: that of `data.store`.
+
+    Attributes:
+        config: the configuration.
+        model: the GeneMamba itself.
+
+    Raises:
+        DataError: the store's tokenizer cannot be read.
     """
 
-    def __init__(self, config: Config, vocabulary_size: int, ranks: Ranks, step: int = 0) -> None:
+    def __init__(self, config: Config | Mapping[str, Any], vocabulary_size: int | None = None) -> None:
         super().__init__()
-        self.automatic_optimization = False
-        self.config = config
-        self.ranks = ranks
-        self.step = step
-        self.model = GeneMamba(config.model, vocabulary_size)
+        self.config = config if isinstance(config, Config) else config_from_settings(config)
+        if vocabulary_size is None:
+            vocabulary_size = Tokenizer.load(location_of(self.config.data.store)).vocabulary.size
+        self.save_hyperparameters({"config": flat(self.config), "vocabulary_size": vocabulary_size})
+        # The seed decides the initial weights only; data, masks and pairs are drawn by counter-based hashes.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(fold(self.config.run.seed) >> 1)
+            self.model = GeneMamba(self.config.model, vocabulary_size)
+        self._is_configured = False
+        self._counts = torch.ones(2)
         self._sums = torch.zeros(2)
-        self._info: StepInfo
-        self.last_result: StepResult
+        self._validation = torch.zeros(4)
 
     def configure_model(self) -> None:
-        """Prepare the blocks (compilation, for example) and shard the model."""
+        """Prepare the blocks (compilation, for example), and shard the model if the Trainer's strategy is FSDP2."""
+        if self._is_configured:  # Lightning calls this before each fit, validation and prediction
+            return
+        self._is_configured = True
         prepare_blocks(self.model, self.config.trainer)
-        self.steps.shard(self.model)
+        if self.device_mesh is not None:
+            shard_layers(self.model, self.device_mesh["data_parallel"])
 
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Build AdamW over the model's parameters."""
-        return build_optimizer(self.model, self.config.optim)
+    def configure_optimizers(self) -> Any:
+        """Build AdamW and the schedule of the learning rate.
 
-    @property
-    def steps(self) -> Steps:
-        """The strategy, which spreads a step over the ranks."""
-        strategy = self.trainer.strategy
-        assert isinstance(strategy, Steps)
-        return strategy
+        Raises:
+            ConfigError: the Trainer's `max_steps` are fewer than the warm-up, and `optim.schedule_steps` is not set.
+        """
+        optim = self.config.optim
+        if optim.schedule_steps is None:
+            optim.schedule_steps = (
+                self.trainer.max_steps if self.trainer.max_steps > 0 else self.config.trainer.max_steps
+            )
+            if optim.schedule_steps < optim.warmup_steps:
+                raise ConfigError(
+                    [
+                        f"optim.warmup_steps={optim.warmup_steps}: is longer than the {optim.schedule_steps} steps of "
+                        "the Trainer: lower it, or set optim.schedule_steps"
+                    ]
+                )
+        optimizer = build_optimizer(self.model, optim)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, optim) / optim.lr)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    @property
-    def optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer itself, without Lightning's wrapper."""
-        wrapped = self.optimizers()
-        assert isinstance(wrapped, LightningOptimizer)
-        return wrapped.optimizer
-
-    def training_step(self, batch: MicroBatch, batch_idx: int) -> None:
-        """Add a micro-batch's gradients; after the last one of a step, step the optimizer and set `last_result`."""
-        objective = self.config.objective
+    def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
+        """Compute a micro-batch's share of the step's loss, scaled for what Lightning divides it by."""
         if batch.first:
-            self._info = batch.info.over(self.ranks)
+            counts = torch.tensor([batch.info.n_targets, batch.info.n_pairs], device=self.device)
+            self._counts = self._over_ranks(counts).clamp(min=1)
             self._sums = torch.zeros(2, device=self.device)
-        n_targets, n_pairs = max(1, self._info.n_targets), max(1, self._info.n_pairs)
-
-        with self.steps.accumulating(self.model, batch.last):
-            with computing_in(self.config.trainer.precision, self.device):
-                lang, pathway = loss_sums(self.model, batch, objective.temperature)
-            loss = lang / n_targets + objective.gamma * pathway / n_pairs
-            self._sums += torch.stack([lang.detach() / n_targets, pathway.detach() / n_pairs])
-            if batch.last:
-                # A loss that is not finite may have a finite gradient. NaN makes the norm not finite on every rank.
-                loss = loss * torch.where(self._sums.isfinite().all(), 1.0, math.nan)
-            # All strategies average gradients over the ranks.
-            self.manual_backward(loss * self.ranks.world_size)
+        with computing_in(self.config.trainer.precision, self.device):
+            sums = torch.stack(loss_sums(self.model, batch, self.config.objective.temperature))
+        shares = sums / self._counts
+        self._sums += shares.detach()
         if batch.last:
-            self.last_result = self._update()
+            l_lang, l_pathway = self._over_ranks(self._sums.double()).unbind()
+            loss = l_lang + self.config.objective.gamma * l_pathway
+            self.log("loss", loss, prog_bar=True)
+            self.log_dict({"l_lang": l_lang, "l_pathway": l_pathway})
+        # The strategy averages gradients over the ranks, and Lightning divides by the number of accumulated batches.
+        per_step = -(-batch.info.n_slots // (self.config.data.micro_rows * self.config.data.row_length))
+        share: Tensor = shares[0] + self.config.objective.gamma * shares[1]
+        return share * (self.trainer.world_size * per_step)
 
-    def _update(self) -> StepResult:
-        optimizer = self.optimizer
-        lr = learning_rate(self.step, self.config.optim)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        grad_norm = self.steps.update(self.model, optimizer, self.config.optim.clip)
-        l_lang, l_pathway = self.ranks.sums(self._sums.tolist())
-        loss = l_lang + self.config.objective.gamma * l_pathway
-        self.step += 1
-        return StepResult(self._info, loss, l_lang, l_pathway, grad_norm, lr, math.isfinite(grad_norm))
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the norm of the whole gradient to `optim.clip`, unless the Trainer clips by itself."""
+        if self.automatic_optimization and self.trainer.gradient_clip_val is None:
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.optim.clip)
+            self.log("grad_norm", norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin to sum up."""
+        self._validation = torch.zeros(4, dtype=torch.float64, device=self.device)
+
+    def validation_step(self, batch: tuple[MicroBatch, bool], batch_idx: int) -> None:
+        """Add the losses of a batch of held-out cells."""
+        micro_batch, is_own = batch
+        with computing_in(self.config.trainer.precision, self.device):
+            lang, pathway = loss_sums(self.model, micro_batch, self.config.objective.temperature)
+        if is_own:
+            counts = len(micro_batch.targets), int(micro_batch.positive.sum())
+            self._validation += torch.tensor([float(lang), float(pathway), *counts], device=self.device)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the mean losses over the held-out cells of all ranks."""
+        lang, pathway, n_targets, n_pairs = self._over_ranks(self._validation).unbind()
+        lang, pathway = lang / n_targets.clamp(min=1), pathway / n_pairs.clamp(min=1)
+        self.log("val_loss", lang + self.config.objective.gamma * pathway, prog_bar=True)
+        self.log_dict({"val_l_lang": lang, "val_l_pathway": pathway})
+
+    def predict_step(self, batch: CellBatch, batch_idx: int) -> dict[str, Any]:
+        """Embed cells: the mean of the final states over the tokens of each cell.
+
+        Returns:
+            `embedding` float32 (n_cells, d_model), and each cell's `data_set`, `row` in it, `cell_id` and `split`.
+        """
+        with computing_in(self.config.trainer.precision, self.device):
+            states = self.model(batch.input_ids, batch.segment)
+        embeddings = cell_embeddings(states, batch.segment).float()
+        n_cells = len(embeddings) if batch.counts else 0
+        return {
+            "embedding": embeddings[:n_cells],
+            "data_set": [batch.data_set] * n_cells,
+            "row": batch.row[:n_cells],
+            "cell_id": batch.cell_id[:n_cells],
+            "split": batch.split[:n_cells],
+        }
+
+    def _over_ranks(self, values: Tensor) -> Tensor:
+        summed = self.trainer.strategy.reduce(values, reduce_op="sum")
+        assert isinstance(summed, Tensor)
+        return summed

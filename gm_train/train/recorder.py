@@ -3,6 +3,7 @@
 import logging
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,17 @@ from data_shards.workers.progress import Progress
 from gm_train.checkpoint.find import Checkpoint, latest_whole, prune, refuse_other_form
 from gm_train.checkpoint.save import About, save_checkpoint
 from gm_train.config.schema import DataConfig
-from gm_train.loading.datamodule import CellDataModule
 from gm_train.loading.position import Position
+from gm_train.loading.rank_batches import RankBatches
 from gm_train.objective.batches import MicroBatch
 from gm_train.ranks.ranks import Ranks
 from gm_train.ranks.signals import Leaving
 from gm_train.run.lock import RunLock
+from gm_train.run.loggers import LoggerThread
 from gm_train.run.records import METRICS, QUARANTINE, SKIPPED, append_row, read_rows, sync_rows
+from gm_train.train.callbacks import StepCallbacks
 from gm_train.train.columns import COLUMNS, FinishedStep
-from gm_train.train.module import GeneMambaModule, StepResult
+from gm_train.train.step_module import StepModule, StepResult
 from gm_train.train.validation import validation_losses
 
 log = logging.getLogger(__name__)
@@ -43,25 +46,33 @@ class Recorder(L.Callback):
     Args:
         directory: the run directory.
         position: the run's position; advanced only here.
+        batches: of this rank.
         about: what checkpoints hold besides the state.
         checkpoint: the one that the run resumes from, or None.
         leaving: knows whether a signal to leave has arrived.
         ranks: this process among the others.
         lock: the lock of the run directory, on rank 0; None on the others.
+        loggers: get each row of `metrics.jsonl`, on rank 0; none on the others.
+        callbacks: the user's; they are shown each row, and called after each validation.
     """
 
     def __init__(
         self,
         directory: Path,
         position: Position,
+        batches: RankBatches,
         about: About,
         checkpoint: Checkpoint | None,
         leaving: Leaving,
         ranks: Ranks,
         lock: RunLock | None,
+        loggers: Sequence[LoggerThread],
+        callbacks: StepCallbacks,
     ) -> None:
+        self._loggers, self._callbacks = loggers, callbacks
         self.directory = directory
         self.position = position
+        self._batches = batches
         self._about, self._leaving, self._ranks, self._lock = about, leaving, ranks, lock
         self._start = checkpoint
         self._saved_step = position.step
@@ -83,12 +94,12 @@ class Recorder(L.Callback):
 
     def setup(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         """Refuse more damaged chunks than allowed, before the loader reads any."""
-        assert isinstance(module, GeneMambaModule)
+        assert isinstance(module, StepModule)
         self._quarantine((), module.config.data)
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Load the checkpoint that the run resumes from, and start the progress bar."""
-        assert isinstance(module, GeneMambaModule)
+        assert isinstance(module, StepModule)
         if self._start is not None:
             module.steps.load(self._start, module.model, module.optimizer)
         if self._ranks.is_first:
@@ -109,7 +120,7 @@ class Recorder(L.Callback):
         """After the last micro-batch of a step: record, validate, save, leave.
 
         Args:
-            trainer: holds the data module.
+            trainer: told to stop when the run leaves.
             module: holds the result of the step.
             outputs: unused.
             batch: the micro-batch that has just ended.
@@ -117,15 +128,14 @@ class Recorder(L.Callback):
         """
         if not batch.last:
             return
-        assert isinstance(module, GeneMambaModule)
+        assert isinstance(module, StepModule)
         result = module.last_result
         seconds = time.perf_counter() - self._clock
-        data: CellDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        loader_s, self._waited_s = data.waited_s - self._waited_s, data.waited_s
+        waited_s = self._batches.waited_s
+        loader_s, self._waited_s = waited_s - self._waited_s, waited_s
         self._advance(result)
-        if self._ranks.is_first:
-            self._record(result, seconds, loader_s)
-        self._quarantine(result.info.damaged, data.data)
+        self._record(trainer, result, seconds, loader_s)
+        self._quarantine(result.info.damaged, self._batches.data)
         every = module.config.trainer.validate_every_steps
         if result.finite:
             self._has_stepped = True
@@ -133,7 +143,7 @@ class Recorder(L.Callback):
             # Before the validation: it must score the weights that training continues with.
             self._count_bad(module)
         if every and self.position.step % every == 0:
-            self._validate(module, trainer)
+            self._validate(trainer, module)
         if result.finite and self.position.step % module.config.checkpoint.every_steps == 0:
             self._save(module)
         # Ignored after the last step: a finished run must not be started again.
@@ -143,7 +153,7 @@ class Recorder(L.Callback):
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Save the last step."""
-        assert isinstance(module, GeneMambaModule)
+        assert isinstance(module, StepModule)
         self._save(module)
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
@@ -163,13 +173,16 @@ class Recorder(L.Callback):
         self.position.cells += result.info.n_cells
         self.position.lanes.update(result.info.lanes)
 
-    def _record(self, result: StepResult, seconds: float, loader_s: float) -> None:
+    def _record(self, trainer: L.Trainer, result: StepResult, seconds: float, loader_s: float) -> None:
         finished = FinishedStep(self.position, result, seconds, loader_s)
         row = {name: value(finished) for name, value in COLUMNS.items()}
+        self._callbacks.measured(trainer, {key: row[key] for key in row if isinstance(row[key], int | float)})
+        if not self._ranks.is_first:
+            return
         if not result.finite:
             keys = ("step", "position", "loss", "grad_norm", "sample_hash", "time")
             self._append(SKIPPED, {"event": "skipped", **{key: _json(row[key]) for key in keys}})
-        self._append(METRICS, {key: _json(value) for key, value in row.items()})
+        self._append_metrics(row)
         self._show(result, row["tokens_per_s"])
 
     def _quarantine(self, chunks: tuple[DamagedChunk, ...], data: DataConfig) -> None:
@@ -199,6 +212,12 @@ class Recorder(L.Callback):
             self._lock.check()
         append_row(self.directory / name, row)
 
+    def _append_metrics(self, row: dict[str, Any]) -> None:
+        content = {key: _json(value) for key, value in row.items()}
+        self._append(METRICS, content)
+        for logger in self._loggers:
+            logger.send(content)
+
     def _show(self, result: StepResult, tokens_per_s: float) -> None:
         assert self._bar is not None
         val = "-" if self._validated is None else f"{self._validated[1]:.3f}"
@@ -211,9 +230,8 @@ class Recorder(L.Callback):
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update()
 
-    def _validate(self, module: GeneMambaModule, trainer: L.Trainer) -> None:
-        data: CellDataModule = trainer.datamodule  # type: ignore[attr-defined]
-        batches = self._ranks.together(data.validation_batches)
+    def _validate(self, trainer: L.Trainer, module: StepModule) -> None:
+        batches = self._ranks.together(self._batches.validation_batches)
         if not batches:
             return
         # All ranks read the same batches, but a chunk may be unreadable for one rank alone.
@@ -223,9 +241,11 @@ class Recorder(L.Callback):
         self._validated = self.position.step, losses["val_loss"]
         row = {"step": self.position.step, "position": self.position.cells, **losses, "time": time.time()}
         if self._ranks.is_first:
-            self._append(METRICS, {key: _json(value) for key, value in row.items()})
+            self._append_metrics(row)
+        self._callbacks.measured(trainer, losses)
+        self._callbacks.validated(trainer, module)
 
-    def _save(self, module: GeneMambaModule) -> None:
+    def _save(self, module: StepModule) -> None:
         # Not before the first step: saving creates the optimizer's state, which would change later steps.
         if self.position.step == self._saved_step or not self._has_stepped:
             return
@@ -267,7 +287,7 @@ class Recorder(L.Callback):
     def _recent_bad(self) -> list[int]:
         return [step for step in self._bad_steps if step > self.position.step - _BAD_WINDOW]
 
-    def _count_bad(self, module: GeneMambaModule) -> None:
+    def _count_bad(self, module: StepModule) -> None:
         trainer = module.config.trainer
         step = self.position.step
         self._bad_steps = [*self._recent_bad(), step]

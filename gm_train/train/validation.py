@@ -4,6 +4,7 @@ import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 
 from gm_train.config.schema import Config
+from gm_train.loading.rank_batches import Turns
 from gm_train.model.genemamba import GeneMamba
 from gm_train.objective.batches import MicroBatch
 from gm_train.objective.loss import computing_in, loss_sums
@@ -16,23 +17,21 @@ def validation_losses(model: GeneMamba, batches: list[MicroBatch], config: Confi
 
     Args:
         model: whole or sharded.
-        batches: at least one; the same on every rank, except for damaged cells; the ranks take turns.
+        batches: at least one; the same on every rank, except for damaged cells.
         config: of the run.
         ranks: this process among the others.
     """
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
-    sums = torch.zeros(2)
+    sums = torch.zeros(2, dtype=torch.float64)
     n_targets = n_pairs = 0
-    # All ranks gather sharded layers together, so each must run as many passes, even if the last ones do not count.
-    for first in range(0, len(batches), ranks.world_size):
-        own = first + ranks.global_rank
-        batch = move_data_to_device(batches[min(own, len(batches) - 1)], device)
+    for batch, is_own in Turns(batches, ranks):
+        batch = move_data_to_device(batch, device)
         with computing_in(config.trainer.precision, device):
             losses = loss_sums(model, batch, config.objective.temperature)
-        if own < len(batches):
-            sums += torch.stack(losses).float().cpu()
+        if is_own:
+            sums += torch.stack(losses).double().cpu()
             n_targets += len(batch.targets)
             n_pairs += int(batch.positive.sum())
     model.train(was_training)

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-import gm_train.train.module as module
+import gm_train.train.step_module as module
 from data_shards.errors import DataError
 from gm_train.checkpoint.find import list_checkpoints, load_model, open_checkpoint
 from gm_train.config.load import load_config
@@ -32,7 +32,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, bad: set[int], value: float = float(
 
 
 def train(atlas: Atlas, run: Path, *words: str) -> None:
-    fit(load_config([*tiny_words(atlas.store, run), "data.micro_rows=4", *words]))
+    fit(load_config(*[*tiny_words(atlas.store, run), "data.micro_rows=4", *words]))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -134,7 +134,7 @@ def test_promise_08_stopping_before_the_first_good_step_changes_nothing(
 def test_promise_08_weights_that_are_not_finite_are_not_saved(
     atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = module.GeneMambaModule._update
+    real = module.StepModule._update
 
     def spoil(self):  # type: ignore[no-untyped-def]
         result = real(self)
@@ -143,7 +143,7 @@ def test_promise_08_weights_that_are_not_finite_are_not_saved(
                 self.model.norm.weight[0] = float("inf")
         return result
 
-    monkeypatch.setattr(module.GeneMambaModule, "_update", spoil)
+    monkeypatch.setattr(module.StepModule, "_update", spoil)
     with pytest.raises(DataError, match="not finite"):
         train(atlas, tmp_path / "run", "trainer.max_steps=6", "trainer.validate_every_steps=0")
     assert list_checkpoints(tmp_path / "run" / "checkpoints")[-1].step == 4

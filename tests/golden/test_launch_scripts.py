@@ -29,7 +29,7 @@ CASES = {
 
 def script(case: str) -> str:
     words = [str(CONFIGS / word) if word.endswith(".yaml") else word for word in CASES[case]]
-    config = load_config(words)
+    config = load_config(*words)
     assert launch_problems(config) == []
     return render_batch_script(resolved(config), 1, python="/opt/gm-train/.venv/bin/python")
 

@@ -11,7 +11,7 @@ def _poison(values: dict[int, float]) -> None:
     """Change L_lang of some micro-batches (counted from 0, without validation), on rank 1 only."""
     if os.environ["RANK"] != "1":
         return
-    import gm_train.train.module as module
+    import gm_train.train.step_module as module
 
     real, calls = module.loss_sums, -1
 
@@ -87,16 +87,16 @@ def damage_the_validation_of_rank_1() -> None:
     if os.environ["RANK"] != "1":
         return
     from data_shards.store.quarantine import DamagedChunk
-    from gm_train.loading.datamodule import CellDataModule
+    from gm_train.loading.rank_batches import RankBatches
 
-    real = CellDataModule.validation_batches
+    real = RankBatches.validation_batches
 
-    def damaged(data: CellDataModule) -> Any:
+    def damaged(data: RankBatches) -> Any:
         batches = real(data)
         batches[0].info.damaged = (DamagedChunk("first", "c/0", 3, 192, 256),)
         return batches
 
-    CellDataModule.validation_batches = damaged  # type: ignore[method-assign]
+    RankBatches.validation_batches = damaged  # type: ignore[method-assign]
 
 
 def forget_deepspeed() -> None:

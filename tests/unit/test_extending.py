@@ -129,9 +129,9 @@ def test_a_part_that_a_setting_names_is_trained_with(title: str, word: str, atla
 def test_a_part_is_refused_until_it_is_listed(atlas: Atlas, tmp_path: Path) -> None:
     words = [*tiny_words(atlas.store, tmp_path / "run"), "model.mixer=conv"]
     with pytest.raises(ConfigError, match=r"model.mixer=conv: expected mamba2$"):
-        load_config(words)
+        load_config(*words)
     add("A mixer")
-    assert load_config(words).model.mixer == "conv"
+    assert load_config(*words).model.mixer == "conv"
 
 
 def test_the_objective_hides_a_quarter_and_shows_the_rest(atlas: Atlas) -> None:

@@ -20,9 +20,9 @@ from data_shards.rows.pool import RowPlan
 from data_shards.rows.store_reader import StoreReader
 from data_shards.store.manifest import TEST, TRAIN, VALIDATION
 from gm_train.config.schema import DataConfig, ObjectiveConfig
-from gm_train.loading import datamodule
-from gm_train.loading.datamodule import CellDataModule
+from gm_train.loading import rank_batches
 from gm_train.loading.position import Position
+from gm_train.loading.rank_batches import RankBatches
 from gm_train.objective.batches import Examples, MicroBatch, make_examples
 from gm_train.objective.recipe import Recipe
 from gm_train.ranks.ranks import Ranks
@@ -110,7 +110,7 @@ class TurnsInOneProcess:
         if self._n_workers:
             info = SimpleNamespace(id=number, num_workers=self._n_workers)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(datamodule, "get_worker_info", lambda: info)
+            patch.setattr(rank_batches, "get_worker_info", lambda: info)
             items = iter(self._dataset)
             first = next(items, None)
         return itertools.chain([] if first is None else [first], items)
@@ -124,8 +124,8 @@ class TurnsInOneProcess:
 @pytest.fixture
 def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Start no processes and open each store once, so that three hundred runs take seconds."""
-    monkeypatch.setattr(datamodule, "DataLoader", TurnsInOneProcess)
-    monkeypatch.setattr(datamodule, "StoreReader", functools.cache(StoreReader))
+    monkeypatch.setattr(rank_batches, "DataLoader", TurnsInOneProcess)
+    monkeypatch.setattr(rank_batches, "StoreReader", functools.cache(StoreReader))
 
 
 def recipe_of(case: Case) -> Recipe:
@@ -141,10 +141,10 @@ def from_the_start(case: Case, n_steps: int) -> list[tuple[Examples, dict[int, t
     return [(make_examples(lanes.take(data.rows_per_lane), recipe_of(case)), lanes.positions) for _ in range(n_steps)]
 
 
-def steps_of(module: CellDataModule) -> Iterator[list[MicroBatch]]:
+def steps_of(module: RankBatches) -> Iterator[list[MicroBatch]]:
     """The micro-batches of each step of one rank."""
     step: list[MicroBatch] = []
-    for batch in module.train_dataloader():
+    for batch in module.train_batches():
         assert batch.first == (not step)
         step.append(batch)
         if batch.last:
@@ -168,7 +168,7 @@ def check(case: Case) -> None:
     for start in case.starts:
         data = replace(case.data, workers=start.workers, micro_rows=start.micro_rows)
         modules = [
-            CellDataModule(data, recipe_of(case), position, position.step + start.steps + 1, 0, Ranks(r, start.ranks))
+            RankBatches(data, recipe_of(case), position, position.step + start.steps + 1, 0, Ranks(r, start.ranks))
             for r in range(start.ranks)
         ]
         loaders = [steps_of(module) for module in modules]

@@ -102,7 +102,7 @@ def test_only_predicted_positions_pay_for_the_output_layer() -> None:
 def test_promise_12_pads_are_no_tokens(atlas: Atlas, tmp_path: Path) -> None:
     """What a step counts is the sum of the lengths of its cells in the store."""
     words = [*tiny_words(atlas.store, tmp_path / "run"), "trainer.max_steps=5", "trainer.validate_every_steps=0"]
-    config = load_config(words)
+    config = load_config(*words)
     fit(config)
     steps = [row for row in read_rows(tmp_path / "run" / METRICS) if "loss" in row]
     reader = StoreReader(config.data.store, 64 << 20, 0)

@@ -22,7 +22,7 @@ from tests.conftest import Atlas, tiny_words
 @pytest.fixture(scope="module")
 def trained(atlas: Atlas, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run_dir = tmp_path_factory.mktemp("runs") / "tiny"
-    fit(load_config(tiny_words(atlas.store, run_dir)))
+    fit(load_config(*tiny_words(atlas.store, run_dir)))
     return run_dir
 
 

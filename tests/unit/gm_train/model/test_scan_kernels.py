@@ -98,17 +98,17 @@ def test_the_package_needs_none_of_its_compiled_code() -> None:
 def test_a_run_that_cannot_have_its_kernel_is_refused_and_changes_nothing(atlas: Atlas, tmp_path: Path) -> None:
     words = [*tiny_words(atlas.store, tmp_path / "run"), "model.kernel=mamba_ssm"]
     with pytest.raises(DataError, match=r"model\.kernel=mamba_ssm"):
-        fit(load_config(words))
+        fit(load_config(*words))
     assert not (tmp_path / "run").exists()
 
 
 def test_a_run_says_its_kernel_and_why(atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fit(load_config([*tiny_words(atlas.store, tmp_path / "run"), "trainer.max_steps=1"]))
+    fit(load_config(*[*tiny_words(atlas.store, tmp_path / "run"), "trainer.max_steps=1"]))
     assert "kernel torch (auto: mamba_ssm is for GPUs)" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_another_kernel_is_read(atlas: Atlas, tmp_path: Path) -> None:
-    checkpoint = fit(load_config([*tiny_words(atlas.store, tmp_path / "run"), "trainer.max_steps=1"])).checkpoint
+    checkpoint = fit(load_config(*[*tiny_words(atlas.store, tmp_path / "run"), "trainer.max_steps=1"])).checkpoint
     assert checkpoint is not None
     expected, _, _ = load_model(checkpoint)
     config = checkpoint.path / "config.yaml"

@@ -6,7 +6,7 @@ from gm_train.loading.position import Position
 from gm_train.objective.batches import StepInfo
 from gm_train.run.records import METRICS, read_rows
 from gm_train.train.columns import COLUMNS, FinishedStep
-from gm_train.train.module import StepResult
+from gm_train.train.step_module import StepResult
 from tests.conftest import Atlas, tiny_words
 from tests.support.training_runs import train
 

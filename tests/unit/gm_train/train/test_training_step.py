@@ -11,8 +11,8 @@ from data_shards.tokens.tokenizer import Tokenizer
 from gm_train.checkpoint.find import load_model, open_checkpoint
 from gm_train.config.load import load_config
 from gm_train.config.schema import Config
-from gm_train.loading.datamodule import CellDataModule
 from gm_train.loading.position import Position
+from gm_train.loading.rank_batches import RankBatches
 from gm_train.model.genemamba import GeneMamba
 from gm_train.objective.batches import MicroBatch
 from gm_train.objective.pathway import PathwayIndex, pathway_loss_sum, read_gmt
@@ -30,8 +30,8 @@ def batches_of(config: Config, tokenizer: Tokenizer) -> list[MicroBatch]:
     sets = read_gmt(Path(config.objective.pathways))
     index = PathwayIndex.build(sets, tokenizer.vocabulary.token_of, tokenizer.vocabulary.size, (5, 200))
     recipe = Recipe(config.objective, config.run.seed, tokenizer.vocabulary.size, config.data.row_length, index)
-    data = CellDataModule(config.data, recipe, Position.start(config.data.lanes), STEPS, 10, Ranks())
-    return list(data.train_dataloader())
+    data = RankBatches(config.data, recipe, Position.start(config.data.lanes), STEPS, 10, Ranks())
+    return list(data.train_batches())
 
 
 @pytest.mark.parametrize("gamma", [0.1, 0.0])
@@ -42,7 +42,7 @@ def test_fit_is_the_loop_written_by_hand(atlas: Atlas, tmp_path: Path, gamma: fl
         "objective.pathway_size=[5,200]", f"objective.gamma={gamma}", f"optim.clip={clip}",
         f"trainer.max_steps={STEPS}", "optim.weight_decay=0.2",
     ]  # fmt: skip
-    config = load_config(words)
+    config = load_config(*words)
     fit(config)
     rows = [row for row in read_rows(tmp_path / "run" / METRICS) if "loss" in row]
 
@@ -97,7 +97,7 @@ def test_bf16_trains_with_a_pathway_loss_in_fp32(atlas: Atlas, tmp_path: Path) -
         inside = pathway_loss_sum(states.bfloat16(), drawn, positive, 0.1)
     assert inside.dtype == torch.float32
     assert torch.equal(inside, pathway_loss_sum(states.bfloat16(), drawn, positive, 0.1))
-    fit(load_config([*tiny_words(atlas.store, tmp_path / "run"), "trainer.precision=bf16", "trainer.max_steps=3"]))
+    fit(load_config(*[*tiny_words(atlas.store, tmp_path / "run"), "trainer.precision=bf16", "trainer.max_steps=3"]))
     losses = [row["loss"] for row in read_rows(tmp_path / "run" / METRICS) if "loss" in row]
     assert len(losses) == 3
     assert all(loss is not None for loss in losses)
