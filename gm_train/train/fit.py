@@ -20,6 +20,7 @@ from data_shards.rows.pool import choose_pool_blocks
 from data_shards.rows.store_reader import StoreReader
 from data_shards.tokens.tokenizer import Tokenizer
 from gm_train.checkpoint.find import Checkpoint, list_checkpoints, recover, refuse_other_form
+from gm_train.checkpoint.known_cells import keep_cell_hashes
 from gm_train.checkpoint.save import About
 from gm_train.config.check import ConfigError, config_problems, rank_problems
 from gm_train.config.load import config_from_file, flat
@@ -136,11 +137,12 @@ def _fit(
         announce(config, reader, module, data, checkpoint, f"{strategy} ({why})", ranks)
         mirror = MlflowMirror(config, position.step) if tracking_uri(config) else None
     ranks.from_first(lambda: _begin(config, directory, position, ranks, strategy) if unfinished else None)
+    ranks.from_first(lambda: keep_cell_hashes(directory, reader.path, reader.manifest) if unfinished else None)
     if not unfinished and ranks.is_first:
         print(f"nothing to do at step {position.step:,}: raise trainer.max_steps to train further")
     if mirror:
         mirror.start()
-    about = About(config, identity, tokenizer, reader.manifest.hash)
+    about = About(config, identity, tokenizer, reader.manifest.hash, reader.manifest)
     recorder = Recorder(directory, position, about, checkpoint, leaving, ranks, lock)
     status = "FAILED"
     try:

@@ -1,0 +1,116 @@
+"""What `gm-train data lookup` says: lines of text, and a table with a row for each cell of the file."""
+
+import csv
+from collections import defaultdict
+from pathlib import Path
+
+from data_shards.counts.count_file import open_counts
+from data_shards.counts.count_options import CountOptions
+from data_shards.files.atomic import whole_file
+from data_shards.inspect.lookup import FEW_GENES, LEFT_OUT, FileCells, Found, KnownCells
+from data_shards.store.manifest import TEST, TRAIN, VALIDATION
+
+_PLACES = {TRAIN: "training", VALIDATION: "validation", TEST: "test", LEFT_OUT: "left out"}
+_ROWS = 1 << 16
+
+
+def describe(found: Found, known: KnownCells) -> list[str]:
+    """Describe what was found, in lines of text."""
+    lines = [f"{found.file.path} in {known.name}"]
+    for one in found.same_file:
+        entry = one.entry
+        counts = zip((TRAIN, VALIDATION, TEST), (entry.n_train, entry.n_validation, entry.n_test), strict=True)
+        splits = ", ".join(f"{n:,} {_PLACES[place]}" for place, n in counts)
+        left_out = "" if one.trained else "; the run left it out of training (data.weights)"
+        lines.append(f"  file        is the one that data set {entry.name} was made from: {splits} cells{left_out}")
+    if not found.same_file:
+        lines.append(f"  file        its SHA-256, {found.file.sha256[:12]}…, is not that of any file of the data sets")
+    if found.cells is not None:
+        lines += _describe_cells(found, found.cells, known)
+    places: dict[str, list[str]] = defaultdict(list)
+    for one in known.datasets:
+        if one.arrays is None:
+            lines.append(f"  no hashes   of cells of {one.entry.name}: {one.reason}")
+        else:
+            places[str(one.arrays)].append(one.entry.name)
+    if found.cells is None:
+        lines.append("  cells       were not looked up: only files could be compared")
+    else:
+        lines += [f"  searched    {', '.join(names)}: hashes of cells in {place}" for place, names in places.items()]
+    return lines
+
+
+def _describe_cells(found: Found, cells: FileCells, known: KnownCells) -> list[str]:
+    by_place = found.by_place
+    n_found = sum(by_place)
+    asked = cells.looked_up
+    empty = cells.n_cells - asked
+    lines = [
+        f"  cells       {cells.n_cells:,}"
+        + (f"; {empty:,} have no count of a gene of the vocabulary and are not looked up" if empty else ""),
+        f"  found       {n_found:,} of {asked:,} ({_share(n_found, asked)}): {_counts(by_place)}",
+    ]
+    few = int(((found.place >= 0) & (cells.n_genes < FEW_GENES)).sum())
+    if few:
+        lines.append(
+            f"              {few:,} of them have fewer than {FEW_GENES} genes of the vocabulary: other cells can have "
+            "the same counts by chance"
+        )
+    most = max(one.entry.genes["in_vocabulary"] for one in known.datasets if one.arrays is not None)
+    if n_found < asked and cells.in_vocabulary < most:
+        lines.append(
+            f"  genes       the file has {cells.in_vocabulary:,} of the vocabulary's genes, a data set has up to "
+            f"{most:,}: a cell is found only if the file has all genes that it has counts of"
+        )
+    for one, counts in zip(known.datasets, found.by_dataset, strict=True):
+        if one.arrays is not None:
+            lines.append(f"  data set    {one.entry.name}: {int(counts.sum()):,} found: {_counts(counts.tolist())}")
+    return lines
+
+
+def _counts(by_place: list[int]) -> str:
+    shown = [place for place in _PLACES if place != LEFT_OUT or by_place[place]]
+    return ", ".join(f"{by_place[place]:,} {_PLACES[place]}" for place in shown)
+
+
+def _share(part: int, whole: int) -> str:
+    return f"{part / whole:.1%}" if whole else "0.0%"
+
+
+def write_table(found: Found, known: KnownCells, options: CountOptions, out: Path) -> None:
+    """Write a CSV with a row for each cell of the file, in its order.
+
+    Columns: `cell`, its name; `genes`, its number of genes of the vocabulary; and, if it was found, `data_set`, `row`
+    there (of `obs.parquet`), and `split` ("training", "validation", "test" or "left out").
+
+    Args:
+        found: what was found; its cells were looked up.
+        known: what was searched.
+        options: where the counts of the file are.
+        out: the new file.
+
+    Raises:
+        DataError: the file of cells cannot be read, or the table exists or cannot be written.
+    """
+    assert found.cells is not None
+    names = [one.entry.name for one in known.datasets]
+    with (
+        open_counts(found.file.path, options) as counts,
+        whole_file(out) as temporary,
+        temporary.open("w", newline="") as file,
+    ):
+        table = csv.writer(file)
+        table.writerow(("cell", "genes", "data_set", "row", "split"))
+        for start in range(0, counts.n_cells, _ROWS):
+            stop = min(start + _ROWS, counts.n_cells)
+            cells = counts.read_obs(start, stop, []).index
+            for cell, genes, data_set, row, place in zip(
+                cells,
+                found.cells.n_genes[start:stop].tolist(),
+                found.data_set[start:stop].tolist(),
+                found.row[start:stop].tolist(),
+                found.place[start:stop].tolist(),
+                strict=True,
+            ):
+                match = (names[data_set], row, _PLACES[place]) if place >= 0 else ("", "", "")
+                table.writerow((cell, genes, *match))
