@@ -21,7 +21,6 @@ from data_shards.files.location import Location, location_of
 from data_shards.hashing import U64
 from data_shards.store.arrays import open_array
 from data_shards.store.manifest import TRAIN, DatasetEntry, Manifest
-from data_shards.tokens.cell_hash import cell_hashes
 from data_shards.tokens.tokenizer import Tokenizer
 from data_shards.workers.progress import Progress
 from data_shards.workers.workers import Workers
@@ -31,9 +30,9 @@ I64 = npt.NDArray[np.int64]
 #: Where a cell was found, beside the splits: in the training split of a data set that a run left out of its training.
 LEFT_OUT = 3
 N_PLACES = 4
-#: Cells with fewer genes of the vocabulary than this may have the same counts by chance. Of gut cells thinned to a few
-#: molecules (41,000 of each size), 78 % with one gene equalled another cell, 9 % with two, 0.1 % with three, none with
-#: five or more.
+#: Cells with fewer tokens (genes of the vocabulary) than this may have the same counts by chance. Of gut cells thinned to a few
+#: molecules (some 40,000 of each size), 78 % with one gene equalled another cell, 9 % with two, 0.1 % with three, none
+#: with five or more.
 FEW_GENES = 20
 _CHUNK = 2048
 #: In a match, the place stands in the bits above the number of the cell. So the smallest match is one in training.
@@ -106,12 +105,13 @@ class FileCells:
 
     Attributes:
         hashes: uint64 (n_cells,), hash of each cell's counts.
-        n_genes: int32 (n_cells,), number of genes of the vocabulary in each cell. Cells with 0 are not looked up.
+        n_tokens: int32 (n_cells,), number of tokens of each cell: its genes of the vocabulary, at most `top_k`. Cells
+            with 0 are not looked up.
         in_vocabulary: number of the vocabulary's genes that the file has.
     """
 
     hashes: U64
-    n_genes: npt.NDArray[np.int32]
+    n_tokens: npt.NDArray[np.int32]
     in_vocabulary: int
 
     @property
@@ -122,7 +122,7 @@ class FileCells:
     @cached_property
     def looked_up(self) -> int:
         """Number of cells with a gene of the vocabulary."""
-        return int((self.n_genes > 0).sum())
+        return int((self.n_tokens > 0).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -179,7 +179,7 @@ def look_up(path: Path, known: KnownCells, options: CountOptions | None = None, 
     with open_counts(path, options) as counts:
         cells = _read_cells(counts, known, min_mapped)
     file.require_unchanged()
-    unique, cell_of = np.unique(cells.hashes[cells.n_genes > 0], return_inverse=True)
+    unique, cell_of = np.unique(cells.hashes[cells.n_tokens > 0], return_inverse=True)
     copies = np.bincount(cell_of, minlength=len(unique))
     best = np.full(len(unique), _NO_MATCH)
     starts = np.cumsum([0, *(one.entry.n_cells for one in known.datasets)])
@@ -193,7 +193,7 @@ def look_up(path: Path, known: KnownCells, options: CountOptions | None = None, 
             by_dataset[number] = np.bincount(places, copies[found], N_PLACES)
             np.minimum(best, best_here, out=best)
     of_cells = np.full(cells.n_cells, _NO_MATCH)
-    of_cells[cells.n_genes > 0] = best[cell_of]
+    of_cells[cells.n_tokens > 0] = best[cell_of]
     missing = of_cells == _NO_MATCH
     cell = of_cells & ((np.int64(1) << _PLACE_SHIFT) - 1)
     data_set = np.searchsorted(starts, cell, side="right") - 1
@@ -240,11 +240,11 @@ def _read_cells(counts: CountFile, known: KnownCells, min_mapped: float) -> File
                 f"{species_name(theirs)}: none of its cells can be there; look it up where its species was trained on"
             )
     columns = tokenizer.bind(counts, min_mapped)
-    gene_hashes = tokenizer.ranker.gene_hashes
-    hashes, n_genes = np.zeros(counts.n_cells, np.uint64), np.zeros(counts.n_cells, np.int32)
+    hashes, n_tokens = np.zeros(counts.n_cells, np.uint64), np.zeros(counts.n_cells, np.int32)
     with Progress(total=counts.n_cells, desc=f"hashing {counts.name}", unit=" cells") as progress:
         for first, chunk in counts.chunks(_CHUNK):
             last = first + chunk.shape[0]
-            hashes[first:last], n_genes[first:last] = cell_hashes(chunk, columns.numbers, gene_hashes)
+            ranked = tokenizer.ranker.rank(chunk, columns.numbers)
+            hashes[first:last], n_tokens[first:last] = ranked.hashes, np.diff(ranked.indptr)
             progress.update(chunk.shape[0])
-    return FileCells(hashes, n_genes, columns.found)
+    return FileCells(hashes, n_tokens, columns.found)

@@ -50,7 +50,7 @@ def _describe_cells(found: Found, cells: FileCells, known: KnownCells) -> list[s
         + (f"; {empty:,} have no count of a gene of the vocabulary and are not looked up" if empty else ""),
         f"  found       {n_found:,} of {asked:,} ({_share(n_found, asked)}): {_counts(by_place)}",
     ]
-    few = int(((found.place >= 0) & (cells.n_genes < FEW_GENES)).sum())
+    few = int(((found.place >= 0) & (cells.n_tokens < FEW_GENES)).sum())
     if few:
         lines.append(
             f"              {few:,} of them have fewer than {FEW_GENES} genes of the vocabulary: other cells can have "
@@ -80,7 +80,7 @@ def _share(part: int, whole: int) -> str:
 def write_table(found: Found, known: KnownCells, options: CountOptions, out: Path) -> None:
     """Write a CSV with a row for each cell of the file, in its order.
 
-    Columns: `cell`, its name; `genes`, its number of genes of the vocabulary; and, if it was found, `data_set`, `row`
+    Columns: `cell`, its name; `tokens`, its number of genes of the vocabulary, at most top-k; and, if it was found, `data_set`, `row`
     there (of `obs.parquet`), and `split` ("training", "validation", "test" or "left out").
 
     Args:
@@ -100,17 +100,17 @@ def write_table(found: Found, known: KnownCells, options: CountOptions, out: Pat
         temporary.open("w", newline="") as file,
     ):
         table = csv.writer(file)
-        table.writerow(("cell", "genes", "data_set", "row", "split"))
+        table.writerow(("cell", "tokens", "data_set", "row", "split"))
         for start in range(0, counts.n_cells, _ROWS):
             stop = min(start + _ROWS, counts.n_cells)
             cells = counts.read_obs(start, stop, []).index
-            for cell, genes, data_set, row, place in zip(
+            for cell, n_tokens, data_set, row, place in zip(
                 cells,
-                found.cells.n_genes[start:stop].tolist(),
+                found.cells.n_tokens[start:stop].tolist(),
                 found.data_set[start:stop].tolist(),
                 found.row[start:stop].tolist(),
                 found.place[start:stop].tolist(),
                 strict=True,
             ):
                 match = (names[data_set], row, _PLACES[place]) if place >= 0 else ("", "", "")
-                table.writerow((cell, genes, *match))
+                table.writerow((cell, n_tokens, *match))

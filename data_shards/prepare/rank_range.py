@@ -23,7 +23,6 @@ from data_shards.files.fingerprint import Fingerprint
 from data_shards.files.work_folder import new_part
 from data_shards.hashing import U64
 from data_shards.store.obs_parquet import obs_table
-from data_shards.tokens.cell_hash import cell_hashes
 from data_shards.tokens.rank import Ranker
 from data_shards.tokens.vocabulary import FIRST_GENE
 
@@ -128,8 +127,7 @@ def _rank(plan: RankPlan, counts: CountFile, start: int, stop: int, folder: Path
             rows.append(np.flatnonzero(kept)[has_tokens] + first)
             tokens.write((ranked.genes + np.uint16(FIRST_GENE)).astype("<u2", copy=False).data)
             lengths.write(length[has_tokens].astype("<i8", copy=False).data)
-            of_cells, _ = cell_hashes(chunk, plan.numbers, plan.ranker.gene_hashes)
-            hashes.write(of_cells[has_tokens].astype("<u8", copy=False).data)
+            hashes.write(ranked.hashes[has_tokens].astype("<u8", copy=False).data)
             if values is not None:
                 values.write(ranked.values.astype("<f4", copy=False).data)
             summary += RangeSummary(
