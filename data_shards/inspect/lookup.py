@@ -30,9 +30,9 @@ I64 = npt.NDArray[np.int64]
 #: Where a cell was found, beside the splits: in the training split of a data set that a run left out of its training.
 LEFT_OUT = 3
 N_PLACES = 4
-#: Cells with fewer tokens (genes of the vocabulary) than this may have the same counts by chance. Of gut cells thinned to a few
-#: molecules (some 40,000 of each size), 78 % with one gene equalled another cell, 9 % with two, 0.1 % with three, none
-#: with five or more.
+#: Cells with fewer tokens (genes of the vocabulary) than this may have the same counts by chance. Of gut cells thinned
+#: to a few molecules (some 40,000 with each number of genes), 78 % with one gene equalled another cell, 9 % with two,
+#: 0.1 % with three, none with five or more.
 FEW_GENES = 20
 _CHUNK = 2048
 #: In a match, the place stands in the bits above the number of the cell. So the smallest match is one in training.

@@ -12,6 +12,8 @@ from data_shards.store.manifest import TEST, TRAIN, VALIDATION
 
 _PLACES = {TRAIN: "training", VALIDATION: "validation", TEST: "test", LEFT_OUT: "left out"}
 _ROWS = 1 << 16
+#: Names of data sets in a line.
+_SHOWN = 8
 
 
 def describe(found: Found, known: KnownCells) -> list[str]:
@@ -19,53 +21,56 @@ def describe(found: Found, known: KnownCells) -> list[str]:
     lines = [f"{found.file.path} in {known.name}"]
     for one in found.same_file:
         entry = one.entry
-        counts = zip((TRAIN, VALIDATION, TEST), (entry.n_train, entry.n_validation, entry.n_test), strict=True)
-        splits = ", ".join(f"{n:,} {_PLACES[place]}" for place, n in counts)
         left_out = "" if one.trained else "; the run left it out of training (data.weights)"
-        lines.append(f"  file        is the one that data set {entry.name} was made from: {splits} cells{left_out}")
+        splits = _counts([entry.n_train, entry.n_validation, entry.n_test, 0])
+        lines.append(f"  file       is the one that data set {entry.name} was made from: {splits} cells{left_out}")
     if not found.same_file:
-        lines.append(f"  file        its SHA-256, {found.file.sha256[:12]}…, is not that of any file of the data sets")
+        lines.append(f"  file       its SHA-256, {found.file.sha256[:12]}…, is not that of any data set's file")
     if found.cells is not None:
         lines += _describe_cells(found, found.cells, known)
-    places: dict[str, list[str]] = defaultdict(list)
-    for one in known.datasets:
-        if one.arrays is None:
-            lines.append(f"  no hashes   of cells of {one.entry.name}: {one.reason}")
-        else:
-            places[str(one.arrays)].append(one.entry.name)
-    if found.cells is None:
-        lines.append("  cells       were not looked up: only files could be compared")
     else:
-        lines += [f"  searched    {', '.join(names)}: hashes of cells in {place}" for place, names in places.items()]
+        lines.append("  cells      were not looked up: only files can be compared")
+    searched, unknown = defaultdict[str, list[str]](list), defaultdict[str, list[str]](list)
+    for one in known.datasets:
+        where, key = (unknown, one.reason) if one.arrays is None else (searched, str(one.arrays))
+        where[key].append(one.entry.name)
+    if found.cells is not None:
+        lines += [
+            f"  searched   hashes of the cells of {_names(names)} in {where}" for where, names in searched.items()
+        ]
+    lines += [f"  no hashes  of the cells of {_names(names)}: {reason}" for reason, names in unknown.items()]
     return lines
 
 
 def _describe_cells(found: Found, cells: FileCells, known: KnownCells) -> list[str]:
-    by_place = found.by_place
-    n_found = sum(by_place)
-    asked = cells.looked_up
+    n_found, asked = int((found.place >= 0).sum()), cells.looked_up
     empty = cells.n_cells - asked
     lines = [
-        f"  cells       {cells.n_cells:,}"
+        f"  cells      {cells.n_cells:,}"
         + (f"; {empty:,} have no count of a gene of the vocabulary and are not looked up" if empty else ""),
-        f"  found       {n_found:,} of {asked:,} ({_share(n_found, asked)}): {_counts(by_place)}",
+        f"  found      {n_found:,} of {asked:,} ({n_found / max(1, asked):.1%}): {_counts(found.by_place)}",
     ]
+    for one, counts in zip(known.datasets, found.by_dataset.tolist(), strict=True):
+        if sum(counts):
+            lines.append(f"             in {one.entry.name}: {sum(counts):,}: {_counts(counts)}")
     few = int(((found.place >= 0) & (cells.n_tokens < FEW_GENES)).sum())
     if few:
         lines.append(
-            f"              {few:,} of them have fewer than {FEW_GENES} genes of the vocabulary: other cells can have "
+            f"             {few:,} of them have fewer than {FEW_GENES} genes of the vocabulary: other cells can have "
             "the same counts by chance"
         )
     most = max(one.entry.genes["in_vocabulary"] for one in known.datasets if one.arrays is not None)
     if n_found < asked and cells.in_vocabulary < most:
         lines.append(
-            f"  genes       the file has {cells.in_vocabulary:,} of the vocabulary's genes, a data set has up to "
-            f"{most:,}: a cell is found only if the file has all genes that it has counts of"
+            f"  genes      the file has {cells.in_vocabulary:,} of the vocabulary's genes, a data set has up to "
+            f"{most:,}: a cell is found only if no gene that it has counts of was cut away"
         )
-    for one, counts in zip(known.datasets, found.by_dataset, strict=True):
-        if one.arrays is not None:
-            lines.append(f"  data set    {one.entry.name}: {int(counts.sum()):,} found: {_counts(counts.tolist())}")
     return lines
+
+
+def _names(names: list[str]) -> str:
+    shown = ", ".join(names[:_SHOWN])
+    return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN:,} more"
 
 
 def _counts(by_place: list[int]) -> str:
@@ -73,15 +78,11 @@ def _counts(by_place: list[int]) -> str:
     return ", ".join(f"{by_place[place]:,} {_PLACES[place]}" for place in shown)
 
 
-def _share(part: int, whole: int) -> str:
-    return f"{part / whole:.1%}" if whole else "0.0%"
-
-
 def write_table(found: Found, known: KnownCells, options: CountOptions, out: Path) -> None:
     """Write a CSV with a row for each cell of the file, in its order.
 
-    Columns: `cell`, its name; `tokens`, its number of genes of the vocabulary, at most top-k; and, if it was found, `data_set`, `row`
-    there (of `obs.parquet`), and `split` ("training", "validation", "test" or "left out").
+    Columns: `cell`, its name; `tokens`, its number of genes of the vocabulary, at most top-k; and, if it was found,
+    `data_set`, `row` there (of `obs.parquet`), and `split` ("training", "validation", "test" or "left out").
 
     Args:
         found: what was found; its cells were looked up.

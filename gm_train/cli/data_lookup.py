@@ -44,7 +44,9 @@ def _lookup(arguments: argparse.Namespace) -> int:
     known = _known(arguments.where, arguments.store)
     found = look_up(arguments.file, known, options, arguments.min_mapped)
     print("\n".join(describe(found, known)))
-    if arguments.out is not None and found.cells is not None:
+    if arguments.out is not None and found.cells is None:
+        print(f"{arguments.out}: not written, because cells were not looked up")
+    elif arguments.out is not None:
         write_table(found, known, options, arguments.out)
         print(f"{arguments.out}: a row for each cell")
     return 0
