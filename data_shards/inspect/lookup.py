@@ -1,6 +1,6 @@
 """Find the cells of a file among known cells: by the SHA-256 of the file, and cell by cell by hashes of their counts.
 
-The hashes of the file's cells are held in memory, about 40 bytes a cell; the known ones are streamed.
+The hashes of the file's cells are in memory, about 130 bytes a cell while they are compared; known ones are streamed.
 """
 
 from collections.abc import Iterator
@@ -37,6 +37,8 @@ FEW_GENES = 20
 _CHUNK = 2048
 #: In a match, the place stands in the bits above the number of the cell. So the smallest match is one in training.
 _PLACE_SHIFT = np.int64(56)
+_PREFIX_BITS = 24
+_PREFIX_SHIFT = np.uint64(64 - _PREFIX_BITS)
 _NO_MATCH = np.iinfo(np.int64).max
 
 
@@ -181,12 +183,14 @@ def look_up(path: Path, known: KnownCells, options: CountOptions | None = None, 
     file.require_unchanged()
     unique, cell_of = np.unique(cells.hashes[cells.n_tokens > 0], return_inverse=True)
     copies = np.bincount(cell_of, minlength=len(unique))
+    prefixes = np.zeros(1 << _PREFIX_BITS, np.bool_)
+    prefixes[unique >> _PREFIX_SHIFT] = True
     best = np.full(len(unique), _NO_MATCH)
     starts = np.cumsum([0, *(one.entry.n_cells for one in known.datasets)])
     with Progress(total=sum(one.entry.n_cells for one in searched), desc="comparing", unit=" cells") as progress:
         for number, one in enumerate(known.datasets):
             best_here = np.full(len(unique), _NO_MATCH)
-            for at, match in _matches(one, unique, progress):
+            for at, match in _matches(one, unique, prefixes, progress):
                 np.minimum.at(best_here, at, match + starts[number])
             found = best_here != _NO_MATCH
             places = best_here[found] >> _PLACE_SHIFT
@@ -209,21 +213,37 @@ def look_up(path: Path, known: KnownCells, options: CountOptions | None = None, 
     )
 
 
-def _matches(one: KnownDataset, unique: U64, progress: Progress) -> Iterator[tuple[I64, I64]]:
-    """Yield which of the hashes in `unique`, sorted, are in a data set, and the matches: place and row of the cell."""
+def _matches(
+    one: KnownDataset, unique: U64, prefixes: npt.NDArray[np.bool_], progress: Progress
+) -> Iterator[tuple[I64, I64]]:
+    """Find hashes in a data set.
+
+    Args:
+        one: the data set.
+        unique: the hashes, sorted.
+        prefixes: which first 24 bits the hashes have. Most of the data set's are dropped by this, far faster than by a
+            search.
+        progress: advanced by the cells of the data set.
+
+    Yields:
+        Indices in `unique`, int64 (n,), and their matches, int64 (n,): place and row of the cell.
+    """
     if one.arrays is None or not len(unique):
         return
     hashes, splits = (open_array(one.arrays, one.entry.name, name) for name in ("cell_hash", "split"))
     for start in range(0, hashes.size, hashes.shard):
         stop = min(start + hashes.shard, hashes.size)
         stored = hashes.read(start, stop)
+        rows = np.flatnonzero(prefixes[stored >> _PREFIX_SHIFT])
+        stored = stored[rows]
         at = np.minimum(np.searchsorted(unique, stored), len(unique) - 1)
-        rows = np.flatnonzero(unique[at] == stored)
+        same = unique[at] == stored
+        at, rows = at[same], rows[same]
         if len(rows):
             places = splits.read(start, stop)[rows].astype(np.int64)
             if not one.trained:
                 places[places == TRAIN] = LEFT_OUT
-            yield at[rows], (places << _PLACE_SHIFT) + start + rows
+            yield at, (places << _PLACE_SHIFT) + start + rows
         progress.update(stop - start)
 
 

@@ -52,7 +52,7 @@ def _describe_cells(found: Found, cells: FileCells, known: KnownCells) -> list[s
     ]
     for one, counts in zip(known.datasets, found.by_dataset.tolist(), strict=True):
         if sum(counts):
-            lines.append(f"             in {one.entry.name}: {sum(counts):,}: {_counts(counts)}")
+            lines.append(f"             {sum(counts):,} in {one.entry.name}: {_counts(counts)}")
     few = int(((found.place >= 0) & (cells.n_tokens < FEW_GENES)).sum())
     if few:
         lines.append(
