@@ -29,6 +29,11 @@ def find_species(genes: Iterable[str]) -> str | None:
     return min(prefixes, key=lambda prefix: (-prefixes[prefix], prefix)) if prefixes else None
 
 
+def species_name(prefix: str) -> str:
+    """The name of the species of a prefix, with the prefix, such as "mouse (ENSMUSG…)"."""
+    return f"{_NAMES.get(prefix, 'another species')} ({prefix}…)"
+
+
 def refuse_species_mixed(species: Mapping[str, str | None]) -> None:
     """Raise DataError if data sets are of different known species.
 
@@ -40,9 +45,7 @@ def refuse_species_mixed(species: Mapping[str, str | None]) -> None:
         if prefix is not None:
             examples.setdefault(prefix, name)
     if len(examples) > 1:
-        found = ", ".join(
-            f"{name}: {_NAMES.get(prefix, 'another species')} ({prefix}…)" for prefix, name in examples.items()
-        )
+        found = ", ".join(f"{name}: {species_name(prefix)}" for prefix, name in examples.items())
         raise DataError(
             f"data sets of different species cannot be combined ({found}): make separate medians and stores for each "
             "species"

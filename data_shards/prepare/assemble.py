@@ -106,6 +106,7 @@ def finish_datasets(
                 filtered_cells=one.summary.filtered,
                 empty_cells=one.summary.empty,
                 splits=splits.record(),
+                cell_hash=one.hashes.cell_hash,
                 **one.described,
             )
         )

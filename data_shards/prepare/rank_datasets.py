@@ -255,15 +255,15 @@ def _write(
     """Write a data set from the next summaries and ranges. If they end too early, raise the first of `problems`."""
     source, total = one.source, RangeSummary()
     with new_part(finished_folder(one.work)) as folder:
-        writer = DatasetWriter(folder, source.name, one.values)
+        writer = DatasetWriter(folder, source.name, one.values, hashes=True)
         obs = ObsWriter(writer.folder / "obs.parquet")
         for _ in range(0, source.n_cells, PART_CELLS):
             summary = next(summaries, None)
             if summary is None:
                 raise problems[0]
             task = running.popleft()
-            for tokens, indptr, kept_values in read_range_tokens(task.folder, one.values):
-                writer.append(tokens, indptr, kept_values)
+            for cells in read_range_tokens(task.folder, one.values):
+                writer.append(cells.tokens, cells.indptr, cells.values, cells.hashes)
             if summary.n_cells:
                 obs.append(read_range_obs(task.folder))
             total += summary

@@ -1,7 +1,8 @@
 """Read, filter and rank a range of cells into a part: a directory that one writer reads later, in order.
 
-A part holds plain files `tokens` (uint16), `lengths` (int64, tokens of each cell) and, if values are kept, `values`
-(float32); also `obs.arrow` with the annotations of its cells, and `summary.json`.
+A part holds plain files `tokens` (uint16), `lengths` (int64, tokens of each cell), `hashes` (uint64, of the counts of
+each cell) and, if values are kept, `values` (float32); also `obs.arrow` with the annotations of its cells, and
+`summary.json`.
 """
 
 import json
@@ -20,6 +21,7 @@ from data_shards.counts.filters import BoundFilter
 from data_shards.errors import DataError
 from data_shards.files.fingerprint import Fingerprint
 from data_shards.files.work_folder import new_part
+from data_shards.hashing import U64
 from data_shards.store.obs_parquet import obs_table
 from data_shards.tokens.rank import Ranker
 from data_shards.tokens.vocabulary import FIRST_GENE
@@ -110,7 +112,9 @@ def _rank(plan: RankPlan, counts: CountFile, start: int, stop: int, folder: Path
     rows: list[npt.NDArray[np.int64]] = []
     obs = counts.read_obs(start, stop, list(dict.fromkeys((*plan.obs_columns, *plan.cells.options.where))))
     with ExitStack() as files:
-        tokens, lengths = (files.enter_context((folder / name).open("wb")) for name in ("tokens", "lengths"))
+        tokens, lengths, hashes = (
+            files.enter_context((folder / name).open("wb")) for name in ("tokens", "lengths", "hashes")
+        )
         values = files.enter_context((folder / "values").open("wb")) if plan.values else None
         for first, chunk in counts.chunks(_CHUNK, start, stop):
             kept = plan.cells.keep(chunk, obs.iloc[first - start : first - start + chunk.shape[0]])
@@ -123,6 +127,7 @@ def _rank(plan: RankPlan, counts: CountFile, start: int, stop: int, folder: Path
             rows.append(np.flatnonzero(kept)[has_tokens] + first)
             tokens.write((ranked.genes + np.uint16(FIRST_GENE)).astype("<u2", copy=False).data)
             lengths.write(length[has_tokens].astype("<i8", copy=False).data)
+            hashes.write(ranked.hashes[has_tokens].astype("<u8", copy=False).data)
             if values is not None:
                 values.write(ranked.values.astype("<f4", copy=False).data)
             summary += RangeSummary(
@@ -140,13 +145,29 @@ def _rank(plan: RankPlan, counts: CountFile, start: int, stop: int, folder: Path
     return summary
 
 
-def read_range_tokens(
-    folder: Path, values: bool
-) -> Iterator[tuple[npt.NDArray[np.uint16], npt.NDArray[np.int64], npt.NDArray[np.float32] | None]]:
+@dataclass(frozen=True, eq=False)
+class PartCells:
+    """Some cells of a part.
+
+    Attributes:
+        tokens: uint16 (n_tokens,), cell after cell.
+        indptr: int64 (n_cells + 1,), where each cell begins in `tokens`.
+        values: float32 (n_tokens,), of each token; None if not kept.
+        hashes: uint64 (n_cells,), of the counts of each cell.
+    """
+
+    tokens: npt.NDArray[np.uint16]
+    indptr: npt.NDArray[np.int64]
+    values: npt.NDArray[np.float32] | None
+    hashes: U64
+
+
+def read_range_tokens(folder: Path, values: bool) -> Iterator[PartCells]:
     """Read the cells of a part, a few million tokens at a time.
 
-    Yields:
-        Tokens, uint16 (n_tokens,); indptr, int64 (n_cells + 1,); values, float32 (n_tokens,), or None if not kept.
+    Args:
+        folder: the part.
+        values: whether values are kept.
 
     Raises:
         DataError: the part cannot be read.
@@ -157,10 +178,11 @@ def read_range_tokens(
     while first < len(lengths):
         last = max(first + 1, int(np.searchsorted(bounds, bounds[first] + _TOKENS, side="right")) - 1)
         span = int(bounds[first]), int(bounds[last] - bounds[first])
-        yield (
+        yield PartCells(
             _read(folder / "tokens", "<u2", *span),
             bounds[first : last + 1] - bounds[first],
             _read(folder / "values", "<f4", *span) if values else None,
+            _read(folder / "hashes", "<u8", first, last - first),
         )
         first = last
 

@@ -137,7 +137,7 @@ class Reading:
 
 
 def open_array(store: Location, dataset: str, name: str, context: ts.Context | None = None) -> StoredArray:
-    """Open `tokens`, `indptr` or `split` of a data set.
+    """Open `tokens`, `indptr`, `split`, `values` or `cell_hash` of a data set.
 
     Args:
         store: the store.

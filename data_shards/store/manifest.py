@@ -42,6 +42,8 @@ class DatasetEntry:
         genes: how its gene ids were found (`GeneReport`), and `in_vocabulary`: how many genes of the vocabulary it has.
         imported: for imported cells, which were ranked elsewhere: the files of the cells and of their tokens, and what
             was dropped; these have no counts to read, filter or map. None for cells that were ranked here.
+        cell_hash: SHA-256 of `cell_hash`, the hashes of the cells' counts; None if the data set has none, because it
+            was imported or made by an earlier version. It is not part of `content_hash`: the cells are the same.
     """
 
     name: str
@@ -66,6 +68,7 @@ class DatasetEntry:
     obs_hash: str
     genes: dict[str, Any]
     imported: dict[str, Any] | None = None
+    cell_hash: str | None = None
 
     @property
     def count_options(self) -> CountOptions:

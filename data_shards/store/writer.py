@@ -2,7 +2,8 @@
 
 A store is a Zarr v3 group. Its attributes are the manifest; its root holds the files of the tokenizer. Each data set is
 a group with `tokens` (uint16, the tokens of all cells, cell after cell), `indptr` (int64, where each cell begins),
-`split` (uint8), if asked for `values` (float32, the normalised expression behind each token), and `obs.parquet`.
+`split` (uint8), `cell_hash` (uint64, a hash of each cell's counts) if it was ranked from counts, if asked for `values`
+(float32, the normalised expression behind each token), and `obs.parquet`.
 """
 
 import hashlib
@@ -22,6 +23,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from data_shards.errors import DataError
 from data_shards.files.atomic import hash_path
 from data_shards.files.location import first_line, kvstore
+from data_shards.hashing import U64
 
 #: Of each array: dtype, elements of an inner chunk, elements of a shard. Chunks are smaller than a block: a block may
 #: begin anywhere in a chunk, and with chunks of its own size twice as much as needed would be decoded.
@@ -30,6 +32,7 @@ LAYOUT = {
     "indptr": ("<i8", 1 << 12, 1 << 21),
     "values": ("<f4", 1 << 14, 1 << 24),
     "split": ("|u1", 1 << 12, 1 << 21),
+    "cell_hash": ("<u8", 1 << 12, 1 << 21),
 }
 #: Tokens of a block, about.
 BLOCK_TOKENS = 1 << 16
@@ -141,11 +144,12 @@ def content_hash(tokens: str, indptr: str, split: str, values: str | None = None
 
 @dataclass(frozen=True)
 class ArrayHashes:
-    """SHA-256 (hex) of the arrays of a data set except `split`; `values` is None if the store has none."""
+    """SHA-256 (hex) of the arrays of a data set except `split`; None for those that it does not have."""
 
     tokens: str
     indptr: str
     values: str | None = None
+    cell_hash: str | None = None
 
 
 class DatasetWriter:
@@ -155,15 +159,17 @@ class DatasetWriter:
         store: an existing directory.
         name: name of the data set.
         values: whether `append` gets values.
+        hashes: whether `append` gets hashes of the counts.
     """
 
-    def __init__(self, store: Path, name: str, values: bool = False) -> None:
+    def __init__(self, store: Path, name: str, values: bool = False, hashes: bool = False) -> None:
         self.folder = store / name
         zarr.create_group(self.folder)
         self._tokens = ArrayWriter(self.folder, "tokens")
         self._indptr = ArrayWriter(self.folder, "indptr")
         self._indptr.append(np.zeros(1, np.int64))
         self._values = ArrayWriter(self.folder, "values") if values else None
+        self._hashes = ArrayWriter(self.folder, "cell_hash") if hashes else None
         self.n_cells = 0
         self.n_tokens = 0
 
@@ -172,6 +178,7 @@ class DatasetWriter:
         tokens: npt.NDArray[np.uint16],
         indptr: npt.NDArray[np.int64],
         values: npt.NDArray[np.float32] | None = None,
+        hashes: U64 | None = None,
     ) -> None:
         """Add n cells.
 
@@ -179,19 +186,24 @@ class DatasetWriter:
             tokens: uint16 (n_tokens,), cell after cell.
             indptr: int64 (n + 1,), from 0: where each cell begins in `tokens`.
             values: float32 (n_tokens,), of each token, if the data set has values.
+            hashes: uint64 (n,), of the counts of each cell, if the data set has hashes.
         """
         self._tokens.append(tokens)
         self._indptr.append(indptr[1:] + self.n_tokens)
         if self._values is not None:
             assert values is not None
             self._values.append(values)
+        if self._hashes is not None:
+            assert hashes is not None
+            self._hashes.append(hashes)
         self.n_cells += len(indptr) - 1
         self.n_tokens += len(tokens)
 
     def close(self) -> ArrayHashes:
         """Finish all arrays except `split`, and return their hashes."""
         values = self._values.close() if self._values is not None else None
-        return ArrayHashes(self._tokens.close(), self._indptr.close(), values)
+        hashes = self._hashes.close() if self._hashes is not None else None
+        return ArrayHashes(self._tokens.close(), self._indptr.close(), values, hashes)
 
 
 def hash_files(store: Path, names: Sequence[str]) -> dict[str, str]:

@@ -13,6 +13,7 @@ import scipy.sparse as sp
 from data_shards.compiled import compiled
 from data_shards.counts.count_loops import cell_totals
 from data_shards.hashing import U64, mix64_scalar
+from data_shards.tokens.cell_hash import hash_count
 from data_shards.tokens.ties import DITHER, cell_key, dithered, order_ties
 
 _RADIX = 2048
@@ -29,12 +30,14 @@ class Ranked:
         values: float32 (n_tokens,), `count / total * 10,000 / median` of each gene, from dithered counts if these are
             ranked; empty unless values were asked for.
         known: number of non-zero counts whose gene is in the vocabulary.
+        hashes: uint64 (n_cells,), hash of each cell's counts (`cell_hash.py`).
     """
 
     genes: npt.NDArray[np.uint16]
     indptr: npt.NDArray[np.int64]
     values: npt.NDArray[np.float32]
     known: int
+    hashes: U64
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +105,8 @@ def rank_genes(indptr, indices, counts, numbers, totals, detected, medians, gene
 
     Returns:
         gene numbers uint16 (n_tokens,); indptr int64 (n_cells + 1,); values float32 (n_tokens,), the key of each gene
-        times 10,000 / total, or empty; and the number of counts whose gene has a number.
+        times 10,000 / total, or empty; the number of counts whose gene has a number; and the hash of each cell's
+        counts, uint64 (n_cells,).
     """
     n_cells = len(indptr) - 1
     n_genes = len(medians)
@@ -114,6 +118,7 @@ def rank_genes(indptr, indices, counts, numbers, totals, detected, medians, gene
     ranked = np.empty(most, np.uint16)
     values = np.empty(most if with_values else 0, np.float32)
     out_indptr = np.zeros(n_cells + 1, np.int64)
+    hashes = np.zeros(n_cells, np.uint64)
     floats = np.empty(longest, np.float32)
     bits = floats.view(np.uint32)
     summed = np.empty(longest, np.float64)
@@ -146,8 +151,11 @@ def rank_genes(indptr, indices, counts, numbers, totals, detected, medians, gene
             n += 1
         key = cell_key(DITHER, totals[cell], detected[cell])
         histograms[:] = 0
+        hashed = np.uint64(0)
         for i in range(n):
             gene, count = genes_a[i], summed[i]
+            floats[i] = np.float32(count)
+            hashed += hash_count(gene_hashes[gene], bits[i])
             if dither:
                 count = dithered(count, mix64_scalar(key ^ gene_hashes[gene]))
             floats[i] = np.float32(count / medians[gene])
@@ -174,6 +182,7 @@ def rank_genes(indptr, indices, counts, numbers, totals, detected, medians, gene
                 genes_b[place] = genes_a[i]
             keys_a, keys_b = keys_b, keys_a
             genes_a, genes_b = genes_b, genes_a
+        hashes[cell] = hashed
         kept = min(n, top_k)
         order_ties(keys_a[:n], genes_a[:n], kept, totals[cell], detected[cell], gene_hashes)
         base = out_indptr[cell]
@@ -185,4 +194,4 @@ def rank_genes(indptr, indices, counts, numbers, totals, detected, medians, gene
                 values[base + i] = np.float32(np.float64(floats[i]) * _TARGET / totals[cell])
         out_indptr[cell + 1] = base + kept
     n_tokens = out_indptr[-1]
-    return ranked[:n_tokens].copy(), out_indptr, values[: n_tokens if with_values else 0].copy(), known
+    return ranked[:n_tokens].copy(), out_indptr, values[: n_tokens if with_values else 0].copy(), known, hashes

@@ -13,8 +13,10 @@ from torch.distributed.checkpoint.api import CheckpointException
 
 from data_shards.errors import DataError
 from data_shards.files.atomic import flush, hash_path
+from data_shards.store.manifest import Manifest
 from data_shards.tokens.tokenizer import Tokenizer
 from gm_train.checkpoint.find import COMMIT, PARTIAL, REPLACED, SCHEMA, Checkpoint, list_checkpoints
+from gm_train.checkpoint.known_cells import STORE
 from gm_train.config.schema import Config
 from gm_train.loading.position import Position
 from gm_train.ranks.ranks import Ranks, is_lost_connection
@@ -32,12 +34,14 @@ class About:
         identity: settings and hashes that must be the same in a run that resumes it (`identity_of`).
         tokenizer: vocabulary and medians.
         store_hash: the hash of the store's manifest.
+        manifest: the store's manifest; None for a checkpoint of an earlier version that is converted.
     """
 
     config: Config
     identity: dict[str, Any]
     tokenizer: Tokenizer
     store_hash: str
+    manifest: Manifest | None = None
 
     def save(self, folder: Path, position: Position) -> None:
         """Write all of it, and the position, into a folder."""
@@ -46,6 +50,9 @@ class About:
         (folder / "identity.json").write_text(json.dumps(self.identity, indent=1, sort_keys=True) + "\n")
         (folder / "tokenizer").mkdir()
         self.tokenizer.save(folder / "tokenizer")
+        if self.manifest is not None:
+            (folder / STORE).mkdir()
+            self.manifest.save(folder / STORE)
 
 
 def save_checkpoint(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.simulate.atlas_options import AtlasOptions
+from gm_train.cli.data_lookup import add_lookup
 from gm_train.cli.data_options import (
     add_command,
     add_counts,
@@ -31,6 +32,7 @@ def add_parser(subparsers: Any) -> None:
     _add_import(commands)
     _add_inspect(commands)
     _add_verify(commands)
+    add_lookup(commands)
 
 
 def _add_simulate(commands: Any) -> None:

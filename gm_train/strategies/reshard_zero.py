@@ -13,6 +13,7 @@ from torch import Tensor
 from data_shards.errors import DataError
 from data_shards.tokens.tokenizer import Tokenizer
 from gm_train.checkpoint.find import BY_NAME, Checkpoint
+from gm_train.checkpoint.known_cells import kept_manifest
 from gm_train.checkpoint.save import About, save_checkpoint
 from gm_train.checkpoint.state import save_by_name
 from gm_train.config.load import config_from_file
@@ -61,7 +62,7 @@ def reshard(checkpoint: Checkpoint, lock: RunLock) -> Checkpoint:
         lambda state: save_by_name(state, model, optimizer),
         BY_NAME,
         Position.load(checkpoint.path / "position.json"),
-        About(config, identity, tokenizer, store_hash),
+        About(config, identity, tokenizer, store_hash, kept_manifest(checkpoint.path)),
         checkpoint.val_loss,
         Ranks(),
         lock,

@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import Strategy
 
 from data_shards.errors import DataError
 from gm_train.checkpoint.find import Checkpoint, list_checkpoints, recover, refuse_other_form
+from gm_train.checkpoint.known_cells import keep_cell_hashes
 from gm_train.checkpoint.save import About
 from gm_train.config.check import ConfigError, config_problems, rank_problems
 from gm_train.config.load import config_from_file, flat
@@ -125,6 +126,7 @@ def _fit(
         announce(config, reader, module, batches, checkpoint, f"{strategy} ({why})", ranks)
         mirror = MlflowMirror(config, position.step) if tracking_uri(config) else None
     ranks.from_first(lambda: _begin(config, directory, position, ranks, strategy) if unfinished else None)
+    ranks.from_first(lambda: keep_cell_hashes(directory, reader.path, reader.manifest) if unfinished else None)
     if not unfinished and ranks.is_first:
         print(f"nothing to do at step {position.step:,}: raise trainer.max_steps to train further")
     if mirror:
@@ -133,7 +135,7 @@ def _fit(
     loggers = [LoggerThread(name, config, position.step) for name in names if ranks.is_first and unfinished]
     for logger in loggers:
         logger.start()
-    about = About(config, identity, tokenizer, reader.manifest.hash)
+    about = About(config, identity, tokenizer, reader.manifest.hash, reader.manifest)
     at_steps = StepCallbacks(callbacks, ranks, position.step)
     recorder = Recorder(directory, position, batches, about, checkpoint, leaving, ranks, lock, loggers, at_steps)
     status = "FAILED"

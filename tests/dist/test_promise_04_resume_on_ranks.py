@@ -130,6 +130,7 @@ def test_promise_04_zero_is_elastic_by_reshard(
     assert main(["ckpt", "verify", str(run)]) == 0
     (newest,) = [c for c in list_checkpoints(run / "checkpoints") if c.step == 14]
     assert newest.form == BY_NAME
+    assert "store/zarr.json" in newest.files  # the list of its data sets
     for other, n_ranks in ((strategy, 1), (strategy, 4), (strategy, 2), ("ddp", 2), ("fsdp2", 2), ("ddp", 1)):
         copy = tmp_path / f"{other}x{n_ranks}"
         shutil.copytree(run, copy)

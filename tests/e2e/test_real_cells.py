@@ -3,7 +3,9 @@
 import json
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 
@@ -76,3 +78,29 @@ def test_two_data_sets_to_an_evaluated_checkpoint(
     results = json.loads((tmp_path / "run" / "eval" / "eval.json").read_text())
     assert {row["scored"] for row in results["masked"]} >= {"order control", "frequency", "random weights"}
     assert results["label"]["key"] == label
+
+
+def test_half_of_a_data_set_shuffled_is_found_cell_by_cell(
+    real_data: Path, medians: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also with its genes in another order, without names of cells and as integers by gene. One changed count shows."""
+    files = [real_data / GUT, real_data / BLOOD]
+    store = tmp_path / "store.zarr"
+    run("data", "shards", *files, "--medians", medians, "--out", store)
+    rng = np.random.default_rng(1)
+    gut = ad.read_h5ad(files[0])
+    rows, genes = rng.permutation(1020)[:510], rng.permutation(gut.n_vars)
+    counts = sp.csc_matrix(gut.X[rows][:, genes].astype(np.int64))
+    obs = pd.DataFrame(index=[f"x{i}" for i in range(510)])
+    half = ad.AnnData(counts, obs=obs, var=pd.DataFrame(index=gut.var_names[genes]))
+    half.write_h5ad(tmp_path / "half.h5ad")
+    run("data", "lookup", store, tmp_path / "half.h5ad", "--out", tmp_path / "found.csv")
+    assert "found      510 of 510 (100.0%): " in capsys.readouterr().out
+    found = pd.read_csv(tmp_path / "found.csv")
+    assert set(found["data_set"]) == {"scp1884_gut_1020"}
+    assert found["row"].tolist() == rows.tolist()
+    assert set(found["split"]) == {"training", "validation"}
+    half.X.data[7] += 1
+    half.write_h5ad(tmp_path / "changed.h5ad")
+    run("data", "lookup", store, tmp_path / "changed.h5ad")
+    assert "found      509 of 510 (99.8%): " in capsys.readouterr().out

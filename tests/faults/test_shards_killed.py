@@ -43,6 +43,7 @@ class Preparation:
         assert prepare(self.words(self.whole), folder / "log", count=folder / "steps") == 0
         self.steps = int((folder / "steps").read_text())
         self.expected = contents(self.whole)
+        assert "a/cell_hash/c/0" in self.expected  # so hashes of cells survive kills and do not depend on workers
 
     def words(self, out: Path, *more: str) -> list[str | Path]:
         return [*self.files, "--medians", self.medians, "--out", out, "--keep-values", "--test", "0.2", *more]

@@ -54,6 +54,21 @@ def test_tokens_of_a_cell(dither: bool, expected: list[int]) -> None:
     assert tokens.tolist() == expected
 
 
+def test_hash_of_a_cell() -> None:
+    """The same, dithered or not, and independent of the medians. A hand-made sum stands beside it."""
+    vocabulary = Vocabulary("as-is", ("g0", "g1", "g2"))
+    numbers = np.array([2, -1, 0, 1], np.int32)
+    cell = sp.csr_matrix(np.array([[3.0, 7, 0, 1], [0, 5, 0.5, 0]]))
+    terms = {("g2", 3.0): 0, ("g1", 1.0): 0, ("g0", 0.5): 1}
+    expected = [0, 0]
+    for (gene, count), row in terms.items():
+        bits = int(np.float32(count).view(np.uint32))
+        expected[row] = (expected[row] + mix64_int(hash_string(gene) ^ bits)) % 2**64
+    for medians, dither in ((np.ones(3), False), (np.array([1.0, 2.0, 4.0]), True)):
+        ranked = Tokenizer(vocabulary, medians, 8, dither).ranker.rank(cell, numbers)
+        assert ranked.hashes.tolist() == expected == [0x0448C93619413135, 0x5CAAAE9299D2D0B6]
+
+
 def test_splits() -> None:
     by_cell = split_by_cell("a", np.arange(20), SplitOptions(validation=0.3, test=0.2))
     assert by_cell.tolist() == [0, 1, 0, 0, 0, 0, 0, 1, 0, 0, 2, 1, 1, 0, 1, 0, 0, 0, 1, 0]

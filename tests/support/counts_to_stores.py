@@ -17,7 +17,7 @@ from tests.support.count_files import draw_counts, write_counts
 SMALL = {
     name: (dtype, chunk, shard)
     for (name, (dtype, _, _)), chunk, shard in zip(
-        writer.LAYOUT.items(), (64, 8, 64, 8), (256, 32, 256, 16), strict=True
+        writer.LAYOUT.items(), (64, 8, 64, 8, 8), (256, 32, 256, 16, 16), strict=True
     )
 }
 

@@ -23,6 +23,7 @@ from tests.support.random_stores import flip_byte
 
 SMALL = {
     "tokens": ("<u2", 64, 256), "indptr": ("<i8", 8, 32), "values": ("<f4", 64, 256), "split": ("|u1", 8, 16),
+    "cell_hash": ("<u8", 8, 16),
 }  # fmt: skip
 
 
@@ -109,6 +110,15 @@ def test_elements_after_a_damaged_shard_of_indptr_are_checked(made: Path) -> Non
     unreadable, wrong = find_damage(made)
     assert unreadable.startswith(f"{file}: cannot be read at all")
     assert wrong.startswith(f"{made}/one/indptr: cell 99 has ")
+
+
+def test_cell_hashes_that_are_not_what_was_written(made: Path) -> None:
+    """They are not part of the content, so their own SHA-256 in the manifest must find a change."""
+    change(made, "cell_hash", 40, 1)
+    assert find_damage(made) == [f"{made}/one/cell_hash: is not what was written: its SHA-256 differs"]
+    flip_byte(made / "one/cell_hash/c/3", 1)
+    (problem,) = find_damage(made)
+    assert problem.startswith(f"{made}/one/cell_hash/c/3: chunk 1 is damaged (")
 
 
 def test_an_indptr_that_ends_early(made: Path) -> None:
