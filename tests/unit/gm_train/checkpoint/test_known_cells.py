@@ -30,7 +30,7 @@ def trained(atlas: Atlas, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs")
     shutil.copytree(atlas.store, folder / "store.zarr")
     words = [*tiny_words(folder / "store.zarr", folder / "run"), "data.weights={second: 0}", "trainer.max_steps=4"]
-    fit(load_config([*words, "optim.schedule_steps=4", "optim.warmup_steps=2"]))
+    fit(load_config(*words, "optim.schedule_steps=4", "optim.warmup_steps=2"))
     return folder
 
 
