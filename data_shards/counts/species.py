@@ -29,11 +29,14 @@ def find_species(genes: Iterable[str]) -> str | None:
     return min(prefixes, key=lambda prefix: (-prefixes[prefix], prefix)) if prefixes else None
 
 
-def refuse_species_mixed(species: Mapping[str, str | None]) -> None:
+def refuse_species_mixed(
+    species: Mapping[str, str | None], remedy: str = "make separate medians and stores for each species"
+) -> None:
     """Raise DataError if data sets are of different known species.
 
     Args:
         species: for each data set, by name, the result of `find_species`.
+        remedy: what the message advises.
     """
     examples: dict[str, str] = {}
     for name, prefix in species.items():
@@ -43,7 +46,4 @@ def refuse_species_mixed(species: Mapping[str, str | None]) -> None:
         found = ", ".join(
             f"{name}: {_NAMES.get(prefix, 'another species')} ({prefix}…)" for prefix, name in examples.items()
         )
-        raise DataError(
-            f"data sets of different species cannot be combined ({found}): make separate medians and stores for each "
-            "species"
-        )
+        raise DataError(f"data sets of different species cannot be combined ({found}): {remedy}")
