@@ -126,7 +126,8 @@ def _open_h5ad(source: Path, path: Path) -> Iterator[AnnDataCopy]:
         try:
             with h5py.File(output, "r+" if same else "w") as root:
                 if not same:
-                    translate(open_root(source), root, source, output.check)
+                    with opened(source) as tree:
+                        translate(tree, root, source, output.check)
                 yield AnnDataCopy(root, output)
         finally:
             output.check()
@@ -140,7 +141,8 @@ def _open_zarr(source: Path, path: Path) -> Iterator[AnnDataCopy]:
         is_consolidated = zarr.open_group(path, mode="r").metadata.consolidated_metadata is not None
     else:
         root = zarr.open_group(path, mode="w", zarr_format=settings.zarr_write_format)
-        translate(open_root(source), root, source)
+        with opened(source) as tree:
+            translate(tree, root, source)
         is_consolidated = True
     yield AnnDataCopy(root, None)
     if is_consolidated:
@@ -159,8 +161,22 @@ def _copy_files(pairs: list[tuple[Path, Path]]) -> None:
                     bar.update(len(block))
 
 
-def require_groups(root: Any, source: Path) -> None:
+@contextmanager
+def opened(source: Path) -> Iterator[Any]:
+    """Open the root group of a file of counts for the length of the block."""
+    root = open_root(source)
+    try:
+        yield root
+    finally:
+        if isinstance(root, h5py.File):
+            root.close()
+
+
+def require_groups(source: Path) -> None:
     """Raise DataError if `obsm`, `varm` or `uns` of a file is not a group that can be added to."""
-    for name in ("obsm", "varm", "uns"):
-        if name in root and not isinstance(root[name], h5py.Group | zarr.Group):
-            raise DataError(f"{source}: {name} is stored as before anndata 0.7: write it again with a newer anndata")
+    with opened(source) as root:
+        for name in ("obsm", "varm", "uns"):
+            if name in root and not isinstance(root[name], h5py.Group | zarr.Group):
+                raise DataError(
+                    f"{source}: {name} is stored as before anndata 0.7: write it again with a newer anndata"
+                )

@@ -13,7 +13,6 @@ import torch
 
 from data_shards.counts.count_file import CountFile, open_counts
 from data_shards.counts.count_options import CountOptions
-from data_shards.counts.formats import open_root
 from data_shards.errors import OptionError
 from data_shards.files.fingerprint import Fingerprint
 from data_shards.tokens.drift import Drift
@@ -104,10 +103,11 @@ def embed_file(
     model.to(device)
     precision = options.precision or default_precision(config, device)
     with open_counts(source, options.counts) as counts:
-        require_groups(open_root(source), source)
+        require_groups(source)
         chunks = TokenChunks(counts, tokenizer, options.min_mapped)
         n_genes = len(tokenizer.vocabulary.genes)
         say(f"{counts.n_cells:,} cells; {chunks.columns.report}; {chunks.columns.found:,} of the model's {n_genes:,}")
+        say(f"hashing {source}, and copying it")
         fingerprint = Fingerprint.of(source)
         with copied(source, out) as copy:
             array = copy.add_array("obsm", CELLS, counts.n_cells, config.model.d_model)

@@ -27,7 +27,6 @@ class TokenChunks:
         tokenizer: the model's.
         min_mapped: share (0 to 1) of the file's genes that must have an id. It is also the share of the vocabulary's
             genes, or of the file's if these are fewer, that both must have.
-        chunk_cells: cells in a chunk.
 
     Attributes:
         columns: how the file's genes are mapped to the vocabulary's.
@@ -36,11 +35,9 @@ class TokenChunks:
         DataError: too few genes are mapped, or they are of another species.
     """
 
-    def __init__(
-        self, counts: CountFile, tokenizer: Tokenizer, min_mapped: float = 0.5, chunk_cells: int = CHUNK_CELLS
-    ) -> None:
+    def __init__(self, counts: CountFile, tokenizer: Tokenizer, min_mapped: float = 0.5) -> None:
         self.columns = tokenizer.bind(counts, min_mapped)
-        self._counts, self._tokenizer, self._chunk_cells = counts, tokenizer, chunk_cells
+        self._counts, self._tokenizer = counts, tokenizer
         # Evenly spaced over the file: donors and cell types often stand one after another.
         self._drift_every = -(-counts.n_cells // DRIFT_CELLS)
         self._sample: list[tuple[np.ndarray, np.ndarray]] = []
@@ -66,7 +63,7 @@ class TokenChunks:
                 yield chunk
 
     def _chunks(self) -> Iterator[tuple[int, Ragged]]:
-        for first, cells in self._counts.chunks(self._chunk_cells):
+        for first, cells in self._counts.chunks(CHUNK_CELLS):
             sampled = np.arange(-first % self._drift_every, cells.shape[0], self._drift_every)
             if len(sampled):
                 self._sample.append(self._scaled(cells[sampled]))
