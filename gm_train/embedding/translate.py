@@ -22,6 +22,8 @@ from data_shards.workers.progress import Progress
 
 #: Elements that are in memory at a time, unless a chunk of the input has more.
 _ELEMENTS = 1 << 20
+#: The same for texts, which are objects of Python meanwhile.
+_TEXTS = 1 << 16
 
 
 def _nothing() -> None:
@@ -70,7 +72,7 @@ def _copy_group(source: Any, target: Any, path: Path, check: Callable[[], None],
 def _copy_array(source: Any, target: Any, name: str, path: Path, check: Callable[[], None]) -> None:
     is_text = source.dtype.kind in "OT"
     row = max(1, int(np.prod(source.shape[1:])))
-    n_rows = max(1, min(source.shape[0], _ELEMENTS // row))
+    n_rows = max(1, min(source.shape[0], (_TEXTS if is_text else _ELEMENTS) // row))
     if isinstance(target, h5py.Group):
         dtype = h5py.string_dtype() if is_text else source.dtype
         # gzip is the filter that every HDF5 has; it cannot be used without elements.

@@ -41,6 +41,7 @@ def read(path: Path) -> ad.AnnData:
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut arrays and files so that the cells of a test take several pieces."""
     monkeypatch.setattr(translate, "_ELEMENTS", 64)
+    monkeypatch.setattr(translate, "_TEXTS", 16)
     monkeypatch.setattr(anndata_copy, "_BLOCK", 1000)
     monkeypatch.setattr(anndata_copy, "_CHUNK", 1024)
 
