@@ -45,7 +45,9 @@ class CountSource:
         return CountFile(self.path, self.options, self.by_cell)
 
 
-def open_counts(path: str | Path, options: CountOptions | None = None, scratch: Path | None = None) -> "CountFile":
+def open_counts(
+    path: str | Path, options: CountOptions | None = None, scratch: Path | None = None, root: Any = None
+) -> "CountFile":
     """Open an AnnData file to read its counts.
 
     Args:
@@ -54,11 +56,12 @@ def open_counts(path: str | Path, options: CountOptions | None = None, scratch: 
         scratch: an existing folder that all workers see. If counts are stored by gene, their copy by cell is kept in
             this folder as a part, and reused if it exists already. None puts the copy in TMPDIR and removes it when the
             file is closed.
+        root: the file as it is open already, for counts in memory.
 
     Raises:
         DataError: the file is missing, damaged, empty or not AnnData, or it lacks the matrix named by the options.
     """
-    counts = CountFile(Path(path), options or CountOptions(), scratch=scratch)
+    counts = CountFile(Path(path), options or CountOptions(), scratch=scratch, root=root)
     try:
         counts.require_whole()
     except BaseException:
@@ -74,7 +77,7 @@ class CountFile:
         path: the file, or the directory of an AnnData-Zarr.
         options: where its counts are.
         by_cell: the copy by cell of counts that are stored by gene, if it exists already.
-        scratch: as for `open_counts`.
+        scratch, root: as for `open_counts`.
 
     Attributes:
         path, options: as given.
@@ -86,12 +89,17 @@ class CountFile:
     """
 
     def __init__(
-        self, path: Path, options: CountOptions, by_cell: CellMajorCopy | None = None, scratch: Path | None = None
+        self,
+        path: Path,
+        options: CountOptions,
+        by_cell: CellMajorCopy | None = None,
+        scratch: Path | None = None,
+        root: Any = None,
     ) -> None:
         self.path = path
         self.options = options
         self.name = path.stem
-        self._root = open_root(path)
+        self._root = open_root(path) if root is None else root
         self._by_cell = by_cell
         self._scratch = scratch
         self._temporary: tempfile.TemporaryDirectory[str] | None = None

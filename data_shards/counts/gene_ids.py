@@ -20,7 +20,7 @@ GENE_TABLE_FILE = "gene_table.parquet"
 _ENSEMBL = re.compile(r"(ENS[A-Z]*G\d{11})(\.\d+)?(_PAR_Y)?")
 _SYMBOL_AND_ID = re.compile(r".+_(ENS[A-Z]*G\d{11})(\.\d+)?")
 #: Columns of `var` that hold Ensembl ids in files of Cell Ranger, scanpy and CELLxGENE.
-_ID_COLUMNS = ("gene_ids", "ensembl_id", "feature_id", "gene_id")
+ID_COLUMNS = ("gene_ids", "ensembl_id", "feature_id", "gene_id")
 
 
 def ensembl_id(name: str) -> str | None:
@@ -174,6 +174,7 @@ def find_gene_ids(
         DataError: fewer genes than `min_mapped` could be mapped.
     """
     column, names = _names(counts) if kind == "as-is" else _names_or_ids(counts)
+    kind_is_given = kind is not None
     if kind is None:
         kind = "ensembl" if table is not None or _share_of_ids(names) >= 0.5 else "as-is"
     counter: Counter[str] = Counter()
@@ -199,10 +200,12 @@ def find_gene_ids(
     )
     share = report.mapped / max(1, report.delivered)
     if kind == "ensembl" and share < min_mapped:
+        # A given kind is that of a vocabulary, whose own gene table has been used already.
+        remedy = "lower --min-mapped" if kind_is_given else "give the gene table of this species with --gene-table"
         raise DataError(
             f"{counts.path}: only {report.mapped:,} of {report.delivered:,} genes ({share:.1%}) have an Ensembl id, "
             f"less than --min-mapped {min_mapped:g} (not found: {', '.join(unknown)} …): name the column of var with "
-            "ids or symbols with --gene-column, or give the gene table of this species with --gene-table"
+            f"ids or symbols with --gene-column, or {remedy}"
         )
     return GeneIds(kind, tuple(ids), report)
 
@@ -234,11 +237,11 @@ def _names(counts: CountFile) -> tuple[str | None, list[str]]:
 
 
 def _names_or_ids(counts: CountFile) -> tuple[str | None, list[str]]:
-    """`_names`, or one of `_ID_COLUMNS` with its Ensembl ids if the names are not Ensembl ids."""
+    """`_names`, or one of `ID_COLUMNS` with its Ensembl ids if the names are not Ensembl ids."""
     named, names = _names(counts)
     if named is not None or _share_of_ids(names) >= 0.5:
         return named, names
-    for column in _ID_COLUMNS:
+    for column in ID_COLUMNS:
         if column in counts.var.columns:
             ids = ["" if pd.isna(value) else str(value) for value in counts.var[column]]
             if _share_of_ids(ids) >= 0.5:

@@ -34,11 +34,14 @@ def species_name(prefix: str) -> str:
     return f"{_NAMES.get(prefix, 'another species')} ({prefix}…)"
 
 
-def refuse_species_mixed(species: Mapping[str, str | None]) -> None:
+def refuse_species_mixed(
+    species: Mapping[str, str | None], remedy: str = "make separate medians and stores for each species"
+) -> None:
     """Raise DataError if data sets are of different known species.
 
     Args:
         species: for each data set, by name, the result of `find_species`.
+        remedy: what the message advises.
     """
     examples: dict[str, str] = {}
     for name, prefix in species.items():
@@ -46,7 +49,4 @@ def refuse_species_mixed(species: Mapping[str, str | None]) -> None:
             examples.setdefault(prefix, name)
     if len(examples) > 1:
         found = ", ".join(f"{name}: {species_name(prefix)}" for prefix, name in examples.items())
-        raise DataError(
-            f"data sets of different species cannot be combined ({found}): make separate medians and stores for each "
-            "species"
-        )
+        raise DataError(f"data sets of different species cannot be combined ({found}): {remedy}")

@@ -122,7 +122,7 @@ def set_aside(path: Path) -> Path | None:
 def refuse_existing(path: Path, replace: bool = False) -> None:
     """Raise DataError if an output exists already and is not to be replaced."""
     if path.exists() and not replace:
-        raise DataError(f"{path}: exists already: remove it or choose another --out")
+        raise DataError(f"{path}: exists already: remove it or choose another name")
 
 
 def hash_path(path: Path) -> str:

@@ -1,6 +1,5 @@
 """Write a simulated atlas as `.h5ad`, a few thousand cells at a time."""
 
-import io
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -15,6 +14,7 @@ from anndata.io import write_elem
 
 from data_shards.errors import OptionError
 from data_shards.files.atomic import whole_file
+from data_shards.files.hdf5_output import Hdf5Output
 from data_shards.simulate.atlas import CHUNK_CELLS, I64, draw_atlas, draw_cells, format_gmt
 from data_shards.simulate.atlas_options import AtlasOptions
 from data_shards.workers.progress import Progress
@@ -49,7 +49,7 @@ def write_atlas(out: Path, options: AtlasOptions, compression: str = "lzf", work
     atlas = draw_atlas(options)
     gene_names = [f"GENE{i:05d}" for i in range(options.genes)]
     with whole_file(gmt) as gmt_file, whole_file(out) as h5ad_file:
-        with _Output(h5ad_file) as output:
+        with Hdf5Output(h5ad_file, "w+") as output:
             try:
                 with Workers(workers) as pool, h5py.File(output, "w") as file:
                     kind = None if compression == "none" else compression
@@ -65,41 +65,6 @@ def _draw(options: AtlasOptions, first: int) -> tuple[I64, I64, sp.csr_matrix]:
     """Draw the chunk of cells that begins with cell `first`."""
     size = min(CHUNK_CELLS, options.cells - first)
     return draw_cells(draw_atlas(options), options, first // CHUNK_CELLS, size)
-
-
-class _Output(io.FileIO):
-    """A new file whose `write` keeps the first error for `check` instead of raising it inside HDF5.
-
-    After a failed write HDF5 cannot close some of its datasets, and crashes when the program ends.
-    """
-
-    def __init__(self, path: Path) -> None:
-        super().__init__(path, "w+")
-        self._error: OSError | None = None
-
-    def write(self, values: Any) -> int:
-        left = memoryview(values).cast("B")
-        size = len(left)
-        while len(left) and self._error is None:
-            try:
-                left = left[super().write(left) :]
-            except OSError as error:
-                self._error = error
-        return size
-
-    def readinto(self, buffer: Any) -> int:
-        """Fill the whole buffer, with zeros past the end of the file: h5py assumes that it was filled."""
-        left = memoryview(buffer).cast("B")
-        size = len(left)
-        while len(left) and (n_read := super().readinto(left)):
-            left = left[n_read:]
-        left[:] = bytes(len(left))
-        return size
-
-    def check(self) -> None:
-        """Raise OSError if a write has failed."""
-        if self._error is not None:
-            raise self._error
 
 
 def _write_cells(

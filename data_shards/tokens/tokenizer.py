@@ -115,7 +115,11 @@ class Tokenizer:
         found = find_gene_ids(counts, self.gene_table, min_mapped, self.vocabulary.kind)
         if self.vocabulary.kind == "ensembl":
             own = find_species(gene for gene in found.ids if gene is not None)
-            refuse_species_mixed({str(counts.path): own, "the vocabulary": find_species(self.vocabulary.genes)})
+            refuse_species_mixed(
+                {str(counts.path): own, "the vocabulary": find_species(self.vocabulary.genes)},
+                "use medians, or a model, of its species, or name a column of var with the ids of orthologs with "
+                "--gene-column",
+            )
         token_of = self.vocabulary.token_of
         tokens = [token_of.get(gene, -1) if gene is not None else -1 for gene in found.ids]
         numbers = np.array([token - FIRST_GENE if token >= 0 else -1 for token in tokens], np.int32)

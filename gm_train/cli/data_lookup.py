@@ -4,7 +4,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gm_train.cli.data_options import add_command, add_reading, count_options
+from gm_train.cli.data_options import add_command, add_count_options, count_options
 
 if TYPE_CHECKING:
     from data_shards.inspect.lookup import KnownCells
@@ -22,7 +22,7 @@ def add_lookup(commands: Any) -> None:
         "where", metavar="STORE_OR_CHECKPOINT", help="token store (folder or URL), checkpoint, or run directory"
     )
     parser.add_argument("file", type=Path, metavar="FILE", help="count file: AnnData (.h5ad) or an AnnData-Zarr folder")
-    add_reading(parser)
+    add_count_options(parser)
     parser.add_argument("--store", help="store of the checkpoint, if it is not where it was in training")
     parser.add_argument(
         "--out",

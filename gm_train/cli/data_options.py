@@ -33,11 +33,11 @@ def add_counts(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "files", nargs="+", type=Path, metavar="FILE", help="count files: AnnData (.h5ad) or AnnData-Zarr folders"
     )
-    add_reading(parser)
+    add_count_options(parser)
 
 
-def add_reading(parser: argparse.ArgumentParser) -> None:
-    """Add the options of how count files are read."""
+def add_count_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of how to read counts."""
     group = parser.add_argument_group("counts")
     group.add_argument("--layer", help="layer with the counts (default: X)")
     group.add_argument("--raw", action="store_true", help="read raw/X instead of X")
@@ -57,7 +57,7 @@ def add_reading(parser: argparse.ArgumentParser) -> None:
 
 
 def count_options(arguments: argparse.Namespace) -> Any:
-    """Return the options of `add_reading` as `data_shards.counts.count_options.CountOptions`."""
+    """Return the options of `add_count_options` as `data_shards.counts.count_options.CountOptions`."""
     from data_shards.counts.count_options import CountOptions
 
     return CountOptions(

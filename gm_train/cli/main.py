@@ -12,7 +12,7 @@ from contextlib import nullcontext
 
 from data_shards.errors import DataError, OptionError
 from data_shards.workers import interrupts
-from gm_train.cli import bench, ckpt, data, doctor, eval, fit, launch
+from gm_train.cli import bench, ckpt, data, doctor, embed, eval, fit, launch
 from gm_train.ranks.launch_local import OtherRankFailed, is_first
 
 
@@ -37,6 +37,7 @@ def build_parser() -> argparse.ArgumentParser:
     fit.add_parser(subparsers)
     bench.add_parser(subparsers)
     eval.add_parser(subparsers)
+    embed.add_parser(subparsers)
     ckpt.add_parser(subparsers)
     launch.add_parser(subparsers)
     doctor.add_parser(subparsers)
@@ -64,7 +65,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     try:
         # `fit` handles signals itself.
-        with interrupts.noted() if arguments.command == "data" else nullcontext():
+        with interrupts.noted() if arguments.command in ("data", "embed") else nullcontext():
             code: int = arguments.run(arguments)
         sys.stdout.flush()
         return code

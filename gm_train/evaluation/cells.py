@@ -1,6 +1,5 @@
 """The cells of an evaluation, tokenised again from their counts: a store's tokens do not give dithered ranks."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,12 +19,12 @@ from data_shards.hashing import U64, fold, hash_string, mix64
 from data_shards.store.arrays import open_array
 from data_shards.store.manifest import TRAIN, VALIDATION, DatasetEntry, Manifest
 from data_shards.store.obs_parquet import SOURCE_ROW, read_column
-from data_shards.tokens.tokenizer import DRIFT_FACTOR, DRIFT_SHARE, DRIFT_VALUES, Tokenizer
+from data_shards.tokens.drift import measure_drift
+from data_shards.tokens.tokenizer import Tokenizer
 from data_shards.workers.progress import Progress
+from gm_train.embedding.ragged import Ragged
 from gm_train.evaluation.probes import Labels
-from gm_train.evaluation.ragged import Ragged
 
-_LOG = logging.getLogger(__name__)
 #: Cells of counts read at once.
 _ROWS = 4_096
 #: Cells whose split is read at once.
@@ -193,20 +192,8 @@ def _read(
             parts.append((Ragged(*plain.encode(cells, columns)), Ragged(*dithered.encode(cells, columns)), expression))
         bar.update(len(wanted))
     if scaled_counts:
-        _warn_of_drift(counts.name, tokenizer, *(np.concatenate(each) for each in zip(*scaled_counts, strict=True)))
+        measure_drift(counts.name, tokenizer, *(np.concatenate(each) for each in zip(*scaled_counts, strict=True)))
     return parts
-
-
-def _warn_of_drift(
-    name: str, tokenizer: Tokenizer, genes: npt.NDArray[np.int32], values: npt.NDArray[np.float64]
-) -> None:
-    share, n_genes = tokenizer.drift(genes, values)
-    if share > DRIFT_SHARE:
-        _LOG.warning(
-            f"{name}: its medians drift from the tokenizer's: {share:.0%} of the {n_genes:,} genes with at least "
-            f"{DRIFT_VALUES} counts here differ by more than a factor of {DRIFT_FACTOR:g}, so its ranks mean "
-            "something else than in training"
-        )
 
 
 def _labels(store: Location, where: dict[int, DatasetEntry], label: str, data_set: I64, row: I64) -> Labels:

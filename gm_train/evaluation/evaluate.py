@@ -7,9 +7,9 @@ from pathlib import Path
 from data_shards.tokens.vocabulary import FIRST_GENE
 from data_shards.workers.progress import Progress
 from gm_train.config.schema import Config
+from gm_train.embedding.embed_cells import F32
 from gm_train.evaluation import score_table
 from gm_train.evaluation.cells import EvaluationCells
-from gm_train.evaluation.embeddings import F32
 from gm_train.evaluation.figures import RANKS, Row
 from gm_train.evaluation.score_pictures import draw_embeddings, draw_scores
 from gm_train.evaluation.task import Subject

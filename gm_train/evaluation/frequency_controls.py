@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from data_shards.tokens.vocabulary import FIRST_GENE
+from gm_train.embedding.ragged import Ragged
 from gm_train.evaluation.masked_genes import MaskedCells
-from gm_train.evaluation.ragged import Ragged
 
 #: Bins of the relative rank (rank divided by the cell's length).
 RANK_BINS = 32

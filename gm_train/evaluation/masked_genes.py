@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data_shards.errors import DataError
 from data_shards.hashing import U64
-from gm_train.evaluation.ragged import Ragged, padded_batches
+from gm_train.embedding.ragged import Ragged, padded_batches
 from gm_train.model.genemamba import GeneMamba
 from gm_train.objective.masking import mask_tokens
 
@@ -115,9 +115,9 @@ def model_predictor(model: GeneMamba) -> Predictor:
         for numbers, input_ids, segment in padded_batches(shown, device):
             # Index of each token of the batch in the flat arrays; pads are never hidden.
             flat = masked.cells.indptr[numbers][:, None] + np.arange(input_ids.shape[1])
-            hidden = segment.cpu().numpy() > 0
+            hidden = segment[: len(numbers)].cpu().numpy() > 0
             hidden[hidden] = masked.hidden[flat[hidden]]
-            states = model(input_ids, segment)[torch.from_numpy(hidden).to(device)]
+            states = model(input_ids, segment)[: len(numbers)][torch.from_numpy(hidden).to(device)]
             positions = flat[hidden]
             for start in range(0, len(positions), rows):
                 logits = model.logits(states[start : start + rows]).float()

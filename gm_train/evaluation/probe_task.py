@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
-from gm_train.evaluation.embeddings import F32, embed_cells, principal_components
+from gm_train.embedding.embed_cells import F32, embed_cells
 from gm_train.evaluation.figures import MODEL, PCA, RANDOM, RANKS, Row, compare, figures
+from gm_train.evaluation.principal_components import principal_components
 from gm_train.evaluation.probes import ProbeSplit, probe
 from gm_train.evaluation.task import EvaluationTask, Subject
 

@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 
 from gm_train.config.schema import Config
+from gm_train.embedding.embed_cells import F32
 from gm_train.evaluation.cells import EvaluationCells
-from gm_train.evaluation.embeddings import F32
 from gm_train.evaluation.figures import Columns, Row
 from gm_train.model.genemamba import GeneMamba
 

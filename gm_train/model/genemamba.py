@@ -10,6 +10,7 @@ from gm_train.config.schema import ModelConfig
 from gm_train.model.layer_stack import LayerStack
 from gm_train.model.norm import RMSNorm
 from gm_train.model.output_layer import OutputLayer
+from gm_train.model.pooling import POOLS
 
 
 class GeneMamba(nn.Module):
@@ -60,12 +61,13 @@ class GeneMamba(nn.Module):
         return cast(Tensor, self.output(states, self.embedding.weight, targets))
 
 
-def cell_embeddings(states: Tensor, segment: Tensor) -> Tensor:
-    """Average the final states over the tokens of each cell.
+def cell_embeddings(states: Tensor, segment: Tensor, pool: str = "mean") -> Tensor:
+    """Pool the final states over the tokens of each cell.
 
     Args:
         states: (batch, length, d_model).
         segment: integer (batch, length), 0 on the unused tail.
+        pool: one of `POOLS`.
 
     Returns:
         (n_cells, d_model), in the type of `states` but at least float32: the cells of row 0 in the order of their
@@ -75,7 +77,5 @@ def cell_embeddings(states: Tensor, segment: Tensor) -> Tensor:
     numbers = torch.arange(1, int(segment.max()) + 1, device=segment.device)
     member = segment[:, None, :] == numbers[:, None]  # (batch, numbers, length)
     with torch.autocast(states.device.type, enabled=False):
-        sums = member.to(states.dtype) @ states
-    tokens = member.sum(-1)
-    used = tokens > 0
-    return sums[used] / tokens[used, None]
+        pooled = POOLS[pool](states, member)
+    return pooled[member.any(-1)]

@@ -14,6 +14,7 @@ from data_shards.prepare.make_store import make_store
 from data_shards.prepare.splits import SplitOptions
 from data_shards.tokens.tokenizer import Tokenizer
 from data_shards.tokens.vocabulary import FIRST_GENE, MASK, PAD
+from gm_train.embedding.ragged import Ragged
 from gm_train.evaluation import score_table
 from gm_train.evaluation.cells import EvaluationCells, read_cells
 from gm_train.evaluation.figures import RANKS
@@ -22,7 +23,6 @@ from gm_train.evaluation.masked_genes import MaskedCells, Predictor, score_maske
 from gm_train.evaluation.masked_task import MaskedGenesTask
 from gm_train.evaluation.order_control import NEIGHBOURS, OrderControl
 from gm_train.evaluation.probe_task import ProbeTask
-from gm_train.evaluation.ragged import Ragged
 from tests.support.evaluation_cases import VOCABULARY, answers, mask, ragged, random_cells
 from tests.unit.gm_train.evaluation.test_score_table import make_results
 

@@ -10,6 +10,9 @@ from torch import Tensor
 
 from data_shards.tokens.vocabulary import PAD
 
+#: Rows of a batch are a multiple of this many tokens long.
+_LENGTH_STEP = 32
+
 
 def batch_tokens(device: torch.device) -> int:
     """Tokens of a padded batch, pads included: few enough for a CPU's caches, or enough to fill a GPU."""
@@ -59,6 +62,9 @@ class Ragged:
 def padded_batches(cells: Ragged, device: torch.device) -> Iterator[tuple[npt.NDArray[np.int64], Tensor, Tensor]]:
     """Yield batches of cells of similar length, one cell to a row.
 
+    The shape of a batch follows from the length of its cells alone: that length is rounded up, and rows that no cell
+    needs stay empty. Kernels may round differently for other shapes, and a cell's states must be the same in any batch.
+
     The longest cells come first, so that memory runs out in the first batch or never. Cells without tokens are skipped.
 
     Args:
@@ -66,19 +72,23 @@ def padded_batches(cells: Ragged, device: torch.device) -> Iterator[tuple[npt.ND
         device: of the tensors.
 
     Yields:
-        The cells' numbers, int64 (batch,); tokens, int64 (batch, length), pads at the end; segments, int64 (batch,
-        length), 1 on the cell and 0 on pads.
+        The cells' numbers, int64 (n,), n <= batch; tokens, int64 (batch, length), pads at the end; segments, int64
+        (batch, length), 1 on the cell and 0 on pads. Row i is the i-th cell; rows from n on are empty.
     """
     budget = batch_tokens(device)  # at least one cell is taken, whatever its length
     lengths = cells.lengths
-    order = np.argsort(-lengths, kind="stable")
+    padded = -(-lengths // _LENGTH_STEP) * _LENGTH_STEP
+    order = np.argsort(-padded, kind="stable")
     order = order[lengths[order] > 0]
     start = 0
     while start < len(order):
-        length = int(lengths[order[start]])
-        numbers = order[start : start + max(1, budget // length)]
+        length = int(padded[order[start]])
+        rows = max(1, budget // length)
+        numbers = order[start : start + rows]
+        numbers = numbers[padded[numbers] == length]
         start += len(numbers)
-        real = np.arange(length) < lengths[numbers][:, None]
+        real = np.zeros((rows, length), dtype=np.bool_)
+        real[: len(numbers)] = np.arange(length) < lengths[numbers][:, None]
         input_ids = np.full(real.shape, PAD, dtype=np.int64)
         input_ids[real] = cells.take(numbers).tokens
         yield (

@@ -1,0 +1,202 @@
+"""Embed the cells of a file of any size, and write a copy of the file with their vectors."""
+
+import hashlib
+import importlib.metadata
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from data_shards.counts.count_file import CountFile, open_counts
+from data_shards.counts.count_options import CountOptions
+from data_shards.errors import OptionError
+from data_shards.files.fingerprint import Fingerprint
+from data_shards.tokens.drift import Drift
+from data_shards.tokens.tokenizer import DRIFT_FACTOR, DRIFT_VALUES, Tokenizer
+from data_shards.tokens.vocabulary import FIRST_GENE
+from data_shards.workers.progress import Progress
+from gm_train.checkpoint.find import Checkpoint, load_model, open_checkpoint
+from gm_train.embedding.anndata_copy import copied, refuse_output, require_groups
+from gm_train.embedding.embed import default_device, default_precision, require_pool
+from gm_train.embedding.embed_cells import embed_cells
+from gm_train.embedding.token_chunks import DRIFT_CELLS, TokenChunks
+from gm_train.model.genemamba import GeneMamba
+
+#: Names of what is written.
+CELLS, GENES, RECORD = "X_genemamba", "X_genemamba_genes", "genemamba"
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    """How to embed a file.
+
+    Attributes:
+        pool: one of `gm_train.model.pooling.POOLS`.
+        precision: "fp32" or "bf16"; None chooses by the device and the model's run.
+        genes: also write the embeddings of the genes.
+        counts: where the counts are.
+        min_mapped: refuse a file if less than this share of its genes can be mapped, 0 to 1.
+    """
+
+    pool: str = "mean"
+    precision: str | None = None
+    genes: bool = False
+    counts: CountOptions = field(default_factory=CountOptions)
+    min_mapped: float = 0.5
+
+    def __post_init__(self) -> None:
+        require_pool(self.pool)
+        if self.genes and self.counts.raw:
+            raise OptionError("--genes with --raw: varm describes the genes of X, and raw has others: leave one out")
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What embedding a file has done.
+
+    Attributes:
+        n_cells: cells of the file.
+        n_empty: cells without a token, whose vectors are NaN.
+        n_tokens: tokens of all cells.
+        seconds: from the first cell to the last, reading and writing included.
+        model_seconds: the part of it in the model.
+    """
+
+    n_cells: int
+    n_empty: int
+    n_tokens: int
+    seconds: float
+    model_seconds: float
+
+
+def embed_file(
+    checkpoint_path: Path,
+    source: Path,
+    out: Path,
+    options: EmbedOptions | None = None,
+    say: Callable[[str], object] = print,
+) -> Embedded:
+    """Write a copy of a file with `obsm["X_genemamba"]`, float32 (n_cells, d_model), and `uns["genemamba"]`.
+
+    Memory does not grow with the number of cells.
+
+    Args:
+        checkpoint_path: a checkpoint, or a run directory for its newest one.
+        source: raw counts, an `.h5ad` file or an AnnData-Zarr folder; it is not changed.
+        out: the new `.h5ad` file or `.zarr` folder; it is complete or absent.
+        options: how to embed.
+        say: takes lines of the report.
+
+    Raises:
+        DataError: there is no checkpoint, the file cannot be used, or `out` exists or cannot be written.
+    """
+    options = options or EmbedOptions()
+    refuse_output(source, out)
+    checkpoint = open_checkpoint(checkpoint_path)
+    say(f"checkpoint {checkpoint.path}, step {checkpoint.step:,}")
+    device = default_device()
+    model, tokenizer, config = load_model(checkpoint)
+    model.to(device)
+    precision = options.precision or default_precision(config, device)
+    with open_counts(source, options.counts) as counts:
+        require_groups(source)
+        chunks = TokenChunks(counts, tokenizer, options.min_mapped)
+        n_genes = len(tokenizer.vocabulary.genes)
+        say(f"{counts.n_cells:,} cells; {chunks.columns.report}; {chunks.columns.found:,} of the model's {n_genes:,}")
+        say(f"hashing {source}, and copying it")
+        fingerprint = Fingerprint.of(source)
+        with copied(source, out) as copy:
+            array = copy.add_array("obsm", CELLS, counts.n_cells, config.model.d_model)
+            n_empty, n_tokens, model_seconds, start = 0, 0, 0.0, time.perf_counter()
+            with Progress(total=counts.n_cells, desc="embedding", unit=" cells") as bar:
+                for first, cells in chunks:
+                    before = time.perf_counter()
+                    vectors = embed_cells(model, cells, options.pool, precision, bar.update)
+                    model_seconds += time.perf_counter() - before
+                    array.write(first, vectors)
+                    empty = int((cells.lengths == 0).sum())
+                    bar.update(empty)
+                    n_empty += empty
+                    n_tokens += len(cells.tokens)
+            seconds = time.perf_counter() - start
+            drift = chunks.drift()
+            if options.genes:
+                copy.add_array("varm", GENES, counts.n_genes, config.model.d_model).write(
+                    0, _gene_embeddings(model, chunks.columns.numbers)
+                )
+            used = {"pool": options.pool, "precision": precision, "min_mapped": options.min_mapped}
+            used |= {name: value for name, value in asdict(options.counts).items() if value is not None}
+            record = _record(checkpoint, model, tokenizer, counts, chunks, drift) | {"options": used}
+            record["hashes"]["input"] = fingerprint.sha256
+            record["dropped"]["cells_without_tokens"] = n_empty
+            copy.add_element("uns", RECORD, record)
+            fingerprint.require_unchanged()
+        return Embedded(counts.n_cells, n_empty, n_tokens, seconds, model_seconds)
+
+
+def _gene_embeddings(model: GeneMamba, numbers: np.ndarray) -> np.ndarray:
+    """The embedding of each gene of the file: float32 (n_genes, d_model), NaN for genes without a token."""
+    weight = model.embedding.weight.detach().float().cpu().numpy()
+    found = numbers >= 0
+    rows = np.full((len(numbers), weight.shape[1]), np.nan, dtype=np.float32)
+    rows[found] = weight[numbers[found] + FIRST_GENE]
+    return rows
+
+
+def _record(
+    checkpoint: Checkpoint,
+    model: GeneMamba,
+    tokenizer: Tokenizer,
+    counts: CountFile,
+    chunks: TokenChunks,
+    drift: Drift,
+) -> dict[str, Any]:
+    """What was computed, with what, and what was dropped, as far as it is known before the cells are read."""
+    report, found = chunks.columns.report, int((chunks.columns.numbers >= 0).sum())
+    return {
+        "checkpoint": str(checkpoint.path.resolve()),
+        "step": checkpoint.step,
+        "version": _version(),
+        "input": str(counts.path.resolve()),
+        "hashes": {
+            "weights": hash_weights(model),
+            "vocabulary": tokenizer.vocabulary.hash,
+            "medians": tokenizer.medians_hash,
+            "tokenizer": tokenizer.hash,
+        },
+        "genes": {
+            "delivered": report.delivered,
+            "with_an_id": report.mapped,
+            "with_a_token": found,
+            "of_the_model": len(tokenizer.vocabulary.genes),
+            "of_the_model_found": chunks.columns.found,
+        },
+        "dropped": {"genes_without_token": report.delivered - found},
+        "drift": {
+            "share_of_genes": drift.share,
+            "genes_compared": drift.n_genes,
+            "factor": DRIFT_FACTOR,
+            "values_of_a_gene": DRIFT_VALUES,
+            "cells_at_most": DRIFT_CELLS,
+        },
+    }
+
+
+def hash_weights(model: torch.nn.Module) -> str:
+    """SHA-256 (hex) of all weights, with their names, types and shapes: the same wherever the model is stored."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("gm-train")
+    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
+        return "unknown"
