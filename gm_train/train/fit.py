@@ -52,6 +52,8 @@ from gm_train.train.announce import announce
 from gm_train.train.module import GeneMambaModule
 from gm_train.train.recorder import Recorder
 from gm_train.train.run_report import write_report
+from gm_train.weights.import_weights import refuse_imported
+from gm_train.weights.init_from import INIT, initial_weights
 
 log = logging.getLogger(__name__)
 
@@ -109,15 +111,21 @@ def _fit(
     checkpoint = ranks.from_first(lambda: recover(directory / "checkpoints"))
     _resolve_schedule(config, checkpoint)
     identity = identity_of(config, reader.manifest.hash, tokenizer.vocabulary.hash, tokenizer.medians_hash)
+    start = ranks.together(lambda: initial_weights(config, tokenizer, checkpoint))
+    if start is not None:
+        identity[INIT] = start.identity
     _refuse_differing_ranks(config, identity, ranks)
     if checkpoint is not None:
         saved = json.loads((checkpoint.path / "identity.json").read_text())
+        ranks.from_first(lambda: refuse_imported(checkpoint, saved))
         ranks.from_first(lambda: refuse_other_identity(checkpoint.path, saved, identity))
     position = Position.load(checkpoint.path / "position.json") if checkpoint else Position.start(config.data.lanes)
 
     # This seed decides the initial weights only; data, masks and pairs are drawn by counter-based hashes.
     torch.manual_seed(fold(config.run.seed) >> 1)
     module = GeneMambaModule(config, tokenizer.vocabulary.size, ranks, position.step)
+    if start is not None:
+        start.load_into(module.model)
     recipe = Recipe(
         config.objective,
         config.run.seed,
@@ -134,6 +142,8 @@ def _fit(
     mirror: MlflowMirror | None = None
     if ranks.is_first:
         announce(config, reader, module, data, checkpoint, f"{strategy} ({why})", ranks)
+        if start is not None and start.line:
+            print(start.line)
         mirror = MlflowMirror(config, position.step) if tracking_uri(config) else None
     ranks.from_first(lambda: _begin(config, directory, position, ranks, strategy) if unfinished else None)
     if not unfinished and ranks.is_first:
@@ -184,7 +194,7 @@ def _refuse_differing_ranks(config: Config, identity: dict[str, Any], ranks: Ran
     own = {
         key: value
         for key, value in (flat(config) | identity).items()
-        if key not in ("data.store", "objective.pathways")
+        if key not in ("data.store", "objective.pathways", "model.init_from")
     }
     everyone = ranks.gather(own)
 
