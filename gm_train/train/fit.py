@@ -111,7 +111,7 @@ def _fit(
     checkpoint = ranks.from_first(lambda: recover(directory / "checkpoints"))
     _resolve_schedule(config, checkpoint)
     identity = identity_of(config, reader.manifest.hash, tokenizer.vocabulary.hash, tokenizer.medians_hash)
-    start = ranks.together(lambda: initial_weights(config, tokenizer, checkpoint))
+    start = ranks.from_first(lambda: initial_weights(config, tokenizer, checkpoint))
     if start is not None:
         identity[INIT] = start.identity
     _refuse_differing_ranks(config, identity, ranks)
@@ -125,7 +125,7 @@ def _fit(
     torch.manual_seed(fold(config.run.seed) >> 1)
     module = GeneMambaModule(config, tokenizer.vocabulary.size, ranks, position.step)
     if start is not None:
-        start.load_into(module.model)
+        ranks.together(lambda: start.load_into(module.model, tokenizer))
     recipe = Recipe(
         config.objective,
         config.run.seed,
@@ -143,7 +143,7 @@ def _fit(
     if ranks.is_first:
         announce(config, reader, module, data, checkpoint, f"{strategy} ({why})", ranks)
         if start is not None and start.line:
-            print(start.line)
+            print(start.line, flush=True)
         mirror = MlflowMirror(config, position.step) if tracking_uri(config) else None
     ranks.from_first(lambda: _begin(config, directory, position, ranks, strategy) if unfinished else None)
     if not unfinished and ranks.is_first:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from data_shards.errors import DataError
@@ -90,7 +91,10 @@ def export_weights(path: Path, out: Path, published: bool, store: str | None, li
 def _save(folder: Path, state: State) -> None:
     """Write weights, readable for whom other new files are: safetensors would let nobody else read them."""
     # transformers reads a file only if it says which framework wrote it.
-    save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS, {"format": "pt"})
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS, {"format": "pt"})
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
     (folder / FILES).touch()
     shutil.copymode(folder / FILES, folder / WEIGHTS)
 

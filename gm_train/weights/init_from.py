@@ -33,22 +33,33 @@ class InitialWeights:
 
     Attributes:
         identity: entry of the run's identity: the hash of the weights and the number of genes that they do not know.
-        state: weights for the run's own vocabulary; None in a run that resumes.
+        source: the checkpoint, by name and checked; None in a run that resumes.
         line: what to tell the user.
     """
 
     identity: dict[str, Any]
-    state: State | None
+    source: Path | None
     line: str
 
-    def load_into(self, model: GeneMamba) -> None:
-        """Set the weights of a model that is not sharded yet; a run that resumes loads its checkpoint later."""
-        if self.state is not None:
-            model.load_state_dict(self.state)
+    def load_into(self, model: GeneMamba, tokenizer: Tokenizer) -> None:
+        """Set the weights of a model that is not sharded yet; a run that resumes loads its checkpoint later.
+
+        Args:
+            model: the run's model.
+            tokenizer: of the run's store.
+
+        Raises:
+            DataError: the checkpoint cannot be read here.
+        """
+        if self.source is None:
+            return
+        theirs, their_tokenizer, _ = load_model(Checkpoint.read(self.source))
+        state = {name: tensor.detach() for name, tensor in theirs.state_dict().items()}
+        model.load_state_dict(state | _for_vocabulary(state, _rows(tokenizer, their_tokenizer)))
 
 
 def initial_weights(config: Config, tokenizer: Tokenizer, resumed: Checkpoint | None) -> InitialWeights | None:
-    """Read the weights that `model.init_from` names; None if it is empty.
+    """Check the weights that `model.init_from` names; None if it is empty. One rank does this for all.
 
     A new run records which checkpoint of a run directory it took: `model.init_from` is changed to its path. A run that
     resumes with the same setting does not read it again, since it may be gone. With another setting, the weights are
@@ -73,11 +84,11 @@ def initial_weights(config: Config, tokenizer: Tokenizer, resumed: Checkpoint | 
             return InitialWeights(saved, None, "")
     checkpoint = open_checkpoint(source)
     config.model.init_from = str(checkpoint.path)
-    read = _read(checkpoint, config.model, tokenizer)
-    return read if resumed is None else InitialWeights(read.identity, None, "")
+    checked = _check(checkpoint, config.model, tokenizer)
+    return checked if resumed is None else InitialWeights(checked.identity, None, "")
 
 
-def _read(checkpoint: Checkpoint, wanted: ModelConfig, tokenizer: Tokenizer) -> InitialWeights:
+def _check(checkpoint: Checkpoint, wanted: ModelConfig, tokenizer: Tokenizer) -> InitialWeights:
     model, theirs, config = load_model(checkpoint)
     differing = [
         f"  model.{key}: {getattr(config.model, key)!r} in the checkpoint, {getattr(wanted, key)!r} in this run"
@@ -90,25 +101,26 @@ def _read(checkpoint: Checkpoint, wanted: ModelConfig, tokenizer: Tokenizer) -> 
             + "\n".join(differing)
             + "\nset these as in the checkpoint, or name another one"
         )
-    state = {name: tensor.detach() for name, tensor in model.state_dict().items()}
-    row_of = theirs.vocabulary.token_of
-    rows = [row_of.get(gene, -1) for gene in tokenizer.vocabulary.genes]
+    rows = _rows(tokenizer, theirs)
     n_new = rows.count(-1)
-    if n_new == len(rows):
+    n_known, n_left = len(rows) - n_new, len(theirs.vocabulary.genes) - (len(rows) - n_new)
+    if n_known == 0:
         raise DataError(
             f"model.init_from={checkpoint.path}: knows none of this run's {len(rows):,} genes (it has "
             f"{theirs.vocabulary.kind} ids such as {theirs.vocabulary.genes[0]}, the store {tokenizer.vocabulary.kind} "
             f"ids such as {tokenizer.vocabulary.genes[0]})"
         )
-    identity = {"weights": hash_weights(state), "new_genes": n_new}
-    n_left = len(row_of) - (len(rows) - n_new)
-    line = (
-        f"initial weights: {checkpoint.path}, step {checkpoint.step:,}; it knows {len(rows) - n_new:,} of "
-        f"{len(rows):,} genes"
-    )
+    identity = {"weights": hash_weights(model.state_dict()), "new_genes": n_new}
+    where = f"initial weights: {checkpoint.path}, step {checkpoint.step:,}"
+    line = f"{where}; it knows {n_known:,} of {len(rows):,} genes"
     line += f", {n_new:,} new ones begin at the mean embedding" if n_new else ""
     line += f"; {n_left:,} of its genes are not in this vocabulary" if n_left else ""
-    return InitialWeights(identity, state | _for_vocabulary(state, rows), line)
+    return InitialWeights(identity, checkpoint.path, line)
+
+
+def _rows(tokenizer: Tokenizer, theirs: Tokenizer) -> list[int]:
+    """The token that each gene of `tokenizer` has in the other one, or -1."""
+    return [theirs.vocabulary.token_of.get(gene, -1) for gene in tokenizer.vocabulary.genes]
 
 
 def _settings(*models: ModelConfig) -> tuple[str, ...]:

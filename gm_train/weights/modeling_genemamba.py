@@ -46,6 +46,16 @@ class RMSNorm(nn.Module):
         return (wide * (wide.square().mean(-1, keepdim=True) + self.eps).rsqrt() * self.weight).to(x.dtype)
 
 
+class GatedRMSNorm(RMSNorm):
+    """RMSNorm of y * gate, rounded as in gm-train."""
+
+    def forward(self, y: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
+        """Gate and normalise (..., width)."""
+        gated = y.to(self.weight.dtype) * gate
+        square = torch.linalg.vecdot(gated, gated)[..., None]
+        return (gated * (square / gated.shape[-1] + self.eps).rsqrt() * self.weight).to(y.dtype)
+
+
 class Bounds:
     """Where cells begin and end, in the forms that convolution and scan need.
 
@@ -97,9 +107,9 @@ class DepthwiseConv(nn.Module):
         causal = mirrored = torch.addcmul(self.bias.to(x.dtype), x, taps[0])
         for k, same in enumerate(bounds.same, start=1):
             tap = taps[k] * same.to(x.dtype)
-            causal = causal + F.pad(x[:, :-k] * tap, (0, 0, k, 0))
+            causal = torch.addcmul(causal, *(F.pad(v, (0, 0, k, 0)) for v in (x[:, :-k], tap)))
             if bidirectional:
-                mirrored = mirrored + F.pad(x[:, k:] * tap, (0, 0, 0, k))
+                mirrored = torch.addcmul(mirrored, *(F.pad(v, (0, 0, 0, k)) for v in (x[:, k:], tap)))
         return [F.silu(y) for y in ((causal, mirrored) if bidirectional else (causal,))]
 
 
@@ -171,7 +181,7 @@ class Mixer(nn.Module):
         self.dt_bias = nn.Parameter(torch.zeros(self.n_heads))
         self.A_log = nn.Parameter(torch.zeros(self.n_heads))
         self.D = nn.Parameter(torch.ones(self.n_heads))
-        self.norm = RMSNorm(self.d_inner)
+        self.norm = GatedRMSNorm(self.d_inner)
         self.out_proj = nn.Linear(self.d_inner, config.d_model, bias=False)
 
     def forward(self, u: Tensor, bounds: Bounds, bidirectional: bool) -> list[Tensor]:
@@ -184,7 +194,7 @@ class Mixer(nn.Module):
             scans.append(scan(x.reshape(*x.shape[:-1], self.n_heads, -1), dt, A, B, C, self.D, bounds, reverse=i == 1))
         if self.head_gate:
             scans = [torch.lerp(scans[1], scans[0], torch.sigmoid(g)[..., None])]
-        return [self.out_proj(self.norm(y.flatten(-2).to(self.norm.weight.dtype) * gate)) for y in scans]
+        return [self.out_proj(self.norm(y.flatten(-2), gate)) for y in scans]
 
 
 class Join(nn.Module):
@@ -366,7 +376,7 @@ if PreTrainedModel is not None:
     class GeneMambaModel(GeneMambaPreTrained):
         """Final states of the tokens."""
 
-        _keys_to_ignore_on_load_unexpected: ClassVar = [r"output\..*"]
+        _keys_to_ignore_on_load_unexpected = [r"output\..*"]  # noqa: RUF012
 
         def __init__(self, config: Any) -> None:
             super().__init__(config)
@@ -405,7 +415,7 @@ if PreTrainedModel is not None:
     class GeneMambaForSequenceClassification(GeneMambaPreTrained):
         """Classes of cells: a linear layer, which is new and untrained, on the mean of a cell's states."""
 
-        _keys_to_ignore_on_load_unexpected: ClassVar = [r"output\..*"]
+        _keys_to_ignore_on_load_unexpected = [r"output\..*"]  # noqa: RUF012
 
         def __init__(self, config: Any) -> None:
             super().__init__(config)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -37,6 +37,7 @@ def one_file(config: ModelConfig, model: GeneMamba) -> modeling_genemamba.GeneMa
     return theirs.eval()
 
 
+@settings(max_examples=40)
 @given(
     config=configs.filter(lambda config: config.arch != "transformer"),
     lengths=st.lists(st.integers(1, 19), min_size=1, max_size=3),
@@ -45,7 +46,7 @@ def one_file(config: ModelConfig, model: GeneMamba) -> modeling_genemamba.GeneMa
 def test_it_computes_the_same_states_and_logits(config: ModelConfig, lengths: list[int], seed: int) -> None:
     input_ids, segment = pack([[cell] for cell in random_cells(lengths, seed)], tail=2)
     is_token = segment > 0
-    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 2e-6)):
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
         ours = random_model(config, seed, dtype)
         theirs = one_file(config, ours)
         with torch.no_grad():

@@ -22,6 +22,7 @@ from gm_train.weights.exported_folder import write_hashes
 from gm_train.weights.weight_files import hash_weights
 from tests.conftest import Atlas, tiny_words
 from tests.support.checkpoints import GENES, write_checkpoint
+from tests.support.disks import small_disk
 from tests.support.small_models import configs
 
 
@@ -263,3 +264,14 @@ def test_verify_and_list_read_an_imported_checkpoint(tmp_path: Path, capsys: pyt
     assert "whole" in capsys.readouterr().out
     assert replace(back, path=tmp_path) == replace(Checkpoint.read(back.path), path=tmp_path)
     assert len(GENES) == len(load_model(back)[1].vocabulary.genes)
+
+
+@pytest.mark.parametrize("size_kb", [8, 24])
+def test_a_full_disk_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str], size_kb: int) -> None:
+    """At 8 kB, the weights do not fit. At 24 kB, they do, and what comes after them does not."""
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", n_layers=1)
+    out = export(checkpoint.path, tmp_path / "out")
+    with small_disk(tmp_path / "disk", size_kb) as disk:
+        for words in (["export", str(checkpoint.path)], ["import", str(out)]):
+            assert "cannot be written" in refused([*words, str(disk / "new")], capsys)
+            assert list(disk.iterdir()) == []
