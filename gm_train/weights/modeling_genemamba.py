@@ -53,7 +53,8 @@ class GatedRMSNorm(RMSNorm):
         """Gate and normalise (..., width)."""
         gated = y.to(self.weight.dtype) * gate
         square = torch.linalg.vecdot(gated, gated)[..., None]
-        return (gated * (square / gated.shape[-1] + self.eps).rsqrt() * self.weight).to(y.dtype)
+        normed: Tensor = gated * (square / gated.shape[-1] + self.eps).rsqrt() * self.weight
+        return normed.to(y.dtype)
 
 
 class Bounds:
