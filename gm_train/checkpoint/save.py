@@ -8,15 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from omegaconf import OmegaConf
 from torch.distributed.checkpoint.api import CheckpointException
 
 from data_shards.errors import DataError
-from data_shards.files.atomic import flush, hash_path
+from data_shards.files.atomic import flush, hash_path, whole_directory
 from data_shards.store.manifest import Manifest
 from data_shards.tokens.tokenizer import Tokenizer
-from gm_train.checkpoint.find import COMMIT, PARTIAL, REPLACED, SCHEMA, Checkpoint, list_checkpoints
+from gm_train.checkpoint.find import BY_NAME, COMMIT, PARTIAL, REPLACED, SCHEMA, Checkpoint, list_checkpoints
 from gm_train.checkpoint.known_cells import STORE
+from gm_train.checkpoint.state import save_weights
 from gm_train.config.schema import Config
 from gm_train.loading.position import Position
 from gm_train.ranks.ranks import Ranks, is_lost_connection
@@ -140,6 +142,33 @@ def save_checkpoint(
             shutil.rmtree(partial, ignore_errors=True)
             _refuse_taken_over(lock, error)
         raise
+
+
+def save_weights_only(path: Path, weights: dict[str, torch.Tensor], position: Position, about: About) -> Checkpoint:
+    """Write and commit a checkpoint of weights without optimizer state, outside of a run.
+
+    Every reader of weights reads it. A run cannot resume from it.
+
+    Args:
+        path: the checkpoint; it must not exist.
+        weights: tensors by the model's parameter names.
+        position: what the weights were trained on; lanes are not needed.
+        about: what else the checkpoint holds.
+
+    Raises:
+        DataError: `path` exists, or it cannot be written; nothing of it stays.
+    """
+    with whole_directory(path) as partial:
+        about.save(partial, position)
+        try:
+            save_weights(partial / "state", weights)
+        except (CheckpointException, RuntimeError) as error:
+            # torch raises RuntimeError if the disk is full.
+            raise DataError(f"{path}: cannot be written ({_cause(error)})") from error
+        names = sorted(str(file.relative_to(partial)) for file in partial.rglob("*") if file.is_file())
+        files = {name: {"size": (partial / name).stat().st_size, "sha256": hash_path(partial / name)} for name in names}
+        _commit(partial, Checkpoint(path, position.step, None, BY_NAME, 1, files))
+    return Checkpoint.read(path)
 
 
 def _refuse_taken_over(lock: RunLock | None, error: DataError) -> None:

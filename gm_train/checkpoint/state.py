@@ -62,6 +62,20 @@ def load_by_name(folder: Path, model: GeneMamba, optimizer: torch.optim.Optimize
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
 
 
+def save_weights(folder: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Write weights without optimizer state, by this process alone.
+
+    Args:
+        folder: the folder to write; it is created.
+        weights: tensors by the model's parameter names.
+
+    Raises:
+        OSError, RuntimeError, torch.distributed.checkpoint.api.CheckpointException: they could not be written.
+    """
+    with _single_process():
+        save({"model": weights}, checkpoint_id=folder, no_dist=True)
+
+
 def load_weights(folder: Path, model: GeneMamba) -> None:
     """Load only the weights, into a model that is not sharded, without other ranks."""
     state = {"model": model.state_dict()}

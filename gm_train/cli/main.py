@@ -12,7 +12,7 @@ from contextlib import nullcontext
 
 from data_shards.errors import DataError, OptionError
 from data_shards.workers import interrupts
-from gm_train.cli import bench, ckpt, data, doctor, embed, eval, fit, launch
+from gm_train.cli import bench, ckpt, data, doctor, embed, eval, export, fit, import_weights, launch
 from gm_train.ranks.launch_local import OtherRankFailed, is_first
 
 
@@ -38,6 +38,8 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_parser(subparsers)
     eval.add_parser(subparsers)
     embed.add_parser(subparsers)
+    export.add_parser(subparsers)
+    import_weights.add_parser(subparsers)
     ckpt.add_parser(subparsers)
     launch.add_parser(subparsers)
     doctor.add_parser(subparsers)

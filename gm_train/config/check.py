@@ -75,6 +75,8 @@ def config_problems(config: Config) -> list[str]:
         problems.append("run.dir is empty: name a directory for the run")
     if not config.data.store:
         problems.append("data.store is empty: name a store made by `gm-train data shards`")
+    if "://" in config.model.init_from:
+        problems.append(f"model.init_from={config.model.init_from}: must be a local checkpoint or run directory")
     mlflow = config.tracking.mlflow
     if mlflow not in ("auto", "none") and "://" not in mlflow:
         problems.append(f"tracking.mlflow={mlflow}: expected auto | none | a tracking URI with ://")

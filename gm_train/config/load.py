@@ -95,7 +95,8 @@ def flat(config: Config) -> dict[str, Any]:
 def with_absolute_paths(config: Config) -> Config:
     """Return a copy with absolute paths, so that it is right from any working directory. URLs and empty paths stay."""
     config = copy.deepcopy(config)
-    for section, key in ((config.run, "dir"), (config.data, "store"), (config.objective, "pathways")):
+    paths = ((config.run, "dir"), (config.data, "store"), (config.objective, "pathways"), (config.model, "init_from"))
+    for section, key in paths:
         path = getattr(section, key)
         if path and "://" not in path:
             # Symbolic links stay: a shared folder may have the same name on every node and lead to different paths.

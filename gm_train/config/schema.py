@@ -48,6 +48,7 @@ class ModelConfig:
     n_heads: int = 8  # attention heads of the transformer; each must have an even number of channels
     d_ff: int = 2240  # feed-forward width of the transformer; at d_model 512, 12 layers are as large as 24 of Bi-Mamba
     tie_output: bool = False  # share the embedding with the output layer
+    init_from: str = ""  # checkpoint or run directory whose weights a new run begins with; empty: random ones
     kernel: str = "auto"  # auto (by device and packages) | torch | mamba_ssm: what computes the scan
 
 

@@ -33,6 +33,7 @@ _MAY_CHANGE = {
     "data.max_damaged_chunks",
     "data.micro_rows",
     "model.kernel",
+    "model.init_from",  # the hash of the weights is compared instead
     "optim.fused",
     "objective.pathways",  # the file's hash is compared instead
     "optim.schedule_steps",  # compared separately: None means that of the run's first start

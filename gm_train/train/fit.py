@@ -50,6 +50,8 @@ from gm_train.train.callbacks import StepCallbacks, load_callbacks
 from gm_train.train.recorder import Recorder
 from gm_train.train.run_report import write_report
 from gm_train.train.step_module import StepModule
+from gm_train.weights.import_weights import refuse_imported
+from gm_train.weights.init_from import INIT, initial_weights
 
 log = logging.getLogger(__name__)
 
@@ -108,13 +110,19 @@ def _fit(
     _resolve_schedule(config, checkpoint)
     reader, tokenizer = data.reader, data.tokenizer
     identity = identity_of(config, reader.manifest.hash, tokenizer.vocabulary.hash, tokenizer.medians_hash)
+    start = ranks.from_first(lambda: initial_weights(config, tokenizer, checkpoint))
+    if start is not None:
+        identity[INIT] = start.identity
     _refuse_differing_ranks(config, identity, ranks)
     if checkpoint is not None:
         saved = json.loads((checkpoint.path / "identity.json").read_text())
+        ranks.from_first(lambda: refuse_imported(checkpoint, saved))
         ranks.from_first(lambda: refuse_other_identity(checkpoint.path, saved, identity))
     position = Position.load(checkpoint.path / "position.json") if checkpoint else Position.start(config.data.lanes)
 
     module = StepModule(config, tokenizer.vocabulary.size, ranks, position.step)
+    if start is not None:
+        ranks.together(lambda: start.load_into(module.model, tokenizer))
     trainer = config.trainer
     batches = RankBatches(config.data, data.recipe, position, trainer.max_steps, trainer.validation_cells, ranks)
     strategy, why, chosen = _choose_strategy(config, module, ranks)
@@ -124,6 +132,8 @@ def _fit(
     mirror: MlflowMirror | None = None
     if ranks.is_first:
         announce(config, reader, module, batches, checkpoint, f"{strategy} ({why})", ranks)
+        if start is not None and start.line:
+            print(start.line, flush=True)
         mirror = MlflowMirror(config, position.step) if tracking_uri(config) else None
     ranks.from_first(lambda: _begin(config, directory, position, ranks, strategy) if unfinished else None)
     ranks.from_first(lambda: keep_cell_hashes(directory, reader.path, reader.manifest) if unfinished else None)
@@ -175,7 +185,7 @@ def _refuse_differing_ranks(config: Config, identity: dict[str, Any], ranks: Ran
     own = {
         key: value
         for key, value in (flat(config) | identity).items()
-        if key not in ("data.store", "objective.pathways")
+        if key not in ("data.store", "objective.pathways", "model.init_from")
     }
     everyone = ranks.gather(own)
 

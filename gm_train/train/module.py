@@ -1,6 +1,7 @@
 """The LightningModule: GeneMamba, its losses and its optimizer, for any Lightning Trainer."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import lightning as L
@@ -21,6 +22,7 @@ from gm_train.objective.batches import MicroBatch
 from gm_train.objective.loss import computing_in, loss_sums
 from gm_train.optim import build_optimizer, learning_rate
 from gm_train.strategies.fsdp2 import shard_layers
+from gm_train.weights.init_from import initial_weights
 
 
 class GeneMambaModule(L.LightningModule):
@@ -40,19 +42,25 @@ class GeneMambaModule(L.LightningModule):
         model: the GeneMamba itself.
 
     Raises:
-        DataError: the store's tokenizer cannot be read.
+        DataError: the store's tokenizer cannot be read, or the weights that `model.init_from` names do not fit.
     """
 
     def __init__(self, config: Config | Mapping[str, Any], vocabulary_size: int | None = None) -> None:
         super().__init__()
         self.config = config if isinstance(config, Config) else config_from_settings(config)
+        load_weights = None
         if vocabulary_size is None:
-            vocabulary_size = Tokenizer.load(location_of(self.config.data.store)).vocabulary.size
+            tokenizer = Tokenizer.load(location_of(self.config.data.store))
+            vocabulary_size = tokenizer.vocabulary.size
+            start = initial_weights(self.config, tokenizer, None)
+            load_weights = None if start is None else partial(start.load_into, tokenizer=tokenizer)
         self.save_hyperparameters({"config": flat(self.config), "vocabulary_size": vocabulary_size})
         # The seed decides the initial weights only; data, masks and pairs are drawn by counter-based hashes.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(fold(self.config.run.seed) >> 1)
             self.model = GeneMamba(self.config.model, vocabulary_size)
+        if load_weights is not None:
+            load_weights(self.model)
         self._is_configured = False
         self._counts = torch.ones(2)
         self._sums = torch.zeros(2)

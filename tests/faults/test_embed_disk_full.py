@@ -29,7 +29,7 @@ def quiet(line: str) -> None:
 @pytest.fixture(scope="module")
 def run_dir(atlas: Atlas, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("runs") / "tiny"
-    fit(load_config([*tiny_words(atlas.store, run), "trainer.max_steps=4", "optim.warmup_steps=2"]))
+    fit(load_config(*tiny_words(atlas.store, run), "trainer.max_steps=4", "optim.warmup_steps=2"))
     return run
 
 

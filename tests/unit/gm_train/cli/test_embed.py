@@ -22,7 +22,7 @@ def test_the_help_has_examples_and_says_what_is_written(capsys: pytest.CaptureFi
 
 
 def test_the_command_reports_and_refuses(atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fit(load_config([*tiny_words(atlas.store, tmp_path / "run"), "trainer.max_steps=4", "optim.warmup_steps=2"]))
+    fit(load_config(*tiny_words(atlas.store, tmp_path / "run"), "trainer.max_steps=4", "optim.warmup_steps=2"))
     cells = ad.read_h5ad(atlas.files[1])
     cells.X[7] = 0
     cells.write_h5ad(tmp_path / "in.h5ad")

@@ -17,7 +17,7 @@ from tests.conftest import Atlas, tiny_words
 def run_dir(atlas: Atlas, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of four steps over the genes of `atlas`."""
     run = tmp_path_factory.mktemp("runs") / "tiny"
-    fit(load_config([*tiny_words(atlas.store, run), "trainer.max_steps=4", "optim.warmup_steps=2"]))
+    fit(load_config(*tiny_words(atlas.store, run), "trainer.max_steps=4", "optim.warmup_steps=2"))
     return run
 
 
