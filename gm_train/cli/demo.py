@@ -97,7 +97,7 @@ def demo(data: Path | None, fresh: bool) -> None:
         DataError: the cells cannot be read, or the store of an earlier demo was made from other cells.
     """
     started = time.monotonic()
-    config = load_config(*[CONFIG])
+    config = load_config(CONFIG)
     store, run = Path(config.data.store), Path(config.run.dir)
     cells = data or pbmc_file()
     # The blood cells have log-normalised values, from which counts are recovered. A user's file must have counts.

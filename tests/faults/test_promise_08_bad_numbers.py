@@ -32,7 +32,7 @@ def poison(monkeypatch: pytest.MonkeyPatch, bad: set[int], value: float = float(
 
 
 def train(atlas: Atlas, run: Path, *words: str) -> None:
-    fit(load_config(*[*tiny_words(atlas.store, run), "data.micro_rows=4", *words]))
+    fit(load_config(*tiny_words(atlas.store, run), "data.micro_rows=4", *words))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -10,7 +10,7 @@ GOOD = ["data.store=a.zarr", "data.lanes=8", "data.micro_rows=1", "cluster.nodes
 
 def configured(*words: str) -> Config:
     """Load `GOOD` with further settings."""
-    return load_config(*[*GOOD, *words])
+    return load_config(*GOOD, *words)
 
 
 def executable(path: Path, text: str) -> Path:

@@ -28,7 +28,7 @@ def gut(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_rows_of_real_cells_are_97_percent_full(gut: Path) -> None:
     """Measured over whole pools of lanes, including the first and last rows of each group."""
-    data = load_config(*[PRESET]).data
+    data = load_config(PRESET).data
     reader = StoreReader(gut)
     plan = RowPlan(0, data.lanes, choose_pool_blocks(reader.manifest), data.group_cells, data.row_length)
     tokens = rows = cells = 0
@@ -68,7 +68,7 @@ print(kib("VmHWM") - before)
 )
 def test_all_lanes_on_one_rank_fit_a_gibibyte(tmp_path: Path, data_sets: list[tuple[int, int]]) -> None:
     """Pools, blocks read ahead and the cache, measured in a separate process that reads whole pools of each lane."""
-    data = load_config(*[PRESET]).data
+    data = load_config(PRESET).data
     assert (data.lanes, data.group_cells, data.row_length) == (192, 1024, 2048)
     write_long_store(tmp_path / "store", data_sets)
     words = [sys.executable, "-c", _PEAK, str(tmp_path / "store"), str(data.cache_mb << 20)]

@@ -215,5 +215,5 @@ def test_a_preset_gives_sizes_and_neither_cells_nor_gene_sets(
         assert main(["bench", "model", str(path), "--store", str(atlas.store), "--out", str(out)]) == 0
         config = plans[-1].config
         assert (config.objective.pathways, plans[-1].store) == ("", atlas.store)
-        assert config.model == load_config(*[str(path)]).model
+        assert config.model == load_config(str(path)).model
     assert len(plans) >= 3

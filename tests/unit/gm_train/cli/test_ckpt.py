@@ -13,7 +13,7 @@ from tests.conftest import Atlas, tiny_words
 
 @pytest.fixture
 def run(atlas: Atlas, tmp_path: Path) -> Path:
-    fit(load_config(*[*tiny_words(atlas.store, tmp_path / "run"), "trainer.max_steps=5"]))
+    fit(load_config(*tiny_words(atlas.store, tmp_path / "run"), "trainer.max_steps=5"))
     return tmp_path / "run"
 
 

@@ -13,14 +13,14 @@ GOOD = ["data.store=a.zarr", "data.lanes=4", "data.micro_rows=4"]
 
 def problems(*words: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        load_config(*[*GOOD, *words])
+        load_config(*GOOD, *words)
     return str(caught.value)
 
 
 def test_later_sources_win(tmp_path: Path) -> None:
     file = tmp_path / "a.yaml"
     file.write_text("optim:\n  lr: 0.1\nmodel:\n  n_layers: 3\n")
-    config = load_config(*[*GOOD, "optim.lr=1", str(file), "model.n_layers=5"])
+    config = load_config(*GOOD, "optim.lr=1", str(file), "model.n_layers=5")
     assert (config.optim.lr, config.model.n_layers, config.model.d_model) == (0.1, 5, 512)
 
 
@@ -37,7 +37,7 @@ def test_all_problems_are_listed_at_once(tmp_path: Path) -> None:
 def test_text_stays_text(tmp_path: Path) -> None:
     """YAML would read these as a number, a boolean and a number of another base."""
     for text in ("2024_01", "no", "0123"):
-        assert load_config(*[*GOOD, f"run.dir={text}"]).run.dir == text
+        assert load_config(*GOOD, f"run.dir={text}").run.dir == text
     file = tmp_path / "a.yaml"
     file.write_text("run:\n  dir: 2024_01\nmodel:\n")
     assert "put it in quotes" in problems(str(file))
@@ -80,13 +80,13 @@ def test_what_cannot_work_is_refused(words: list[str], fragment: str) -> None:
 
 
 def test_next_token_is_for_the_unidirectional_model_or_for_the_paper() -> None:
-    load_config(*[*GOOD, "objective.language=next_token", "model.arch=mamba"])
-    load_config(*[*GOOD, "objective.language=next_token", "objective.paper_compat=true"])
+    load_config(*GOOD, "objective.language=next_token", "model.arch=mamba")
+    load_config(*GOOD, "objective.language=next_token", "objective.paper_compat=true")
 
 
 def test_settings_of_the_other_architecture_do_not_matter() -> None:
-    load_config(*[*GOOD, "model.arch=transformer", "model.head_dim=60"])
-    load_config(*[*GOOD, "model.n_heads=7"])
+    load_config(*GOOD, "model.arch=transformer", "model.head_dim=60")
+    load_config(*GOOD, "model.n_heads=7")
 
 
 @pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n"])
@@ -104,4 +104,4 @@ def test_the_command_leaves_with_2_and_makes_nothing(tmp_path: Path, capsys: pyt
 
 @pytest.mark.parametrize("name", ["demo", "genemamba-66m", "genemamba-66m-4096"])
 def test_presets_are_valid(name: str) -> None:
-    load_config(*[f"configs/{name}.yaml"])
+    load_config(f"configs/{name}.yaml")

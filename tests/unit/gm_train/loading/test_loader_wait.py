@@ -26,7 +26,7 @@ def test_a_slow_loader_is_seen_in_the_metrics_and_the_report(
 
     monkeypatch.setattr(rank_batches, "make_examples", slow)
     words = tiny_words(atlas.store, tmp_path / "run")
-    fit(load_config(*[*words, "trainer.max_steps=6", "trainer.validate_every_steps=0"]))
+    fit(load_config(*words, "trainer.max_steps=6", "trainer.validate_every_steps=0"))
     rows = [row for row in read_rows(tmp_path / "run" / METRICS) if "loss" in row]
     # Batches are fetched ahead, so the last step waits for none.
     assert len(rows) == 6

@@ -103,12 +103,12 @@ def test_a_run_that_cannot_have_its_kernel_is_refused_and_changes_nothing(atlas:
 
 
 def test_a_run_says_its_kernel_and_why(atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    fit(load_config(*[*tiny_words(atlas.store, tmp_path / "run"), "trainer.max_steps=1"]))
+    fit(load_config(*tiny_words(atlas.store, tmp_path / "run"), "trainer.max_steps=1"))
     assert "kernel torch (auto: mamba_ssm is for GPUs)" in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_another_kernel_is_read(atlas: Atlas, tmp_path: Path) -> None:
-    checkpoint = fit(load_config(*[*tiny_words(atlas.store, tmp_path / "run"), "trainer.max_steps=1"])).checkpoint
+    checkpoint = fit(load_config(*tiny_words(atlas.store, tmp_path / "run"), "trainer.max_steps=1")).checkpoint
     assert checkpoint is not None
     expected, _, _ = load_model(checkpoint)
     config = checkpoint.path / "config.yaml"

@@ -29,7 +29,7 @@ from tests.support.stock_run import Record
 @pytest.fixture
 def config(atlas: Atlas, tmp_path: Path) -> Config:
     sets = f"objective.pathways={write_gene_sets(tmp_path / 'sets.gmt')}"
-    return load_config(*[*tiny_words(atlas.store, tmp_path / "run"), sets, "objective.pathway_size=[5,200]"])
+    return load_config(*tiny_words(atlas.store, tmp_path / "run"), sets, "objective.pathway_size=[5,200]")
 
 
 def trainer(tmp_path: Path, *callbacks: L.Callback, max_steps: int = 12, **options: Any) -> L.Trainer:

@@ -97,7 +97,7 @@ def test_bf16_trains_with_a_pathway_loss_in_fp32(atlas: Atlas, tmp_path: Path) -
         inside = pathway_loss_sum(states.bfloat16(), drawn, positive, 0.1)
     assert inside.dtype == torch.float32
     assert torch.equal(inside, pathway_loss_sum(states.bfloat16(), drawn, positive, 0.1))
-    fit(load_config(*[*tiny_words(atlas.store, tmp_path / "run"), "trainer.precision=bf16", "trainer.max_steps=3"]))
+    fit(load_config(*tiny_words(atlas.store, tmp_path / "run"), "trainer.precision=bf16", "trainer.max_steps=3"))
     losses = [row["loss"] for row in read_rows(tmp_path / "run" / METRICS) if "loss" in row]
     assert len(losses) == 3
     assert all(loss is not None for loss in losses)
