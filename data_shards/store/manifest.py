@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from data_shards.counts.count_options import CountOptions
 from data_shards.errors import DataError
 from data_shards.files.atomic import replace_file
 from data_shards.files.location import Location, location_of
+from data_shards.store.writer import choose_block_cells
 
 SCHEMA = 3
 #: Values of `split`.
@@ -134,6 +135,27 @@ class Manifest:
     def n_blocks(self) -> list[int]:
         """Number of blocks in each data set."""
         return [-(-entry.n_cells // self.block_cells) for entry in self.datasets]
+
+    def before_adding(self, earlier_hash: str) -> "Manifest | None":
+        """The description of this store before data sets were added to it.
+
+        Data sets are added at the end and never change. So the first of them, with the number of cells in a block that
+        they would have alone, have the hash of the store as it was.
+
+        Args:
+            earlier_hash: the hash that the store had then.
+
+        Returns:
+            The earlier manifest; None if no part of this store had that hash, or it is the store's own hash.
+        """
+        for n_sets in range(1, len(self.datasets)):
+            datasets = self.datasets[:n_sets]
+            n_tokens = sum(entry.n_tokens for entry in datasets)
+            block_cells = choose_block_cells([entry.n_cells for entry in datasets], n_tokens)
+            earlier = replace(self, datasets=datasets, block_cells=block_cells)
+            if earlier.hash == earlier_hash:
+                return earlier
+        return None
 
     @classmethod
     def load(cls, store: str | Location) -> "Manifest":

@@ -7,6 +7,7 @@ skipped with a warning.
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import re
@@ -64,6 +65,12 @@ class Checkpoint:
     def state(self) -> Path:
         """The folder of weights and optimizer state."""
         return self.path / "state"
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 (hex) over the step and the hash of every file: the same for copies of the checkpoint."""
+        content = {"step": self.step, "files": {name: entry["sha256"] for name, entry in self.files.items()}}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def n_bytes(self) -> int:

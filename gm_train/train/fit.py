@@ -22,7 +22,7 @@ from data_shards.tokens.tokenizer import Tokenizer
 from gm_train.checkpoint.find import Checkpoint, list_checkpoints, recover, refuse_other_form
 from gm_train.checkpoint.save import About
 from gm_train.config.check import ConfigError, config_problems, rank_problems
-from gm_train.config.load import config_from_file, flat
+from gm_train.config.load import config_from_file, flat, with_absolute_paths
 from gm_train.config.schema import Config
 from gm_train.loading.datamodule import CellDataModule
 from gm_train.loading.position import Position
@@ -49,6 +49,7 @@ from gm_train.strategies.choose import WITHOUT_GROUP, choose, device_memory, str
 from gm_train.strategies.joined import Joined
 from gm_train.strategies.steps import Steps
 from gm_train.train.announce import announce
+from gm_train.train.grown_store import GrownStore
 from gm_train.train.module import GeneMambaModule
 from gm_train.train.recorder import Recorder
 from gm_train.train.run_report import write_report
@@ -108,12 +109,17 @@ def _fit(
 ) -> Outcome:
     checkpoint = ranks.from_first(lambda: recover(directory / "checkpoints"))
     _resolve_schedule(config, checkpoint)
+    saved = json.loads((checkpoint.path / "identity.json").read_text()) if checkpoint else {}
+    grown = GrownStore.find(saved, reader.manifest)
+    if grown is not None:
+        saved = grown.carry_over(config, saved)
     identity = identity_of(config, reader.manifest.hash, tokenizer.vocabulary.hash, tokenizer.medians_hash)
     _refuse_differing_ranks(config, identity, ranks)
     if checkpoint is not None:
-        saved = json.loads((checkpoint.path / "identity.json").read_text())
         ranks.from_first(lambda: refuse_other_identity(checkpoint.path, saved, identity))
     position = Position.load(checkpoint.path / "position.json") if checkpoint else Position.start(config.data.lanes)
+    if grown is not None:
+        position = position.on_grown_store(grown.earlier.hash)
 
     # This seed decides the initial weights only; data, masks and pairs are drawn by counter-based hashes.
     torch.manual_seed(fold(config.run.seed) >> 1)
@@ -134,13 +140,15 @@ def _fit(
     mirror: MlflowMirror | None = None
     if ranks.is_first:
         announce(config, reader, module, data, checkpoint, f"{strategy} ({why})", ranks)
+        if grown is not None and unfinished:
+            print(grown.describe(position, config.data.weights), flush=True)
         mirror = MlflowMirror(config, position.step) if tracking_uri(config) else None
     ranks.from_first(lambda: _begin(config, directory, position, ranks, strategy) if unfinished else None)
     if not unfinished and ranks.is_first:
         print(f"nothing to do at step {position.step:,}: raise trainer.max_steps to train further")
     if mirror:
         mirror.start()
-    about = About(config, identity, tokenizer, reader.manifest.hash)
+    about = About(with_absolute_paths(config), identity, tokenizer, reader.manifest.hash)
     recorder = Recorder(directory, position, about, checkpoint, leaving, ranks, lock)
     status = "FAILED"
     try:
