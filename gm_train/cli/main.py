@@ -15,6 +15,16 @@ from data_shards.workers import interrupts
 from gm_train.cli import bench, ckpt, data, doctor, eval, fit, launch
 from gm_train.ranks.launch_local import OtherRankFailed, is_first
 
+_EPILOG = """\
+examples:
+  gm-train data medians cells.h5ad --out medians.zarr
+  gm-train data shards cells.h5ad --medians medians.zarr --out cells.zarr --top-k 512
+  gm-train fit configs/demo.yaml data.store=cells.zarr objective.pathways= run.dir=runs/mine
+  gm-train eval runs/mine cells.h5ad --label cell_type
+
+gm-train COMMAND --help shows the options of a command, with examples.
+"""
+
 
 class _Version(argparse.Action):
     """Print the version. It is looked up only here, because a checkout that is not installed has none."""
@@ -29,6 +39,8 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="gm-train",
         description="Pretrain GeneMamba on ranked genes: from counts to a trained and evaluated model.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     parser.add_argument("--debug", action="store_true", help="also print the traceback of an error")

@@ -82,7 +82,7 @@ def _explain(key: str, value: Any, error: Exception) -> str:
     near = [name for name in DEFAULTS if name.rsplit(".", 1)[-1] == last or name.startswith(f"{key}.")]
     near = near or difflib.get_close_matches(key, DEFAULTS)
     return f"unknown key {key}" + (
-        f" (is it {', '.join(near[:3])}?)" if near else "; gm_train/config/schema.py lists all keys"
+        f" (is it {', '.join(near[:3])}?)" if near else "; `gm-train fit --settings` lists all"
     )
 
 
