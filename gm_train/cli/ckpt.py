@@ -91,14 +91,16 @@ def run_verify(arguments: argparse.Namespace) -> int:
 def run_reshard(arguments: argparse.Namespace) -> int:
     """Run `gm-train ckpt reshard`; return the exit code."""
     from data_shards.errors import DataError
-    from gm_train.checkpoint.find import open_checkpoint, put_back
+    from gm_train.checkpoint.find import COMMIT, no_checkpoint, open_checkpoint, put_back
     from gm_train.run.lock import locked
     from gm_train.strategies.choose import refuse_without_deepspeed
 
     path: Path = arguments.path
     directory = path.parent.parent if path.parent.name == "checkpoints" else path
     if not (directory / "checkpoints").is_dir():
-        raise DataError(f"{path}: neither a run directory with checkpoints nor a checkpoint RUN/checkpoints/step-…")
+        if (path / COMMIT).is_file():
+            raise DataError(f"{path}: is not in a run: checkpoints are converted as RUN/checkpoints/step-…")
+        raise no_checkpoint(path)
     refuse_without_deepspeed("this conversion")
     from gm_train.strategies.reshard_zero import reshard
 
@@ -113,12 +115,11 @@ def run_reshard(arguments: argparse.Namespace) -> int:
 
 def _directories(path: Path) -> list[Path]:
     """Return the checkpoint itself, or the checkpoints of a run by step."""
-    from data_shards.errors import DataError
-    from gm_train.checkpoint.find import COMMIT, checkpoint_directories
+    from gm_train.checkpoint.find import COMMIT, checkpoint_directories, no_checkpoint
 
     if (path / COMMIT).is_file():
         return [path]
     directories = checkpoint_directories(path / "checkpoints")
     if not directories:
-        raise DataError(f"{path}: neither a checkpoint nor a run directory that holds one")
+        raise no_checkpoint(path)
     return directories

@@ -13,6 +13,7 @@ from contextlib import nullcontext
 from data_shards.errors import DataError, OptionError
 from data_shards.workers import interrupts
 from gm_train.cli import bench, ckpt, data, doctor, eval, fit, launch
+from gm_train.cli.command_parser import CommandParser
 from gm_train.ranks.launch_local import OtherRankFailed, is_first
 
 _EPILOG = """\
@@ -36,7 +37,7 @@ class _Version(argparse.Action):
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser. Each command sets `run`, a function of the parsed arguments that returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = CommandParser(
         prog="gm-train",
         description="Pretrain GeneMamba on ranked genes: from counts to a trained and evaluated model.",
         epilog=_EPILOG,

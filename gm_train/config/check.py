@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from gm_train.config.other_names import advice_on_value
 from gm_train.config.parts import STRATEGIES, TABLES
 from gm_train.config.schema import Config
 
@@ -60,7 +61,7 @@ def config_problems(config: Config) -> list[str]:
     # `ddp` on one rank is `single`; nobody asks for it by name.
     strategies = ["auto", *(name for name in STRATEGIES if name != "single")]
     problems = [
-        f"{key}={values[key]}: expected {' | '.join(choices)}"
+        f"{key}={values[key]}: expected {' | '.join(choices)}{_hint(key, values[key])}"
         for key, choices in {**TABLES, "trainer.strategy": strategies, **_CHOICES}.items()
         if values[key] not in choices
     ]
@@ -76,6 +77,11 @@ def config_problems(config: Config) -> list[str]:
     if mlflow not in ("auto", "none") and "://" not in mlflow:
         problems.append(f"tracking.mlflow={mlflow}: expected auto | none | a tracking URI with ://")
     return problems + _combinations(config)
+
+
+def _hint(key: str, value: str) -> str:
+    advice = advice_on_value(key, value)
+    return f" ({advice})" if advice else ""
 
 
 def _finite(value: Any) -> bool:
