@@ -16,7 +16,7 @@ TO_A_STORE = {
     CORPUS: "make a store of it with `gm-train data import`",
 }
 
-_MAGIC = {b"\x89HDF": COUNTS, b"PAR1": "a Parquet file", b"ARROW1": "an Arrow file", b"\x1f\x8b": "a gzip file"}
+_MAGIC = {b"\x89HDF": COUNTS, b"PAR1": "a Parquet file", b"ARROW1": "an Arrow file"}
 _ENDINGS = {".gmt": GENE_SETS, ".yaml": CONFIGURATION, ".yml": CONFIGURATION, ".h5ad": COUNTS}
 
 
