@@ -151,6 +151,8 @@ class Manifest:
         Returns:
             The earlier manifest; None if no part of this store had that hash, or it is the store's own hash.
         """
+        if earlier_hash == self.hash:
+            return None
         for n_sets in range(1, len(self.datasets)):
             datasets = self.datasets[:n_sets]
             n_tokens = sum(entry.n_tokens for entry in datasets)

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from data_shards.errors import DataError
 from data_shards.files.kinds import CHECKPOINT, CORPUS, COUNTS, GENE_SETS, MEDIANS, RUN, STORE, TO_A_STORE, kind_of
 from gm_train.config.check import ConfigError, config_problems, leaves
-from gm_train.config.other_names import advice_on_name
+from gm_train.config.other_names import advice_on_name, advice_on_value
 from gm_train.config.schema import Config
 
 DEFAULTS: dict[str, Any] = dict(leaves(OmegaConf.to_container(OmegaConf.structured(Config))))
@@ -78,7 +78,8 @@ def _merge(sources: list[tuple[str, list[tuple[str, Any]]]]) -> tuple[Config, li
         for key, value in pairs:
             if isinstance(DEFAULTS.get(key), str) and not isinstance(value, str):
                 # YAML reads `off` as false and `2024_01` as a number.
-                problems.append(f"{source}: {key}: {value!r} is not text: put it in quotes")
+                advice = advice_on_value(key, value) or "put it in quotes"
+                problems.append(f"{source}: {key}: {value!r} is not text: {advice}")
                 continue
             try:
                 OmegaConf.update(merged, key, value, merge=False)
@@ -94,7 +95,8 @@ def _merge(sources: list[tuple[str, list[tuple[str, Any]]]]) -> tuple[Config, li
 
 def _explain(key: str, value: Any, error: Exception) -> str:
     if key in DEFAULTS:
-        return f"{key}={value!r}: {str(error).splitlines()[0]}"
+        advice = advice_on_value(key, value)
+        return f"{key}={value!r}: {str(error).splitlines()[0]}{f' ({advice})' if advice else ''}"
     return f"unknown key {key} ({advice_on_key(key)})"
 
 

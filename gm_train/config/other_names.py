@@ -66,6 +66,9 @@ VALUES = {
         **dict.fromkeys(["16", "16-mixed", "16-true", "fp16", "float16", "half"], _NO_FP16),
         **dict.fromkeys(["32", "32-true", "float32", "full"], "is it fp32?"),
     },
+    "trainer.devices": {
+        "auto": "null takes as many as the launcher started",
+    },
     "trainer.strategy": {
         "fsdp": "is it fsdp2?",
         **dict.fromkeys(["deepspeed", "zero", "deepspeed_stage_2"], "is it zero2?"),

@@ -1,5 +1,7 @@
 """Names and values from PyTorch, Lightning and Hugging Face lead to the settings of gm-train."""
 
+from pathlib import Path
+
 import pytest
 
 from gm_train.cli.main import main
@@ -61,6 +63,7 @@ def test_an_unknown_key_leads_to_the_right_one(key: str, advice: str) -> None:
         ("trainer.precision=FP16", "expected fp32 | bf16 (fp16 is not supported: use bf16)"),
         ("trainer.precision=32-true", "expected fp32 | bf16 (is it fp32?)"),
         ("trainer.precision=fp8", "expected fp32 | bf16\n"),
+        ("trainer.devices=auto", "(null takes as many as the launcher started)"),
         ("trainer.strategy=fsdp", "(is it fsdp2?)"),
         ("trainer.strategy=deepspeed_stage_3", "(is it zero3?)"),
         ("objective.language=mlm", "(is it masked?)"),
@@ -71,6 +74,13 @@ def test_an_unknown_value_leads_to_the_right_one(word: str, advice: str) -> None
     with pytest.raises(ConfigError) as caught:
         load_config([*GOOD, word])
     assert advice in f"{caught.value}\n"
+
+
+def test_a_number_in_a_file_where_other_programs_take_one_leads_to_the_value(tmp_path: Path) -> None:
+    file = tmp_path / "a.yaml"
+    file.write_text("trainer:\n  precision: 16\n")
+    with pytest.raises(ConfigError, match="precision: 16 is not text: fp16 is not supported: use bf16"):
+        load_config([*GOOD, str(file)])
 
 
 @pytest.mark.parametrize(
