@@ -29,12 +29,14 @@ class Position:
         cells: cells trained on; a cell counts each time that it is used.
         lanes: for each lane the (pool, row) of its next row.
         earlier_stores: what the present store was before it grew, oldest first.
+        store_hash: hash of the present store; None if it does not matter whether the store grows meanwhile.
     """
 
     step: int = 0
     cells: int = 0
     lanes: dict[int, tuple[int, int]] = field(default_factory=dict)
     earlier_stores: list[EarlierStore] = field(default_factory=list)
+    store_hash: str | None = None
 
     @classmethod
     def start(cls, n_lanes: int) -> "Position":

@@ -120,6 +120,8 @@ def _fit(
     position = Position.load(checkpoint.path / "position.json") if checkpoint else Position.start(config.data.lanes)
     if grown is not None:
         position = position.on_grown_store(grown.earlier.hash)
+    # Data sets that are added while this process trains are for its next start.
+    position.store_hash = reader.manifest.hash
 
     # This seed decides the initial weights only; data, masks and pairs are drawn by counter-based hashes.
     torch.manual_seed(fold(config.run.seed) >> 1)

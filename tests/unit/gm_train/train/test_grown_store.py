@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -10,11 +11,13 @@ from data_shards.errors import DataError
 from data_shards.medians.make_medians import make_medians
 from data_shards.prepare.make_store import make_store
 from data_shards.prepare.splits import SplitOptions
+from data_shards.rows.store_reader import StoreReader
 from data_shards.store.manifest import Manifest
 from gm_train.checkpoint.find import open_checkpoint
 from gm_train.cli.main import main
 from gm_train.config.load import config_from_file, load_config
 from gm_train.run.records import METRICS, read_rows
+from gm_train.train import fit as fit_module
 from gm_train.train.fit import fit
 from gm_train.train.grown_store import GrownStore
 from tests.conftest import Atlas, tiny_words, write_cells
@@ -109,6 +112,27 @@ def test_after_the_growth_a_stopped_run_resumes_bit_for_bit(grown: tuple[Path, P
     assert [store["until_step"] for store in position["earlier_stores"]] == [6, 14]
     (until,) = [row["position"] for row in read_rows(parts / METRICS) if row["step"] == 14 and "loss" in row]
     assert sum(store["cells"] for store in position["earlier_stores"]) == until
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_data_sets_that_are_added_while_a_run_trains_are_for_its_next_start(
+    atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, workers: int
+) -> None:
+    """The store grows after the run has opened it, and before its loader and its validation do."""
+    store = copied(atlas, tmp_path)
+    announce = fit_module.announce
+
+    def announce_and_grow(*args: Any) -> None:
+        announce(*args)
+        grow(store)
+
+    monkeypatch.setattr(fit_module, "announce", announce_and_grow)
+    train(store, tmp_path / "run", f"data.workers={workers}", "trainer.max_steps=6")
+    monkeypatch.undo()
+    train(atlas.store, tmp_path / "undisturbed", "trainer.max_steps=6")
+    assert history(tmp_path / "run") == history(tmp_path / "undisturbed")
+    with pytest.raises(DataError, match="has been replaced by another store"):
+        StoreReader(store, as_of="0" * 64)
 
 
 def test_a_computed_pool_size_is_computed_again(grown: tuple[Path, Path, str], atlas: Atlas, tmp_path: Path) -> None:
