@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from data_shards.errors import DataError
+from data_shards.files.kinds import kind_of
 
 _PICKLES = (".pkl", ".pickle")
 #: Names such as <pad>, <mask>, <cls> and <eos> are not genes.
@@ -69,6 +70,10 @@ def read_median_dictionary(path: Path) -> dict[str, float]:
 
 
 def _read(path: Path, what: str) -> dict[str, Any]:
+    if path.is_dir():
+        raise DataError(
+            f"{path}: is {kind_of(path) or 'a folder'}, not a dictionary of {what}: give a JSON or pickle file"
+        )
     try:
         if path.suffix in _PICKLES:
             with path.open("rb") as file:

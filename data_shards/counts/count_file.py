@@ -27,6 +27,7 @@ from data_shards.counts.formats import open_root
 from data_shards.counts.gzip_chunks import SpanReader
 from data_shards.counts.read_errors import as_data_errors
 from data_shards.errors import DataError
+from data_shards.files.kinds import COUNTS, MEDIANS, STORE, kind_of
 
 #: Elements of a dense matrix that are in memory at a time.
 _DENSE_BLOCK = 1 << 24
@@ -113,6 +114,8 @@ class CountFile:
     def _read_structure(self) -> None:
         root, path, options = self._root, self.path, self.options
         if not ("obs" in root and "var" in root):
+            if (kind := kind_of(path)) in (STORE, MEDIANS):
+                raise DataError(f"{path}: is {kind}, not {COUNTS}: give the AnnData files that it was made from")
             raise DataError(f"{path}: not an AnnData file: it has no obs and var: convert it with anndata first")
         where, var_key = "X", "var"
         if options.layer is not None:

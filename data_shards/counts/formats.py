@@ -13,6 +13,7 @@ import h5py
 import zarr
 
 from data_shards.errors import DataError
+from data_shards.files.kinds import COUNTS, kind_of
 
 
 def open_anndata(path: Path) -> Any:
@@ -30,8 +31,11 @@ def open_anndata(path: Path) -> Any:
     except Exception as error:
         if path.is_dir() and not any((path / name).exists() for name in ("zarr.json", ".zgroup", ".zattrs")):
             raise DataError(
-                f"{path}: is a folder, but not an AnnData-Zarr: give .h5ad files or AnnData-Zarr folders"
+                f"{path}: is {kind_of(path) or 'a folder'}, but not an AnnData-Zarr: give .h5ad files or AnnData-Zarr "
+                "folders"
             ) from error
+        if (kind := kind_of(path)) not in (None, COUNTS, "a file"):
+            raise DataError(f"{path}: is {kind}, not {COUNTS}: give .h5ad files or AnnData-Zarr folders") from error
         # h5py raises OSError for both a foreign and a truncated file; its text tells which one.
         raise DataError(
             f"{path}: not an AnnData file, or a truncated one ({error}): fetch or export it again"

@@ -13,6 +13,7 @@ import pandas as pd
 
 from data_shards.counts.count_file import CountFile
 from data_shards.errors import DataError
+from data_shards.files.kinds import kind_of
 from data_shards.files.location import Location
 
 #: File name of the gene table in medians and in stores.
@@ -51,9 +52,10 @@ class GeneTable:
         try:
             rows = pd.read_csv(path, header=None, usecols=[0, 1], dtype=str, keep_default_na=False)
         except (OSError, ValueError, EOFError, zlib.error) as error:
-            raise DataError(
-                f"{path}: not a gene table ({error}): expected CSV with columns Ensembl id, symbol"
-            ) from error
+            kind = kind_of(path)
+            why = f"is {kind}, not a gene table" if kind not in (None, "a file") else f"not a gene table ({error})"
+            why = why if path.exists() else "no such file"
+            raise DataError(f"{path}: {why}: expected CSV with columns Ensembl id, symbol") from error
         pairs = [(gene, symbol) for name, symbol in zip(rows[0], rows[1], strict=True) if (gene := ensembl_id(name))]
         if not pairs:
             raise DataError(f"{path}: no Ensembl id in the first column: expected CSV with columns Ensembl id, symbol")

@@ -21,6 +21,7 @@ from zarr.codecs import Crc32cCodec, ZstdCodec
 from data_shards.counts.gene_ids import GENE_TABLE_FILE, GeneTable
 from data_shards.errors import DataError
 from data_shards.files.atomic import set_aside
+from data_shards.files.kinds import MEDIANS, is_other
 from data_shards.files.work_folder import new_part
 from data_shards.medians.tdigest import Digests, weights_indptr
 from data_shards.medians.tdigest_parts import DigestPart, gene_blocks
@@ -82,10 +83,12 @@ class Medians:
                     f"to {path.name} and add again"
                 )
             raise DataError(f"{path}: no such medians file: make it with `gm-train data medians`")
+        if (other := is_other(path, MEDIANS)) is not None:
+            raise DataError(f"{path}: {other}: give what `gm-train data medians` has made")
         try:
             root = zarr.open_group(path, mode="r")
             attrs: dict[str, Any] = dict(root.attrs)
-            if "method" in attrs and attrs["schema"] != SCHEMA:  # a token store has no "method"
+            if attrs["schema"] != SCHEMA:
                 fix = "update gm-train" if attrs["schema"] > SCHEMA else "make it again with `gm-train data medians`"
                 raise DataError(f"{path}: layout version {attrs['schema']}, this program reads {SCHEMA}: {fix}")
             names = json.loads((path / GENES_FILE).read_text())

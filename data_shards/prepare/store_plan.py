@@ -7,6 +7,7 @@ from typing import Any
 
 from data_shards.errors import DataError
 from data_shards.files.atomic import hash_path
+from data_shards.files.kinds import kind_of
 from data_shards.files.names import check_names
 from data_shards.files.work_folder import refuse_again
 from data_shards.medians.medians_file import Medians, source_hashes
@@ -47,7 +48,8 @@ class StoreOptions:
         record: dict[str, Any] = {}
         for key, path in files.items():
             if path is not None and not path.is_file():
-                raise DataError(f"{path}: no such file: give a text file with one gene per line")
+                what = f"is {kind}, not a file" if (kind := kind_of(path)) else "no such file"
+                raise DataError(f"{path}: {what}: give a text file with one gene per line")
             record |= {key: path.name if path else None, f"{key}_hash": hash_path(path) if path else None}
         return record
 

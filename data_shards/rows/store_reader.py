@@ -199,19 +199,33 @@ class StoreReader:
         path: the store: a folder, or a URL.
         cache_bytes: limit of the chunk cache.
         max_damaged: number of token chunks that may be damaged before a read fails.
+        as_of: hash that the store had when the run started: data sets that were added later are not read. None reads
+            the store as it is.
 
     Attributes:
         path: location of the store.
-        manifest: its manifest.
+        manifest: its manifest, or what it was `as_of`.
         quarantine: the damaged chunks found so far.
 
     Raises:
-        DataError: there is no store, or it is damaged.
+        DataError: there is no store, it is damaged, or it is not the one that it was `as_of`.
     """
 
-    def __init__(self, path: str | Path | Url, cache_bytes: int = 256 << 20, max_damaged: int = 0) -> None:
+    def __init__(
+        self,
+        path: str | Path | Url,
+        cache_bytes: int = 256 << 20,
+        max_damaged: int = 0,
+        as_of: str | None = None,
+    ) -> None:
         self.path = location_of(path)
-        self.manifest = Manifest.load(self.path)
+        manifest = Manifest.load(self.path)
+        if as_of is not None and manifest.hash != as_of:
+            earlier = manifest.before_adding(as_of)
+            if earlier is None:
+                raise DataError(f"{path}: has been replaced by another store since this run started: put it back")
+            manifest = earlier
+        self.manifest = manifest
         self.quarantine = Quarantine(max_damaged)
         self._context = open_context(cache_bytes)
         self._index_bytes = int(cache_bytes * _INDEX_SHARE) // max(1, len(self.manifest.datasets))

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,13 @@ from typing import Any
 from data_shards.counts.count_options import CountOptions
 from data_shards.errors import DataError
 from data_shards.files.atomic import replace_file
+from data_shards.files.kinds import MEDIANS, STORE, TO_A_STORE, is_other, kind_of
 from data_shards.files.location import Location, location_of
+from data_shards.store.writer import choose_block_cells
 
 SCHEMA = 3
+#: End of the path of the store that `make demo` makes.
+DEMO_STORE = "demo-data/store.zarr"
 #: Values of `split`.
 TRAIN, VALIDATION, TEST = 0, 1, 2
 
@@ -138,6 +142,29 @@ class Manifest:
         """Number of blocks in each data set."""
         return [-(-entry.n_cells // self.block_cells) for entry in self.datasets]
 
+    def before_adding(self, earlier_hash: str) -> "Manifest | None":
+        """The description of this store before data sets were added to it.
+
+        Data sets are added at the end and never change. So the first of them, with the number of cells in a block that
+        they would have alone, have the hash of the store as it was.
+
+        Args:
+            earlier_hash: the hash that the store had then.
+
+        Returns:
+            The earlier manifest; None if no part of this store had that hash, or it is the store's own hash.
+        """
+        if earlier_hash == self.hash:
+            return None
+        for n_sets in range(1, len(self.datasets)):
+            datasets = self.datasets[:n_sets]
+            n_tokens = sum(entry.n_tokens for entry in datasets)
+            block_cells = choose_block_cells([entry.n_cells for entry in datasets], n_tokens)
+            earlier = replace(self, datasets=datasets, block_cells=block_cells)
+            if earlier.hash == earlier_hash:
+                return earlier
+        return None
+
     @classmethod
     def load(cls, store: str | Location) -> "Manifest":
         """Read the manifest of a store, at a local path or a URL.
@@ -148,11 +175,14 @@ class Manifest:
         """
         location = location_of(store)
         if isinstance(location, Path) and not location.exists():
-            raise DataError(f"{store}: no such store: make it with `gm-train data shards`")
+            how = (
+                "`make demo` makes it" if str(location).endswith(DEMO_STORE) else "make it with `gm-train data shards`"
+            )
+            raise DataError(f"{store}: no such store: {how}")
         try:
             attrs: dict[str, Any] = dict(json.loads((location / "zarr.json").read_bytes())["attributes"])
             if "method" in attrs:
-                raise DataError(f"{store}: is a medians file: give the store that `gm-train data shards` makes with it")
+                raise DataError(f"{store}: is {MEDIANS}, not {STORE}: {TO_A_STORE[MEDIANS]}")
             if attrs["schema"] != SCHEMA:
                 fix = "update gm-train" if attrs["schema"] > SCHEMA else "make it again with `gm-train data shards`"
                 raise DataError(f"{store}: layout version {attrs['schema']}, this program reads {SCHEMA}: {fix}")
@@ -161,6 +191,9 @@ class Manifest:
             attrs["datasets"] = tuple(DatasetEntry(**entry) for entry in attrs["datasets"])
             manifest = cls(**attrs)
         except (OSError, ValueError, KeyError, TypeError) as error:
+            if isinstance(location, Path) and (other := is_other(location, STORE)) is not None:
+                way_out = TO_A_STORE.get(kind_of(location) or "", "give one that `gm-train data shards` has made")
+                raise DataError(f"{store}: {other}: {way_out}") from error
             raise DataError(
                 f"{store}: not a token store, or damaged ({error}): make it with `gm-train data shards`"
             ) from error

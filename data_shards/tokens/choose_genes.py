@@ -5,6 +5,7 @@ from pathlib import Path
 
 from data_shards.counts.gene_ids import map_gene
 from data_shards.errors import DataError
+from data_shards.files.kinds import kind_of
 from data_shards.medians.medians_file import Medians
 from data_shards.tokens.tokenizer import Tokenizer
 from data_shards.tokens.vocabulary import Vocabulary
@@ -67,7 +68,9 @@ def _listed(path: Path, medians: Medians, all_of_ambiguous: bool = False) -> dic
     try:
         names = [line.strip() for line in path.read_text().splitlines() if line.strip()]
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read ({error}): give a text file with one gene per line") from error
+        kind = kind_of(path)
+        why = f"is {kind}, not a list of genes" if kind not in (None, "a file") else f"cannot be read ({error})"
+        raise DataError(f"{path}: {why}: give a text file with one gene per line") from error
     table = medians.gene_table
     listed: dict[str, set[str]] = {}
     for name in names:

@@ -7,6 +7,7 @@ skipped with a warning.
 """
 
 import contextlib
+import hashlib
 import json
 import logging
 import re
@@ -19,6 +20,7 @@ import torch
 
 from data_shards.errors import DataError
 from data_shards.files.atomic import hash_path
+from data_shards.files.kinds import CHECKPOINT, RUN, kind_of
 from data_shards.tokens.tokenizer import Tokenizer
 from gm_train.checkpoint.state import load_by_name, load_weights
 from gm_train.config.load import config_from_file
@@ -64,6 +66,12 @@ class Checkpoint:
     def state(self) -> Path:
         """The folder of weights and optimizer state."""
         return self.path / "state"
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 (hex) over the step and the hash of every file: the same for copies of the checkpoint."""
+        content = {"step": self.step, "files": {name: entry["sha256"] for name, entry in self.files.items()}}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     @property
     def n_bytes(self) -> int:
@@ -219,6 +227,16 @@ def prune(directory: Path, keep_last: int, before: int | None) -> None:
                 log.warning("%s: an old checkpoint could not be deleted (%s)", checkpoint.path, error)
 
 
+def no_checkpoint(path: Path) -> DataError:
+    """Return the error for a path where a checkpoint or a run was expected."""
+    if not path.exists():
+        return DataError(f"{path}: no such checkpoint or run directory")
+    kind = kind_of(path)
+    if kind in (None, RUN, CHECKPOINT):
+        return DataError(f"{path}: has no committed checkpoint: train with `gm-train fit` first")
+    return DataError(f"{path}: is {kind}, not a checkpoint or a run directory: give the run.dir of a training")
+
+
 def open_checkpoint(path: Path) -> Checkpoint:
     """Open a checkpoint directory, or the newest undamaged checkpoint of a run directory, and verify its files.
 
@@ -232,7 +250,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
         return checkpoint
     newest = latest_whole(path / "checkpoints") if (path / "checkpoints").is_dir() else None
     if newest is None:
-        raise DataError(f"{path}: neither a committed checkpoint nor a run directory that holds one")
+        raise no_checkpoint(path)
     return newest
 
 

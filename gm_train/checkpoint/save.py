@@ -32,7 +32,7 @@ class About:
     """What a checkpoint holds besides its state and position.
 
     Attributes:
-        config: the run's resolved configuration.
+        config: the run's resolved configuration, with absolute paths: a checkpoint is read from any folder.
         identity: settings and hashes that must be the same in a run that resumes it (`identity_of`).
         tokenizer: vocabulary and medians.
         store_hash: the hash of the store's manifest.

@@ -5,6 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+_EPILOG = """\
+examples:
+  gm-train bench model --quick
+  gm-train bench loader --quick
+  gm-train bench prepare --quick
+"""
+
 _MODEL_EPILOG = """\
 examples:
   gm-train bench model --quick                       about two minutes on a CPU: does it run, and roughly how fast?
@@ -40,7 +47,14 @@ Results: bench.json and bench.md in --out.
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
     """Add `bench` and its subcommands; each sets `run`, which returns the exit code."""
-    parser = subparsers.add_parser("bench", help="measure speed and memory on this machine, beside alternatives")
+    text = "measure speed and memory on this machine, beside alternatives"
+    parser = subparsers.add_parser(
+        "bench",
+        help=text,
+        description=f"{text[0].upper()}{text[1:]}.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     kinds = parser.add_subparsers(dest="kind", required=True, metavar="WHAT")
     model = kinds.add_parser(
         "model",

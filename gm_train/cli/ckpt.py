@@ -4,13 +4,15 @@ import argparse
 import sys
 from pathlib import Path
 
-_EPILOG = """\
-examples:
-  gm-train ckpt list runs/demo
+_EXAMPLES = {
+    "list": "  gm-train ckpt list runs/demo",
+    "verify": """\
   gm-train ckpt verify runs/demo           all checkpoints of the run
+  gm-train ckpt verify runs/demo/checkpoints/step-00001600""",
+    "reshard": """\
   gm-train ckpt reshard runs/demo          the newest checkpoint of the run
-  gm-train ckpt reshard runs/demo/checkpoints/step-00001000
-"""
+  gm-train ckpt reshard runs/demo/checkpoints/step-00001600""",
+}
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -19,26 +21,40 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "ckpt",
         help="list, check or convert checkpoints",
         description="List, check or convert the checkpoints of a run.",
-        epilog=_EPILOG,
+        epilog="\n".join(["examples:", *_EXAMPLES.values()]),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
-    listing = actions.add_parser("list", help="list the checkpoints of a run, oldest first")
+    listing = _add(actions, "list", "list the checkpoints of a run, oldest first")
     listing.add_argument("path", type=Path, metavar="RUN", help="run directory")
     listing.set_defaults(run=run_list)
-    checking = actions.add_parser("verify", help="read every file and compare its hash with the committed one")
+    checking = _add(actions, "verify", "read every file and compare its hash with the committed one")
     checking.add_argument("path", type=Path, metavar="RUN|CHECKPOINT", help="one checkpoint, or all of a run")
     checking.set_defaults(run=run_verify)
-    converting = actions.add_parser(
+    converting = _add(
+        actions,
         "reshard",
-        help="convert a ZeRO checkpoint so that any strategy and number of ranks can resume from it",
-        description="Replace a ZeRO checkpoint by one that stores the state by parameter name. Every strategy can "
+        "convert a ZeRO checkpoint so that any strategy and number of ranks can resume from it",
+        "Replace a ZeRO checkpoint by one that stores the state by parameter name. Every strategy can "
         "resume from that, on any number of ranks. It remains the same checkpoint of the same run.",
     )
     converting.add_argument(
         "path", type=Path, metavar="RUN|CHECKPOINT", help="a checkpoint, or a run for its newest one"
     )
     converting.set_defaults(run=run_reshard)
+
+
+def _add(
+    actions: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, text: str, description: str = ""
+) -> argparse.ArgumentParser:
+    """Add an action with its help, its description (by default the same sentence) and its examples."""
+    return actions.add_parser(
+        name,
+        help=text,
+        description=description or f"{text[0].upper()}{text[1:]}.",
+        epilog=f"examples:\n{_EXAMPLES[name]}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
 
 
 def run_list(arguments: argparse.Namespace) -> int:
@@ -75,14 +91,16 @@ def run_verify(arguments: argparse.Namespace) -> int:
 def run_reshard(arguments: argparse.Namespace) -> int:
     """Run `gm-train ckpt reshard`; return the exit code."""
     from data_shards.errors import DataError
-    from gm_train.checkpoint.find import open_checkpoint, put_back
+    from gm_train.checkpoint.find import COMMIT, no_checkpoint, open_checkpoint, put_back
     from gm_train.run.lock import locked
     from gm_train.strategies.choose import refuse_without_deepspeed
 
     path: Path = arguments.path
     directory = path.parent.parent if path.parent.name == "checkpoints" else path
     if not (directory / "checkpoints").is_dir():
-        raise DataError(f"{path}: neither a run directory with checkpoints nor a checkpoint RUN/checkpoints/step-…")
+        if (path / COMMIT).is_file():
+            raise DataError(f"{path}: is not in a run: checkpoints are converted as RUN/checkpoints/step-…")
+        raise no_checkpoint(path)
     refuse_without_deepspeed("this conversion")
     from gm_train.strategies.reshard_zero import reshard
 
@@ -97,12 +115,11 @@ def run_reshard(arguments: argparse.Namespace) -> int:
 
 def _directories(path: Path) -> list[Path]:
     """Return the checkpoint itself, or the checkpoints of a run by step."""
-    from data_shards.errors import DataError
-    from gm_train.checkpoint.find import COMMIT, checkpoint_directories
+    from gm_train.checkpoint.find import COMMIT, checkpoint_directories, no_checkpoint
 
     if (path / COMMIT).is_file():
         return [path]
     directories = checkpoint_directories(path / "checkpoints")
     if not directories:
-        raise DataError(f"{path}: neither a checkpoint nor a run directory that holds one")
+        raise no_checkpoint(path)
     return directories

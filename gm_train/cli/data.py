@@ -21,10 +21,23 @@ from gm_train.cli.data_options import (
     split_options,
 )
 
+_EPILOG = """\
+examples:
+  gm-train data medians gut.h5ad skin.h5ad --out medians.zarr
+  gm-train data shards gut.h5ad skin.h5ad --medians medians.zarr --out cells.zarr
+  gm-train data inspect cells.zarr
+"""
+
 
 def add_parser(subparsers: Any) -> None:
     """Add `data` and its subcommands; each sets `run`, which returns the exit code."""
-    parser = subparsers.add_parser("data", help="prepare data: from counts to a token store")
+    parser = subparsers.add_parser(
+        "data",
+        help="prepare data: from counts to a token store",
+        description="Prepare data: from counts to a token store.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(dest="data_command", required=True, metavar="COMMAND")
     _add_simulate(commands)
     _add_medians(commands)

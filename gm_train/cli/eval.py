@@ -56,22 +56,31 @@ def run(arguments: argparse.Namespace) -> int:
     from gm_train.evaluation.cells import read_cells
     from gm_train.evaluation.evaluate import evaluate
     from gm_train.evaluation.score_table import render_text
+    from gm_train.run.mlflow_mirror import send_report
     from gm_train.train.run_report import EVAL_DIR, write_report
 
     for name in ("max_cells", "mask_seeds"):
         if getattr(arguments, name) < 1:
             raise OptionError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
-    if not arguments.checkpoint.is_dir():
-        raise DataError(f"{arguments.checkpoint}: no such checkpoint or run directory")
+    checkpoint = open_checkpoint(arguments.checkpoint)
     given = arguments.checkpoint.resolve()
     run_dir = given if (given / "checkpoints").is_dir() else given.parent.parent
     if arguments.out is None and not (run_dir / "metrics.jsonl").is_file():
         raise DataError(f"{given}: not in a run directory: choose a folder for the results with --out")
-    checkpoint = open_checkpoint(arguments.checkpoint)
     print(f"checkpoint {checkpoint.path}, step {checkpoint.step:,}")
     model, tokenizer, config = load_model(checkpoint)
     store = location_of(arguments.store or config.data.store)
-    if Manifest.load(store).hash != json.loads((checkpoint.path / "identity.json").read_text())["store"]:
+    try:
+        manifest = Manifest.load(store)
+    except DataError as error:
+        if arguments.store is not None:
+            raise
+        raise DataError(f"{error}. If the store of this model has moved, name it with --store") from error
+    trained_store = json.loads((checkpoint.path / "identity.json").read_text())["store"]
+    if (earlier := manifest.before_adding(trained_store)) is not None:
+        new = ", ".join(entry.name for entry in manifest.datasets[len(earlier.datasets) :])
+        print(f"{store} has grown since this checkpoint: the model has seen no cell of {new}")
+    elif manifest.hash != trained_store:
         message = f"{store}: not the store that this model was trained on, so it may have seen the cells held out there"
         if arguments.store is None:
             raise DataError(f"{message}; name the right one with --store, or this one to use it all the same")
@@ -80,11 +89,13 @@ def run(arguments: argparse.Namespace) -> int:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained_on = "dithered" if tokenizer.dither else "plain"
     print(f"{len(cells.row):,} cells; scoring the model and its controls on plain and dithered ranks", flush=True)
-    evaluation = evaluate(model.to(device), config, cells, trained_on, arguments.mask_seeds)
+    scored = {"step": checkpoint.step, "path": str(checkpoint.path.resolve()), "hash": checkpoint.hash}
+    evaluation = evaluate(model.to(device), config, cells, trained_on, arguments.mask_seeds, scored)
     print(render_text(evaluation.results))
     print("drawing", flush=True)
     written = evaluation.write(arguments.out or run_dir / EVAL_DIR)
     if arguments.out is None:
         written.append(write_report(run_dir))
+        send_report(run_dir)
     print("written: " + ", ".join(map(str, written)))
     return 0

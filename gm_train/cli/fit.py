@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import os
 import signal
+from functools import partial
 from pathlib import Path
 
 FAILED = 1
@@ -16,7 +17,7 @@ If run.dir contains a committed checkpoint, training resumes from it. Repeat the
 configuration:
   gm-train fit runs/second/config.yaml trainer.max_steps=5000
 
-Settings: gm_train/config/schema.py lists each with its type, default and meaning.
+Settings: gm-train fit --settings lists each with its type, default and meaning.
 Signals: SIGTERM or SIGUSR1 saves at the next step and exits with code 85. Ctrl-C saves and exits with code 1; a second
 Ctrl-C ends at once.
 Several ranks: trainer.devices=2 starts two on this machine; under srun or torchrun, every task is a rank.
@@ -34,15 +35,23 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument(
         "config",
-        nargs="+",
+        nargs="*",
         metavar="CONFIG.yaml|key=value",
         help="files and settings; later ones override earlier ones",
     )
-    parser.set_defaults(run=run)
+    parser.add_argument("--settings", action="store_true", help="list all settings and exit")
+    parser.set_defaults(run=partial(run, parser))
 
 
-def run(arguments: argparse.Namespace) -> int:
+def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
     """Run `gm-train fit`; return the exit code."""
+    if arguments.settings:
+        from gm_train.config.settings import render_settings
+
+        print(render_settings())
+        return 0
+    if not arguments.config:
+        parser.error("the following arguments are required: CONFIG.yaml|key=value")
     from gm_train.config.load import load_config
     from gm_train.ranks.launch_local import PREEMPTED, follow_parent, is_first, is_launched, run_ranks
     from gm_train.ranks.signals import Leaving

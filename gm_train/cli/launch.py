@@ -15,7 +15,7 @@ The script is printed, checked with `sbatch --test-only`, written with its setti
 and submitted. With --dry-run it is only printed.
 Before its time limit and on preemption, the job saves a checkpoint and goes back into the queue; after the loss of a
 node, SLURM requeues it. Each start resumes the run until it is finished.
-Settings: ClusterConfig in gm_train/config/schema.py. More: docs/slurm.md.
+Settings: gm-train fit --settings lists them, those of the job under cluster. More: docs/slurm.md.
 """
 
 

@@ -13,7 +13,18 @@ from contextlib import nullcontext
 from data_shards.errors import DataError, OptionError
 from data_shards.workers import interrupts
 from gm_train.cli import bench, ckpt, data, doctor, embed, eval, export, fit, import_weights, launch
+from gm_train.cli.command_parser import CommandParser
 from gm_train.ranks.launch_local import OtherRankFailed, is_first
+
+_EPILOG = """\
+examples:
+  gm-train data medians cells.h5ad --out medians.zarr
+  gm-train data shards cells.h5ad --medians medians.zarr --out cells.zarr --top-k 512
+  gm-train fit configs/demo.yaml data.store=cells.zarr objective.pathways= run.dir=runs/mine
+  gm-train eval runs/mine cells.h5ad --label cell_type
+
+gm-train COMMAND --help shows the options of a command, with examples.
+"""
 
 
 class _Version(argparse.Action):
@@ -26,9 +37,11 @@ class _Version(argparse.Action):
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser. Each command sets `run`, a function of the parsed arguments that returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = CommandParser(
         prog="gm-train",
         description="Pretrain GeneMamba on ranked genes: from counts to a trained and evaluated model.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     parser.add_argument("--debug", action="store_true", help="also print the traceback of an error")

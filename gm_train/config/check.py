@@ -6,6 +6,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from gm_train.config.other_names import advice_on_value
 from gm_train.config.parts import STRATEGIES, TABLES
 from gm_train.config.schema import Config
 
@@ -63,7 +64,7 @@ def config_problems(config: Config) -> list[str]:
     # `ddp` on one rank is `single`; nobody asks for it by name.
     strategies = ["auto", *(name for name in STRATEGIES if name != "single")]
     problems = [
-        f"{key}={values[key]}: expected {' | '.join(choices)}"
+        f"{key}={values[key]}: expected {' | '.join(choices)}{_hint(key, values[key])}"
         for key, choices in {**TABLES, "trainer.strategy": strategies, **_CHOICES}.items()
         if values[key] not in choices
     ]
@@ -104,6 +105,11 @@ def callback_entry(entry: Any) -> tuple[str, dict[str, Any]]:
         if module and name and isinstance(arguments or {}, Mapping):
             return str(target), {str(key): value for key, value in (arguments or {}).items()}
     raise ValueError(f"{entry!r}: expected package.module:Class or package.module:Class: {{argument: value}}")
+
+
+def _hint(key: str, value: str) -> str:
+    advice = advice_on_value(key, value)
+    return f" ({advice})" if advice else ""
 
 
 def _finite(value: Any) -> bool:

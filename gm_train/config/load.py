@@ -13,7 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from data_shards.errors import DataError
+from data_shards.files.kinds import CHECKPOINT, CORPUS, COUNTS, GENE_SETS, MEDIANS, RUN, STORE, TO_A_STORE, kind_of
 from gm_train.config.check import ConfigError, config_problems, leaves
+from gm_train.config.other_names import advice_on_name, advice_on_value
 from gm_train.config.schema import Config
 
 DEFAULTS: dict[str, Any] = dict(leaves(OmegaConf.to_container(OmegaConf.structured(Config))))
@@ -45,13 +47,28 @@ def _from_word(word: str) -> list[tuple[str, Any]]:
     """
     key, equals, text = word.partition("=")
     if not equals or not key:
-        raise ValueError("neither a .yaml file nor key=value")
+        raise ValueError(f"neither a .yaml file nor key=value{_instead_of(word)}")
     if isinstance(DEFAULTS.get(key), str):
         return [(key, text)]
     try:
         return [(key, OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))["value"])]  # type: ignore[call-overload,index]
     except (yaml.YAMLError, OmegaConfBaseException) as error:
         raise ValueError(f"the value is not YAML ({' '.join(str(error).split())})") from error
+
+
+def _instead_of(word: str) -> str:
+    """What to write instead of a word that is only a path; empty if that is not known."""
+    path = Path(word)
+    kind = kind_of(path)
+    instead = {
+        STORE: f"data.store={word}",
+        RUN: str(path / "config.yaml"),
+        CHECKPOINT: str(path / "config.yaml"),
+        GENE_SETS: f"objective.pathways={word}",
+    }
+    if kind in instead:
+        return f": it is {kind}: write {instead[kind]}"
+    return f": it is {kind}: {TO_A_STORE[kind]}" if kind in (MEDIANS, COUNTS, CORPUS) else ""
 
 
 def _merge(sources: list[tuple[str, list[tuple[str, Any]]]]) -> tuple[Config, list[str]]:
@@ -62,7 +79,8 @@ def _merge(sources: list[tuple[str, list[tuple[str, Any]]]]) -> tuple[Config, li
         for key, value in pairs:
             if isinstance(DEFAULTS.get(key), str) and not isinstance(value, str):
                 # YAML reads `off` as false and `2024_01` as a number.
-                problems.append(f"{source}: {key}: {value!r} is not text: put it in quotes")
+                advice = advice_on_value(key, value) or "put it in quotes"
+                problems.append(f"{source}: {key}: {value!r} is not text: {advice}")
                 continue
             try:
                 OmegaConf.update(merged, key, value, merge=False)
@@ -78,13 +96,22 @@ def _merge(sources: list[tuple[str, list[tuple[str, Any]]]]) -> tuple[Config, li
 
 def _explain(key: str, value: Any, error: Exception) -> str:
     if key in DEFAULTS:
-        return f"{key}={value!r}: {str(error).splitlines()[0]}"
+        advice = advice_on_value(key, value)
+        return f"{key}={value!r}: {str(error).splitlines()[0]}{f' ({advice})' if advice else ''}"
+    return f"unknown key {key} ({advice_on_key(key)})"
+
+
+def advice_on_key(key: str) -> str:
+    """What to write instead of a key that is no setting, such as "is it optim.lr?"."""
     last = key.rsplit(".", 1)[-1]
     near = [name for name in DEFAULTS if name.rsplit(".", 1)[-1] == last or name.startswith(f"{key}.")]
-    near = near or difflib.get_close_matches(key, DEFAULTS)
-    return f"unknown key {key}" + (
-        f" (is it {', '.join(near[:3])}?)" if near else "; gm_train/config/schema.py lists all keys"
-    )
+    if not near and (advice := advice_on_name(key)) is not None:
+        return advice
+    if not near:
+        # Only the last part is compared: keys of one section are alike by their section alone.
+        close = difflib.get_close_matches(last, {name.rsplit(".", 1)[-1] for name in DEFAULTS}, 1, 0.75)
+        near = [name for one in close for name in DEFAULTS if name.rsplit(".", 1)[-1] == one]
+    return f"is it {', '.join(near[:3])}?" if near else "`gm-train fit --settings` lists all"
 
 
 def flat(config: Config) -> dict[str, Any]:

@@ -39,7 +39,7 @@ class ModelConfig:
     gate_per_layer: bool = False  # true: one gate (or concat) projection per layer; false: one for all, as published
     norm: str = "none"  # none (as published) | pre: RMSNorm before each mixer
     d_model: int = 512  # width of the residual stream
-    n_layers: int = 24
+    n_layers: int = 24  # layers, each with a mixer for both directions
     d_state: int = 64  # state of the recurrence, per head channel
     d_conv: int = 4  # taps of the depthwise convolution
     expand: int = 2  # inner width / d_model
@@ -58,7 +58,7 @@ class ObjectiveConfig:
 
     language: str = "masked"  # masked | next_token (unidirectional model)
     mask_rate: float = 0.15  # share of tokens to predict
-    random_rate: float = 0.1  # share of those that show a random gene instead of <mask>
+    random_rate: float = 0.1  # share of those that show a random gene instead of `<mask>`
     gamma: float = 0.1  # weight of L_pathway
     pathways: str = ""  # GMT file of gene sets; empty: no L_pathway
     pathway_size: list[int] = field(default_factory=lambda: [10, 200])  # smallest and largest gene set that is used
@@ -73,11 +73,11 @@ class OptimConfig:
 
     lr: float = 5e-4  # peak learning rate of AdamW
     min_lr_ratio: float = 0.1  # final learning rate / peak
-    warmup_steps: int = 1000
+    warmup_steps: int = 1000  # steps in which the learning rate rises from 0 to its peak
     schedule_steps: int | None = None  # steps until the final learning rate; None: trainer.max_steps of the first start
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])
-    eps: float = 1e-8
-    weight_decay: float = 0.1  # matrices only
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.95])  # decay rates of AdamW's two moments
+    eps: float = 1e-8  # added to AdamW's denominator
+    weight_decay: float = 0.1  # AdamW's weight decay, of matrices only
     fused: bool = True  # AdamW in one pass over each parameter
     clip: float = 1.0  # largest norm of the whole gradient; a larger one is scaled down
 
@@ -93,46 +93,45 @@ class TrainerConfig:
     precision: str = "fp32"  # fp32 | bf16 (compute; parameters and decay stay fp32)
     compile: bool = False  # torch.compile of each block: a minute or more at the start, faster steps
     activation_checkpointing: bool = False  # keep only each block's input; compute the rest again for the gradient
-    validate_every_steps: int = 1000  # 0: never
+    validate_every_steps: int = 1000  # steps between two validations; 0: never
     validation_cells: int = 2048  # at most so many held-out cells in a validation
     max_bad_steps: int = 10  # steps with non-finite numbers within 1,000 steps; one more rolls the run back
     max_rollbacks: int = 2  # rollbacks before the run stops
-    # Lightning callbacks, `package.module:Class` or `package.module:Class: {argument: value}`; called once a step
-    callbacks: list[Any] = field(default_factory=list)
+    callbacks: list[Any] = field(default_factory=list)  # Lightning's: package.module:Class, or that: {argument: value}
 
 
 @dataclass
 class CheckpointConfig:
     """When checkpoints are written, and how many are kept."""
 
-    every_steps: int = 1000
+    every_steps: int = 1000  # steps between two checkpoints; one is also written at the end, and before leaving
     keep_last: int = 2  # newest checkpoints that are kept; the one with the best validation loss is kept as well
 
 
 @dataclass
 class TrackingConfig:
-    """Where metrics go besides `metrics.jsonl`."""
+    """Where metrics are sent."""
 
     loggers: list[str] = field(default_factory=lambda: ["mlflow"])  # any of mlflow, tensorboard, wandb, csv
     mlflow: str = "auto"  # auto: an SQLite file beside the run directory | none | a tracking URI
-    experiment: str = "gm-train"
+    experiment: str = "gm-train"  # experiment that the run belongs to
 
 
 @dataclass
 class ClusterConfig:
     """The SLURM job."""
 
-    nodes: int = 1
+    nodes: int = 1  # nodes of the job
     gpus_per_node: int = 8  # ranks on a node, one GPU each; 0: ranks without GPUs, cluster.tasks_per_node of them
     tasks_per_node: int = 1  # ranks on a node where gpus_per_node is 0
     gpu_request: str = "gpus-per-node"  # gpus-per-node | gres: how the site wants GPUs to be requested
     gpu_type: str = ""  # GPU type within the request, such as h100
     cpus_per_task: int = 8  # cores of a rank: one for each loader worker, the others for PyTorch's threads
     memory: str = ""  # memory of a node, as sbatch --mem; empty: the site's default
-    partition: str = ""
-    account: str = ""
-    qos: str = ""
-    constraint: str = ""
+    partition: str = ""  # as sbatch --partition; empty: the site's default
+    account: str = ""  # as sbatch --account
+    qos: str = ""  # as sbatch --qos
+    constraint: str = ""  # as sbatch --constraint
     exclude: str = ""  # nodes that the job must not use
     time: str = "24:00:00"  # time limit; the run is signalled before it and requeued
     signal_seconds: int = 180  # USR1 comes so long before the time limit; a step and a save must fit in

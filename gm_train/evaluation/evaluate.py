@@ -4,6 +4,7 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_shards.files.atomic import replace_file
 from data_shards.tokens.vocabulary import FIRST_GENE
 from data_shards.workers.progress import Progress
 from gm_train.config.schema import Config
@@ -33,19 +34,28 @@ class Evaluation:
     cells: EvaluationCells
 
     def write(self, directory: Path) -> list[Path]:
-        """Write `eval.json`, `eval.md` and the pictures; return their paths."""
+        """Write `eval.json`, `eval.md` and the pictures in place of those of an earlier evaluation.
+
+        Returns:
+            Their paths.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         written = [directory / "eval.json", directory / "eval.md", directory / "eval-scores.png"]
-        written[0].write_text(json.dumps(self.results, indent=1) + "\n")
-        written[1].write_text(score_table.render_markdown(self.results))
+        # `eval.json` goes first and comes last: it must not stand beside pictures of another checkpoint.
+        for old in (written[0], *directory.glob("eval-*.png")):
+            old.unlink(missing_ok=True)
+        replace_file(written[1], score_table.render_markdown(self.results))
         draw_scores(self.results, written[2])
         if self.embeddings and self.cells.labels is not None:
             written.append(directory / "eval-embedding.png")
             draw_embeddings(self.embeddings, self.cells.labels, self.results["label"]["key"], written[-1])
+        replace_file(written[0], json.dumps(self.results, indent=1) + "\n")
         return written
 
 
-def evaluate(model: GeneMamba, config: Config, cells: EvaluationCells, trained_on: str, mask_seeds: int) -> Evaluation:
+def evaluate(
+    model: GeneMamba, config: Config, cells: EvaluationCells, trained_on: str, mask_seeds: int, checkpoint: Row
+) -> Evaluation:
     """Score a model and its controls.
 
     Args:
@@ -54,6 +64,7 @@ def evaluate(model: GeneMamba, config: Config, cells: EvaluationCells, trained_o
         cells: training and held-out cells, from `read_cells`.
         trained_on: "plain" or "dithered", the ranks that the model was trained on.
         mask_seeds: how often genes are hidden anew, each time with another model of random weights.
+        checkpoint: the checkpoint that the model is from: its `step`, `path` and `hash`.
 
     Raises:
         DataError: no gene is hidden.
@@ -68,6 +79,7 @@ def evaluate(model: GeneMamba, config: Config, cells: EvaluationCells, trained_o
                 if task.n_scores:
                     rows[task.key] += task.rows(ranks, bar.update)
     results: Row = {
+        "checkpoint": checkpoint,
         "model": {
             "arch": config.model.arch,
             "d_model": config.model.d_model,

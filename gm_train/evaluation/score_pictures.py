@@ -63,6 +63,7 @@ def draw_scores(results: Row, path: Path) -> None:
         axis.margins(y=0.12)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=7.5, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
+    figure.suptitle(f"the model at step {results['checkpoint']['step']:,}", fontsize=9, color="#666666")
     figure.savefig(path, dpi=DPI)
 
 

@@ -59,9 +59,17 @@ def blocks(results: Row) -> list[tuple[str, list[str], list[list[str]]]]:
     return tables
 
 
+def scored_checkpoint(results: Row) -> str:
+    """Name the checkpoint that was scored: its step, its path and the start of its hash."""
+    checkpoint = results.get("checkpoint")
+    if checkpoint is None:
+        return "a checkpoint that this evaluation, of an earlier version of gm-train, does not name"
+    return f"step {checkpoint['step']:,} ({checkpoint['path']}, hash {checkpoint['hash'][:12]})"
+
+
 def render_text(results: Row) -> str:
     """Format tables, notes and verdicts for a terminal."""
-    parts = []
+    parts = [f"Scores of {scored_checkpoint(results)}", ""]
     for title, headings, lines in blocks(results):
         widths = [max(len(line[i]) for line in [headings, *lines]) for i in range(len(headings))]
         parts.append(title)
@@ -75,7 +83,7 @@ def render_text(results: Row) -> str:
 
 def render_markdown(results: Row) -> str:
     """Format tables, notes and verdicts as Markdown."""
-    parts = []
+    parts = [f"Scores of {scored_checkpoint(results)}", ""]
     for title, headings, lines in blocks(results):
         parts += [f"### {title}", "", f"| {' | '.join(headings)} |", "|---|" + "---:|" * (len(headings) - 1)]
         parts += [f"| {' | '.join(text.strip() for text in line)} |" for line in lines] + [""]

@@ -6,6 +6,7 @@ from typing import Any
 
 import lightning as L
 
+from data_shards.errors import DataError
 from gm_train.config.check import ConfigError, rank_problems
 from gm_train.config.schema import Config
 from gm_train.loading.cell_batches import CellBatches
@@ -39,7 +40,6 @@ class CellDataModule(L.LightningDataModule):
         super().__init__()
         self.config = copy.deepcopy(config)
         self._position = Position.start(config.data.lanes)
-        self._reached: dict[int, tuple[int, int]] = {}
         self._data: OpenData | None = None
         self._batches: RankBatches
         self._ranks: Ranks
@@ -61,6 +61,8 @@ class CellDataModule(L.LightningDataModule):
             raise ConfigError(problems)
         if self._data is None:
             self._data = open_data(self.config)
+            # Data sets that are added while this trains are left out.
+            self._position.store_hash = self._data.reader.manifest.hash
         self._batches = self._from(self._position)
         if stage == "fit" and self._accumulates_for is not trainer:
             trainer.accumulate_grad_batches *= self._batches.per_step
@@ -106,11 +108,22 @@ class CellDataModule(L.LightningDataModule):
         own = {lane: lanes[lane] for lane in lanes if lane % self._ranks.world_size == self._ranks.global_rank}
         for part in self._ranks.gather(own):
             lanes |= part
-        return {"step": self._position.step, "lanes": lanes}
+        return {"step": self._position.step, "lanes": lanes, "store": self._position.store_hash}
 
     def go_to(self, position: dict[str, Any]) -> None:
-        """Continue from a position, on any number of ranks."""
-        self._position = Position(position["step"], 0, dict(position["lanes"]))
+        """Continue from a position, on any number of ranks.
+
+        Raises:
+            DataError: the position is in another store.
+        """
+        store = self._position.store_hash
+        if position["store"] != store:
+            raise DataError(
+                f"{self.config.data.store}: not the store that the checkpoint was trained on, so its position means "
+                "nothing here: name that store with data.store, or begin a new training with the checkpoint's weights "
+                "(GeneMambaModule.load_from_checkpoint)"
+            )
+        self._position = Position(position["step"], 0, dict(position["lanes"]), store_hash=store)
 
     def _from(self, position: Position) -> RankBatches:
         assert self._data is not None

@@ -48,12 +48,20 @@ class LaneDataset(IterableDataset[Piece | DataError]):
         recipe: what turns rows into examples.
         lanes: for each lane of this rank the (pool, row) to start at.
         n_steps: number of steps to yield.
+        store_hash: hash of the store that the run started on, or None.
     """
 
     def __init__(
-        self, data: DataConfig, plan: RowPlan, recipe: Recipe, lanes: dict[int, tuple[int, int]], n_steps: int
+        self,
+        data: DataConfig,
+        plan: RowPlan,
+        recipe: Recipe,
+        lanes: dict[int, tuple[int, int]],
+        n_steps: int,
+        store_hash: str | None,
     ) -> None:
         self.data, self.plan, self.recipe, self.lanes, self.n_steps = data, plan, recipe, lanes, n_steps
+        self.store_hash = store_hash
 
     def __iter__(self) -> Iterator[Piece | DataError]:
         try:
@@ -65,7 +73,8 @@ class LaneDataset(IterableDataset[Piece | DataError]):
         worker = get_worker_info()
         number, n_workers = (0, 1) if worker is None else (worker.id, worker.num_workers)
         own = np.array_split(sorted(self.lanes), n_workers)[number].tolist()
-        reader = StoreReader(self.data.store, (self.data.cache_mb << 20) // n_workers, self.data.max_damaged_chunks)
+        cache_bytes = (self.data.cache_mb << 20) // n_workers
+        reader = StoreReader(self.data.store, cache_bytes, self.data.max_damaged_chunks, self.store_hash)
         lanes = Lanes(reader, self.plan, {lane: self.lanes[lane] for lane in own}, AHEAD_BYTES // n_workers)
         for _ in range(self.n_steps):
             examples = make_examples(lanes.take(self.data.rows_per_lane), self.recipe)
@@ -161,7 +170,8 @@ class RankBatches:
         n_steps = max(0, self.max_steps - self.position.step)
         rank, size = self._ranks.global_rank, self._ranks.world_size
         own = {lane: position for lane, position in self.position.lanes.items() if lane % size == rank}
-        self._loader = StepLoader(LaneDataset(self.data, self.plan, self.recipe, own, n_steps))
+        lanes = LaneDataset(self.data, self.plan, self.recipe, own, n_steps, self.position.store_hash)
+        self._loader = StepLoader(lanes)
         return self._loader
 
     @property
@@ -175,7 +185,8 @@ class RankBatches:
         The list is empty if no cells are held out.
         """
         if self._validation is None:
-            reader = StoreReader(self.data.store, self.data.cache_mb << 20, self.data.max_damaged_chunks)
+            cache_bytes, as_of = self.data.cache_mb << 20, self.position.store_hash
+            reader = StoreReader(self.data.store, cache_bytes, self.data.max_damaged_chunks, as_of)
             rows = validation_rows(reader, replace(self.plan, seed=0), self.validation_cells)
             examples = make_examples(rows, replace(self.recipe, seed=0)) if len(rows) else None
             damaged = reader.quarantine.take_new()

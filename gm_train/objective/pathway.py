@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from data_shards.compiled import compiled
 from data_shards.errors import DataError
+from data_shards.files.kinds import GENE_SETS, is_other
 from data_shards.hashing import U64
 from data_shards.tokens.tokenizer import Tokenizer
 from gm_train.config.schema import ObjectiveConfig
@@ -30,6 +31,9 @@ def read_gmt(path: Path) -> dict[str, list[str]]:
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
+        other = is_other(path, GENE_SETS) if path.exists() else "no such file"
+        if other is not None:
+            raise DataError(f"{path}: {other}: set objective.pathways to a .gmt file") from error
         raise DataError(
             f"{path}: cannot be read as gene sets ({error}): set objective.pathways to a .gmt file"
         ) from error

@@ -20,6 +20,7 @@ from typing import Any
 
 from data_shards.errors import DataError
 from data_shards.files.atomic import replace_file
+from data_shards.files.kinds import CHECKPOINT, CORPUS, COUNTS, MEDIANS, STORE, kind_of
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +100,8 @@ def locked(directory: Path) -> Iterator[RunLock]:
         DataError: another process trains into the directory, or it cannot be written.
     """
     path = directory / _LOCK
+    if (kind := kind_of(directory)) in (STORE, MEDIANS, COUNTS, CHECKPOINT, CORPUS):
+        raise DataError(f"run.dir={directory}: is {kind}: choose another folder for the run")
     try:
         directory.mkdir(parents=True, exist_ok=True)
         file = path.open("a+")

@@ -18,6 +18,7 @@ from gm_train.run.records import METRICS, parse_rows
 
 log = logging.getLogger(__name__)
 
+REPORT = "report.html"
 _NOT_METRICS = ("step", "time", "sample_hash")
 _BATCH = 900  # MLflow takes at most 1,000 values in one request
 
@@ -138,23 +139,16 @@ class MlflowMirror(threading.Thread):
             self._state["delivered_step"] = rows[-1]["step"]
             self._save_state()
         if ending:
-            for name in ("config.yaml", "environment.json", "report.html"):
+            for name in ("config.yaml", "environment.json", REPORT):
                 if (self._directory / name).is_file():
                     self._client.log_artifact(self._state["run_id"], str(self._directory / name))
             self._client.set_terminated(self._state["run_id"], self._status)
 
     def _connect(self) -> None:
-        # By default MLflow retries for minutes; this thread tries again anyway.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        client = _client(self._uri)
         from mlflow.entities import Param, RunTag
         from mlflow.exceptions import MlflowException
-        from mlflow.tracking import MlflowClient
 
-        # After the import, which sets these levels itself. They hide the messages about creating tables.
-        for name in ("alembic", "mlflow"):
-            logging.getLogger(name).setLevel(logging.ERROR)
-        client = MlflowClient(self._uri)
         if self._state["run_id"] is not None:
             try:
                 client.get_run(self._state["run_id"])
@@ -185,6 +179,37 @@ class MlflowMirror(threading.Thread):
         artifacts = self._directory.resolve().parent / "mlartifacts"
         location = artifacts.as_uri() if str(self._uri).startswith("sqlite:") else None
         return str(client.create_experiment(self._config.tracking.experiment, artifact_location=location))
+
+
+def send_report(directory: Path) -> None:
+    """Replace the report in a run's MLflow run, after an evaluation has changed it. A failure is only logged.
+
+    Args:
+        directory: the run directory. If the run was never tracked, nothing is sent.
+    """
+    try:
+        state = json.loads((directory / "tracking.json").read_text())
+        database = str(state["uri"]).removeprefix("sqlite:///")
+        # A database that is not there any more would be made anew, empty.
+        if state["run_id"] is not None and (database == state["uri"] or Path(database).is_file()):
+            _client(state["uri"]).log_artifact(state["run_id"], str(directory / REPORT))
+    except FileNotFoundError:
+        return
+    except Exception as error:
+        log.warning("MLflow did not take the new %s (%s)", directory / REPORT, _short(error))
+
+
+def _client(uri: str | None) -> Any:
+    """Connect to MLflow, quickly and quietly."""
+    # By default MLflow retries for minutes.
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+    from mlflow.tracking import MlflowClient
+
+    # After the import, which sets these levels itself. They hide the messages about creating tables.
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return MlflowClient(uri)
 
 
 def _short(error: Exception) -> str:

@@ -39,6 +39,9 @@ _MAY_CHANGE = {
     "optim.schedule_steps",  # compared separately: None means that of the run's first start
 }
 
+# Keys of an identity that hold the hash of what a setting names.
+_HASHES = ("store", "vocabulary", "medians", "pathways")
+
 
 def _identity_keys(config: Config) -> dict[str, Any]:
     """The settings that identify a run, by their full names."""
@@ -85,13 +88,23 @@ def refuse_other_identity(path: Path, saved: dict[str, Any], current: dict[str, 
     """
     saved = _identity_keys(Config()) | saved
     different = [key for key in sorted(saved | current) if saved.get(key) != current.get(key)]
-    if different:
-        lines = [f"  {key}: {saved.get(key)!r} in the checkpoint, {current.get(key)!r} now" for key in different]
-        raise DataError(
-            f"{path}: belongs to another run than this configuration:\n"
-            + "\n".join(lines)
-            + "\nset these back to resume it, or train into another run.dir"
-        )
+    if not different:
+        return
+    lines = [f"  {key}: {_shown(key, saved)} in the checkpoint, {_shown(key, current)} now" for key in different]
+    if "store" in different:
+        lines.append("  the store is neither that of the run nor what `gm-train data shards --add` makes of it")
+    raise DataError(
+        f"{path}: belongs to another run than this configuration:\n"
+        + "\n".join(lines)
+        + "\nset these back to resume it, or start a new run from its weights: "
+        + f"model.init_from={path} run.dir=ANOTHER"
+    )
+
+
+def _shown(key: str, identity: dict[str, Any]) -> str:
+    """A value of an identity for a message; hashes are cut."""
+    value = identity.get(key)
+    return f"hash {value[:12]}…" if key in _HASHES and value else repr(value)
 
 
 def write_config(directory: Path, config: Config) -> None:

@@ -19,7 +19,7 @@ from gm_train.checkpoint.find import Checkpoint, list_checkpoints, recover, refu
 from gm_train.checkpoint.known_cells import keep_cell_hashes
 from gm_train.checkpoint.save import About
 from gm_train.config.check import ConfigError, config_problems, rank_problems
-from gm_train.config.load import config_from_file, flat
+from gm_train.config.load import config_from_file, flat, with_absolute_paths
 from gm_train.config.schema import Config
 from gm_train.loading.open_data import OpenData, open_data
 from gm_train.loading.position import Position
@@ -47,6 +47,7 @@ from gm_train.strategies.joined import Joined
 from gm_train.strategies.steps import Steps
 from gm_train.train.announce import announce
 from gm_train.train.callbacks import StepCallbacks, load_callbacks
+from gm_train.train.grown_store import GrownStore
 from gm_train.train.recorder import Recorder
 from gm_train.train.run_report import write_report
 from gm_train.train.step_module import StepModule
@@ -109,16 +110,23 @@ def _fit(
     checkpoint = ranks.from_first(lambda: recover(directory / "checkpoints"))
     _resolve_schedule(config, checkpoint)
     reader, tokenizer = data.reader, data.tokenizer
+    saved = json.loads((checkpoint.path / "identity.json").read_text()) if checkpoint else {}
+    grown = GrownStore.find(saved, reader.manifest)
+    if grown is not None:
+        saved = grown.carry_over(config, saved)
     identity = identity_of(config, reader.manifest.hash, tokenizer.vocabulary.hash, tokenizer.medians_hash)
     start = ranks.from_first(lambda: initial_weights(config, tokenizer, checkpoint))
     if start is not None:
         identity[INIT] = start.identity
     _refuse_differing_ranks(config, identity, ranks)
     if checkpoint is not None:
-        saved = json.loads((checkpoint.path / "identity.json").read_text())
         ranks.from_first(lambda: refuse_imported(checkpoint, saved))
         ranks.from_first(lambda: refuse_other_identity(checkpoint.path, saved, identity))
     position = Position.load(checkpoint.path / "position.json") if checkpoint else Position.start(config.data.lanes)
+    if grown is not None:
+        position = position.on_grown_store(grown.earlier.hash)
+    # Data sets that are added while this process trains are for its next start.
+    position.store_hash = reader.manifest.hash
 
     module = StepModule(config, tokenizer.vocabulary.size, ranks, position.step)
     if start is not None:
@@ -134,6 +142,8 @@ def _fit(
         announce(config, reader, module, batches, checkpoint, f"{strategy} ({why})", ranks)
         if start is not None and start.line:
             print(start.line, flush=True)
+        if grown is not None and unfinished:
+            print(grown.describe(position, config.data.weights), flush=True)
         mirror = MlflowMirror(config, position.step) if tracking_uri(config) else None
     ranks.from_first(lambda: _begin(config, directory, position, ranks, strategy) if unfinished else None)
     ranks.from_first(lambda: keep_cell_hashes(directory, reader.path, reader.manifest) if unfinished else None)
@@ -145,7 +155,7 @@ def _fit(
     loggers = [LoggerThread(name, config, position.step) for name in names if ranks.is_first and unfinished]
     for logger in loggers:
         logger.start()
-    about = About(config, identity, tokenizer, reader.manifest.hash, reader.manifest)
+    about = About(with_absolute_paths(config), identity, tokenizer, reader.manifest.hash, reader.manifest)
     at_steps = StepCallbacks(callbacks, ranks, position.step)
     recorder = Recorder(directory, position, batches, about, checkpoint, leaving, ranks, lock, loggers, at_steps)
     status = "FAILED"

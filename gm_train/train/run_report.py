@@ -10,6 +10,7 @@ from typing import Any
 
 from data_shards.errors import DataError
 from data_shards.files.atomic import replace_file
+from gm_train.checkpoint.find import list_checkpoints
 from gm_train.config.load import config_from_file
 from gm_train.config.schema import Config
 from gm_train.evaluation import score_table
@@ -30,6 +31,7 @@ th, td { padding: .2em .9em .2em 0; text-align: right; border-bottom: 1px solid 
 th:first-child, td:first-child { text-align: left; }
 tr.model td { background: #fdf1ee; } td.best { font-weight: 700; }
 ul.verdicts li { margin: .3em 0; } .notes { color: #555; font-size: .9em; }
+p.older { background: #fff3d0; border-left: 4px solid #e0a800; padding: .6em 1em; }
 pre { background: #f6f6f6; padding: 1em; overflow-x: auto; font-size: .85em; }
 """
 
@@ -66,8 +68,7 @@ def write_report(run_dir: Path) -> Path:
         "<h2>Training</h2>",
         _training(rows, steps, skipped),
         _picture(curves, "training curves"),
-        "<h2>Evaluation</h2>",
-        *_evaluation(run_dir / EVAL_DIR),
+        *_evaluation(run_dir, steps[-1]["step"]),
         "<h2>Configuration in full</h2>",
         f"<details><summary>config.yaml</summary><pre>{_escaped_file(run_dir / 'config.yaml')}</pre></details>",
         "</body></html>",
@@ -133,18 +134,46 @@ def _training(rows: list[dict[str, Any]], steps: list[dict[str, Any]], skipped: 
     return _table("", [], lines)
 
 
-def _evaluation(directory: Path) -> list[str]:
-    """Format verdicts, tables and pictures; or the command that makes them."""
+def _evaluation(run_dir: Path, last_step: int) -> list[str]:
+    """Format verdicts, tables and pictures, and the checkpoint they are of; or the command that makes them."""
+    directory = run_dir / EVAL_DIR
     path = directory / "eval.json"
     if not path.is_file():
-        return ["<p>Not evaluated yet: run <code>gm-train eval</code> on a checkpoint of this run.</p>"]
+        how = "Not evaluated yet: run <code>gm-train eval</code> on a checkpoint of this run."
+        return ["<h2>Evaluation</h2>", f"<p>{how}</p>"]
     results = json.loads(path.read_text())
+    checkpoint = results.get("checkpoint")
+    at = f" at step {checkpoint['step']:,}" if checkpoint else ""
+    parts = [f"<h2>Evaluation{at}</h2>"]
+    if (why := _outdated(run_dir, checkpoint, last_step)) is not None:
+        again = "<code>gm-train eval</code> on this run scores its newest checkpoint."
+        parts.append(f"<p class=older><b>Not of the present model.</b> {html.escape(why)} {again}</p>")
+    parts.append(f"<p class=notes>Scores of {html.escape(score_table.scored_checkpoint(results))}</p>")
     verdicts = [f"<li>{html.escape(line)}</li>" for line in score_table.verdicts(results)]
-    parts = ["<ul class=verdicts>", *verdicts, "</ul>"]
+    parts += ["<ul class=verdicts>", *verdicts, "</ul>"]
     parts += [_table(*block) for block in score_table.blocks(results)]
     parts += [f"<p class=notes>{html.escape(note)}</p>" for note in results["notes"]]
     pictures = sorted(directory.glob("eval-*.png"), reverse=True)
     return parts + [_picture(picture, picture.stem.replace("-", " ")) for picture in pictures]
+
+
+def _outdated(run_dir: Path, checkpoint: dict[str, Any] | None, last_step: int) -> str | None:
+    """Say why scores are not those of the run's last step; None if they are.
+
+    Args:
+        run_dir: the run directory.
+        checkpoint: the checkpoint that was scored; None if the evaluation does not name it.
+        last_step: the last step that the run has recorded.
+    """
+    if checkpoint is None:
+        return f"The evaluation does not name its checkpoint; this run stands at step {last_step:,}."
+    step = checkpoint["step"]
+    if step != last_step:
+        return f"These scores are of step {step:,}; this run stands at step {last_step:,}."
+    own = next((one for one in list_checkpoints(run_dir / "checkpoints") if one.step == step), None)
+    if own is not None and own.hash != checkpoint["hash"]:
+        return f"These scores are of another checkpoint of step {step:,} than the one that this run has now."
+    return None
 
 
 def _picture(path: Path, alt: str) -> str:

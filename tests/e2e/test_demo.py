@@ -63,6 +63,11 @@ def test_demo_end_to_end(folder: Path) -> None:
     assert "resuming" in again.stdout
     assert f"from step {BUDGET}" in again.stdout
     assert steps(folder) == 2 * BUDGET
+    # One coherent page: curves and scores of the same step.
+    page = (run / "report.html").read_text()
+    assert f"gm-train run, {2 * BUDGET} steps" in page
+    assert f"<h2>Evaluation at step {2 * BUDGET}</h2>" in page
+    assert "Not of the present model" not in page
 
     # The README's commands work with what the demo made.
     fit = [

@@ -144,7 +144,7 @@ def test_not_anndata_is_refused(tmp_path: Path) -> None:
         open_counts(tmp_path / "c.h5ad")
     folder = tmp_path / "d.zarr"
     folder.mkdir()
-    with pytest.raises(DataError, match=r"d\.zarr: is a folder, but not an AnnData-Zarr: give .h5ad files"):
+    with pytest.raises(DataError, match=r"d\.zarr: is an empty folder, but not an AnnData-Zarr: give .h5ad files"):
         open_counts(folder)
     (folder / "zarr.json").write_text('{"zarr_form')
     with pytest.raises(DataError, match=r"d\.zarr: not an AnnData file, or a truncated one \(.+\): fetch"):

@@ -98,7 +98,7 @@ def test_gene_table_files(tmp_path: Path) -> None:
     csv.write_text("symbol,other\nTNMD,1\n")
     with pytest.raises(DataError, match=r"no Ensembl id in the first column"):
         GeneTable.read_csv(csv)
-    with pytest.raises(DataError, match=r"not a gene table"):
+    with pytest.raises(DataError, match=r"missing\.csv: no such file: expected CSV"):
         GeneTable.read_csv(tmp_path / "missing.csv")
 
 

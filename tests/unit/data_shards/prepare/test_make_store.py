@@ -360,5 +360,5 @@ def test_real_data_sets_in_one_store(real_data: Path, tmp_path: Path) -> None:
 
 def test_a_medians_file_is_no_store(tmp_path: Path) -> None:
     make_medians([write_counts(tmp_path / "a.h5ad", draw_counts(30, 20))], tmp_path / "m.zarr", say=quiet)
-    with pytest.raises(DataError, match=r"m\.zarr: is a medians file: give the store"):
+    with pytest.raises(DataError, match=r"m\.zarr: is a medians file, not a token store: give the store"):
         Manifest.load(tmp_path / "m.zarr")

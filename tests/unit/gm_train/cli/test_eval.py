@@ -5,10 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
+from mlflow.tracking import MlflowClient
 
 from data_shards.errors import DataError
 from data_shards.tokens.tokenizer import Tokenizer
-from gm_train.checkpoint.find import latest_whole
+from gm_train.checkpoint.find import latest_whole, open_checkpoint
 from gm_train.cli.main import main
 from gm_train.config.load import load_config
 from gm_train.evaluation import score_table
@@ -61,6 +62,103 @@ def test_the_same_checkpoint_scores_the_same_and_out_moves_the_files(
     assert first == second
     assert json.loads(first)["probes"] == []
     assert not (tmp_path / "first" / "eval-embedding.png").exists()
+
+
+def test_scores_name_their_checkpoint_and_older_ones_are_marked(
+    trained: Path, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As with `make demo` twice: train, evaluate, train further, evaluate again."""
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    shutil.rmtree(run / "eval", ignore_errors=True)
+    marked = "Not of the present model"
+
+    def page() -> str:
+        return (run / "report.html").read_text()
+
+    assert evaluate(run, atlas, "--label", "cell_type") == 0
+    first = open_checkpoint(run)
+    results = json.loads((run / "eval" / "eval.json").read_text())
+    assert results["checkpoint"] == {"step": 12, "path": str(first.path), "hash": first.hash}
+    named = f"Scores of step 12 ({first.path}, hash {first.hash[:12]})"
+    assert named in capsys.readouterr().out
+    assert (run / "eval" / "eval.md").read_text().startswith(named)
+    assert named in page()
+    assert "<h2>Evaluation at step 12</h2>" in page()
+    assert marked not in page()
+
+    fit(load_config(*tiny_words(atlas.store, run), "trainer.max_steps=16"))
+    assert "gm-train run, 16 steps" in page()
+    assert named in page()
+    assert f"{marked}.</b> These scores are of step 12; this run stands at step 16." in page()
+
+    # Without a label there is no embedding: that of the earlier evaluation must not stay.
+    assert evaluate(run, atlas) == 0
+    assert "<h2>Evaluation at step 16</h2>" in page()
+    assert marked not in page()
+    assert named not in page()
+    assert not (run / "eval" / "eval-embedding.png").exists()
+    assert page().count("data:image/png;base64,") == 2
+
+
+def test_scores_of_another_checkpoint_of_the_same_step_or_of_an_unknown_one_are_marked(
+    trained: Path, atlas: Atlas, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    assert evaluate(run, atlas) == 0
+    path = run / "eval" / "eval.json"
+    results = json.loads(path.read_text())
+    results["checkpoint"]["hash"] = "0" * 64
+    path.write_text(json.dumps(results))
+    assert "another checkpoint of step 12" in write_report(run).read_text()
+    del results["checkpoint"]
+    path.write_text(json.dumps(results))
+    assert "The evaluation does not name its checkpoint; this run stands at step 12" in write_report(run).read_text()
+
+
+def test_the_page_with_the_scores_goes_to_mlflow(atlas: Atlas, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    fit(load_config(*tiny_words(atlas.store, run), "tracking.mlflow=auto", "trainer.max_steps=4"))
+    assert evaluate(run, atlas) == 0
+    client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    run_id = json.loads((run / "tracking.json").read_text())["run_id"]
+    sent = Path(client.download_artifacts(run_id, "report.html", str(tmp_path))).read_text()
+    assert "<h2>Evaluation at step 4</h2>" in sent
+    assert sent == (run / "report.html").read_text()
+
+
+def test_an_unreachable_mlflow_does_not_fail_the_evaluation(
+    trained: Path, atlas: Atlas, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    # Nothing listens on the discard port.
+    (run / "tracking.json").write_text(json.dumps({"uri": "http://127.0.0.1:9", "run_id": "a"}))
+    assert evaluate(run, atlas) == 0
+    assert "MLflow did not take the new" in caplog.text
+    # A database that is gone is not made anew.
+    (run / "tracking.json").write_text(json.dumps({"uri": f"sqlite:///{tmp_path / 'gone.db'}", "run_id": "a"}))
+    assert evaluate(run, atlas) == 0
+    assert not (tmp_path / "gone.db").exists()
+
+
+def test_a_run_is_evaluated_from_any_folder_and_with_a_store_that_moved(
+    atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    here = tmp_path / "here"
+    shutil.copytree(atlas.store, here / "data" / "cells.zarr")
+    monkeypatch.chdir(here)
+    assert main(["fit", *tiny_words(Path("data/cells.zarr"), Path("runs/tiny")), "trainer.max_steps=4"]) == 0
+    run, out = here / "runs" / "tiny", str(tmp_path / "out")
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    monkeypatch.chdir(elsewhere)
+    assert evaluate(run, atlas) == 0
+    moved = shutil.move(here / "data", tmp_path / "moved")
+    capsys.readouterr()
+    assert evaluate(run, atlas, "--out", out) == 1
+    error = capsys.readouterr().err
+    assert f"{here / 'data/cells.zarr'}: no such store" in error
+    assert "If the store of this model has moved, name it with --store" in error
+    assert evaluate(run, atlas, "--out", out, "--store", f"{moved}/cells.zarr") == 0
 
 
 def test_wrong_words_are_refused_with_one_message(

@@ -12,6 +12,9 @@ import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 
+from data_shards.errors import DataError
+from data_shards.prepare.make_store import make_store
+from data_shards.prepare.splits import SplitOptions
 from data_shards.rows.store_reader import StoreReader
 from gm_train.config.check import ConfigError
 from gm_train.config.load import load_config
@@ -91,6 +94,19 @@ def test_a_checkpoint_of_lightning_continues_the_stream(
     rest = [row["loss"] for row in whole.steps[step:]]
     assert [row["loss"] for row in record.steps] == pytest.approx(rest, abs=1e-6)
     assert record.validations[-1] == pytest.approx(whole.validations[-1], abs=1e-6)
+
+
+def test_a_checkpoint_of_another_store_is_refused(config: Config, atlas: Atlas, tmp_path: Path) -> None:
+    saved = ModelCheckpoint(dirpath=tmp_path / "saved", every_n_train_steps=2)
+    logged(config, tmp_path, saved, max_steps=2, enable_checkpointing=True)
+    config.data.store = str(tmp_path / "other.zarr")
+    splits = SplitOptions(by="cell", validation=0.2)
+    medians = atlas.store.parent / "medians.zarr"
+    make_store(atlas.files[:1], medians, tmp_path / "other.zarr", top_k=48, splits=splits, say=lambda line: None)
+    with pytest.raises(DataError, match=r"other.zarr: not the store that the checkpoint was trained on"):
+        trainer(tmp_path).fit(
+            GeneMambaModule(config), datamodule=CellDataModule(config), ckpt_path=saved.best_model_path
+        )
 
 
 def test_the_trainer_accumulates_steps(config: Config, tmp_path: Path) -> None:
