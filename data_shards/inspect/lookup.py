@@ -156,6 +156,11 @@ class Found:
         return [int((self.place == place).sum()) for place in range(N_PLACES)]
 
 
+def _source_hashes(entry: DatasetEntry) -> set[str]:
+    """SHA-256 of the files of a data set; a corpus may have several."""
+    return {entry.source_hash, *(one["hash"] for one in (entry.imported or {}).get("files", []))}
+
+
 def look_up(path: Path, known: KnownCells, options: CountOptions | None = None, min_mapped: float = 0.5) -> Found:
     """Find a file and its cells among known cells.
 
@@ -171,7 +176,7 @@ def look_up(path: Path, known: KnownCells, options: CountOptions | None = None, 
     if not path.exists():
         raise DataError(f"{path}: no such file: give a count file (.h5ad, or an AnnData-Zarr folder)")
     (file,) = read_fingerprints([path], Workers())
-    same_file = tuple(one for one in known.datasets if one.entry.source_hash == file.sha256)
+    same_file = tuple(one for one in known.datasets if file.sha256 in _source_hashes(one.entry))
     searched = [one for one in known.datasets if one.arrays is not None]
     nothing = np.zeros(0, np.int64)
     by_dataset = np.zeros((len(known.datasets), N_PLACES), np.int64)

@@ -52,7 +52,7 @@ def known_cells(checkpoint: Checkpoint, store: str | None = None) -> KnownCells:
     """
     config = config_from_file(checkpoint.path / "config.yaml")
     run = checkpoint.path.parent.parent
-    at = [_absolute(store or config.data.store)]
+    at = [_absolute(place) for place in (store or config.data.store,) if place]
     if store is None and (run / "config.yaml").is_file():  # that path is absolute, the checkpoint's may not be
         at.append(_absolute(config_from_file(run / "config.yaml").data.store))
     places: dict[Location, Manifest] = {}
@@ -78,6 +78,12 @@ def known_cells(checkpoint: Checkpoint, store: str | None = None) -> KnownCells:
         )
         return KnownDataset(entry, None, reason, trained)
 
+    if config.model.init_from:
+        log.warning(
+            "the run began with the weights of %s, whose cells are not searched: look there too with `gm-train data "
+            "lookup %s FILE`",
+            config.model.init_from, config.model.init_from,
+        )  # fmt: skip
     position = Position.load(checkpoint.path / "position.json")
     name = f"{checkpoint.path} (step {position.step:,}, {position.cells:,} cells trained on, repeats included)"
     return KnownCells(name, Tokenizer.load(checkpoint.path / "tokenizer"), tuple(map(known, own.datasets)))
@@ -101,10 +107,13 @@ def _holds(manifest: Manifest, entry: DatasetEntry) -> DatasetEntry | None:
 def _manifest_of_identity(checkpoint: Checkpoint, places: dict[Location, Manifest], at: list[Location]) -> Manifest:
     """The manifest among `places` that the checkpoint was trained on."""
     wanted = json.loads((checkpoint.path / "identity.json").read_text())["store"]
+    if not wanted:
+        raise DataError(f"{checkpoint.path}: was imported, and nothing is known about the cells of its training")
     for manifest in places.values():
-        if manifest.hash == wanted:
-            return manifest
+        own = manifest if manifest.hash == wanted else manifest.before_adding(wanted)
+        if own is not None:
+            return own
     raise DataError(
-        f"{checkpoint.path}: was written by a version that kept no list of its data sets, and its store is not at "
-        f"{_text(at)}: name the store with --store"
+        f"{checkpoint.path}: was imported, or written by a version that kept no list of its data sets, and its store "
+        f"is not at {_text(at)}: name the store with --store"
     )

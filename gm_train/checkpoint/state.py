@@ -1,13 +1,15 @@
 """Weights and optimizer state under the model's parameter names, in files that do not depend on the number of ranks."""
 
 import contextlib
+import hashlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
@@ -82,3 +84,13 @@ def load_weights(folder: Path, model: GeneMamba) -> None:
     with _single_process():
         load(state, checkpoint_id=folder, no_dist=True)
     model.load_state_dict(state["model"])
+
+
+def hash_weights(state: Mapping[str, Tensor]) -> str:
+    """SHA-256 (hex) of names, shapes, types and numbers of weights, whatever file holds them."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        tensor = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

@@ -5,6 +5,7 @@ groups and arrays is translated.
 """
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -136,7 +137,9 @@ def _open_h5ad(source: Path, path: Path) -> Iterator[AnnDataCopy]:
 @contextmanager
 def _open_zarr(source: Path, path: Path) -> Iterator[AnnDataCopy]:
     if source.is_dir():
-        _copy_files([(file, path / file.relative_to(source)) for file in source.rglob("*") if file.is_file()])
+        # Folders that are links are part of the store; `rglob` would pass them over.
+        files = [Path(folder) / name for folder, _, names in os.walk(source, followlinks=True) for name in names]
+        _copy_files([(file, path / file.relative_to(source)) for file in files])
         root = zarr.open_group(path, mode="r+", use_consolidated=False)
         is_consolidated = zarr.open_group(path, mode="r").metadata.consolidated_metadata is not None
     else:

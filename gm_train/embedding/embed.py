@@ -51,7 +51,6 @@ def embed(
     if isinstance(checkpoint, tuple):
         model, tokenizer, config = checkpoint
         device = next(model.parameters()).device
-        model.eval()
     else:
         device = default_device()
         model, tokenizer, config = load_model(open_checkpoint(Path(checkpoint)))
@@ -59,7 +58,12 @@ def embed(
     precision = default_precision(config, device)
     with _open(cells, options) as counts:
         chunks = TokenChunks(counts, tokenizer, min_mapped)
-        parts = [embed_cells(model, chunk, pool, precision) for _, chunk in chunks]
+        was_training = model.training
+        model.eval()
+        try:
+            parts = [embed_cells(model, chunk, pool, precision) for _, chunk in chunks]
+        finally:
+            model.train(was_training)
         chunks.drift()
     return np.concatenate(parts)
 

@@ -1,6 +1,5 @@
 """Embed the cells of a file of any size, and write a copy of the file with their vectors."""
 
-import hashlib
 import importlib.metadata
 import time
 from collections.abc import Callable
@@ -9,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from data_shards.counts.count_file import CountFile, open_counts
 from data_shards.counts.count_options import CountOptions
@@ -20,8 +18,9 @@ from data_shards.tokens.tokenizer import DRIFT_FACTOR, DRIFT_VALUES, Tokenizer
 from data_shards.tokens.vocabulary import FIRST_GENE
 from data_shards.workers.progress import Progress
 from gm_train.checkpoint.find import Checkpoint, load_model, open_checkpoint
+from gm_train.checkpoint.state import hash_weights
 from gm_train.embedding.anndata_copy import copied, refuse_output, require_groups
-from gm_train.embedding.embed import default_device, default_precision, require_pool
+from gm_train.embedding.embed import PRECISIONS, default_device, default_precision, require_pool
 from gm_train.embedding.embed_cells import embed_cells
 from gm_train.embedding.token_chunks import DRIFT_CELLS, TokenChunks
 from gm_train.model.genemamba import GeneMamba
@@ -50,6 +49,8 @@ class EmbedOptions:
 
     def __post_init__(self) -> None:
         require_pool(self.pool)
+        if self.precision not in (None, *PRECISIONS):
+            raise OptionError(f"precision {self.precision!r}: must be one of {', '.join(PRECISIONS)}")
         if self.genes and self.counts.raw:
             raise OptionError("--genes with --raw: varm describes the genes of X, and raw has others: leave one out")
 
@@ -163,7 +164,7 @@ def _record(
         "version": _version(),
         "input": str(counts.path.resolve()),
         "hashes": {
-            "weights": hash_weights(model),
+            "weights": hash_weights(model.state_dict()),
             "vocabulary": tokenizer.vocabulary.hash,
             "medians": tokenizer.medians_hash,
             "tokenizer": tokenizer.hash,
@@ -184,15 +185,6 @@ def _record(
             "cells_at_most": DRIFT_CELLS,
         },
     }
-
-
-def hash_weights(model: torch.nn.Module) -> str:
-    """SHA-256 (hex) of all weights, with their names, types and shapes: the same wherever the model is stored."""
-    digest = hashlib.sha256()
-    for name, value in sorted(model.state_dict().items()):
-        digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _version() -> str:

@@ -88,7 +88,7 @@ def _copy_array(source: Any, target: Any, name: str, path: Path, check: Callable
     _copy_attributes(source, array)
     # Whole chunks of both, so that none is read or written twice.
     size = (getattr(source, "shards", None) or source.chunks or (1,))[0]
-    step = max(1, size // n_rows) * n_rows
+    step = max(1, min(size, 4 * n_rows) // n_rows) * n_rows
     if isinstance(source, h5py.Dataset) and h5py.check_string_dtype(source.dtype):
         source = source.asstr()
     for first in range(0, array.shape[0], step):
@@ -103,6 +103,12 @@ def _copy_attributes(source: Any, target: Any) -> None:
     for name, value in dict(source.attrs).items():
         if isinstance(target, h5py.Group | h5py.Dataset):
             is_text_list = isinstance(value, list) and all(isinstance(text, str) for text in value)
-            target.attrs[name] = np.array(value, h5py.string_dtype()) if is_text_list else value
+            try:
+                target.attrs[name] = np.array(value, h5py.string_dtype()) if is_text_list else value
+            except (TypeError, ValueError) as error:
+                raise DataError(
+                    f"the attribute {name!r} of {source.name!r} cannot be stored in HDF5 ({error}): let the name of "
+                    "the output end in .zarr"
+                ) from error
         else:
             target.attrs[name] = value.tolist() if isinstance(value, np.ndarray | np.generic) else value

@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Iterator
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import lightning as L
 
@@ -18,6 +19,10 @@ from gm_train.ranks.ranks import Ranks
 
 #: The stream has no end: the Trainer decides when to stop.
 _ENDLESS = 1 << 62
+#: The `accumulate_grad_batches` that the user gave to a Trainer.
+_ACCUMULATED: "WeakKeyDictionary[L.Trainer, int]" = WeakKeyDictionary()
+#: Settings that decide what a position means.
+_ORDER = ("lanes", "rows_per_lane", "pool_blocks", "group_cells", "row_length", "weights")
 
 
 class CellDataModule(L.LightningDataModule):
@@ -26,8 +31,8 @@ class CellDataModule(L.LightningDataModule):
     A Lightning batch is a micro-batch of `data.micro_rows` rows. The Trainer accumulates the micro-batches of a step
     (`data.lanes * data.rows_per_lane` rows over all ranks) before it steps the optimizer: `setup` multiplies its
     `accumulate_grad_batches` by their number. An epoch is `trainer.validate_every_steps` steps, at most the Trainer's
-    `max_steps`. So Lightning validates where `gm-train fit` does. Epochs continue the stream; a checkpoint of Lightning
-    holds the position in it.
+    `max_steps`. So Lightning validates where `gm-train fit` does, and at the end. Epochs continue the stream; a
+    checkpoint of Lightning holds the position in it.
 
     Args:
         config: a checked configuration; it is copied.
@@ -43,7 +48,7 @@ class CellDataModule(L.LightningDataModule):
         self._data: OpenData | None = None
         self._batches: RankBatches
         self._ranks: Ranks
-        self._accumulates_for: L.Trainer | None = None
+        self._within = 0  # micro-batches since the last step
 
     def setup(self, stage: str) -> None:
         """Open the data, and make the Trainer accumulate the micro-batches of a step.
@@ -61,23 +66,41 @@ class CellDataModule(L.LightningDataModule):
             raise ConfigError(problems)
         if self._data is None:
             self._data = open_data(self.config)
-            # Data sets that are added while this trains are left out.
-            self._position.store_hash = self._data.reader.manifest.hash
+        if stage == "fit":  # begins anew; a checkpoint is loaded later
+            self.go_to(None)
         self._batches = self._from(self._position)
-        if stage == "fit" and self._accumulates_for is not trainer:
-            trainer.accumulate_grad_batches *= self._batches.per_step
-            self._accumulates_for = trainer
+        if stage == "fit":
+            own = _ACCUMULATED.setdefault(trainer, trainer.accumulate_grad_batches)
+            trainer.accumulate_grad_batches = own * self._batches.per_step
 
     def train_dataloader(self) -> "EpochLoader":
-        """The stream of this rank's micro-batches, cut into epochs."""
+        """The stream of this rank's micro-batches, cut into epochs.
+
+        Raises:
+            ConfigError: the Trainer's `limit_train_batches` would end an epoch within a step.
+        """
         trainer = self._trainer()
         every = self.config.trainer.validate_every_steps
         limits = [limit for limit in (every, trainer.max_steps) if limit > 0]
         n_steps = min(limits, default=self.config.trainer.max_steps)
-        return EpochLoader(self, n_steps * trainer.accumulate_grad_batches)
+        length, limit = n_steps * trainer.accumulate_grad_batches, trainer.limit_train_batches
+        n_batches = int(length * limit) if isinstance(limit, float) else min(limit, length)
+        if n_batches % trainer.accumulate_grad_batches and not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            raise ConfigError(
+                [
+                    f"the Trainer's limit_train_batches={limit}: an epoch would end within a step, which has "
+                    f"{trainer.accumulate_grad_batches} micro-batches: choose a multiple of that"
+                ]
+            )
+        return EpochLoader(self, length)
 
     def val_dataloader(self) -> Turns | list[Any]:
-        """The held-out cells, the same at every validation; empty if none are held out."""
+        """The held-out cells, the same at every validation.
+
+        Empty if none are held out, and while training if `trainer.validate_every_steps` is 0.
+        """
+        if self._trainer().state.fn == "fit" and not self.config.trainer.validate_every_steps:
+            return []
         batches = self._batches.validation_batches()
         return Turns(batches, self._ranks) if batches else []
 
@@ -93,9 +116,11 @@ class CellDataModule(L.LightningDataModule):
             batch: of any loader; it is returned unchanged.
             dataloader_idx: unused.
         """
-        if self._trainer().training and isinstance(batch, MicroBatch) and batch.last:
-            self._position.step += 1
-            self._position.lanes.update(batch.info.lanes)
+        if self._trainer().training and isinstance(batch, MicroBatch):
+            self._within = 0 if batch.last else self._within + 1
+            if batch.last:
+                self._position.step += 1
+                self._position.lanes.update(batch.info.lanes)
         return batch
 
     def stream(self) -> Iterator[MicroBatch]:
@@ -108,22 +133,47 @@ class CellDataModule(L.LightningDataModule):
         own = {lane: lanes[lane] for lane in lanes if lane % self._ranks.world_size == self._ranks.global_rank}
         for part in self._ranks.gather(own):
             lanes |= part
-        return {"step": self._position.step, "lanes": lanes, "store": self._position.store_hash}
+        return {"step": self._position.step, "lanes": lanes, "within": self._within, "order": self._order()}
 
-    def go_to(self, position: dict[str, Any]) -> None:
-        """Continue from a position, on any number of ranks.
+    def go_to(self, position: dict[str, Any] | None) -> None:
+        """Continue from a position; from the beginning if it is None.
 
         Raises:
-            DataError: the position is in another store.
+            DataError: the position is within a step, or means something else with these settings.
         """
-        store = self._position.store_hash
-        if position["store"] != store:
-            raise DataError(
-                f"{self.config.data.store}: not the store that the checkpoint was trained on, so its position means "
-                "nothing here: name that store with data.store, or begin a new training with the checkpoint's weights "
-                "(GeneMambaModule.load_from_checkpoint)"
-            )
-        self._position = Position(position["step"], 0, dict(position["lanes"]), store_hash=store)
+        order = self._order()
+        start = Position.start(self.config.data.lanes)
+        start.store_hash = order["store"]  # data sets that are added while this trains are left out
+        self._within = 0
+        if position is not None:
+            differing = [
+                f"  {key}: {position['order'][key]!r} in the checkpoint, {order[key]!r} now"
+                for key in order
+                if position["order"][key] != order[key]
+            ]
+            if differing:
+                raise DataError(
+                    "the position in Lightning's checkpoint means other cells here:\n"
+                    + "\n".join(differing)
+                    + "\nset these back, or begin a new training with its weights: "
+                    "GeneMambaModule.load_from_checkpoint"
+                )
+            if position["within"]:
+                raise DataError(
+                    f"Lightning's checkpoint was written {position['within']} micro-batches into a step: continue from "
+                    "one that was written at the end of a step, such as by ModelCheckpoint(every_n_train_steps=...)"
+                )
+            start.step, start.lanes = position["step"], dict(position["lanes"])
+        self._position = start
+
+    def _order(self) -> dict[str, Any]:
+        """What decides the meaning of a position in Lightning's checkpoints."""
+        assert self._data is not None
+        data, seed = self.config.data, self.config.run.seed
+        settings = {f"data.{key}": getattr(data, key) for key in _ORDER}
+        store = self._data.reader.manifest.hash
+        batches = self._from(self._position)
+        return {"store": store, "run.seed": seed, **settings, "micro-batches of a rank in a step": batches.per_step}
 
     def _from(self, position: Position) -> RankBatches:
         assert self._data is not None

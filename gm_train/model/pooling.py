@@ -18,7 +18,8 @@ from torch import Tensor
 
 def mean(states: Tensor, member: Tensor) -> Tensor:
     """Average over the tokens."""
-    return member.to(states.dtype) @ states / member.sum(-1, keepdim=True)
+    # Clamped, because the gradient of 0 / 0 would be NaN for the whole row.
+    return member.to(states.dtype) @ states / member.sum(-1, keepdim=True).clamp(min=1)
 
 
 def maximum(states: Tensor, member: Tensor) -> Tensor:
@@ -32,7 +33,7 @@ def by_rank(states: Tensor, member: Tensor) -> Tensor:
     """Average with weights 1 / log2(1 + rank)."""
     rank = member.cumsum(-1).clamp(min=1)
     weights = member / torch.log2(1 + rank.to(states.dtype))
-    return weights @ states / weights.sum(-1, keepdim=True)
+    return weights @ states / weights.sum(-1, keepdim=True).clamp(min=1)  # the first token has weight 1
 
 
 #: The ways of pooling by name.

@@ -93,12 +93,10 @@ def refuse_other_identity(path: Path, saved: dict[str, Any], current: dict[str, 
     lines = [f"  {key}: {_shown(key, saved)} in the checkpoint, {_shown(key, current)} now" for key in different]
     if "store" in different:
         lines.append("  the store is neither that of the run nor what `gm-train data shards --add` makes of it")
-    raise DataError(
-        f"{path}: belongs to another run than this configuration:\n"
-        + "\n".join(lines)
-        + "\nset these back to resume it, or start a new run from its weights: "
-        + f"model.init_from={path} run.dir=ANOTHER"
-    )
+    way_out = "\nset these back to resume it, or train into another run.dir"
+    if not any(key.startswith("model.") for key in different):
+        way_out += f", from these weights if you like: model.init_from={path} run.dir=ANOTHER"
+    raise DataError(f"{path}: belongs to another run than this configuration:\n" + "\n".join(lines) + way_out)
 
 
 def _shown(key: str, identity: dict[str, Any]) -> str:

@@ -16,14 +16,22 @@ from gm_train.ranks.ranks import Ranks
 log = logging.getLogger(__name__)
 
 
-def load_callbacks(entries: Sequence[Any]) -> list[L.Callback]:
-    """Make the callbacks that `trainer.callbacks` names.
+#: Hooks that `gm-train fit` never calls: they belong to micro-batches or to Lightning's own loops.
+_NEVER = (
+    "on_before_backward", "on_after_backward", "on_before_optimizer_step", "on_before_zero_grad",
+    "on_validation_batch_start", "on_validation_batch_end", "on_save_checkpoint",
+)  # fmt: skip
+
+
+def load_callbacks(entries: Sequence[Any], ranks: Ranks) -> list[L.Callback]:
+    """Make the callbacks that `trainer.callbacks` names; all ranks call this together.
 
     Args:
         entries: `package.module:Class`, or a mapping of that to keyword arguments.
+        ranks: this process among the others.
 
     Raises:
-        ConfigError: an entry cannot be imported, is no Lightning callback, or refuses its arguments.
+        ConfigError: on some rank, an entry cannot be imported, is no Lightning callback, or refuses its arguments.
     """
     callbacks, problems = [], []
     for entry in entries:
@@ -36,9 +44,13 @@ def load_callbacks(entries: Sequence[Any]) -> list[L.Callback]:
             continue
         if not isinstance(callback, L.Callback):
             problems.append(f"trainer.callbacks: {target}: is not a lightning.Callback")
+            continue
+        never = [hook for hook in _NEVER if getattr(type(callback), hook) is not getattr(L.Callback, hook)]
+        if never and ranks.is_first:
+            log.warning("trainer.callbacks: %s: its %s will not be called by gm-train fit", target, ", ".join(never))
         callbacks.append(callback)
-    if problems:
-        raise ConfigError(problems, everywhere=True)
+    if found := [problem for of_rank in ranks.gather(problems) for problem in of_rank]:
+        raise ConfigError(list(dict.fromkeys(found)), everywhere=True)
     return callbacks
 
 
@@ -56,6 +68,7 @@ class StepCallbacks(L.Callback):
 
     def __init__(self, callbacks: Sequence[L.Callback], ranks: Ranks, step: int) -> None:
         self._callbacks, self._ranks, self._step = callbacks, ranks, step
+        self._wants_stop = False
 
     def measured(self, trainer: L.Trainer, row: dict[str, float]) -> None:
         """Show the numbers of a row of `metrics.jsonl` to the callbacks."""
@@ -94,7 +107,7 @@ class StepCallbacks(L.Callback):
         self._count(trainer)
         self._call("on_train_batch_end", trainer, module, outputs, batch, self._step - 1)
         if self._callbacks:
-            trainer.should_stop = any(self._ranks.gather(trainer.should_stop))
+            trainer.should_stop = any(self._ranks.gather(trainer.should_stop or self._wants_stop))
 
     def _count(self, trainer: L.Trainer) -> None:
         # Lightning counts only steps of its own wrapper around the optimizer, which `Steps` does not use.
@@ -102,6 +115,8 @@ class StepCallbacks(L.Callback):
         progress.total.ready = progress.total.completed = self._step
 
     def _call(self, hook: str, trainer: L.Trainer, module: L.LightningModule, *arguments: Any, **named: Any) -> None:
+        # Lightning would stop this rank at once, within a step: the wish waits for the end of the step.
+        before = trainer.should_stop
         for callback in self._callbacks:
             try:
                 getattr(callback, hook)(trainer, module, *arguments, **named)
@@ -117,6 +132,8 @@ class StepCallbacks(L.Callback):
                     f"trainer.callbacks: {name}: its {hook} raised {type(error).__name__}: {error}; the run resumes "
                     "from its last checkpoint once the callback is fixed or left out"
                 ) from error
+            self._wants_stop |= trainer.should_stop and not before
+            trainer.should_stop = before
 
 
 def _forward(hook: str) -> Callable[..., None]:

@@ -89,10 +89,10 @@ def fit(config: Config, leaving: Leaving | None = None) -> Outcome:
     if problems := rank_problems(config, ranks.world_size):
         raise ConfigError(problems, everywhere=True)
     directory = Path(config.run.dir)
-    callbacks = load_callbacks(config.trainer.callbacks)
     with contextlib.ExitStack() as stack:
         stack.enter_context(joined(ranks, alone=config.trainer.strategy not in WITHOUT_GROUP))
         ranks.together(lambda: kernel_of(config, ranks.device()))
+        callbacks = load_callbacks(config.trainer.callbacks, ranks)
         data = ranks.together(lambda: open_data(config))
         lock = ranks.on_first(lambda: stack.enter_context(locked(directory)))
         return _fit(config, directory, data, callbacks, leaving or Leaving(), ranks, lock)

@@ -1,11 +1,13 @@
-"""The LightningModule: GeneMamba, its losses and its optimizer, for any Lightning Trainer."""
+"""The LightningModule: GeneMamba, its losses and its optimizer, for a Lightning Trainer of one's own."""
 
+import copy
 from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
@@ -34,7 +36,7 @@ class GeneMambaModule(L.LightningModule):
 
     Args:
         config: a checked configuration, as `load_config` returns it, or its settings by their full names, as Lightning
-            stores them in its checkpoints.
+            stores them in its checkpoints; it is copied.
         vocabulary_size: number of tokens; None: that of `data.store`.
 
     Attributes:
@@ -47,7 +49,7 @@ class GeneMambaModule(L.LightningModule):
 
     def __init__(self, config: Config | Mapping[str, Any], vocabulary_size: int | None = None) -> None:
         super().__init__()
-        self.config = config if isinstance(config, Config) else config_from_settings(config)
+        self.config = copy.deepcopy(config) if isinstance(config, Config) else config_from_settings(config)
         load_weights = None
         if vocabulary_size is None:
             tokenizer = Tokenizer.load(location_of(self.config.data.store))
@@ -67,10 +69,16 @@ class GeneMambaModule(L.LightningModule):
         self._validation = torch.zeros(4)
 
     def configure_model(self) -> None:
-        """Prepare the blocks (compilation, for example), and shard the model if the Trainer's strategy is FSDP2."""
-        if self._is_configured:  # Lightning calls this before each fit, validation and prediction
+        """Prepare the blocks (compilation, for example), and shard the model if the Trainer's strategy is FSDP2.
+
+        Raises:
+            ConfigError: the Trainer's strategy does not sum the gradients of all ranks as this module needs it.
+        """
+        # Lightning calls this before each fit, validation and prediction, and as it loads a module without a Trainer.
+        if self._is_configured or self._trainer is None:
             return
         self._is_configured = True
+        _refuse_other_strategies(self.trainer)
         prepare_blocks(self.model, self.config.trainer)
         if self.device_mesh is not None:
             shard_layers(self.model, self.device_mesh["data_parallel"])
@@ -96,6 +104,14 @@ class GeneMambaModule(L.LightningModule):
         optimizer = build_optimizer(self.model, optim)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, optim) / optim.lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the length of the schedule: a longer Trainer that resumes must not change it."""
+        checkpoint["schedule_steps"] = self.config.optim.schedule_steps
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue the schedule of the first Trainer."""
+        self.config.optim.schedule_steps = checkpoint["schedule_steps"]
 
     def training_step(self, batch: MicroBatch, batch_idx: int) -> Tensor:
         """Compute a micro-batch's share of the step's loss, scaled for what Lightning divides it by."""
@@ -165,3 +181,19 @@ class GeneMambaModule(L.LightningModule):
         summed = self.trainer.strategy.reduce(values, reduce_op="sum")
         assert isinstance(summed, Tensor)
         return summed
+
+
+def _refuse_other_strategies(trainer: L.Trainer) -> None:
+    strategy, why = trainer.strategy, None
+    if isinstance(strategy, ModelParallelStrategy):
+        if strategy.device_mesh["data_parallel"].size() != trainer.world_size:
+            why = "the ranks would train on different cells without summing their gradients"
+    elif isinstance(strategy, FSDPStrategy | DeepSpeedStrategy):
+        why = "this module does not support it; `gm-train fit` has fsdp2, zero2 and zero3"
+    if why is not None:
+        raise ConfigError(
+            [
+                f'the Trainer\'s strategy {type(strategy).__name__}: {why}. Use strategy="ddp", or for FSDP2 strategy='
+                f"ModelParallelStrategy(data_parallel_size={trainer.world_size}, tensor_parallel_size=1)"
+            ]
+        )

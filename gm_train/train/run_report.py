@@ -158,7 +158,7 @@ def _evaluation(run_dir: Path, last_step: int) -> list[str]:
 
 
 def _outdated(run_dir: Path, checkpoint: dict[str, Any] | None, last_step: int) -> str | None:
-    """Say why scores are not those of the run's last step; None if they are.
+    """Say why scores are not those of the run's newest checkpoint; None if they are.
 
     Args:
         run_dir: the run directory.
@@ -168,10 +168,10 @@ def _outdated(run_dir: Path, checkpoint: dict[str, Any] | None, last_step: int) 
     if checkpoint is None:
         return f"The evaluation does not name its checkpoint; this run stands at step {last_step:,}."
     step = checkpoint["step"]
-    if step != last_step:
+    newest = next(reversed(list_checkpoints(run_dir / "checkpoints")), None)
+    if step != (newest.step if newest else last_step):
         return f"These scores are of step {step:,}; this run stands at step {last_step:,}."
-    own = next((one for one in list_checkpoints(run_dir / "checkpoints") if one.step == step), None)
-    if own is not None and own.hash != checkpoint["hash"]:
+    if newest is not None and newest.hash != checkpoint["hash"]:
         return f"These scores are of another checkpoint of step {step:,} than the one that this run has now."
     return None
 

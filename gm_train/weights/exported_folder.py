@@ -109,6 +109,7 @@ def without_paths(config: Config) -> Config:
     empty = Config()
     config.run.dir, config.data.store, config.objective.pathways, config.model.init_from = "", "", "", ""
     config.tracking, config.cluster = empty.tracking, empty.cluster
+    config.trainer.callbacks = []
     return config
 
 

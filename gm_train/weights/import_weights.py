@@ -12,6 +12,7 @@ import torch
 from data_shards.errors import DataError
 from gm_train.checkpoint.find import Checkpoint
 from gm_train.checkpoint.save import About, save_weights_only
+from gm_train.checkpoint.state import hash_weights
 from gm_train.config.schema import Config
 from gm_train.loading.position import Position
 from gm_train.model.genemamba import GeneMamba
@@ -19,7 +20,7 @@ from gm_train.run.records import identity_of
 from gm_train.weights.exported_folder import CONFIG, FILES, Exported, check_hashes, read_exported
 from gm_train.weights.published_layout import from_published, is_published, sizes_of
 from gm_train.weights.published_vocabulary import MEDIANS, TOKENS, PublishedVocabulary, read_published_vocabulary
-from gm_train.weights.weight_files import State, find_weights, hash_weights, read_weights
+from gm_train.weights.weight_files import State, find_weights, read_weights
 
 Say = Callable[[str], None]
 #: The key of an identity that says where imported weights came from. No run has it, so no run resumes from them.

@@ -12,10 +12,11 @@ from data_shards.errors import DataError
 from data_shards.tokens.tokenizer import Tokenizer
 from data_shards.tokens.vocabulary import FIRST_GENE
 from gm_train.checkpoint.find import Checkpoint, load_model, open_checkpoint
+from gm_train.checkpoint.state import hash_weights
 from gm_train.config.load import config_from_file
 from gm_train.config.schema import Config, ModelConfig
 from gm_train.model.genemamba import GeneMamba
-from gm_train.weights.weight_files import State, hash_weights
+from gm_train.weights.weight_files import State
 
 #: The key of a run's identity that holds the hash of the weights it began with.
 INIT = "init_from"
@@ -49,12 +50,14 @@ class InitialWeights:
             tokenizer: of the run's store.
 
         Raises:
-            DataError: the checkpoint cannot be read here.
+            DataError: the checkpoint cannot be read here, or is another one than on rank 0.
         """
         if self.source is None:
             return
         theirs, their_tokenizer, _ = load_model(Checkpoint.read(self.source))
         state = {name: tensor.detach() for name, tensor in theirs.state_dict().items()}
+        if hash_weights(state) != self.identity["weights"]:
+            raise DataError(f"{self.source}: has other weights here than on rank 0: give every node the same files")
         model.load_state_dict(state | _for_vocabulary(state, _rows(tokenizer, their_tokenizer)))
 
 

@@ -10,11 +10,13 @@ from data_shards.errors import DataError
 from data_shards.files.location import location_of
 from data_shards.store.manifest import Manifest
 from gm_train.checkpoint.find import Checkpoint
+from gm_train.checkpoint.known_cells import kept_manifest
+from gm_train.checkpoint.state import hash_weights
 from gm_train.evaluation.score_table import render_markdown
 from gm_train.run.records import METRICS, read_rows
 from gm_train.weights.exported_folder import CODE, FILES, Exported
 from gm_train.weights.published_vocabulary import MEDIANS, TOKENS
-from gm_train.weights.weight_files import WEIGHTS, hash_weights
+from gm_train.weights.weight_files import WEIGHTS
 
 log = logging.getLogger(__name__)
 
@@ -81,8 +83,8 @@ class CardFacts:
         run = checkpoint.path.resolve().parent.parent
         if checkpoint.path.resolve().parent.name != "checkpoints":
             run = checkpoint.path / "no run"
-        manifest, no_manifest = _manifest(store, exported.store_hash)
-        evaluation, no_evaluation = _evaluation(run / _EVALUATION, checkpoint.step)
+        manifest, no_manifest = _manifest(checkpoint, store, exported.store_hash)
+        evaluation, no_evaluation = _evaluation(run / _EVALUATION, checkpoint)
         return cls(
             sum(tensor.numel() for tensor in exported.state.values()),
             hash_weights(exported.state),
@@ -96,9 +98,12 @@ class CardFacts:
         )
 
 
-def _manifest(store: str, expected: str) -> tuple[Manifest | None, str]:
+def _manifest(checkpoint: Checkpoint, store: str, expected: str) -> tuple[Manifest | None, str]:
     if not expected:
         return None, "Nothing is known about the cells that these weights were trained on."
+    kept = kept_manifest(checkpoint.path)
+    if kept is not None:
+        return kept, ""
     if not store:
         return None, "The store was not named (`--store`), so its data sets cannot be listed."
     try:
@@ -106,29 +111,38 @@ def _manifest(store: str, expected: str) -> tuple[Manifest | None, str]:
     except DataError as error:
         log.warning("the card cannot list the data sets: %s", error)
         return None, "The store could not be read when this card was written, so its data sets cannot be listed."
-    if manifest.hash != expected:
+    own = manifest if manifest.hash == expected else manifest.before_adding(expected)
+    if own is None:
         log.warning("%s: not the store that the model was trained on, so the card cannot list its data sets", store)
         return None, "The store at hand was another one when this card was written, so its data sets cannot be listed."
-    return manifest, ""
+    return own, ""
 
 
-def _evaluation(path: Path, step: int) -> tuple[dict[str, Any] | None, str]:
+def _evaluation(path: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any] | None, str]:
     if not path.is_file():
         return None, "This checkpoint was not scored (`gm-train eval`)."
     try:
         results = dict(json.loads(path.read_text()))
-        scored = results["checkpoint"]["step"]
+        scored = results["checkpoint"]
+        # The path is of this machine.
+        results["checkpoint"] = scored | {"path": checkpoint.path.name}
         render_markdown(results)
     except (OSError, ValueError, KeyError, TypeError) as error:
         log.warning("%s: cannot be used for the card (%s: %s)", path, type(error).__name__, error)
         return None, "The run's evaluation does not say which checkpoint it scored, so its scores are not shown."
-    if scored != step:
-        return None, f"The run's evaluation scored step {scored:,}, not these weights, so its scores are not shown."
+    if scored["hash"] != checkpoint.hash:
+        step = f"{scored['step']:,}"
+        return None, f"The run's evaluation scored step {step}, not these weights, so its scores are not shown."
     return results, ""
 
 
 def _tokens(path: Path, step: int) -> int | None:
-    counts = {row["step"]: row["tokens"] for row in read_rows(path) if "tokens" in row and row["step"] <= step}
+    try:
+        rows = read_rows(path)
+    except DataError as error:
+        log.warning("the card cannot say how many tokens were seen: %s", error)
+        return None
+    counts = {row["step"]: row["tokens"] for row in rows if "tokens" in row and row["step"] <= step}
     return sum(counts.values()) if step and len(counts) == step else None
 
 

@@ -1,6 +1,5 @@
 """Read tensors from files of weights, without running any pickle, and hash them."""
 
-import hashlib
 import pickle
 from pathlib import Path
 
@@ -78,13 +77,3 @@ def _read(path: Path) -> State:
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise DataError(f"{path}: expected a dictionary of name -> tensor, as `model.state_dict()` gives it")
     return content
-
-
-def hash_weights(state: State) -> str:
-    """SHA-256 (hex) of names, shapes, types and numbers of weights, whatever file holds them."""
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}\n".encode())
-        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from gm_train.ranks.ranks import free_port
-from tests.support.doctor_ranks import run_doctor
 from tests.conftest import Atlas, tiny_words, write_cells, write_gene_sets
+from tests.support.doctor_ranks import run_doctor
 
 Doctor = Callable[..., tuple[list[int | None], str, str]]
 
@@ -115,7 +114,9 @@ def test_a_run_directory_that_one_rank_cannot_write(atlas: Atlas, tmp_path: Path
         ("miscounts", "all-reduce", "FAIL", "sums over all ranks are wrong", 1),
     ],
 )
-def test_a_rank_that_does_something_wrong(weird: str, name: str, level: str, fragment: str, code: int, on_two_ranks: Doctor) -> None:
+def test_a_rank_that_does_something_wrong(
+    weird: str, name: str, level: str, fragment: str, code: int, on_two_ranks: Doctor
+) -> None:
     codes, out, err = on_two_ranks(weird=weird)
     assert codes == [code, code], out + err
     assert line_of(out, name).startswith(level)

@@ -44,4 +44,4 @@ def test_every_rank_hears_of_weights_that_are_missing_and_one_says_so(atlas: Atl
     log = tmp_path / "log"
     words = [*tiny_words(atlas.store, tmp_path / "run"), *SHORT, f"model.init_from={tmp_path / 'gone'}"]
     assert train_ranks([*words, "trainer.strategy=ddp"], 2, log) == [1, 1]
-    assert log.read_text().count("neither a committed checkpoint nor a run directory") == 1
+    assert log.read_text().count("no such checkpoint or run directory") == 1

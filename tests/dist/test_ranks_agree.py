@@ -13,11 +13,10 @@ from gm_train.checkpoint.find import list_checkpoints
 from gm_train.cli.main import main
 from gm_train.config.load import config_from_file as read_config
 from gm_train.run.records import QUARANTINE, SKIPPED, read_rows
-from tests.dist.conftest import SPREADING
 from tests.conftest import Atlas, tiny_words
+from tests.dist.conftest import SPREADING
 from tests.support import rank_hooks
 from tests.support.training_runs import history, start_ranks, train, train_ranks
-
 
 
 @pytest.mark.parametrize(

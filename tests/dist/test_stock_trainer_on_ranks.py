@@ -1,4 +1,7 @@
-"""A Lightning Trainer of one's own on two ranks: the losses of `gm-train fit`, and every cell predicted once."""
+"""A Lightning Trainer of one's own on two ranks: the losses of `gm-train fit`, and every cell predicted once.
+
+Also after a restart from Lightning's checkpoint.
+"""
 
 import json
 import os
@@ -6,12 +9,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from gm_train.checkpoint.find import open_checkpoint
 from gm_train.config.load import load_config
+from gm_train.embedding.embed import embed
 from gm_train.run.records import METRICS, read_rows
 from gm_train.train.fit import fit
 from tests.conftest import Atlas, tiny_words, write_gene_sets
+from tests.support.training_runs import train_ranks
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
@@ -40,5 +47,26 @@ def test_losses_are_those_of_fit(atlas: Atlas, tmp_path: Path, strategy: str) ->
         for ours, theirs in zip(rank["validations"], validated, strict=True):
             for key, value in ours.items():
                 assert value == pytest.approx(theirs[key], abs=1e-6), key
-    cells = [(name, row) for rank in ranks for name, row, *_ in rank["cells"]]
-    assert sorted(cells) == [(name, row) for name, n in (("first", 150), ("second", 41)) for row in range(n)]
+    cells = sorted((name, row, vector) for rank in ranks for name, row, *vector in rank["cells"])
+    assert [cell[:2] for cell in cells] == [(name, row) for name, n in (("first", 150), ("second", 41)) for row in range(n)]
+    # The weights are those that `fit` has at its end.
+    expected = np.concatenate([embed(tmp_path / "run", file)[:, :3] for file in atlas.files])
+    assert np.abs(np.array([vector for *_, vector in cells]) - expected).max() < 1e-4
+
+
+def test_a_callback_of_one_rank_stops_all(atlas: Atlas, tmp_path: Path) -> None:
+    callback = "{tests.support.callbacks:StopOnRank: {rank: 1, step: 6}}"
+    words = [*tiny_words(atlas.store, tmp_path / "run"), "data.micro_rows=1", f"trainer.callbacks=[{callback}]"]
+    assert train_ranks(words, 2, tmp_path / "log") == [0, 0]
+    assert "stopped by a callback at step 6 of 12" in (tmp_path / "log").read_text()
+    assert open_checkpoint(tmp_path / "run").step == 6
+
+
+def test_a_callback_that_fails_on_one_rank_ends_all(atlas: Atlas, tmp_path: Path) -> None:
+    callback = "{tests.support.callbacks:FailOnRank: {rank: 1, step: 6}}"
+    words = [*tiny_words(atlas.store, tmp_path / "run"), "data.micro_rows=1", f"trainer.callbacks=[{callback}]"]
+    assert train_ranks(words, 2, tmp_path / "log") == [1, 1]
+    log = (tmp_path / "log").read_text()
+    assert log.count("FailOnRank: its on_train_batch_end raised RuntimeError: no more") == 1
+    assert "lost the connection to another rank" in log
+    assert open_checkpoint(tmp_path / "run").step == 4

@@ -48,6 +48,19 @@ class StopOnRank(L.Callback):
             trainer.should_stop = True
 
 
+class FailOnRank(L.Callback):
+    """Fails on one rank, and only on that one, after a step."""
+
+    def __init__(self, rank: int, step: int) -> None:
+        self.rank, self.step = rank, step
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if trainer.global_rank == self.rank and trainer.global_step == self.step:
+            raise RuntimeError("no more")
+
+
 class Failing(L.Callback):
     """Fails in the hook that it is told."""
 

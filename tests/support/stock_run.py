@@ -10,6 +10,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies import ModelParallelStrategy
 
 from gm_train.config.load import load_config
@@ -35,7 +36,7 @@ class Record(L.Callback):
             self._step = trainer.global_step
             metrics = trainer.callback_metrics
             keys = ("loss", "l_lang", "l_pathway", "grad_norm")
-            self.steps.append({key: float(metrics[key]) for key in keys if key in metrics})
+            self.steps.append({key: float(metrics[key]) for key in keys})
 
     def on_validation_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if not trainer.sanity_checking:
@@ -44,24 +45,32 @@ class Record(L.Callback):
             self.validations.append({"step": trainer.global_step, **row})
 
 
+def trainer_of(strategy: str, max_steps: int, *callbacks: L.Callback) -> L.Trainer:
+    fsdp2 = ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
+    return L.Trainer(
+        max_steps=max_steps,
+        accelerator="cpu",
+        devices=2,
+        strategy=fsdp2 if strategy == "fsdp2" else strategy,
+        logger=False,
+        enable_checkpointing=any(isinstance(callback, ModelCheckpoint) for callback in callbacks),
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=list(callbacks),
+    )
+
+
 def main(out: Path, strategy: str, words: list[str]) -> None:
     torch.set_num_threads(1)
     config = load_config(*words)
-    module, data, record = GeneMambaModule(config), CellDataModule(config), Record()
-    trainer = L.Trainer(
-        max_steps=config.trainer.max_steps,
-        accelerator="cpu",
-        devices=2,
-        strategy=ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1)
-        if strategy == "fsdp2"
-        else strategy,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        callbacks=[record],
-    )
-    trainer.fit(module, datamodule=data)
+    record, folder = Record(), out.parent / "lightning"
+    # Trained in two starts, the second one from a checkpoint in the middle of an epoch.
+    saved = ModelCheckpoint(dirpath=folder, filename="first", every_n_train_steps=7)
+    first = trainer_of(strategy, 7, record, saved)
+    first.fit(GeneMambaModule(config), datamodule=CellDataModule(config))
+    module, data = GeneMambaModule(config), CellDataModule(config)
+    trainer = trainer_of(strategy, config.trainer.max_steps, record)
+    trainer.fit(module, datamodule=data, ckpt_path=folder / "first.ckpt")
     predictions = trainer.predict(module, datamodule=data)
     assert predictions is not None
     cells = [

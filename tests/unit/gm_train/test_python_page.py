@@ -25,7 +25,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "python.md"
 def test_the_page_runs(atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A tiny store and model stand where the page has those of the demo."""
     monkeypatch.chdir(tmp_path)
-    config = load_config(*tiny_words(atlas.store, Path("runs/demo")), "optim.schedule_steps=60")
+    config = load_config(*tiny_words(atlas.store, Path("runs/demo")), "optim.schedule_steps=null")
     (tmp_path / "configs").mkdir()
     OmegaConf.save(OmegaConf.structured(config), "configs/demo.yaml")
     assert main(["fit", "configs/demo.yaml", "trainer.max_steps=8"]) == 0
@@ -35,6 +35,8 @@ def test_the_page_runs(atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyP
     blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
     (first,) = re.findall(r"^    (from .*)$", text, re.MULTILINE)
     assert len(blocks) == 3
+    (readme,) = re.findall(r"```python\n(.*?)```", (PAGE.parents[1] / "README.md").read_text(), re.DOTALL)
+    blocks.append(readme.replace("max_steps=500", "max_steps=10"))
     names: dict[str, Any] = {}
     for block in (first, *blocks):
         exec(compile(block, str(PAGE), "exec"), names)

@@ -8,14 +8,14 @@ from hypothesis import strategies as st
 
 from gm_train.embedding import ragged as ragged_module
 from gm_train.embedding.embed_cells import embed_cells
-from gm_train.embedding.ragged import padded_batches
+from gm_train.embedding.ragged import Ragged, padded_batches
 from gm_train.model.genemamba import GeneMamba
 from gm_train.model.pooling import POOLS
-from tests.support.evaluation_cases import random_cells
+from tests.support.evaluation_cases import ragged, random_cells
 from tests.support.small_models import small_config
 
 GENES = 300
-CELLS = random_cells(40, seed=3, vocabulary_size=GENES)
+CELLS = Ragged.concatenate([random_cells(38, seed=3, vocabulary_size=GENES), ragged([[], []])])
 
 
 def model_of(**sizes: object) -> GeneMamba:

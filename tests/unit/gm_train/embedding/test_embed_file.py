@@ -12,9 +12,10 @@ from data_shards.errors import DataError
 from data_shards.files.atomic import hash_path
 from data_shards.tokens.vocabulary import FIRST_GENE
 from gm_train.checkpoint.find import load_model, open_checkpoint
+from gm_train.checkpoint.state import hash_weights
 from gm_train.embedding import anndata_copy, token_chunks, translate
 from gm_train.embedding.embed import embed
-from gm_train.embedding.embed_file import EmbedOptions, embed_file, hash_weights
+from gm_train.embedding.embed_file import EmbedOptions, embed_file
 from gm_train.model.pooling import POOLS
 from tests.conftest import Atlas
 from tests.support.equal_cells import assert_same_cells
@@ -76,7 +77,8 @@ def test_the_output_holds_all_of_the_input_and_the_vectors(
         token = tokenizer.vocabulary.token_of.get(name)
         assert np.isnan(row).all() if token is None else (row == weight[token]).all()
     assert record["hashes"] == {
-        "weights": hash_weights(model), "vocabulary": tokenizer.vocabulary.hash, "medians": tokenizer.medians_hash,
+        "weights": hash_weights(model.state_dict()), "vocabulary": tokenizer.vocabulary.hash,
+        "medians": tokenizer.medians_hash,
         "tokenizer": tokenizer.hash, "input": before,
     }  # fmt: skip
     assert (record["checkpoint"], record["step"]) == (str(checkpoint.path.resolve()), 4)

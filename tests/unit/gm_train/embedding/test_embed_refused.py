@@ -111,9 +111,14 @@ def test_a_checkpoint_without_commit_or_with_damage(run_dir: Path, atlas: Atlas,
     (broken / "tokenizer" / "medians.npy").write_bytes(b"x")
     refused(broken, atlas.files[0], out, r"step-00000004: tokenizer/medians\.npy has 1 bytes")
     (broken / "COMMIT").unlink()
-    refused(broken, atlas.files[0], out, r"step-00000004: neither a committed checkpoint nor a run directory")
-    refused(tmp_path / "nowhere", atlas.files[0], out, r"nowhere: neither a committed checkpoint")
-    with pytest.raises(DataError, match="neither a committed checkpoint"):
+    refused(
+        broken,
+        atlas.files[0],
+        out,
+        r"step-00000004: is a folder, not a checkpoint or a run",
+    )
+    refused(tmp_path / "nowhere", atlas.files[0], out, r"nowhere: no such checkpoint or run directory")
+    with pytest.raises(DataError, match="not a checkpoint or a run directory"):
         embed(broken, atlas.files[0])
 
 

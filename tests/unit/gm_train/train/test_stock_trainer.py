@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning as L
@@ -11,11 +12,13 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from data_shards.errors import DataError
 from data_shards.prepare.make_store import make_store
 from data_shards.prepare.splits import SplitOptions
 from data_shards.rows.store_reader import StoreReader
+from gm_train.checkpoint.find import load_model
 from gm_train.config.check import ConfigError
 from gm_train.config.load import load_config
 from gm_train.config.schema import Config
@@ -24,7 +27,7 @@ from gm_train.objective.loss import loss_sums
 from gm_train.optim import build_optimizer
 from gm_train.run.records import METRICS, read_rows
 from gm_train.train.fit import fit
-from gm_train.train.module import GeneMambaModule
+from gm_train.train.module import GeneMambaModule, _refuse_other_strategies
 from tests.conftest import Atlas, tiny_words, write_gene_sets
 from tests.support.stock_run import Record
 
@@ -103,7 +106,7 @@ def test_a_checkpoint_of_another_store_is_refused(config: Config, atlas: Atlas, 
     splits = SplitOptions(by="cell", validation=0.2)
     medians = atlas.store.parent / "medians.zarr"
     make_store(atlas.files[:1], medians, tmp_path / "other.zarr", top_k=48, splits=splits, say=lambda line: None)
-    with pytest.raises(DataError, match=r"other.zarr: not the store that the checkpoint was trained on"):
+    with pytest.raises(DataError, match=r"means other cells here:\n  store: "):
         trainer(tmp_path).fit(
             GeneMambaModule(config), datamodule=CellDataModule(config), ckpt_path=saved.best_model_path
         )
@@ -174,3 +177,91 @@ def test_a_schedule_shorter_than_its_warm_up_is_refused(config: Config, tmp_path
     config.optim.schedule_steps = None
     with pytest.raises(ConfigError, match=r"optim.warmup_steps=5: is longer than the 3 steps of the Trainer"):
         logged(config, tmp_path, max_steps=3)
+
+
+def test_an_epoch_that_would_end_within_a_step_is_refused(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"limit_train_batches=3: .* has 2 micro-batches: choose a multiple"):
+        logged(config, tmp_path, limit_train_batches=3)
+    record = logged(config, tmp_path, limit_train_batches=6)
+    assert [row["step"] for row in record.validations] == [3, 6, 9, 12]
+
+
+def test_a_checkpoint_with_another_order_is_refused(config: Config, tmp_path: Path) -> None:
+    saved = ModelCheckpoint(dirpath=tmp_path / "saved", every_n_train_steps=2)
+    logged(config, tmp_path, saved, max_steps=2, enable_checkpointing=True)
+    for change, message in (
+        ({"micro_rows": 4}, "micro-batches of a rank in a step: 2 in the checkpoint, 1 now"),
+        ({"group_cells": 8}, "data.group_cells: 16 in the checkpoint, 8 now"),
+        ({"pool_blocks": 3}, "data.pool_blocks: 2 in the checkpoint, 3 now"),
+    ):
+        other = copy.deepcopy(config)
+        for key, value in change.items():
+            setattr(other.data, key, value)
+        with pytest.raises(DataError, match=message):
+            trainer(tmp_path).fit(
+                GeneMambaModule(other), datamodule=CellDataModule(other), ckpt_path=saved.best_model_path
+            )
+
+
+class SaveWithinAStep(L.Callback):
+    """Writes a checkpoint after the first micro-batch of the second step."""
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if batch_idx == 2:
+            trainer.save_checkpoint(f"{trainer.default_root_dir}/within.ckpt")
+
+
+def test_a_checkpoint_within_a_step_is_refused(config: Config, tmp_path: Path) -> None:
+    logged(config, tmp_path, SaveWithinAStep(), max_steps=3)
+    with pytest.raises(DataError, match=r"written 1 micro-batches into a step: continue from one .* at the end"):
+        trainer(tmp_path).fit(
+            GeneMambaModule(config), datamodule=CellDataModule(config), ckpt_path=tmp_path / "within.ckpt"
+        )
+
+
+def test_the_schedule_is_that_of_the_first_trainer(config: Config, tmp_path: Path) -> None:
+    """As in `gm-train fit`, a longer training continues at the final rate; and the user's configuration stays open."""
+    config.optim.schedule_steps = None
+    saved = ModelCheckpoint(dirpath=tmp_path / "saved", every_n_train_steps=6)
+    logged(config, tmp_path, saved, max_steps=6, enable_checkpointing=True)
+    assert config.optim.schedule_steps is None
+    longer, module = trainer(tmp_path, max_steps=12), GeneMambaModule(config)
+    longer.fit(module, datamodule=CellDataModule(config), ckpt_path=saved.best_model_path)
+    assert longer.optimizers[0].param_groups[0]["lr"] == pytest.approx(config.optim.lr * config.optim.min_lr_ratio)
+
+
+def test_a_trainer_and_a_data_module_may_be_used_again(config: Config, tmp_path: Path) -> None:
+    data, record = CellDataModule(config), Record()
+    one = trainer(tmp_path, record, max_steps=3)
+    one.fit(GeneMambaModule(config), datamodule=data)
+    again = Record()
+    trainer(tmp_path, again, max_steps=3).fit(GeneMambaModule(config), datamodule=data)
+    assert again.steps == record.steps
+    one.fit_loop.epoch_loop.max_steps = 5
+    one.fit(GeneMambaModule(config), datamodule=CellDataModule(config))
+    assert one.accumulate_grad_batches == 2
+
+
+def test_a_strategy_that_does_not_sum_gradients_is_refused(config: Config, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"strategy FSDPStrategy: this module does not support it"):
+        _refuse_other_strategies(SimpleNamespace(strategy=FSDPStrategy(), world_size=2))
+    mesh = {"data_parallel": SimpleNamespace(size=lambda: 1)}
+    wrong = ModelParallelStrategy()
+    wrong._device_mesh = mesh
+    with pytest.raises(ConfigError, match=r"without summing .*data_parallel_size=2, tensor_parallel_size=1"):
+        _refuse_other_strategies(SimpleNamespace(strategy=wrong, world_size=2))
+
+
+def test_it_begins_with_the_weights_of_a_checkpoint(config: Config, tmp_path: Path) -> None:
+    fit(copy.deepcopy(config))
+    config.model.init_from = str(tmp_path / "run")
+    trained, module = load_model(tmp_path / "run")[0], GeneMambaModule(config)
+    assert all(torch.equal(value, module.model.state_dict()[name]) for name, value in trained.state_dict().items())
+
+
+def test_the_trainers_own_precision_is_used(config: Config, tmp_path: Path) -> None:
+    record, exact = logged(config, tmp_path, precision="bf16-mixed", max_steps=2), logged(config, tmp_path, max_steps=2)
+    difference = abs(record.steps[0]["loss"] - exact.steps[0]["loss"])
+    assert 1e-6 < difference < 0.05

@@ -15,12 +15,12 @@ from data_shards.prepare.splits import SplitOptions
 from data_shards.tokens.tokenizer import Tokenizer
 from data_shards.tokens.vocabulary import FIRST_GENE
 from gm_train.checkpoint.find import load_model, open_checkpoint
+from gm_train.checkpoint.state import hash_weights
 from gm_train.cli.main import main
 from gm_train.config.load import load_config
 from gm_train.model.genemamba import GeneMamba
 from gm_train.train.fit import fit
 from gm_train.weights.init_from import initial_weights
-from gm_train.weights.weight_files import hash_weights
 from tests.conftest import Atlas, tiny_words, write_cells
 
 #: The learning rate of steps that round to no change of any weight.
@@ -146,7 +146,7 @@ def test_a_vocabulary_without_common_genes_is_refused(atlas: Atlas, first: Path)
 
 @pytest.mark.parametrize(
     ("setting", "message"),
-    [("no/such/run", "neither a committed checkpoint"), ("https://example.org/run", "must be a local checkpoint")],
+    [("no/such/run", "no such checkpoint or run directory"), ("https://example.org/run", "must be a local checkpoint")],
 )
 def test_what_is_no_checkpoint_is_refused(
     atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str], setting: str, message: str
@@ -162,7 +162,7 @@ def test_a_run_resumes_without_its_first_weights_and_refuses_others(atlas: Atlas
     init = [f"model.init_from={source}"]
     fit(load_config(*words, *init))
     straight = [*tiny_words(atlas.store, tmp_path / "straight"), *init, "trainer.max_steps=6"]
-    fit(load_config(straight))
+    fit(load_config(*straight))
     with pytest.raises(DataError, match=r"init_from: .* in the checkpoint, None now"):
         fit(load_config(*words, "trainer.max_steps=6"))
     other = tmp_path / "other"

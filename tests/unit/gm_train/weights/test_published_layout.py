@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from data_shards.tokens.vocabulary import FIRST_GENE
 from gm_train.checkpoint.find import load_model, open_checkpoint
+from gm_train.checkpoint.state import hash_weights
 from gm_train.cli.main import main
-from gm_train.weights.weight_files import hash_weights
 
 F64 = npt.NDArray[np.float64]
 Weights = dict[str, F64]

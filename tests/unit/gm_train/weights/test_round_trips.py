@@ -14,12 +14,12 @@ from hypothesis import HealthCheck, given, settings
 from safetensors.torch import load_file, save_file
 
 from gm_train.checkpoint.find import COMMIT, Checkpoint, load_model, open_checkpoint
+from gm_train.checkpoint.state import hash_weights
 from gm_train.cli.main import main
 from gm_train.config.load import load_config
 from gm_train.config.schema import ModelConfig
 from gm_train.train.fit import fit
 from gm_train.weights.exported_folder import write_hashes
-from gm_train.weights.weight_files import hash_weights
 from tests.conftest import Atlas, tiny_words
 from tests.support.checkpoints import GENES, write_checkpoint
 from tests.support.disks import small_disk
@@ -124,7 +124,7 @@ def test_what_is_not_a_checkpoint_is_not_exported(tmp_path: Path, capsys: pytest
     checkpoint = write_checkpoint(tmp_path / "checkpoint")
     (checkpoint.path / COMMIT).unlink()
     message = refused(["export", str(checkpoint.path), str(tmp_path / "out")], capsys)
-    assert "neither a committed checkpoint nor a run directory" in message
+    assert "not a checkpoint or a run directory" in message
 
 
 def test_a_checkpoint_of_zero_is_converted_first(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
