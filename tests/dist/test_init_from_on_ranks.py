@@ -26,8 +26,8 @@ def one_rank(atlas: Atlas, source: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.mark.parametrize(
-    "strategy", ["ddp", "fsdp2", pytest.param("zero2", marks=pytest.mark.slow), pytest.param("zero3", marks=pytest.mark.slow)]
-)  # fmt: skip
+    "strategy", ["ddp", "fsdp2", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zero2", "zero3"))]
+)
 def test_two_ranks_begin_with_the_same_weights(
     atlas: Atlas, source: Path, one_rank: Path, tmp_path: Path, strategy: str
 ) -> None:

@@ -48,7 +48,9 @@ def test_losses_are_those_of_fit(atlas: Atlas, tmp_path: Path, strategy: str) ->
             for key, value in ours.items():
                 assert value == pytest.approx(theirs[key], abs=1e-6), key
     cells = sorted((name, row, vector) for rank in ranks for name, row, *vector in rank["cells"])
-    assert [cell[:2] for cell in cells] == [(name, row) for name, n in (("first", 150), ("second", 41)) for row in range(n)]
+    assert [cell[:2] for cell in cells] == [
+        (name, row) for name, n in (("first", 150), ("second", 41)) for row in range(n)
+    ]
     # The weights are those that `fit` has at its end.
     expected = np.concatenate([embed(tmp_path / "run", file)[:, :3] for file in atlas.files])
     assert np.abs(np.array([vector for *_, vector in cells]) - expected).max() < 1e-4
