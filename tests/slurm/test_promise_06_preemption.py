@@ -98,7 +98,10 @@ def test_promise_06_asked_to_leave_and_back(start: Launch, undisturbed: Path, tm
     job.wait_for_requeue(1)
     assert (job.run / MARKER).read_text() == f"{job.number}.0\n"
     saved = job.saved()
-    assert saved in ([step], [step + 1])
+    # Rank 0 had not ended step + 1. If rank 1 had, its part in that step's exchange was sent before the signal.
+    latest = step + 1 if who == "all" else step + 2
+    assert len(saved) == 1
+    assert step <= saved[0] <= latest
     assert "and saved: back into the queue, restart 1 of at most 100" in job.output("batch")
     run_id = json.loads((job.run / "tracking.json").read_text())["run_id"] if mlflow else None
     job.come_back(1)

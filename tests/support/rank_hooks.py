@@ -41,10 +41,10 @@ def poison_steps_6_to_8_of_rank_1() -> None:
 def lose_the_store_on_rank_1() -> None:
     """Make the store missing on rank 1."""
     if os.environ["RANK"] == "1":
-        import gm_train.train.fit as fit
+        import gm_train.loading.open_data as home
 
-        real = fit.StoreReader
-        fit.StoreReader = lambda path, *rest: real(f"{path}.not-here", *rest)  # type: ignore[misc,assignment]
+        real = home.StoreReader
+        home.StoreReader = lambda path, *rest: real(f"{path}.not-here", *rest)  # type: ignore[misc,assignment]
 
 
 def another_seed_on_rank_1() -> None:
@@ -53,7 +53,7 @@ def another_seed_on_rank_1() -> None:
         import gm_train.config.load as settings
 
         real = settings.load_config
-        settings.load_config = lambda words: real([*words, "run.seed=1"])
+        settings.load_config = lambda *words: real(*words, "run.seed=1")
 
 
 def fill_the_disk_on_rank_1() -> None:
