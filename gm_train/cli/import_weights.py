@@ -8,7 +8,7 @@ examples:
   gm-train import exported weights
   gm-train import GeneMamba/model.safetensors weights --vocabulary gene_tokens.json --medians medians.json
   gm-train import GeneMamba weights --vocabulary tokenizer.json --medians none --aggregation gate
-  gm-train fit configs/pretrain.yaml run.dir=runs/on model.init_from=weights
+  gm-train fit configs/demo.yaml run.dir=runs/on model.init_from=weights
 
 OUT is a checkpoint: eval and export read it, and a new run begins with it (model.init_from). It has no optimizer state,
 so no run resumes from it. Files of weights are .safetensors, or .bin as torch writes them; no pickle is run.

@@ -36,7 +36,10 @@ def test_the_page_runs(atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyP
     (first,) = re.findall(r"^    (from .*)$", text, re.MULTILINE)
     assert len(blocks) == 3
     (readme,) = re.findall(r"```python\n(.*?)```", (PAGE.parents[1] / "README.md").read_text(), re.DOTALL)
-    blocks.append(readme.replace("max_steps=500", "max_steps=10"))
+    for there, here in (("max_steps=500", "max_steps=10"), ("runs/atlas", "runs/demo"), ("atlas.h5ad", "cells.h5ad")):
+        assert there in readme
+        readme = readme.replace(there, here)
+    blocks.append(readme)
     names: dict[str, Any] = {}
     for block in (first, *blocks):
         exec(compile(block, str(PAGE), "exec"), names)
