@@ -8,6 +8,7 @@ import torch
 
 from gm_train.embedding.ragged import Ragged, padded_batches
 from gm_train.model.genemamba import GeneMamba, cell_embeddings
+from gm_train.objective.loss import computing_in
 
 F32 = npt.NDArray[np.float32]
 
@@ -42,7 +43,7 @@ def embed_cells(
     device = next(model.parameters()).device
     embeddings = np.full((cells.n_cells, model.embedding.embedding_dim), np.nan, dtype=np.float32)
     for numbers, input_ids, segment in padded_batches(cells, device):
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+        with computing_in(precision, device):
             states = model(input_ids, segment)
         embeddings[numbers] = cell_embeddings(states, segment, pool).float().cpu().numpy()
         advance(len(numbers))

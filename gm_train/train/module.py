@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import lightning as L
@@ -50,19 +49,18 @@ class GeneMambaModule(L.LightningModule):
     def __init__(self, config: Config | Mapping[str, Any], vocabulary_size: int | None = None) -> None:
         super().__init__()
         self.config = copy.deepcopy(config) if isinstance(config, Config) else config_from_settings(config)
-        load_weights = None
+        tokenizer = start = None
         if vocabulary_size is None:
             tokenizer = Tokenizer.load(location_of(self.config.data.store))
             vocabulary_size = tokenizer.vocabulary.size
             start = initial_weights(self.config, tokenizer, None)
-            load_weights = None if start is None else partial(start.load_into, tokenizer=tokenizer)
         self.save_hyperparameters({"config": flat(self.config), "vocabulary_size": vocabulary_size})
         # The seed decides the initial weights only; data, masks and pairs are drawn by counter-based hashes.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(fold(self.config.run.seed) >> 1)
             self.model = GeneMamba(self.config.model, vocabulary_size)
-        if load_weights is not None:
-            load_weights(self.model)
+        if start is not None and tokenizer is not None:
+            start.load_into(self.model, tokenizer)
         self._is_configured = False
         self._counts = torch.ones(2)
         self._sums = torch.zeros(2)

@@ -87,7 +87,7 @@ def send_usr1(job: Job, who: str, restart: int = 0) -> int:
 
 @pytest.mark.parametrize("who", ["all", "1"])
 def test_promise_06_asked_to_leave_and_back(start: Launch, undisturbed: Path, tmp_path: Path, who: str) -> None:
-    """After the signal, to any rank, at most one step is trained before the save; none is lost or repeated."""
+    """After the signal, to any rank, training ends at the next exchange of the ranks; no step is lost or repeated."""
     mlflow = who == "all"
     job = start(*(["tracking.mlflow=auto"] if mlflow else []))
     job.wait_for_step(3)
