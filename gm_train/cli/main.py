@@ -12,8 +12,11 @@ from contextlib import nullcontext
 
 from data_shards.errors import DataError, OptionError
 from data_shards.workers import interrupts
-from gm_train.cli import bench, ckpt, data, doctor, embed, eval, export, fit, import_weights, launch
+from gm_train.cli import bench, ckpt, doctor, eval, fit, launch
+from gm_train.cli.cells import embed
 from gm_train.cli.command_parser import CommandParser
+from gm_train.cli.data import data
+from gm_train.cli.weights import export, import_weights
 from gm_train.ranks.launch_local import OtherRankFailed, is_first
 
 _EPILOG = """\

@@ -9,8 +9,8 @@ import zarr
 from matplotlib.image import imread
 
 from data_shards.inspect.store_summary import StoreSummary
+from gm_train.cli.data.store_picture import draw_store
 from gm_train.cli.main import main
-from gm_train.cli.store_picture import draw_store
 from tests.conftest import Atlas
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.simulate.atlas_options import AtlasOptions
-from gm_train.cli.data_lookup import add_lookup
+from gm_train.cli.data.data_lookup import add_lookup
 from gm_train.cli.data_options import (
     add_command,
     add_counts,
@@ -279,7 +279,7 @@ def _inspect(arguments: argparse.Namespace) -> int:
     summary = StoreSummary.read(arguments.store)
     print("\n".join(summary.describe()))
     if arguments.plot is not None:
-        from gm_train.cli.store_picture import draw_store
+        from gm_train.cli.data.store_picture import draw_store
 
         try:
             arguments.plot.parent.mkdir(parents=True, exist_ok=True)
