@@ -119,7 +119,8 @@ class StoreSummary:
             f"padding each cell to that would leave {1 - mean / longest:.1%}",
             f"  blocks       of {manifest.block_cells} cells",
             f"  vocabulary   {manifest.vocabulary_hash}",
-            f"  medians      {manifest.medians_hash}, of the medians file {manifest.medians_file_hash}",
+            f"  medians      {manifest.medians_hash}, of "
+            + (f"the medians file {manifest.medians_file_hash}" if manifest.medians_file_hash else "a model (--like)"),
             f"  store        {manifest.hash}",
         ]
         if manifest.values:

@@ -15,9 +15,10 @@ from data_shards.files.fingerprint import read_fingerprints, state_of
 from data_shards.prepare.assemble import build_store
 from data_shards.prepare.rank_datasets import RankedDataset, Ranking, rank_datasets
 from data_shards.prepare.splits import Earlier, SplitOptions, earlier_splits, refuse_too_few
-from data_shards.prepare.store_plan import StoreOptions, plan_more, plan_new
+from data_shards.prepare.store_plan import StoreOptions, plan_like, plan_more, plan_new
 from data_shards.prepare.store_source import SourceOptions, bind_source, refuse_changed
 from data_shards.store.manifest import Manifest
+from data_shards.tokens.tokenizer import Tokenizer
 from data_shards.workers.workers import Workers
 
 Say = Callable[[str], None]
@@ -41,13 +42,15 @@ def make_store(
     workers: int = 1,
     dask: str | None = None,
     add: bool = False,
+    like: Tokenizer | None = None,
     say: Say = print,
 ) -> Manifest:
     """Tokenize the cells of files into a new store, or add them to one.
 
     Args:
         paths: AnnData files; their stems name the data sets, in this order.
-        medians_path: what `make_medians` wrote. With `add` it may be None; medians that are not the store's raise.
+        medians_path: what `make_medians` wrote. With `add` or `like` it may be None; medians that are not the store's
+            raise.
         out: a new `.zarr` directory, or with `add` the store to add to.
         options: how counts are read, for all files.
         top_k, dither, genes_file, deny_file, keep_values: as in `StoreOptions`; with `add`, values other than the
@@ -59,6 +62,7 @@ def make_store(
         workers: processes that rank, if there is no scheduler; the result does not depend on it.
         dask: address of a Dask scheduler whose workers rank.
         add: add the files to the data sets of `out`.
+        like: the tokenizer of a model, for a new store whose cells are ranked as it expects them.
         say: called with each line of the report.
 
     Raises:
@@ -76,7 +80,10 @@ def make_store(
     )
     if not add:
         refuse_existing(out)
-    plan = plan_more(out, medians_path, shared) if add else plan_new(medians_path, shared, say)
+    if like is not None:
+        plan = plan_like(like, shared)
+    else:
+        plan = plan_more(out, medians_path, shared) if add else plan_new(medians_path, shared, say)
     plan.check_names(out, [path.stem for path in paths])
     # Check all files first: an unusable one must not be found only after hours of work on the others.
     sources, states = [], []

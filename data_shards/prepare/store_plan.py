@@ -60,7 +60,7 @@ class StorePlan:
 
     Attributes:
         tokenizer: the store's tokenizer.
-        medians_file_hash: hash of the medians file that the tokenizer was made from.
+        medians_file_hash: hash of the medians file that the tokenizer was made from; empty if it came without one.
         values: whether values are kept.
         options: the gene lists, as the manifest stores them.
         of_medians: SHA-256 of the source file of each data set in the medians; empty if no medians file was given.
@@ -133,6 +133,27 @@ def plan_new(medians_path: Path | None, options: StoreOptions, say: Say) -> Stor
     top_k = TOP_K if options.top_k is None else options.top_k
     tokenizer = make_tokenizer(medians, top_k, options.dither, options.genes_file, options.deny_file, say)
     return StorePlan(tokenizer, medians.hash, options.keep_values, record, source_hashes(medians_path))
+
+
+def plan_like(tokenizer: Tokenizer, options: StoreOptions) -> StorePlan:
+    """Make the plan of a new store whose cells are ranked as those of a model.
+
+    Args:
+        tokenizer: the model's.
+        options: the store's options; those that decide ranks must be the tokenizer's own.
+
+    Raises:
+        DataError: options differ from the tokenizer, or a gene list is given.
+    """
+    asked = [("--top-k", options.top_k, tokenizer.top_k), ("--dither", options.dither or None, tokenizer.dither)]
+    differing = [f"{flag} {wanted}" for flag, wanted, have in asked if wanted is not None and wanted != have]
+    differing += ["--genes"] * (options.genes_file is not None) + ["--deny-genes"] * (options.deny_file is not None)
+    if differing:
+        raise DataError(
+            f"{', '.join(differing)} with --like: the model decides this (--top-k {tokenizer.top_k}, "
+            f"{'' if tokenizer.dither else 'no '}--dither, its own genes): leave it out"
+        )
+    return StorePlan(tokenizer, "", options.keep_values, options.record())
 
 
 def plan_more(store: Path, medians_path: Path | None, options: StoreOptions) -> StorePlan:

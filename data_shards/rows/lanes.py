@@ -52,6 +52,9 @@ class Lanes:
             the first of the next pool that has any.
         ahead_bytes: limit of the blocks that are read ahead, in bytes.
 
+    Attributes:
+        order: which block is at the place of a cell.
+
     Raises:
         DataError: the plan weighs a data set that the store does not have, or there are no training cells.
     """
@@ -64,7 +67,7 @@ class Lanes:
         ahead_bytes: int = AHEAD_BYTES,
     ) -> None:
         self._reader, self._plan, self._ahead_bytes = reader, plan, ahead_bytes
-        self._order = block_order(reader, plan)
+        self.order = block_order(reader, plan)
         self._lanes = sorted(positions)
         self._pool = np.array([positions[lane][0] for lane in self._lanes], np.int64)
         self._row = np.array([positions[lane][1] for lane in self._lanes], np.int64)
@@ -132,7 +135,7 @@ class Lanes:
         return (pool * plan.pool_blocks + np.arange(plan.pool_blocks)) * plan.lanes + self._lanes[i]
 
     def _begin(self, i: int, pool: int) -> PendingBlocks:
-        return self._reader.begin(self._order.blocks(self._places(i, pool)).tolist())
+        return self._reader.begin(self.order.blocks(self._places(i, pool)).tolist())
 
     def _enter(self, i: int) -> None:
         """Read the pool of a lane's position, and set when to begin with the next one."""
@@ -212,13 +215,10 @@ def validation_rows(reader: StoreReader, plan: RowPlan, max_cells: int) -> Rows:
     Returns:
         The rows; no rows if the store has no validation cells.
     """
-    datasets = reader.manifest.datasets
-    key = fold(plan.seed, _PURPOSE_VALIDATION)
-    wanted = min(max_cells, sum(data_set.n_validation for data_set in datasets))
+    wanted = min(max_cells, sum(data_set.n_validation for data_set in reader.manifest.datasets))
     if wanted == 0:
         return Rows.join([])
-    holds_out = [int(data_set.n_validation > 0) for data_set in datasets]
-    order = BlockOrder(key, reader.manifest.hash, reader.manifest.n_blocks, holds_out)
+    order = validation_order(reader, plan.seed)
     found: list[Block] = []
     places: list[int] = []
     n_found = 0
@@ -231,7 +231,19 @@ def validation_rows(reader: StoreReader, plan: RowPlan, max_cells: int) -> Rows:
                 found.append(_held_out(block))
                 places.append(place)
                 n_found += n
+    key = fold(plan.seed, _PURPOSE_VALIDATION)
     return pack_pool(found, np.array(places), VALIDATION, plan, key, most=wanted)
+
+
+def validation_order(reader: StoreReader, seed: int) -> BlockOrder:
+    """The order in which `validation_rows` visits the blocks of the data sets that have validation cells.
+
+    Raises:
+        ValueError: there are no validation cells.
+    """
+    manifest = reader.manifest
+    holds_out = [int(data_set.n_validation > 0) for data_set in manifest.datasets]
+    return BlockOrder(fold(seed, _PURPOSE_VALIDATION), manifest.hash, manifest.n_blocks, holds_out)
 
 
 def _held_out(block: Block) -> Block:

@@ -25,12 +25,16 @@ from data_shards.tokens.tokenizer import Tokenizer
 from gm_train.checkpoint.state import load_by_name, load_weights
 from gm_train.config.load import config_from_file
 from gm_train.config.schema import Config
+from gm_train.model.build_model import build_model
+from gm_train.model.classes import Classes
 from gm_train.model.genemamba import GeneMamba
 from gm_train.optim import build_optimizer
 
 log = logging.getLogger(__name__)
 
 COMMIT = "COMMIT"
+#: The file with the classes of a run that learns a label.
+CLASSES = "classes.json"
 SCHEMA = 2
 _NAME = re.compile(r"step-(\d{8,})")
 PARTIAL, REPLACED, _DAMAGED = ".partial", ".replaced", ".damaged"
@@ -72,6 +76,13 @@ class Checkpoint:
         """SHA-256 (hex) over the step and the hash of every file: the same for copies of the checkpoint."""
         content = {"step": self.step, "files": {name: entry["sha256"] for name, entry in self.files.items()}}
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    @property
+    def classes(self) -> Classes | None:
+        """What its run learns, calibrated if this checkpoint was; None unless the run learns a label."""
+        if CLASSES not in self.files:
+            return None
+        return Classes.from_json(json.loads((self.path / CLASSES).read_text()))
 
     @property
     def n_bytes(self) -> int:
@@ -254,6 +265,21 @@ def open_checkpoint(path: Path) -> Checkpoint:
     return newest
 
 
+def best_checkpoint(path: Path) -> Checkpoint:
+    """As `open_checkpoint`, but of a run the undamaged checkpoint with the lowest validation loss, if it has one.
+
+    Raises:
+        DataError: there is no checkpoint, or it is damaged.
+    """
+    scored = [found for found in list_checkpoints(path / "checkpoints") if found.val_loss is not None]
+    for checkpoint in sorted(scored, key=lambda found: (found.val_loss, -found.step)):
+        damage = checkpoint.damage()
+        if damage is None:
+            return checkpoint
+        log.warning("%s: %s, so this checkpoint is skipped", checkpoint.path, damage)
+    return open_checkpoint(path)
+
+
 def refuse_other_form(checkpoint: Checkpoint, form: str, n_ranks: int) -> None:
     """Raise DataError if ZeRO wrote the state for another strategy or number of ranks.
 
@@ -272,7 +298,8 @@ def refuse_other_form(checkpoint: Checkpoint, form: str, n_ranks: int) -> None:
 def load_whole(checkpoint: Checkpoint) -> tuple[GeneMamba, torch.optim.AdamW]:
     """Load model and optimizer of a checkpoint of form `by name`, unsharded and on the CPU."""
     config = config_from_file(checkpoint.path / "config.yaml")
-    model = GeneMamba(config.model, Tokenizer.load(checkpoint.path / "tokenizer").vocabulary.size)
+    vocabulary = Tokenizer.load(checkpoint.path / "tokenizer").vocabulary
+    model = build_model(config, vocabulary.size, checkpoint.classes)
     optimizer = build_optimizer(model, config.optim)
     load_by_name(checkpoint.state, model, optimizer)
     return model, optimizer
@@ -280,6 +307,8 @@ def load_whole(checkpoint: Checkpoint) -> tuple[GeneMamba, torch.optim.AdamW]:
 
 def load_model(checkpoint: Checkpoint | Path | str) -> tuple[GeneMamba, Tokenizer, Config]:
     """Load a checkpoint's model in evaluation mode, its tokenizer and its configuration.
+
+    The model of a run that learns a label has its classifier.
 
     Args:
         checkpoint: a checkpoint, or its directory, or a run directory for its newest checkpoint.
@@ -292,6 +321,6 @@ def load_model(checkpoint: Checkpoint | Path | str) -> tuple[GeneMamba, Tokenize
     refuse_other_form(checkpoint, BY_NAME, 1)
     config = config_from_file(checkpoint.path / "config.yaml")
     tokenizer = Tokenizer.load(checkpoint.path / "tokenizer")
-    model = GeneMamba(config.model, tokenizer.vocabulary.size)
+    model = build_model(config, tokenizer.vocabulary.size, checkpoint.classes)
     load_weights(checkpoint.state, model)
     return model.eval(), tokenizer, config

@@ -16,11 +16,21 @@ from data_shards.errors import DataError
 from data_shards.files.atomic import flush, hash_path, whole_directory
 from data_shards.store.manifest import Manifest
 from data_shards.tokens.tokenizer import Tokenizer
-from gm_train.checkpoint.find import BY_NAME, COMMIT, PARTIAL, REPLACED, SCHEMA, Checkpoint, list_checkpoints
+from gm_train.checkpoint.find import (
+    BY_NAME,
+    CLASSES,
+    COMMIT,
+    PARTIAL,
+    REPLACED,
+    SCHEMA,
+    Checkpoint,
+    list_checkpoints,
+)
 from gm_train.checkpoint.known_cells import STORE
 from gm_train.checkpoint.state import save_weights
 from gm_train.config.schema import Config
 from gm_train.loading.position import Position
+from gm_train.model.classes import Classes
 from gm_train.ranks.ranks import Ranks, is_lost_connection
 from gm_train.run.lock import RunLock
 
@@ -37,6 +47,7 @@ class About:
         tokenizer: vocabulary and medians.
         store_hash: the hash of the store's manifest.
         manifest: the store's manifest; None for a checkpoint of an earlier version that is converted.
+        classes: what a run with `task.name=classify` learns; None for other runs.
     """
 
     config: Config
@@ -44,6 +55,7 @@ class About:
     tokenizer: Tokenizer
     store_hash: str
     manifest: Manifest | None = None
+    classes: Classes | None = None
 
     def save(self, folder: Path, position: Position) -> None:
         """Write all of it, and the position, into a folder."""
@@ -55,6 +67,8 @@ class About:
         if self.manifest is not None:
             (folder / STORE).mkdir()
             self.manifest.save(folder / STORE)
+        if self.classes is not None:
+            (folder / CLASSES).write_text(json.dumps(self.classes.to_json(), indent=1) + "\n")
 
 
 def save_checkpoint(

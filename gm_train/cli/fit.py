@@ -52,15 +52,24 @@ def run(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
         return 0
     if not arguments.config:
         parser.error("the following arguments are required: CONFIG.yaml|key=value")
+    return train(arguments.config)
+
+
+def train(words: list[str]) -> int:
+    """Train with files and settings, as `gm-train fit` does; return the exit code.
+
+    Raises:
+        ConfigError, DataError: as of `fit`.
+    """
     from gm_train.config.load import load_config
     from gm_train.ranks.launch_local import PREEMPTED, follow_parent, is_first, is_launched, run_ranks
     from gm_train.ranks.signals import Leaving
 
-    config = load_config(*arguments.config)
+    config = load_config(*words)
     if is_first() and "SLURM_JOB_ID" not in os.environ:
         _refuse_job_in_queue(Path(config.run.dir))
     if (config.trainer.devices or 1) > 1 and not is_launched():
-        return run_ranks(["fit", *arguments.config], config.trainer.devices or 1)
+        return run_ranks(["fit", *words], config.trainer.devices or 1)
     leaving = Leaving()
     leaving.install()
     follow_parent()

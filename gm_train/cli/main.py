@@ -13,7 +13,7 @@ from contextlib import nullcontext
 from data_shards.errors import DataError, OptionError
 from data_shards.workers import interrupts
 from gm_train.cli import bench, ckpt, doctor, eval, fit, launch
-from gm_train.cli.cells import embed
+from gm_train.cli.cells import annotate, embed
 from gm_train.cli.command_parser import CommandParser
 from gm_train.cli.data import data
 from gm_train.cli.weights import export, import_weights
@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_parser(subparsers)
     eval.add_parser(subparsers)
     embed.add_parser(subparsers)
+    annotate.add_parser(subparsers)
     export.add_parser(subparsers)
     import_weights.add_parser(subparsers)
     ckpt.add_parser(subparsers)

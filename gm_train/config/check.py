@@ -43,17 +43,19 @@ _CHOICES: dict[str, Iterable[str]] = {
     "model.norm": ("none", "pre"),
     "model.kernel": ("auto", "torch", "mamba_ssm"),
     "trainer.precision": ("fp32", "bf16"),
+    "task.name": ("pretrain", "classify"),
 }
 _POSITIVE = (
     "data.lanes", "data.rows_per_lane", "data.micro_rows", "data.row_length", "data.group_cells", "data.cache_mb",
     "model.d_model", "model.n_layers", "model.d_state", "model.d_conv", "model.expand",
     "model.head_dim", "model.chunk", "model.n_heads", "model.d_ff", "objective.temperature", "optim.lr", "optim.eps",
     "optim.clip",
+    "task.min_cells", "task.head_layers", "task.head_width",
     "trainer.max_steps", "trainer.validation_cells", "checkpoint.every_steps", "checkpoint.keep_last",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "data.workers", "data.max_damaged_chunks", "objective.gamma", "optim.weight_decay", "optim.warmup_steps",
-    "trainer.validate_every_steps", "trainer.max_bad_steps", "trainer.max_rollbacks", "run.seed",
+    "trainer.validate_every_steps", "trainer.patience", "trainer.max_bad_steps", "trainer.max_rollbacks", "run.seed",
 )  # fmt: skip
 _SHARES = ("objective.random_rate", "optim.min_lr_ratio")
 
@@ -89,7 +91,7 @@ def config_problems(config: Config) -> list[str]:
             callback_entry(entry)
         except ValueError as error:
             problems.append(f"trainer.callbacks: {error}")
-    return problems + _combinations(config)
+    return problems + _combinations(config) + _task(config)
 
 
 def callback_entry(entry: Any) -> tuple[str, dict[str, Any]]:
@@ -187,6 +189,32 @@ def rank_problems(config: Config, world_size: int) -> list[str]:
             f"in a step (data.lanes * data.rows_per_lane / ranks); these do: {_divisors(rows)}"
         ]
     return []
+
+
+def _task(config: Config) -> list[str]:
+    task, trainer = config.task, config.trainer
+    problems = []
+    if trainer.patience and not trainer.validate_every_steps:
+        problems.append(f"trainer.patience={trainer.patience}: counts validations: set trainer.validate_every_steps")
+    if task.name != "classify":
+        if task.label:
+            problems.append(f"task.label={task.label}: is learned with task.name=classify only; set that too")
+        return problems
+    if not task.label:
+        problems.append("task.label is empty: name the column of obs to learn")
+    if not 0 < task.max_error < 1:
+        problems.append(f"task.max_error={task.max_error}: must lie between 0 and 1")
+    if config.objective.pathways:
+        problems.append(
+            f"objective.pathways={config.objective.pathways}: task.name=classify learns the label alone; set it to "
+            "nothing (objective.pathways=)"
+        )
+    if trainer.strategy.startswith("zero"):
+        problems.append(
+            f"trainer.strategy={trainer.strategy}: cannot keep weights that are not trained, such as the output layer "
+            "with task.name=classify; use ddp or fsdp2"
+        )
+    return problems
 
 
 def _divisors(number: int) -> str:

@@ -32,6 +32,11 @@ SETTINGS = {
     "trainer.activation_checkpointing": "gradient_checkpointing",
     "trainer.validate_every_steps": "val_check_interval check_val_every_n_epoch eval_steps eval_every",
     "trainer.validation_cells": "limit_val_batches",
+    "trainer.patience": "early_stopping_patience early_stopping",
+    "task.name": "task finetune fine_tune",
+    "task.label": "label_key label_column cell_type celltype labels_key",
+    "task.frozen": "freeze freeze_backbone freeze_encoder",
+    "task.balanced": "class_weight class_weights",
     "checkpoint.every_steps": "save_steps save_every every_n_train_steps",
     "checkpoint.keep_last": "save_top_k save_total_limit",
     "tracking.mlflow": "mlflow_uri tracking_uri",
@@ -84,6 +89,10 @@ VALUES = {
         **dict.fromkeys(["genemamba", "bi-mamba", "bidirectional"], "is it bimamba?"),
         **dict.fromkeys(["mamba2", "mamba-2"], "is it bimamba, with model.mixer=mamba2?"),
         **dict.fromkeys(["bert", "geneformer"], "is it transformer?"),
+    },
+    "task.name": {
+        **dict.fromkeys(["classification", "annotate", "annotation", "finetune", "fine-tune"], "is it classify?"),
+        **dict.fromkeys(["pretraining", "pre-train"], "is it pretrain?"),
     },
     "model.kernel": {
         **dict.fromkeys(["triton", "cuda", "mamba", "mamba-ssm"], "is it mamba_ssm?"),

@@ -68,6 +68,20 @@ class ObjectiveConfig:
 
 
 @dataclass
+class TaskConfig:
+    """What the run learns: the objective above, or a label of the cells."""
+
+    name: str = "pretrain"  # pretrain | classify (fine-tune for a label of the cells; usually with model.init_from)
+    label: str = ""  # classify: column of obs with the label
+    min_cells: int = 5  # classify: a class with fewer training cells is left out
+    frozen: bool = False  # classify: true trains the classifier alone, false the model below it too
+    balanced: bool = True  # classify: true weighs classes alike in the loss, false weighs cells alike
+    head_layers: int = 1  # classify: linear layers of the classifier, with ReLU between them
+    head_width: int = 512  # classify: width between these layers
+    max_error: float = 0.1  # classify: expected share of wrong labels; less certain cells are called unknown
+
+
+@dataclass
 class OptimConfig:
     """Optimizer and learning rate."""
 
@@ -95,6 +109,7 @@ class TrainerConfig:
     activation_checkpointing: bool = False  # keep only each block's input; compute the rest again for the gradient
     validate_every_steps: int = 1000  # steps between two validations; 0: never
     validation_cells: int = 2048  # at most so many held-out cells in a validation
+    patience: int = 0  # end after so many validations without a lower loss, saving each best one; 0: never
     max_bad_steps: int = 10  # steps with non-finite numbers within 1,000 steps; one more rolls the run back
     max_rollbacks: int = 2  # rollbacks before the run stops
     callbacks: list[Any] = field(default_factory=list)  # Lightning's: package.module:Class, or that: {argument: value}
@@ -153,6 +168,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    task: TaskConfig = field(default_factory=TaskConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)

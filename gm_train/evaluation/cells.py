@@ -18,7 +18,7 @@ from data_shards.files.location import Location, open_file
 from data_shards.hashing import U64, fold, hash_string, mix64
 from data_shards.store.arrays import open_array
 from data_shards.store.manifest import TRAIN, VALIDATION, DatasetEntry, Manifest
-from data_shards.store.obs_parquet import SOURCE_ROW, read_column
+from data_shards.store.obs_parquet import SOURCE_ROW, canonical_names, read_column
 from data_shards.tokens.drift import measure_drift
 from data_shards.tokens.tokenizer import Tokenizer
 from data_shards.workers.progress import Progress
@@ -66,13 +66,18 @@ class EvaluationCells:
 
 
 def read_cells(
-    store: Location, files: Sequence[Path], tokenizer: Tokenizer, label: str | None = None, max_cells: int = 2_000
+    store: Location,
+    files: Sequence[Path],
+    tokenizer: Tokenizer,
+    label: str | None = None,
+    max_cells: int = 2_000,
+    held_out_split: int = VALIDATION,
 ) -> EvaluationCells:
     """Read cells of a store from the count files that it was made from.
 
     If there are more cells than `max_cells`, a hash chooses evenly among them, always the same ones: a quarter held out
-    if there are as many, the rest for training. Test cells are never read. A warning is logged for a file whose own
-    medians drift from the tokenizer's.
+    if there are as many, the rest for training. A warning is logged for a file whose own medians drift from the
+    tokenizer's.
 
     Args:
         store: has the cells' splits and labels, and the options that their counts are read with.
@@ -80,6 +85,7 @@ def read_cells(
         tokenizer: the model's; it must have the store's vocabulary and medians.
         label: a column of obs.
         max_cells: largest number of cells to read.
+        held_out_split: split of the held-out cells; those of the other one are not read.
 
     Raises:
         DataError: a file does not belong to the store or has changed, the tokenizer is not the store's, there is no
@@ -92,7 +98,7 @@ def read_cells(
         )
     counted = _match(store, manifest, files)
     where = {which: entry for which, entry in enumerate(manifest.datasets) if entry.name in counted}
-    data_set, row, held_out = _choose(store, where, max_cells)
+    data_set, row, held_out = _choose(store, where, max_cells, held_out_split)
     parts = []
     with Progress(total=len(row), desc="reading cells", unit=" cells") as bar:
         for which, entry in where.items():
@@ -140,10 +146,12 @@ def _match(store: Location, manifest: Manifest, files: Sequence[Path]) -> dict[s
     return paths
 
 
-def _choose(store: Location, where: dict[int, DatasetEntry], max_cells: int) -> tuple[I64, I64, npt.NDArray[np.bool_]]:
+def _choose(
+    store: Location, where: dict[int, DatasetEntry], max_cells: int, held_out_split: int
+) -> tuple[I64, I64, npt.NDArray[np.bool_]]:
     """Choose cells: their data set, row, and whether they are held out, in the order of the store."""
     chosen: dict[int, tuple[U64, I64, I64]] = {}
-    for split in (TRAIN, VALIDATION):
+    for split in (TRAIN, held_out_split):
         draws, sets, rows = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for which, entry in where.items():
             array = open_array(store, entry.name, "split")
@@ -156,15 +164,16 @@ def _choose(store: Location, where: dict[int, DatasetEntry], max_cells: int) -> 
                 rows.append(here[least])
         order = np.argsort(np.concatenate(draws), kind="stable")[:max_cells]
         chosen[split] = np.concatenate(draws)[order], np.concatenate(sets)[order], np.concatenate(rows)[order]
-    n_train, n_held_out = (len(chosen[split][0]) for split in (TRAIN, VALIDATION))
+    n_train, n_held_out = (len(chosen[split][0]) for split in (TRAIN, held_out_split))
     if not n_train or not n_held_out:
+        name = "validation" if held_out_split == VALIDATION else "test"
         raise DataError(
-            f"{store}: {n_train:,} training and {n_held_out:,} validation cells: an evaluation needs both; "
-            "hold cells out with `gm-train data shards --validation`"
+            f"{store}: {n_train:,} training and {n_held_out:,} {name} cells: an evaluation needs both; "
+            f"hold cells out with `gm-train data shards --{name}`"
         )
     n_held_out = min(n_held_out, max(max_cells // 4, max_cells - n_train, 1))
     n_train = min(n_train, max(max_cells - n_held_out, 1))
-    takes = [(chosen[TRAIN], n_train), (chosen[VALIDATION], n_held_out)]
+    takes = [(chosen[TRAIN], n_train), (chosen[held_out_split], n_held_out)]
     data_set, row = (np.concatenate([part[i][:n] for part, n in takes]) for i in (1, 2))
     held_out = np.arange(n_train + n_held_out) >= n_train
     order = np.lexsort((row, data_set))
@@ -210,7 +219,7 @@ def _labels(store: Location, where: dict[int, DatasetEntry], label: str, data_se
         has_label = True
         here = data_set == which
         values = _obs_column(store, entry, label).iloc[row[here]]
-        labels[here] = [None if missing else str(v) for v, missing in zip(values, values.isna(), strict=True)]
+        labels[here] = [name or None for name in canonical_names(values)]
     if not has_label:
         raise DataError(f"{store}: no column {label!r} in obs: --label can be one of {', '.join(sorted(columns))}")
     return labels

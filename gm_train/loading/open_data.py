@@ -1,4 +1,4 @@
-"""Open the data that a configuration names: the store, its tokenizer and the gene sets."""
+"""Open the data that a configuration names: the store, its tokenizer, the gene sets and the labels."""
 
 from dataclasses import dataclass
 
@@ -7,6 +7,7 @@ from data_shards.rows.pool import choose_pool_blocks
 from data_shards.rows.store_reader import StoreReader
 from data_shards.tokens.tokenizer import Tokenizer
 from gm_train.config.schema import Config
+from gm_train.loading.read_classes import read_cell_classes
 from gm_train.objective.pathway import pathways_of
 from gm_train.objective.recipe import Recipe
 
@@ -33,14 +34,18 @@ def open_data(config: Config) -> OpenData:
         config: checked; changed in place, so that what is recorded of the run holds the computed number.
 
     Raises:
-        DataError: the store or the gene sets cannot be read, or the store does not fit the configuration.
+        DataError: the store or the gene sets cannot be read, the store does not fit the configuration, or its labels
+            cannot be learned.
     """
     reader = StoreReader(config.data.store, config.data.cache_mb << 20, config.data.max_damaged_chunks)
     tokenizer = Tokenizer.load(reader.path)
     _check_store(config, reader, tokenizer)
     config.data.pool_blocks = config.data.pool_blocks or choose_pool_blocks(reader.manifest)
     pathways = pathways_of(config.objective, tokenizer)
-    recipe = Recipe(config.objective, config.run.seed, tokenizer.vocabulary.size, config.data.row_length, pathways)
+    cell_classes = read_cell_classes(reader, config.task) if config.task.name == "classify" else None
+    recipe = Recipe(
+        config.objective, config.run.seed, tokenizer.vocabulary.size, config.data.row_length, pathways, cell_classes
+    )
     return OpenData(reader, tokenizer, recipe)
 
 

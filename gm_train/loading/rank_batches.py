@@ -10,8 +10,9 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from data_shards.errors import DataError
-from data_shards.rows.lanes import AHEAD_BYTES, Lanes, validation_rows
-from data_shards.rows.pool import RowPlan
+from data_shards.rows.block_order import BlockOrder
+from data_shards.rows.lanes import AHEAD_BYTES, Lanes, validation_order, validation_rows
+from data_shards.rows.pool import RowPlan, Rows
 from data_shards.rows.store_reader import StoreReader
 from data_shards.store.quarantine import DamagedChunk
 from gm_train.config.schema import DataConfig
@@ -77,8 +78,14 @@ class LaneDataset(IterableDataset[Piece | DataError]):
         reader = StoreReader(self.data.store, cache_bytes, self.data.max_damaged_chunks, self.store_hash)
         lanes = Lanes(reader, self.plan, {lane: self.lanes[lane] for lane in own}, AHEAD_BYTES // n_workers)
         for _ in range(self.n_steps):
-            examples = make_examples(lanes.take(self.data.rows_per_lane), self.recipe)
+            examples = _examples(lanes.take(self.data.rows_per_lane), self.recipe, lanes.order)
             yield Piece(examples, lanes.positions, reader.quarantine.take_new())
+
+
+def _examples(rows: Rows, recipe: Recipe, order: BlockOrder) -> Examples:
+    """Make the examples of rows whose cells have places in `order`."""
+    known = recipe.cell_classes
+    return make_examples(rows, recipe, None if known is None else known.of(order.blocks(rows.places), rows.cells))
 
 
 def _as_it_is(item: Any) -> Any:
@@ -188,7 +195,8 @@ class RankBatches:
             cache_bytes, as_of = self.data.cache_mb << 20, self.position.store_hash
             reader = StoreReader(self.data.store, cache_bytes, self.data.max_damaged_chunks, as_of)
             rows = validation_rows(reader, replace(self.plan, seed=0), self.validation_cells)
-            examples = make_examples(rows, replace(self.recipe, seed=0)) if len(rows) else None
+            recipe = replace(self.recipe, seed=0)
+            examples = _examples(rows, recipe, validation_order(reader, 0)) if len(rows) else None
             damaged = reader.quarantine.take_new()
             self._validation = split(examples, self.data.micro_rows, {}, damaged) if examples else []
         return self._validation

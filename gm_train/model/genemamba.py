@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from gm_train.config.parts import load_part
 from gm_train.config.schema import ModelConfig
+from gm_train.model.classifier import Classifier
 from gm_train.model.layer_stack import LayerStack
 from gm_train.model.norm import RMSNorm
 from gm_train.model.output_layer import OutputLayer
@@ -23,6 +24,9 @@ class GeneMamba(nn.Module):
         config: sizes and variants.
         vocabulary_size: number of tokens, special ones included.
 
+    Attributes:
+        classifier: predicts a label from a cell's embedding; None unless it was set.
+
     Raises:
         ValueError: a variant is unknown, or head_dim does not divide expand * d_model.
     """
@@ -33,6 +37,7 @@ class GeneMamba(nn.Module):
         self.stack: LayerStack = load_part("model.arch", config.arch)(config)
         self.norm = RMSNorm(config.d_model)
         self.output = OutputLayer(config.d_model, vocabulary_size, config.tie_output)
+        self.classifier: Classifier | None = None
 
     def forward(self, input_ids: Tensor, segment: Tensor) -> Tensor:
         """Compute the states of packed cells.
@@ -59,6 +64,20 @@ class GeneMamba(nn.Module):
         The logits are never all in memory at once.
         """
         return cast(Tensor, self.output(states, self.embedding.weight, targets))
+
+    def class_logits(self, states: Tensor, segment: Tensor) -> Tensor:
+        """Compute logits of the classes, float32 (n_cells, n_classes), with the classifier.
+
+        Args:
+            states: (batch, length, d_model).
+            segment: integer (batch, length), 0 on the unused tail.
+
+        Returns:
+            One row a cell, in the order of `cell_embeddings`.
+        """
+        assert self.classifier is not None
+        with torch.autocast(states.device.type, enabled=False):
+            return cast(Tensor, self.classifier(cell_embeddings(states, segment)))
 
 
 def cell_embeddings(states: Tensor, segment: Tensor, pool: str = "mean") -> Tensor:

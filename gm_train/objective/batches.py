@@ -27,7 +27,8 @@ class Examples:
         input_ids: int64 (rows, length), the tokens that the model sees; 0 on the unused tail and in damaged cells.
         segment: int64 (rows, length), 1 … n for the cells of a row, 0 on the unused tail.
         target_at: int64 (n_targets,), flat position (row * length + column) of the state that predicts; ascending.
-        targets: int64 (n_targets,), the token to predict there.
+        targets: int64 (n_targets,), the token to predict there. In a run that learns a label, `target_at` is the first
+            position of each labelled cell, and `targets` its class.
         drawn: int64 (n_cells, n_draw), flat positions of the genes drawn for L_pathway; -1 where a cell has no more.
         positive: bool (n_cells, n_draw, n_draw), which of them share a gene set.
         row_of_cell: int64 (n_cells,), ascending; damaged cells are left out.
@@ -94,11 +95,17 @@ class MicroBatch:
     last: bool
 
 
-def make_examples(rows: Rows, recipe: Recipe) -> Examples:
-    """Draw masks and pairs for rows and lay them out; a pure function of the rows and the recipe.
+def make_examples(rows: Rows, recipe: Recipe, classes: I64 | None = None) -> Examples:
+    """Draw masks and pairs for rows and lay them out; a pure function of the arguments.
 
     A damaged cell keeps its positions, which show `<pad>` and have a segment of their own. It has no targets and no
     pairs, and does not count as a cell or tokens.
+
+    Args:
+        rows: whole cells, packed.
+        recipe: what is drawn.
+        classes: int64 (n_cells,), the class of each cell, negative without one: then nothing is hidden, and the classes
+            are the targets. None for a run that learns no label.
     """
     length, objective = recipe.row_length, recipe.objective
     input_ids, segment = rows.lay_out(length)
@@ -114,10 +121,24 @@ def make_examples(rows: Rows, recipe: Recipe) -> Examples:
         lengths, places, cells, row_of_cell, first = (
             of_cells[whole] for of_cells in (lengths, places, cells, row_of_cell, first)
         )
+        classes = None if classes is None else classes[whole]
+    keys = cell_keys(recipe.seed, places, cells)
+    sample_hash = int(mix64(keys).sum(dtype=np.uint64)) if len(keys) else 0
+    if classes is not None:
+        labelled = classes >= 0
+        return Examples(
+            input_ids,
+            segment,
+            first[labelled],
+            classes[labelled],
+            np.empty((len(lengths), 0), dtype=np.int64),
+            np.empty((len(lengths), 0, 0), dtype=bool),
+            row_of_cell,
+            len(tokens),
+            sample_hash,
+        )
     flat = np.repeat(first - np.cumsum(lengths) + lengths, lengths)
     flat += np.arange(len(tokens))
-
-    keys = cell_keys(recipe.seed, places, cells)
     prediction: Prediction = load_part("objective.language", objective.language)(tokens, lengths, keys, recipe)
     target_at = flat[prediction.states]
     input_ids.reshape(-1)[flat[prediction.hidden]] = prediction.visible[prediction.hidden]
@@ -129,7 +150,6 @@ def make_examples(rows: Rows, recipe: Recipe) -> Examples:
         drawn, positive = draw_pairs(tokens, prediction.hidden, lengths, keys, recipe.pathways, objective.pathway_genes)
         drawn = np.where(drawn >= 0, flat[drawn], -1)
 
-    sample_hash = int(mix64(keys).sum(dtype=np.uint64)) if len(keys) else 0
     return Examples(
         input_ids,
         segment,

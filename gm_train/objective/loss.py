@@ -4,6 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from gm_train.model.genemamba import GeneMamba
 from gm_train.objective.batches import MicroBatch
@@ -20,8 +21,26 @@ def computing_in(precision: str, device: torch.device) -> AbstractContextManager
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
+def class_logits(model: GeneMamba, states: Tensor, batch: MicroBatch) -> Tensor:
+    """Logits of the labelled cells of a micro-batch: float32 (n_targets, n_classes), in the order of its targets.
+
+    Args:
+        model: has a classifier.
+        states: (rows, length, d_model), of the micro-batch.
+        batch: the micro-batch.
+    """
+    # The cells of row r have the numbers n_r + 1, n_r + 2, ..., where n_r cells are in the rows before it.
+    in_row = batch.segment.amax(1)
+    before = in_row.cumsum(0) - in_row
+    row = batch.target_at // batch.segment.shape[1]
+    cell = before[row] + batch.segment.flatten()[batch.target_at] - 1
+    return model.class_logits(states, batch.segment)[cell]
+
+
 def loss_sums(model: GeneMamba, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
     """Sum L_lang over the targets and L_pathway over the pairs of a micro-batch.
+
+    With a classifier, the first sum is the cross-entropy of the labelled cells, weighted by class, and the second is 0.
 
     Args:
         model: the model.
@@ -31,7 +50,12 @@ def loss_sums(model: GeneMamba, batch: MicroBatch, temperature: float) -> tuple[
     Returns:
         Two scalars.
     """
-    states = model(batch.input_ids, batch.segment).flatten(0, 1)
+    states = model(batch.input_ids, batch.segment)
+    if model.classifier is not None:
+        logits = class_logits(model, states, batch)
+        loss = functional.cross_entropy(logits, batch.targets, model.classifier.class_weights, reduction="sum")
+        return loss, loss.new_zeros(())
+    states = states.flatten(0, 1)
     # The output layer gets only the positions that predict.
     lang = model.language_loss(states[batch.target_at], batch.targets)
     if batch.drawn.shape[1] == 0:

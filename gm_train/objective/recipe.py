@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gm_train.config.schema import ObjectiveConfig
+from gm_train.objective.cell_classes import CellClasses
 from gm_train.objective.pathway import PathwayIndex
 
 I64 = npt.NDArray[np.int64]
@@ -25,6 +26,7 @@ class Recipe:
         vocabulary_size: number of tokens, special ones included.
         row_length: positions of a row.
         pathways: gene sets; None trains without L_pathway.
+        cell_classes: the class of every cell, for a run that learns a label; None for other runs.
     """
 
     objective: ObjectiveConfig
@@ -32,6 +34,7 @@ class Recipe:
     vocabulary_size: int
     row_length: int
     pathways: PathwayIndex | None
+    cell_classes: CellClasses | None = None
 
 
 @dataclass(frozen=True)

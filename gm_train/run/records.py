@@ -40,12 +40,12 @@ _MAY_CHANGE = {
 }
 
 # Keys of an identity that hold the hash of what a setting names.
-_HASHES = ("store", "vocabulary", "medians", "pathways")
+_HASHES = ("store", "vocabulary", "medians", "pathways", "classes")
 
 
 def _identity_keys(config: Config) -> dict[str, Any]:
     """The settings that identify a run, by their full names."""
-    sections = ("run", "data", "model", "objective", "optim")
+    sections = ("run", "data", "model", "objective", "task", "optim")
     keys = {
         key: value for key, value in flat(config).items() if key.split(".")[0] in sections and key not in _MAY_CHANGE
     }

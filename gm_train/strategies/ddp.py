@@ -26,7 +26,7 @@ class Ddp(Steps, DDPStrategy):
         """
         super().configure_ddp()
         assert isinstance(self.model, nn.parallel.DistributedDataParallel)
-        parameters = list(self.model.parameters())
+        parameters = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.model.reducer.prepare_for_backward([])
         torch.stack([parameter.sum() * 0 for parameter in parameters]).sum().backward()  # type: ignore[no-untyped-call]
         self.model.reducer._rebuild_buckets()

@@ -10,6 +10,7 @@ from data_shards.tokens.vocabulary import FIRST_GENE
 from gm_train.checkpoint.find import Checkpoint
 from gm_train.config.schema import Config
 from gm_train.loading.rank_batches import RankBatches
+from gm_train.model.classes import Classes
 from gm_train.model.scan_kernels import kernel_of
 from gm_train.objective.batches import make_examples
 from gm_train.objective.recipe import Recipe
@@ -69,10 +70,24 @@ def announce(
     print(f"ranks: {ranks.world_size} on {nodes}, {ranks.device().type}; strategy {strategy}")
     if batches.recipe.pathways is not None:
         _announce_coverage(config, reader, batches.recipe, batches.plan)
+    if batches.recipe.cell_classes is not None:
+        _announce_classes(config, batches.recipe.cell_classes.classes)
     if checkpoint is not None:
         print(f"resuming {config.run.dir} from step {checkpoint.step:,} ({checkpoint.path.name})")
     # Flushed, so that a job's log has it before the output of libraries; DeepSpeed loses what is still buffered.
     sys.stdout.flush()
+
+
+def _announce_classes(config: Config, classes: Classes) -> None:
+    """Print what is learned, and what of the model learns it."""
+    task = config.task
+    smallest, largest = min(classes.n_train), max(classes.n_train)
+    what = "the classifier alone" if task.frozen else "the classifier and the model below it"
+    weight = "classes weigh alike" if task.balanced else "cells weigh alike"
+    print(
+        f"learning {classes.label!r}: {len(classes.names)} classes of {smallest:,} to {largest:,} training cells; "
+        f"training {what}; {weight}"
+    )
 
 
 def _announce_coverage(config: Config, reader: StoreReader, recipe: Recipe, plan: RowPlan) -> None:

@@ -48,6 +48,7 @@ from gm_train.strategies.steps import Steps
 from gm_train.train.announce import announce
 from gm_train.train.callbacks import StepCallbacks, load_callbacks
 from gm_train.train.grown_store import GrownStore
+from gm_train.train.patience import Patience
 from gm_train.train.recorder import Recorder
 from gm_train.train.run_report import write_report
 from gm_train.train.step_module import StepModule
@@ -118,6 +119,9 @@ def _fit(
     start = ranks.from_first(lambda: initial_weights(config, tokenizer, checkpoint))
     if start is not None:
         identity[INIT] = start.identity
+    classes = None if data.recipe.cell_classes is None else data.recipe.cell_classes.classes
+    if classes is not None:
+        identity["classes"] = classes.hash
     _refuse_differing_ranks(config, identity, ranks)
     if checkpoint is not None:
         ranks.from_first(lambda: refuse_imported(checkpoint, saved))
@@ -128,7 +132,7 @@ def _fit(
     # Data sets that are added while this process trains are for its next start.
     position.store_hash = reader.manifest.hash
 
-    module = StepModule(config, tokenizer.vocabulary.size, ranks, position.step)
+    module = StepModule(config, tokenizer.vocabulary.size, ranks, position.step, classes)
     if start is not None:
         ranks.together(lambda: start.load_into(module.model, tokenizer))
     trainer = config.trainer
@@ -136,7 +140,8 @@ def _fit(
     strategy, why, chosen = _choose_strategy(config, module, ranks)
     if checkpoint is not None:
         ranks.from_first(lambda: refuse_other_form(checkpoint, chosen.form, ranks.world_size))
-    unfinished = position.step < trainer.max_steps
+    patience = ranks.from_first(lambda: Patience.resumed(trainer.patience, directory, position.step))
+    unfinished = position.step < trainer.max_steps and not patience.is_over
     mirror: MlflowMirror | None = None
     if ranks.is_first:
         announce(config, reader, module, batches, checkpoint, f"{strategy} ({why})", ranks)
@@ -148,16 +153,19 @@ def _fit(
     ranks.from_first(lambda: _begin(config, directory, position, ranks, strategy) if unfinished else None)
     ranks.from_first(lambda: keep_cell_hashes(directory, reader.path, reader.manifest) if unfinished else None)
     if not unfinished and ranks.is_first:
-        print(f"nothing to do at step {position.step:,}: raise trainer.max_steps to train further")
+        setting = "patience" if patience.is_over else "max_steps"
+        print(f"nothing to do at step {position.step:,}: raise trainer.{setting} to train further")
     if mirror:
         mirror.start()
     names = [name for name in config.tracking.loggers if name != "mlflow"]
     loggers = [LoggerThread(name, config, position.step) for name in names if ranks.is_first and unfinished]
     for logger in loggers:
         logger.start()
-    about = About(with_absolute_paths(config), identity, tokenizer, reader.manifest.hash, reader.manifest)
+    about = About(with_absolute_paths(config), identity, tokenizer, reader.manifest.hash, reader.manifest, classes)
     at_steps = StepCallbacks(callbacks, ranks, position.step)
-    recorder = Recorder(directory, position, batches, about, checkpoint, leaving, ranks, lock, loggers, at_steps)
+    recorder = Recorder(
+        directory, position, batches, about, checkpoint, leaving, ranks, lock, loggers, at_steps, patience
+    )
     status = "FAILED"
     try:
         if unfinished and leaving.agree(ranks) is None:
@@ -179,6 +187,8 @@ def _fit(
     newest = ranks.from_first(lambda: next(reversed(list_checkpoints(directory / "checkpoints")), None))
     if ranks.is_first:
         how = "finished" if position.step >= trainer.max_steps else "stopped by a callback"
+        if patience.is_over:
+            how = f"stopped early ({trainer.patience} validations without a lower loss)"
         if leaving.agreed is not None:
             how = f"stopped by {leaving.agreed.name}"
         where = f"checkpoint {newest.path}" if newest else "no checkpoint, because no step changed a weight"

@@ -12,17 +12,22 @@ from torch.distributed.tensor import DTensor
 
 from data_shards.files.location import location_of
 from data_shards.hashing import fold
+from data_shards.rows.store_reader import StoreReader
 from data_shards.tokens.tokenizer import Tokenizer
 from gm_train.config.check import ConfigError
 from gm_train.config.load import config_from_settings, flat
 from gm_train.config.schema import Config
 from gm_train.loading.cell_batches import CellBatch
+from gm_train.loading.read_classes import read_cell_classes
+from gm_train.model.build_model import build_model
+from gm_train.model.classes import Classes
 from gm_train.model.compile import prepare_blocks
-from gm_train.model.genemamba import GeneMamba, cell_embeddings
+from gm_train.model.genemamba import cell_embeddings
 from gm_train.objective.batches import MicroBatch
-from gm_train.objective.loss import computing_in, loss_sums
+from gm_train.objective.loss import class_logits, computing_in, loss_sums
 from gm_train.optim import build_optimizer, learning_rate
 from gm_train.strategies.fsdp2 import shard_layers
+from gm_train.train.validation import mean_losses
 from gm_train.weights.init_from import initial_weights
 
 
@@ -33,10 +38,14 @@ class GeneMambaModule(L.LightningModule):
     step is split into ranks and micro-batches. A Lightning batch is a micro-batch. Logged at each step: `loss`,
     `l_lang`, `l_pathway` (nats) and `grad_norm`; at each validation: `val_loss`, `val_l_lang`, `val_l_pathway`.
 
+    With `task.name=classify`, it learns a label of the cells instead: `loss` and `val_loss` are cross-entropies,
+    weighted by class, and `val_accuracy` is logged in place of the parts.
+
     Args:
         config: a checked configuration, as `load_config` returns it, or its settings by their full names, as Lightning
             stores them in its checkpoints; it is copied.
         vocabulary_size: number of tokens; None: that of `data.store`.
+        classes: what a run with `task.name=classify` learns, also as Lightning stores them; None: those of the store.
 
     Attributes:
         config: the configuration.
@@ -46,7 +55,12 @@ class GeneMambaModule(L.LightningModule):
         DataError: the store's tokenizer cannot be read, or the weights that `model.init_from` names do not fit.
     """
 
-    def __init__(self, config: Config | Mapping[str, Any], vocabulary_size: int | None = None) -> None:
+    def __init__(
+        self,
+        config: Config | Mapping[str, Any],
+        vocabulary_size: int | None = None,
+        classes: Classes | Mapping[str, Any] | None = None,
+    ) -> None:
         super().__init__()
         self.config = copy.deepcopy(config) if isinstance(config, Config) else config_from_settings(config)
         tokenizer = start = None
@@ -54,11 +68,18 @@ class GeneMambaModule(L.LightningModule):
             tokenizer = Tokenizer.load(location_of(self.config.data.store))
             vocabulary_size = tokenizer.vocabulary.size
             start = initial_weights(self.config, tokenizer, None)
-        self.save_hyperparameters({"config": flat(self.config), "vocabulary_size": vocabulary_size})
+        if classes is None and self.config.task.name == "classify":
+            classes = read_cell_classes(StoreReader(self.config.data.store), self.config.task).classes
+        if isinstance(classes, Mapping):
+            classes = Classes.from_json(classes)
+        kept_classes = classes and classes.to_json()
+        self.save_hyperparameters(
+            {"config": flat(self.config), "vocabulary_size": vocabulary_size, "classes": kept_classes}
+        )
         # The seed decides the initial weights only; data, masks and pairs are drawn by counter-based hashes.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(fold(self.config.run.seed) >> 1)
-            self.model = GeneMamba(self.config.model, vocabulary_size)
+            self.model = build_model(self.config, vocabulary_size, classes)
         if start is not None and tokenizer is not None:
             start.load_into(self.model, tokenizer)
         self._is_configured = False
@@ -125,7 +146,8 @@ class GeneMambaModule(L.LightningModule):
             l_lang, l_pathway = self._over_ranks(self._sums.double()).unbind()
             loss = l_lang + self.config.objective.gamma * l_pathway
             self.log("loss", loss, prog_bar=True)
-            self.log_dict({"l_lang": l_lang, "l_pathway": l_pathway})
+            if self.model.classifier is None:
+                self.log_dict({"l_lang": l_lang, "l_pathway": l_pathway})
         # The strategy averages gradients over the ranks, and Lightning divides by the number of accumulated batches.
         per_step = -(-batch.info.n_slots // (self.config.data.micro_rows * self.config.data.row_length))
         share: Tensor = shares[0] + self.config.objective.gamma * shares[1]
@@ -144,18 +166,37 @@ class GeneMambaModule(L.LightningModule):
     def validation_step(self, batch: tuple[MicroBatch, bool], batch_idx: int) -> None:
         """Add the losses of a batch of held-out cells."""
         micro_batch, is_own = batch
+        if self.model.classifier is not None:
+            self._add_classes(micro_batch, is_own)
+            return
         with computing_in(self.config.trainer.precision, self.device):
             lang, pathway = loss_sums(self.model, micro_batch, self.config.objective.temperature)
         if is_own:
             counts = len(micro_batch.targets), int(micro_batch.positive.sum())
             self._validation += torch.tensor([float(lang), float(pathway), *counts], device=self.device)
 
+    def _add_classes(self, batch: MicroBatch, is_own: bool) -> None:
+        assert self.model.classifier is not None
+        weights = self.model.classifier.class_weights
+        with computing_in(self.config.trainer.precision, self.device):
+            logits = class_logits(self.model, self.model(batch.input_ids, batch.segment), batch)
+        if is_own:
+            # Held-out cells may be of classes that the run does not learn.
+            known = batch.targets < len(weights)
+            logits, targets = logits[known], batch.targets[known]
+            loss = torch.nn.functional.cross_entropy(logits, targets, weights, reduction="sum")
+            n_correct = (logits.argmax(1) == targets).sum()
+            self._validation += torch.stack([loss, n_correct, known.sum(), torch.zeros_like(loss)])
+
     def on_validation_epoch_end(self) -> None:
         """Log the mean losses over the held-out cells of all ranks."""
-        lang, pathway, n_targets, n_pairs = self._over_ranks(self._validation).unbind()
-        lang, pathway = lang / n_targets.clamp(min=1), pathway / n_pairs.clamp(min=1)
-        self.log("val_loss", lang + self.config.objective.gamma * pathway, prog_bar=True)
-        self.log_dict({"val_l_lang": lang, "val_l_pathway": pathway})
+        a, b, n, m = self._over_ranks(self._validation).tolist()
+        if self.model.classifier is not None:
+            scores = {"val_loss": a / max(1, n), "val_accuracy": b / max(1, n)}
+        else:
+            scores = mean_losses(a, b, n, m, self.config.objective.gamma)
+        self.log("val_loss", scores.pop("val_loss"), prog_bar=True)
+        self.log_dict(scores)
 
     def predict_step(self, batch: CellBatch, batch_idx: int) -> dict[str, Any]:
         """Embed cells: the mean of the final states over the tokens of each cell.

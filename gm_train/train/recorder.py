@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ from gm_train.run.loggers import LoggerThread
 from gm_train.run.records import METRICS, QUARANTINE, SKIPPED, append_row, read_rows, sync_rows
 from gm_train.train.callbacks import StepCallbacks
 from gm_train.train.columns import COLUMNS, FinishedStep
+from gm_train.train.patience import Patience
 from gm_train.train.step_module import StepModule, StepResult
-from gm_train.train.validation import validation_losses
+from gm_train.train.validation import Validation, validate
 
 log = logging.getLogger(__name__)
 
@@ -54,6 +56,7 @@ class Recorder(L.Callback):
         lock: the lock of the run directory, on rank 0; None on the others.
         loggers: get each row of `metrics.jsonl`, on rank 0; none on the others.
         callbacks: the user's; they are shown each row, and called after each validation.
+        patience: knows the validations so far.
     """
 
     def __init__(
@@ -68,8 +71,9 @@ class Recorder(L.Callback):
         lock: RunLock | None,
         loggers: Sequence[LoggerThread],
         callbacks: StepCallbacks,
+        patience: Patience,
     ) -> None:
-        self._loggers, self._callbacks = loggers, callbacks
+        self._loggers, self._callbacks, self._patience = loggers, callbacks, patience
         self.directory = directory
         self.position = position
         self._batches = batches
@@ -77,7 +81,7 @@ class Recorder(L.Callback):
         self._start = checkpoint
         self._saved_step = position.step
         self._has_stepped = checkpoint is not None
-        self._validated: tuple[int, float] | None = None
+        self._validated: tuple[int, Validation] | None = None
         events = ranks.from_first(lambda: read_rows(directory / SKIPPED))
         rollbacks = [event["step"] for event in events if event["event"] == "rollback"]
         self._rollbacks = len(rollbacks)
@@ -142,10 +146,10 @@ class Recorder(L.Callback):
         else:
             # Before the validation: it must score the weights that training continues with.
             self._count_bad(module)
-        if every and self.position.step % every == 0:
-            self._validate(trainer, module)
-        if result.finite and self.position.step % module.config.checkpoint.every_steps == 0:
+        is_best = every > 0 and self.position.step % every == 0 and self._validate(trainer, module)
+        if result.finite and (is_best or self.position.step % module.config.checkpoint.every_steps == 0):
             self._save(module)
+        trainer.should_stop |= self._patience.is_over
         # Ignored after the last step: a finished run must not be started again.
         if self.position.step < module.config.trainer.max_steps and self._leaving.agree(self._ranks) is not None:
             trainer.should_stop = True
@@ -176,6 +180,8 @@ class Recorder(L.Callback):
     def _record(self, trainer: L.Trainer, result: StepResult, seconds: float, loader_s: float) -> None:
         finished = FinishedStep(self.position, result, seconds, loader_s)
         row = {name: value(finished) for name, value in COLUMNS.items()}
+        if self._about.classes is not None:
+            del row["l_lang"], row["l_pathway"]  # the loss has one part
         self._callbacks.measured(trainer, {key: row[key] for key in row if isinstance(row[key], int | float)})
         if not self._ranks.is_first:
             return
@@ -220,30 +226,36 @@ class Recorder(L.Callback):
 
     def _show(self, result: StepResult, tokens_per_s: float) -> None:
         assert self._bar is not None
-        val = "-" if self._validated is None else f"{self._validated[1]:.3f}"
-        text = (
-            f"loss {result.loss:.3f}, L_lang {result.l_lang:.3f}, L_pathway {result.l_pathway:.3f}, "
-            f"{tokens_per_s:,.0f} tokens/s, grad {result.grad_norm:.2f}, val {val}"
-        )
+        scores = {} if self._validated is None else self._validated[1].scores
+        val = f"{scores['val_loss']:.3f}" if scores else "-"
+        if self._about.classes is not None:
+            text = f"loss {result.loss:.3f}"
+            val += f", accuracy {scores['val_accuracy']:.1%}" if scores else ""
+        else:
+            text = f"loss {result.loss:.3f}, L_lang {result.l_lang:.3f}, L_pathway {result.l_pathway:.3f}"
+        text += f", {tokens_per_s:,.0f} tokens/s, grad {result.grad_norm:.2f}, val {val}"
         if self._save_seconds:
             text += f", last save {self._save_seconds:.2f} s"
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update()
 
-    def _validate(self, trainer: L.Trainer, module: StepModule) -> None:
+    def _validate(self, trainer: L.Trainer, module: StepModule) -> bool:
+        """Validate. Returns whether the run has a patience and this is its best validation."""
         batches = self._ranks.together(self._batches.validation_batches)
         if not batches:
-            return
+            return False
         # All ranks read the same batches, but a chunk may be unreadable for one rank alone.
         damaged = self._ranks.gather(batches[0].info.damaged)
         self._quarantine(tuple(chunk for chunks in damaged for chunk in chunks), module.config.data)
-        losses = validation_losses(module.model, batches, module.config, self._ranks)
-        self._validated = self.position.step, losses["val_loss"]
-        row = {"step": self.position.step, "position": self.position.cells, **losses, "time": time.time()}
+        validation = validate(module.model, batches, module.config, self._ranks)
+        self._validated = self.position.step, validation
+        scores = validation.scores
+        row = {"step": self.position.step, "position": self.position.cells, **scores, "time": time.time()}
         if self._ranks.is_first:
             self._append_metrics(row)
-        self._callbacks.measured(trainer, losses)
+        self._callbacks.measured(trainer, scores)
         self._callbacks.validated(trainer, module)
+        return self._patience.add(scores["val_loss"]) and self._patience.limit > 0
 
     def _save(self, module: StepModule) -> None:
         # Not before the first step: saving creates the optimizer's state, which would change later steps.
@@ -264,16 +276,20 @@ class Recorder(L.Callback):
                     "saved; earlier checkpoints, if any, are whole. Train with a lower optim.lr in another run.dir"
                 )
             )
-        step, val_loss = self._validated or (None, math.nan)
-        scored = step == self.position.step and math.isfinite(val_loss)
+        val_loss, about = None, self._about
+        if self._validated is not None and self._validated[0] == self.position.step:
+            scored = self._validated[1]
+            val_loss = _json(scored.scores["val_loss"])
+            if about.classes is not None:
+                about = replace(about, classes=about.classes.with_calibration(scored.calibration))
         folder = self.directory / "checkpoints"
         save_checkpoint(
             folder,
             lambda state: steps.save(state, model, optimizer),
             steps.form,
             self.position,
-            self._about,
-            val_loss if scored else None,
+            about,
+            val_loss,
             self._ranks,
             self._lock,
         )

@@ -7,6 +7,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 
 from gm_train.config.schema import Config
+from gm_train.model.classes import Classes
 from gm_train.model.compile import prepare_blocks
 from gm_train.objective.batches import MicroBatch, StepInfo
 from gm_train.objective.loss import computing_in, loss_sums
@@ -22,7 +23,8 @@ class StepResult:
 
     Attributes:
         info: counts over all ranks; `lanes` are those of this rank.
-        l_lang, l_pathway: means over the step's targets and pairs, nats; `loss` is their weighted sum.
+        l_lang, l_pathway: means over the step's targets and pairs, nats; `loss` is their weighted sum. In a run that
+            learns a label, `l_lang` is the mean over the labelled cells, and equals `loss`.
         grad_norm: norm of the whole gradient before clipping.
         lr: learning rate of the step.
         finite: False if the step was skipped because a number was not finite.
@@ -47,10 +49,13 @@ class StepModule(GeneMambaModule):
         vocabulary_size: number of tokens.
         ranks: this process among the others.
         step: optimizer steps that the run has done already.
+        classes: what a run with `task.name=classify` learns; None for other runs.
     """
 
-    def __init__(self, config: Config, vocabulary_size: int, ranks: Ranks, step: int = 0) -> None:
-        super().__init__(config, vocabulary_size)
+    def __init__(
+        self, config: Config, vocabulary_size: int, ranks: Ranks, step: int = 0, classes: Classes | None = None
+    ) -> None:
+        super().__init__(config, vocabulary_size, classes)
         self.automatic_optimization = False
         self.ranks = ranks
         self.step = step

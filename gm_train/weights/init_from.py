@@ -55,10 +55,12 @@ class InitialWeights:
         if self.source is None:
             return
         theirs, their_tokenizer, _ = load_model(Checkpoint.read(self.source))
+        theirs.classifier = None  # a run that learns a label begins with a new one
         state = {name: tensor.detach() for name, tensor in theirs.state_dict().items()}
         if hash_weights(state) != self.identity["weights"]:
             raise DataError(f"{self.source}: has other weights here than on rank 0: give every node the same files")
-        model.load_state_dict(state | _for_vocabulary(state, _rows(tokenizer, their_tokenizer)))
+        own = {name: tensor for name, tensor in model.state_dict().items() if name.startswith("classifier.")}
+        model.load_state_dict(own | state | _for_vocabulary(state, _rows(tokenizer, their_tokenizer)))
 
 
 def initial_weights(config: Config, tokenizer: Tokenizer, resumed: Checkpoint | None) -> InitialWeights | None:
@@ -93,6 +95,7 @@ def initial_weights(config: Config, tokenizer: Tokenizer, resumed: Checkpoint | 
 
 def _check(checkpoint: Checkpoint, wanted: ModelConfig, tokenizer: Tokenizer) -> InitialWeights:
     model, theirs, config = load_model(checkpoint)
+    model.classifier = None
     differing = [
         f"  model.{key}: {getattr(config.model, key)!r} in the checkpoint, {getattr(wanted, key)!r} in this run"
         for key in _settings(wanted, config.model)

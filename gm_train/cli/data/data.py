@@ -134,7 +134,12 @@ def _add_shards(commands: Any) -> None:
     example = "gm-train data shards gut.h5ad placenta.h5ad --medians medians.zarr --out store.zarr --top-k 2048"
     parser = add_command(commands, "shards", "rank the genes of every cell into a token store", example)
     add_counts(parser)
-    parser.add_argument("--medians", type=Path, help="output of `gm-train data medians`; not needed with --add")
+    parser.add_argument(
+        "--medians", type=Path, help="output of `gm-train data medians`; not needed with --add or --like"
+    )
+    parser.add_argument(
+        "--like", type=Path, metavar="CHECKPOINT", help="rank the cells for this model: with its genes and medians"
+    )
     parser.add_argument("--out", type=Path, required=True, help="new token store (.zarr)")
     parser.add_argument("--add", action="store_true", help="add the files to an existing --out, ranked in the same way")
     parser.add_argument("--top-k", type=positive, help="maximal number of tokens of a cell (default 2048)")
@@ -178,8 +183,10 @@ def _add_shards(commands: Any) -> None:
 
 
 def _shards(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> int:
-    if arguments.medians is None and not arguments.add:
-        parser.error("a new store needs --medians")
+    if arguments.like is not None and (arguments.medians is not None or arguments.add):
+        parser.error("--like: the model has medians, and the store must be new: leave out --medians and --add")
+    if arguments.medians is None and arguments.like is None and not arguments.add:
+        parser.error("a new store needs --medians, or --like with a model")
     with engine(arguments) as chosen:
         from data_shards.counts.filters import CellFilter
         from data_shards.prepare.make_store import make_store
@@ -199,9 +206,20 @@ def _shards(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> i
             splits=split_options(arguments),
             min_mapped=arguments.min_mapped,
             add=arguments.add,
+            like=_tokenizer(arguments.like),
             **chosen,
         )
     return 0
+
+
+def _tokenizer(checkpoint: Path | None) -> Any:
+    """The tokenizer of a checkpoint, or of a run's newest one; None for None."""
+    if checkpoint is None:
+        return None
+    from data_shards.tokens.tokenizer import Tokenizer
+    from gm_train.checkpoint.find import open_checkpoint
+
+    return Tokenizer.load(open_checkpoint(checkpoint).path / "tokenizer")
 
 
 def _add_import(commands: Any) -> None:

@@ -1,0 +1,42 @@
+"""When a run ends early: after some validations without a lower loss."""
+
+import math
+from pathlib import Path
+
+from gm_train.run.records import METRICS, read_rows
+
+
+class Patience:
+    """Counts the validations since the one with the lowest loss.
+
+    Args:
+        limit: `trainer.patience`; 0 never ends a run.
+        losses: of the validations so far, in their order.
+    """
+
+    def __init__(self, limit: int, losses: list[float]) -> None:
+        self.limit = limit
+        self._best, self._since = math.inf, 0
+        for loss in losses:
+            self.add(loss)
+
+    @classmethod
+    def resumed(cls, limit: int, directory: Path, step: int) -> "Patience":
+        """Count the validations that a run has recorded up to a step.
+
+        Raises:
+            DataError: the records are damaged.
+        """
+        rows = [row for row in read_rows(directory / METRICS) if "val_loss" in row and row["step"] <= step]
+        return cls(limit, [math.nan if row["val_loss"] is None else row["val_loss"] for row in rows])
+
+    def add(self, loss: float) -> bool:
+        """Count a validation. Returns whether its loss is the lowest so far; NaN never is."""
+        is_best = loss < self._best
+        self._best, self._since = (loss, 0) if is_best else (self._best, self._since + 1)
+        return is_best
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the run ends."""
+        return 0 < self.limit <= self._since
