@@ -2,8 +2,6 @@
 
 import copyreg
 import io
-import json
-import os
 import pickle
 import shutil
 from collections.abc import Callable
@@ -14,27 +12,16 @@ import pytest
 import torch
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata
-from torch.distributed.checkpoint.state_dict import get_state_dict
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from data_shards.errors import DataError
-from data_shards.files.atomic import hash_path
-from gm_train.checkpoint.find import COMMIT, load_whole, open_checkpoint
+from gm_train.checkpoint.find import open_checkpoint
 from gm_train.checkpoint.state_reader import StateReader, load_state
 from gm_train.cli.main import main
 from gm_train.config.load import load_config
 from gm_train.train.fit import fit
 from tests.conftest import Atlas, tiny_words
-
-
-class Runs:
-    """A pickle of this makes a folder when it is read."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def __reduce__(self) -> Any:
-        return os.system, (f"mkdir {self.folder}",)
+from tests.support.poisoned_checkpoints import Runs, poison_metadata, poison_option, poison_weight
 
 
 @pytest.fixture(scope="module")
@@ -55,41 +42,6 @@ def run(trained: Path, tmp_path: Path) -> Path:
 def state(run: Path) -> Path:
     """The state of its checkpoint."""
     return open_checkpoint(run).state
-
-
-def poison_metadata(state: Path, made: Path) -> None:
-    content = FileSystemReader(state).read_metadata()
-    content.planner_data = Runs(made)
-    (state / ".metadata").write_bytes(pickle.dumps(content))
-    commit(state.parent)
-
-
-def poison_weight(state: Path, made: Path) -> None:
-    rewrite(state, lambda model, optimizer: model.update({"norm.weight": Runs(made)}))
-
-
-def poison_option(state: Path, made: Path) -> None:
-    rewrite(state, lambda model, optimizer: optimizer["param_groups"][0].update(lr=Runs(made)))
-
-
-def rewrite(state: Path, change: Callable[[dict[str, Any], dict[str, Any]], None]) -> None:
-    """Write a state again with other content."""
-    parts = get_state_dict(*load_whole(open_checkpoint(state.parent)))
-    model, optimizer = dict(parts[0]), dict(parts[1])
-    change(model, optimizer)
-    shutil.rmtree(state)
-    save({"model": model, "optimizer": optimizer}, checkpoint_id=state, no_dist=True)
-    commit(state.parent)
-
-
-def commit(checkpoint: Path) -> None:
-    """Put the hashes of a changed checkpoint right."""
-    content = json.loads((checkpoint / COMMIT).read_text())
-    files = [file for file in checkpoint.rglob("*") if file.is_file() and file.name != COMMIT]
-    content["files"] = {
-        str(file.relative_to(checkpoint)): {"size": file.stat().st_size, "sha256": hash_path(file)} for file in files
-    }
-    (checkpoint / COMMIT).write_text(json.dumps(content))
 
 
 def words_of(command: str, run: Path, atlas: Atlas) -> list[str]:
