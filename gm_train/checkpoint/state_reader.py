@@ -168,7 +168,7 @@ def _layout(args: tuple[Any, ...], state: Any) -> torch.layout:
 
 
 def _member(args: tuple[Any, ...], state: Any) -> Any:
-    """A memory format by its name: before 3.11.4, Python writes `getattr(_MEM_FORMAT_ENCODING, name)`."""
+    """A memory format by its name: early releases of Python 3.11 write `getattr(_MEM_FORMAT_ENCODING, name)`."""
     if args[0] is not _ALLOWED[_DCP + "metadata", "_MEM_FORMAT_ENCODING"]:
         raise pickle.UnpicklingError("GLOBAL builtins.getattr")
     return _MemoryFormat.__members__[args[1]]

@@ -160,7 +160,7 @@ def test_allowed_classes_stay_as_they_are(state: Path) -> None:
 
 
 def test_a_memory_format_by_name(state: Path) -> None:
-    """Python before 3.11.4 writes it so."""
+    """Early releases of Python 3.11, such as 3.11.2, write it so."""
     content = FileSystemReader(state).read_metadata()
     file = io.BytesIO()
     pickler = pickle.Pickler(file)
