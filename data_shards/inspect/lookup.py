@@ -11,14 +11,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from data_shards.counts.count_file import CountFile, open_counts
+from data_shards.counts.count_file import open_counts
 from data_shards.counts.count_options import CountOptions
-from data_shards.counts.gene_ids import find_gene_ids
-from data_shards.counts.species import find_species, species_name
 from data_shards.errors import DataError
 from data_shards.files.fingerprint import Fingerprint, read_fingerprints
 from data_shards.files.location import Location, location_of
 from data_shards.hashing import U64
+from data_shards.inspect.file_cells import FileCells, hash_file_cells
 from data_shards.store.arrays import open_array
 from data_shards.store.manifest import TRAIN, DatasetEntry, Manifest
 from data_shards.tokens.tokenizer import Tokenizer
@@ -34,7 +33,6 @@ N_PLACES = 4
 #: to a few molecules (some 40,000 with each number of genes), 78 % with one gene equalled another cell, 9 % with two,
 #: 0.1 % with three, none with five or more.
 FEW_GENES = 20
-_CHUNK = 2048
 #: In a match, the place stands in the bits above the number of the cell. So the smallest match is one in training.
 _PLACE_SHIFT = np.int64(56)
 _PREFIX_BITS = 24
@@ -73,6 +71,12 @@ class KnownCells:
     tokenizer: Tokenizer
     datasets: tuple[KnownDataset, ...]
 
+    @cached_property
+    def starts(self) -> I64:
+        """int64 (n_datasets,): number of the cells of the data sets before each one."""
+        n_cells = np.array([one.entry.n_cells for one in self.datasets], np.int64)
+        return np.cumsum(n_cells) - n_cells
+
     @classmethod
     def of_store(cls, store: str | Location) -> "KnownCells":
         """The cells of a store.
@@ -99,32 +103,6 @@ def no_hashes(entry: DatasetEntry) -> str:
         "it was made by a version that kept no hashes of cells: make the store again from the same files with "
         "`gm-train data shards`; it gets the same hash, so that runs continue with it"
     )
-
-
-@dataclass(frozen=True, eq=False)
-class FileCells:
-    """The cells of a file.
-
-    Attributes:
-        hashes: uint64 (n_cells,), hash of each cell's counts.
-        n_tokens: int32 (n_cells,), number of tokens of each cell: its genes of the vocabulary, at most `top_k`. Cells
-            with 0 are not looked up.
-        in_vocabulary: number of the vocabulary's genes that the file has.
-    """
-
-    hashes: U64
-    n_tokens: npt.NDArray[np.int32]
-    in_vocabulary: int
-
-    @property
-    def n_cells(self) -> int:
-        """Number of cells."""
-        return len(self.hashes)
-
-    @cached_property
-    def looked_up(self) -> int:
-        """Number of cells with a gene of the vocabulary."""
-        return int((self.n_tokens > 0).sum())
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,44 +155,55 @@ def look_up(path: Path, known: KnownCells, options: CountOptions | None = None, 
         raise DataError(f"{path}: no such file: give a count file (.h5ad, or an AnnData-Zarr folder)")
     (file,) = read_fingerprints([path], Workers())
     same_file = tuple(one for one in known.datasets if file.sha256 in _source_hashes(one.entry))
-    searched = [one for one in known.datasets if one.arrays is not None]
-    nothing = np.zeros(0, np.int64)
-    by_dataset = np.zeros((len(known.datasets), N_PLACES), np.int64)
+    searched = any(one.arrays is not None for one in known.datasets)
     # The file of an imported corpus holds no counts.
     if not searched or any(one.entry.imported is not None for one in same_file):
-        return Found(file, same_file, None, by_dataset, nothing.astype(np.int32), nothing, nothing.astype(np.int8))
+        none_found = np.zeros((len(known.datasets), N_PLACES), np.int64)
+        return Found(file, same_file, None, none_found, *_split(np.zeros(0, np.int64), known))
     with open_counts(path, options) as counts:
-        cells = _read_cells(counts, known, min_mapped)
+        cells = hash_file_cells(counts, known.tokenizer, known.name, min_mapped)
     file.require_unchanged()
+    matches, by_dataset = _search(cells, known)
+    return Found(file, same_file, cells, by_dataset, *_split(matches, known))
+
+
+def _search(cells: FileCells, known: KnownCells) -> tuple[I64, I64]:
+    """Find the cells of a file in all data sets.
+
+    Returns:
+        int64 (n_cells,): the smallest match of each cell, with its number among the cells of all data sets, or
+        `_NO_MATCH`; and `Found.by_dataset`.
+    """
     unique, cell_of = np.unique(cells.hashes[cells.n_tokens > 0], return_inverse=True)
     copies = np.bincount(cell_of, minlength=len(unique))
     prefixes = np.zeros(1 << _PREFIX_BITS, np.bool_)
     prefixes[unique >> _PREFIX_SHIFT] = True
+    by_dataset = np.zeros((len(known.datasets), N_PLACES), np.int64)
     best = np.full(len(unique), _NO_MATCH)
-    starts = np.cumsum([0, *(one.entry.n_cells for one in known.datasets)])
-    with Progress(total=sum(one.entry.n_cells for one in searched), desc="comparing", unit=" cells") as progress:
-        for number, one in enumerate(known.datasets):
+    n_searched = sum(one.entry.n_cells for one in known.datasets if one.arrays is not None)
+    with Progress(total=n_searched, desc="comparing", unit=" cells") as progress:
+        for number, (one, first) in enumerate(zip(known.datasets, known.starts, strict=True)):
             best_here = np.full(len(unique), _NO_MATCH)
             for at, match in _matches(one, unique, prefixes, progress):
-                np.minimum.at(best_here, at, match + starts[number])
+                np.minimum.at(best_here, at, match + first)
             found = best_here != _NO_MATCH
-            places = best_here[found] >> _PLACE_SHIFT
-            by_dataset[number] = np.bincount(places, copies[found], N_PLACES)
+            by_dataset[number] = np.bincount(best_here[found] >> _PLACE_SHIFT, copies[found], N_PLACES)
             np.minimum(best, best_here, out=best)
-    of_cells = np.full(cells.n_cells, _NO_MATCH)
-    of_cells[cells.n_tokens > 0] = best[cell_of]
-    missing = of_cells == _NO_MATCH
-    cell = of_cells & ((np.int64(1) << _PLACE_SHIFT) - 1)
-    data_set = np.searchsorted(starts, cell, side="right") - 1
-    row = cell - starts[np.where(missing, 0, data_set)]
-    return Found(
-        file,
-        same_file,
-        cells,
-        by_dataset,
+    matches = np.full(cells.n_cells, _NO_MATCH)
+    matches[cells.n_tokens > 0] = best[cell_of]
+    return matches, by_dataset
+
+
+def _split(matches: I64, known: KnownCells) -> tuple[npt.NDArray[np.int32], I64, npt.NDArray[np.int8]]:
+    """Split the matches of `_search` into data set, row and place: the last three attributes of `Found`."""
+    missing = matches == _NO_MATCH
+    cell = matches & ((np.int64(1) << _PLACE_SHIFT) - 1)
+    data_set = np.searchsorted(known.starts, cell, side="right") - 1
+    row = cell - known.starts[data_set]
+    return (
         np.where(missing, -1, data_set).astype(np.int32),
         np.where(missing, -1, row),
-        np.where(missing, -1, of_cells >> _PLACE_SHIFT).astype(np.int8),
+        np.where(missing, -1, matches >> _PLACE_SHIFT).astype(np.int8),
     )
 
 
@@ -250,26 +239,3 @@ def _matches(
                 places[places == TRAIN] = LEFT_OUT
             yield at, (places << _PLACE_SHIFT) + start + rows
         progress.update(stop - start)
-
-
-def _read_cells(counts: CountFile, known: KnownCells, min_mapped: float) -> FileCells:
-    """Hash the cells of a file, a few thousand at a time."""
-    tokenizer = known.tokenizer
-    vocabulary = tokenizer.vocabulary
-    if vocabulary.kind == "ensembl":
-        found = find_gene_ids(counts, tokenizer.gene_table, min_mapped, vocabulary.kind)
-        own, theirs = find_species(gene for gene in found.ids if gene is not None), find_species(vocabulary.genes)
-        if own is not None and theirs is not None and own != theirs:
-            raise DataError(
-                f"{counts.path}: its genes are of another species, {species_name(own)}, than those of {known.name}, "
-                f"{species_name(theirs)}: none of its cells can be there; look it up where its species was trained on"
-            )
-    columns = tokenizer.bind(counts, min_mapped)
-    hashes, n_tokens = np.zeros(counts.n_cells, np.uint64), np.zeros(counts.n_cells, np.int32)
-    with Progress(total=counts.n_cells, desc=f"hashing {counts.name}", unit=" cells") as progress:
-        for first, chunk in counts.chunks(_CHUNK):
-            last = first + chunk.shape[0]
-            ranked = tokenizer.ranker.rank(chunk, columns.numbers)
-            hashes[first:last], n_tokens[first:last] = ranked.hashes, np.diff(ranked.indptr)
-            progress.update(chunk.shape[0])
-    return FileCells(hashes, n_tokens, columns.found)

@@ -7,7 +7,8 @@ from pathlib import Path
 from data_shards.counts.count_file import open_counts
 from data_shards.counts.count_options import CountOptions
 from data_shards.files.atomic import whole_file
-from data_shards.inspect.lookup import FEW_GENES, LEFT_OUT, FileCells, Found, KnownCells
+from data_shards.inspect.file_cells import FileCells
+from data_shards.inspect.lookup import FEW_GENES, LEFT_OUT, Found, KnownCells
 from data_shards.store.manifest import TEST, TRAIN, VALIDATION
 
 _PLACES = {TRAIN: "training", VALIDATION: "validation", TEST: "test", LEFT_OUT: "left out"}

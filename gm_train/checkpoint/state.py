@@ -11,9 +11,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from gm_train.checkpoint.state_reader import load_state
 from gm_train.model.genemamba import GeneMamba
 
 
@@ -54,11 +54,14 @@ def load_by_name(folder: Path, model: GeneMamba, optimizer: torch.optim.Optimize
         folder: the folder that `save_by_name` has written.
         model: the model to load into.
         optimizer: its optimizer.
+
+    Raises:
+        DataError: the state names code that could run, or is damaged.
     """
     model_state, optimizer_state = get_state_dict(model, optimizer)
     state: dict[str, Any] = {"model": model_state, "optimizer": optimizer_state}
     with _single_process():
-        load(state, checkpoint_id=folder, no_dist=not dist.is_initialized())
+        load_state(folder, state, no_dist=not dist.is_initialized())
     for loaded, group in zip(state["optimizer"]["param_groups"], optimizer.param_groups, strict=True):
         loaded["fused"] = group["fused"]
     set_state_dict(model, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
@@ -79,10 +82,14 @@ def save_weights(folder: Path, weights: dict[str, torch.Tensor]) -> None:
 
 
 def load_weights(folder: Path, model: GeneMamba) -> None:
-    """Load only the weights, into a model that is not sharded, without other ranks."""
+    """Load only the weights, into a model that is not sharded, without other ranks.
+
+    Raises:
+        DataError: the state names code that could run, or is damaged.
+    """
     state = {"model": model.state_dict()}
     with _single_process():
-        load(state, checkpoint_id=folder, no_dist=True)
+        load_state(folder, state, no_dist=True)
     model.load_state_dict(state["model"])
 
 

@@ -7,7 +7,7 @@ from typing import Any, NoReturn
 
 
 class CommandParser(argparse.ArgumentParser):
-    """An ArgumentParser whose commands report their own unknown options.
+    """An ArgumentParser whose commands report their own unknown options, and that lists the commands if none is given.
 
     argparse leaves the unknown options of a command to the parser above, which then shows the usage of `gm-train`. For
     commands that take settings, the message says how `--optim.lr 1e-3` is written.
@@ -22,6 +22,13 @@ class CommandParser(argparse.ArgumentParser):
         if unknown:
             self._refuse(unknown, words)
         return parsed, []
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with code 2; list the commands if one is missing."""
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction) and message.endswith(f"required: {action.metavar}"):
+                message += f" (one of {', '.join(action.choices)})"
+        super().error(message)
 
     def _refuse(self, unknown: list[str], words: list[str]) -> NoReturn:
         message = f"unrecognized arguments: {' '.join(unknown)}"

@@ -96,7 +96,7 @@ def _fill(model: GeneMamba, optimizer: torch.optim.Optimizer, folder: Path, upda
 
 
 def _tensor(path: Path) -> Tensor:
-    content = torch.load(path, map_location="cpu", weights_only=False)
+    content = torch.load(path, map_location="cpu", weights_only=True)
     tensor: Tensor = content["param"] if isinstance(content, dict) else content
     return tensor
 
@@ -104,4 +104,4 @@ def _tensor(path: Path) -> Tensor:
 def _updates(checkpoint: Checkpoint) -> int:
     """Read AdamW's count of updates from the old files: DeepSpeed's conversion drops it."""
     file = sorted((checkpoint.state / TAG).glob("*_model_states.pt"))[0]
-    return int(torch.load(file, map_location="cpu", weights_only=False)["updates"])
+    return int(torch.load(file, map_location="cpu", weights_only=True)["updates"])

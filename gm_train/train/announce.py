@@ -14,6 +14,7 @@ from gm_train.model.classes import Classes
 from gm_train.model.scan_kernels import kernel_of
 from gm_train.objective.batches import make_examples
 from gm_train.objective.recipe import Recipe
+from gm_train.optim import learning_rate
 from gm_train.ranks.ranks import Ranks
 from gm_train.train.module import GeneMambaModule
 
@@ -74,6 +75,7 @@ def announce(
         _announce_classes(config, batches.recipe.cell_classes.classes)
     if checkpoint is not None:
         print(f"resuming {config.run.dir} from step {checkpoint.step:,} ({checkpoint.path.name})")
+        _announce_end_of_schedule(config, checkpoint)
     # Flushed, so that a job's log has it before the output of libraries; DeepSpeed loses what is still buffered.
     sys.stdout.flush()
 
@@ -88,6 +90,15 @@ def _announce_classes(config: Config, classes: Classes) -> None:
         f"learning {classes.label!r}: {len(classes.names)} classes of {smallest:,} to {largest:,} training cells; "
         f"training {what}; {weight}"
     )
+
+
+def _announce_end_of_schedule(config: Config, checkpoint: Checkpoint) -> None:
+    """Print where the schedule ends, if the rest of a resumed run goes beyond it: its first start fixed its length."""
+    last = config.optim.schedule_steps
+    assert last is not None
+    if max(last, checkpoint.step) < config.trainer.max_steps:
+        rate = learning_rate(last, config.optim)
+        print(f"steps after {last:,} train at the final learning rate, {rate:g}: optim.schedule_steps ends there")
 
 
 def _announce_coverage(config: Config, reader: StoreReader, recipe: Recipe, plan: RowPlan) -> None:

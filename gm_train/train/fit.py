@@ -193,7 +193,8 @@ def _fit(
             how = f"stopped by {leaving.agreed.name}"
         where = f"checkpoint {newest.path}" if newest else "no checkpoint, because no step changed a weight"
         steps = f"step {position.step:,}" + (f" of {trainer.max_steps:,}" if position.step <= trainer.max_steps else "")
-        print(f"{how} at {steps}: {position.cells:,} cells trained; {where}", flush=True)
+        after = "; the same command continues" if newest and leaving.agreed is not None else ""
+        print(f"{how} at {steps}: {position.cells:,} cells trained; {where}{after}", flush=True)
     return Outcome(newest, leaving.agreed)
 
 

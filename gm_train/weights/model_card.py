@@ -213,7 +213,7 @@ def _files(exported: Exported, published: bool) -> list[str]:
 
 def _training(facts: CardFacts, exported: Exported) -> list[str]:
     objective, position = exported.config.objective, exported.position
-    seen = f"{position.step:,} steps, {position.cells:,} cells (a cell counts each time)"
+    seen = f"{position.step:,} steps, {position.cells:,} cells (a cell that was read twice counts twice)"
     seen += f", {facts.tokens:,} tokens" if facts.tokens is not None else "; the number of tokens is not recorded"
     lines = [f"- Seen: {seen}.", f"- Objective: {objective.language}, pathway loss weighted {objective.gamma:g}"]
     lines[-1] += "." if exported.identity.get("pathways") else " but without gene sets."
@@ -250,5 +250,10 @@ def _environment(facts: CardFacts) -> list[str]:
     start = facts.start
     versions = [f"{name} {start['packages'][name]}" for name in _PACKAGES if name in start["packages"]]
     gpus = ", ".join(sorted(set(start["gpus"]))) or "no GPU"
-    text = f"{start['ranks']} ranks on {start['nodes']} nodes, strategy {start['strategy']}, {gpus}; "
+    where = f"{_count(start['ranks'], 'rank')} on {_count(start['nodes'], 'node')}"
+    text = f"{where}, strategy {start['strategy']}, {gpus}; "
     return ["## Environment", f"{text}Python {start['python']}, {', '.join(versions)}; git revision {start['git']}."]
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

@@ -33,6 +33,9 @@ def test_a_signal_saves_and_leaves(atlas: Atlas, tmp_path: Path, number: signal.
     done = [row["step"] for row in history(run) if "loss" in row]
     assert [checkpoint.step for checkpoint in list_checkpoints(run / "checkpoints")] == [done[-1]]
     assert done[-1] < 60
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert last.startswith(f"stopped by {number.name} at step {done[-1]} of 60: ")
+    assert last.endswith(f"step-{done[-1]:08d}; the same command continues")
     assert train(command, tmp_path / "log") == 0
     assert history(run) == history(tmp_path / "whole")
 

@@ -49,6 +49,24 @@ def test_the_help_has_examples_that_parse(prog: str, capsys: pytest.CaptureFixtu
             pytest.fail(f"{line}: {capsys.readouterr().err}")
 
 
+@pytest.mark.parametrize(
+    ("words", "listed"),
+    [
+        ([], "COMMAND (one of data, fit,"),
+        (["data"], "COMMAND (one of simulate, medians, shards, import,"),
+        (["ckpt"], "ACTION (one of list, verify, reshard)"),
+        (["bench"], "WHAT (one of model, loader, prepare)"),
+    ],
+)
+def test_a_missing_command_lists_the_commands(
+    words: list[str], listed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as left:
+        build_parser().parse_args(words)
+    assert left.value.code == 2
+    assert f"the following arguments are required: {listed}" in capsys.readouterr().err
+
+
 def test_an_example_that_does_not_parse_would_be_found() -> None:
     parser = argparse.ArgumentParser(
         prog="gm-train fit",

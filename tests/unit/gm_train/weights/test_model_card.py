@@ -1,6 +1,7 @@
 """The card of an export says what the weights were trained on, and shows scores only of these weights."""
 
 import json
+import shutil
 import stat
 from pathlib import Path
 
@@ -42,15 +43,24 @@ def test_it_names_data_training_environment_and_licence(run: Path, atlas: Atlas,
         assert counts in card
         assert entry.content_hash in card
     steps = [row for row in read_rows(run / METRICS) if "tokens" in row]
-    assert f"5 steps, {steps[-1]['position']:,} cells" in card
+    assert f"5 steps, {steps[-1]['position']:,} cells (a cell that was read twice counts twice)" in card
     assert f"{sum(row['tokens'] for row in steps):,} tokens" in card
     assert hash_weights(load_model(open_checkpoint(run))[0].state_dict()) in card
     start = json.loads((run / "environment.json").read_text())["starts"][-1]
     assert f"torch {start['packages']['torch']}" in card
+    assert "1 rank on 1 node, strategy single" in card
     assert "was not scored" in card
     # An earlier checkpoint has seen less.
     early = list_checkpoints(run / "checkpoints")[0]
     assert f"{sum(row['tokens'] for row in steps[: early.step]):,} tokens" in card_of(early.path, tmp_path / "early")
+
+
+def test_it_counts_ranks_and_nodes(run: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(run, tmp_path / "run"))
+    content = json.loads((copy / "environment.json").read_text())
+    content["starts"][-1] |= {"ranks": 1_024, "nodes": 128}
+    (copy / "environment.json").write_text(json.dumps(content))
+    assert "1,024 ranks on 128 nodes, strategy single" in card_of(copy, tmp_path / "out")
 
 
 def test_it_says_what_is_not_known(run: Path, tmp_path: Path) -> None:
