@@ -1,6 +1,7 @@
 """`gm-train annotate`: fine-tune a model for a label of the cells."""
 
 import argparse
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,11 @@ from gm_train.cli.data_options import add_count_options, add_splits, count_optio
 _EPILOG = """\
 examples:
   gm-train annotate runs/demo labelled.h5ad --label cell_type --out runs/cell-types
-  gm-train annotate runs/atlas a.h5ad b.h5ad --label cell_type --donor-key donor --out runs/types optim.lr=1e-4
+  gm-train annotate runs/atlas a.h5ad b.h5ad --label cell_type --donor-key donor --out runs/types --set optim.lr=1e-4
   gm-train predict runs/cell-types new.h5ad new-labelled.h5ad
 
 It makes OUT/store.zarr from the files, ranked for the model, trains there as `gm-train fit` does (the settings are in
-OUT/annotate.yaml; further ones are key=value), and scores the result beside linear probes of the pretrained embedding,
+OUT/annotate.yaml; --set changes them), and scores the result beside linear probes of the pretrained embedding,
 of PCA and of random weights. The same command again resumes it.
 """
 STORE, SETTINGS, SCORES = "store.zarr", "annotate.yaml", "annotation"
@@ -32,7 +33,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint, or a run directory for its newest one"
     )
     parser.add_argument(
-        "words", nargs="+", metavar="FILE|key=value", help="labelled raw counts (.h5ad or AnnData-Zarr), and settings"
+        "files", nargs="+", type=Path, metavar="FILE", help="labelled raw counts: .h5ad files or AnnData-Zarr folders"
     )
     parser.add_argument("--label", required=True, metavar="KEY", help="column of obs with the label")
     parser.add_argument("--out", type=Path, required=True, help="run directory of the fine-tuning")
@@ -44,6 +45,9 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("--frozen", action="store_true", help="train the classifier alone, not the model below it")
     parser.add_argument("--epochs", type=positive, metavar="N", help="how often each training cell is read, at most")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="key=value", dest="settings", help="further settings of `gm-train fit`"
+    )
     parser.add_argument("--workers", type=positive, default=1, help="processes that rank the cells (default 1)")
     parser.add_argument(
         "--max-cells", type=positive, default=5_000, metavar="N", help="cells to score with, at most (%(default)s)"
@@ -56,26 +60,21 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(arguments: argparse.Namespace) -> int:
     """Run `gm-train annotate`; return the exit code."""
     # Imported late: importing torch takes seconds, and `--help` should be fast.
-    from data_shards.errors import OptionError
     from gm_train.checkpoint.find import open_checkpoint
     from gm_train.cli.fit import train
 
-    settings = [word for word in arguments.words if "=" in word and not Path(word).exists()]
-    files = [Path(word) for word in arguments.words if word not in settings]
-    if not files:
-        raise OptionError("no file with labelled cells: name one or more .h5ad files or AnnData-Zarr folders")
     checkpoint = open_checkpoint(arguments.checkpoint)
     print(f"checkpoint {checkpoint.path}, step {checkpoint.step:,}", flush=True)
-    manifest = _store(arguments, files, checkpoint)
+    manifest = _store(arguments, checkpoint)
     path = _write_settings(arguments, checkpoint, manifest)
-    print(f"$ gm-train fit {path}{''.join(f' {word}' for word in settings)}", flush=True)
-    if code := train([str(path), *settings]):
+    print(f"$ gm-train fit {' '.join([str(path), *arguments.settings])}", flush=True)
+    if code := train([str(path), *arguments.settings]):
         return code
-    _score(arguments, files)
+    _score(arguments)
     return 0
 
 
-def _store(arguments: argparse.Namespace, files: list[Path], checkpoint: Any) -> Any:
+def _store(arguments: argparse.Namespace, checkpoint: Any) -> Any:
     """Make the store, or check that an earlier start of this command has made it of the same files."""
     from data_shards.errors import DataError
     from data_shards.files.atomic import hash_path
@@ -88,7 +87,7 @@ def _store(arguments: argparse.Namespace, files: list[Path], checkpoint: Any) ->
     if not store.exists():
         arguments.out.mkdir(parents=True, exist_ok=True)
         return make_store(
-            files,
+            arguments.files,
             None,
             store,
             count_options(arguments),
@@ -99,7 +98,10 @@ def _store(arguments: argparse.Namespace, files: list[Path], checkpoint: Any) ->
         )
     manifest = Manifest.load(store)
     made_of = [(entry.source_hash, entry.splits) for entry in manifest.datasets]
-    if made_of != [(hash_path(file), splits.record()) for file in files] or manifest.tokenizer_hash != tokenizer.hash:
+    if (
+        made_of != [(hash_path(file), splits.record()) for file in arguments.files]
+        or manifest.tokenizer_hash != tokenizer.hash
+    ):
         raise DataError(
             f"{store}: was made of other files, with another split or for another model: choose another --out"
         )
@@ -116,7 +118,8 @@ def _write_settings(arguments: argparse.Namespace, checkpoint: Any, manifest: An
     settings = fine_tuning_settings(
         checkpoint, manifest, PROTOCOLS[arguments.protocol], arguments.label, arguments.frozen, arguments.epochs
     )
-    settings |= {"run.dir": str(arguments.out), "data.store": str(arguments.out / STORE)}
+    out = Path(os.path.abspath(arguments.out))
+    settings |= {"run.dir": str(out), "data.store": str(out / STORE)}
     sections: dict[str, dict[str, Any]] = {}
     for key, value in sorted(settings.items()):
         section, _, name = key.partition(".")
@@ -126,7 +129,7 @@ def _write_settings(arguments: argparse.Namespace, checkpoint: Any, manifest: An
     return path
 
 
-def _score(arguments: argparse.Namespace, files: list[Path]) -> None:
+def _score(arguments: argparse.Namespace) -> None:
     import torch
 
     from data_shards.store.manifest import TEST, VALIDATION, Manifest
@@ -141,7 +144,7 @@ def _score(arguments: argparse.Namespace, files: list[Path]) -> None:
     calibration, threshold = threshold_of(checkpoint, classes, None)
     has_test = any(entry.n_test for entry in Manifest.load(store).datasets)
     split, name = (TEST, "test") if has_test else (VALIDATION, "validation")
-    cells = read_cells(store, files, tokenizer, arguments.label, arguments.max_cells, split)
+    cells = read_cells(store, arguments.files, tokenizer, arguments.label, arguments.max_cells, split)
     ranks = "dithered" if tokenizer.dither else "plain"
     model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     annotator = Annotator(checkpoint, model, config, classes, calibration, threshold)
