@@ -44,7 +44,7 @@ def counts_in_memory(cells: ad.AnnData, options: CountOptions | None = None) -> 
             write_elem(file, where, matrix[:] if cells.isbacked else matrix)
         write_elem(file, "obs", pd.DataFrame(index=cells.obs_names.astype(str)))
         names_and_ids = [name for name in (*ID_COLUMNS, options.gene_column) if name in var.columns]
-        frame = var[list(dict.fromkeys(names_and_ids))].astype(str).rename_axis(None)
+        frame = pd.DataFrame({name: _as_text(var[name]) for name in names_and_ids}, index=var.index.rename(None))
         write_elem(file, "raw/var" if options.raw else "var", frame)
         if options.raw:
             write_elem(file, "var", pd.DataFrame(index=cells.var_names.astype(str)))
@@ -52,3 +52,8 @@ def counts_in_memory(cells: ad.AnnData, options: CountOptions | None = None) -> 
     except BaseException:
         file.close()
         raise
+
+
+def _as_text(column: pd.Series) -> list[str]:
+    """The ids of a column as text, so that columns of any type can be stored; missing ones are empty, as in a file."""
+    return ["" if pd.isna(value) else str(value) for value in column]

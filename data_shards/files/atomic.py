@@ -1,5 +1,6 @@
 """Write outputs so that they are either complete or absent."""
 
+import errno
 import glob
 import hashlib
 import os
@@ -11,6 +12,8 @@ from pathlib import Path
 
 from data_shards.errors import DataError
 from data_shards.workers import interrupts
+
+_CREATED_MEANWHILE = "{}: was created by something else meanwhile, and stays as it is: choose another name"
 
 
 @contextmanager
@@ -43,10 +46,14 @@ def whole_directory(path: Path, replace: bool = False) -> Iterator[Path]:
             path.rename(old)
         try:
             temporary.rename(path)
-        except BaseException:
-            if old.exists():
-                old.rename(path)
+        except OSError as error:
+            # An empty folder is replaced by the rename; nothing is lost with it.
+            if not replace and error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise DataError(_CREATED_MEANWHILE.format(path)) from error
             raise
+        finally:
+            if old.exists() and not path.exists():
+                old.rename(path)
         flush(path.parent)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error})") from error
@@ -121,7 +128,7 @@ def set_aside(path: Path) -> Path | None:
 
 def refuse_existing(path: Path, replace: bool = False) -> None:
     """Raise DataError if an output exists already and is not to be replaced."""
-    if path.exists() and not replace:
+    if os.path.lexists(path) and not replace:  # a link to nothing is in the way, too
         raise DataError(f"{path}: exists already: remove it or choose another name")
 
 
@@ -141,8 +148,10 @@ def hash_path(path: Path) -> str:
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path` for a new file, which is renamed when the block ends without an error.
 
+    A file that something else has created at `path` meanwhile stays as it is.
+
     Raises:
-        DataError: `path` exists, or the folder cannot be written to.
+        DataError: `path` exists, before the block or after it, or the folder cannot be written to.
     """
     refuse_existing(path)
     temporary = _temporary(path)
@@ -152,9 +161,24 @@ def whole_file(path: Path) -> Iterator[Path]:
         yield temporary
         interrupts.check()
         flush(temporary)
-        temporary.rename(path)
+        _rename_new(temporary, path)
+        flush(path.parent)
     except OSError as error:
         raise DataError(f"{path}: cannot be written ({error})") from error
     finally:
         with suppress(OSError):  # if removing fails, writing has failed too: that error is the one to raise
             temporary.unlink(missing_ok=True)
+
+
+def _rename_new(temporary: Path, path: Path) -> None:
+    """Rename a file to a name that must not exist; a plain rename would replace what is there."""
+    try:
+        os.link(temporary, path, follow_symlinks=False)
+    except FileExistsError as error:
+        raise DataError(_CREATED_MEANWHILE.format(path)) from error
+    except OSError:  # a file system without hard links: the check and the rename are two steps there
+        if os.path.lexists(path):
+            raise DataError(_CREATED_MEANWHILE.format(path)) from None
+        temporary.rename(path)
+    else:
+        temporary.unlink()

@@ -16,7 +16,6 @@ import numpy.typing as npt
 import scipy.sparse as sp
 
 from data_shards.counts.count_file import CountFile
-from data_shards.counts.count_loops import group_by_gene
 from data_shards.counts.gene_ids import GENE_TABLE_FILE, GeneReport, GeneTable, find_gene_ids
 from data_shards.counts.species import find_species, refuse_species_mixed
 from data_shards.errors import DataError
@@ -26,11 +25,6 @@ from data_shards.tokens.rank import Ranker
 from data_shards.tokens.vocabulary import FIRST_GENE, Vocabulary
 
 FILES = ("vocabulary.json", "medians.npy", "tokenizer.json")
-#: `Tokenizer.drift` looks at genes with at least this many non-zero values, and counts medians off by more than this
-#: factor.
-DRIFT_VALUES, DRIFT_FACTOR = 100, 1.5
-#: Drift is reported from this share of such genes on.
-DRIFT_SHARE = 0.2
 #: No cell can have more tokens: they are uint16, and each occurs once.
 MAX_TOP_K = 65_535
 _SCHEMA = 1
@@ -151,23 +145,6 @@ class Tokenizer:
         """
         ranked = self.ranker.rank(counts, columns.numbers)
         return ranked.genes + np.uint16(FIRST_GENE), ranked.indptr
-
-    def drift(self, genes: npt.NDArray[np.int32], values: npt.NDArray[np.float64]) -> tuple[float, int]:
-        """Compare the medians of other cells with these.
-
-        Args:
-            genes: int32 (n,), gene number of each non-zero count of the cells.
-            values: float64 (n,), `count / total * 10,000` of each.
-
-        Returns:
-            Of the genes with at least 100 values, the share whose median differs from the tokenizer's by more than a
-            factor of 1.5; and the number of genes with at least 100 values. Without such genes the share is 0.
-        """
-        starts, grouped = group_by_gene(genes, values, len(self.medians))
-        often = np.flatnonzero(np.diff(starts) >= DRIFT_VALUES)
-        own = np.array([np.median(grouped[starts[gene] : starts[gene + 1]]) for gene in often])
-        far = np.abs(np.log(own / self.medians[often])) > np.log(DRIFT_FACTOR)
-        return float(far.mean()) if len(often) else 0.0, len(often)
 
     def save(self, directory: Path) -> None:
         """Write `vocabulary.json`, `medians.npy`, `tokenizer.json` and, with a gene table, `gene_table.parquet`."""

@@ -5,6 +5,7 @@ import importlib.metadata
 import logging
 import os
 import select
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -28,6 +29,9 @@ examples:
 
 gm-train COMMAND --help shows the options of a command, with examples.
 """
+
+#: Signals after which a command removes what is half-written. `data` keeps finished parts, whatever ends it.
+_NOTED = {"data": (signal.SIGINT,), "embed": (signal.SIGINT, signal.SIGTERM)}
 
 
 class _Version(argparse.Action):
@@ -84,7 +88,8 @@ def _run(arguments: argparse.Namespace) -> int:
 
     try:
         # `fit` handles signals itself.
-        with interrupts.noted() if arguments.command in ("data", "embed") else nullcontext():
+        signals = _NOTED.get(arguments.command)
+        with interrupts.noted(*signals) if signals else nullcontext():
             code: int = arguments.run(arguments)
         sys.stdout.flush()
         return code

@@ -22,6 +22,7 @@ from data_shards.counts.formats import open_root
 from data_shards.errors import DataError, OptionError
 from data_shards.files.atomic import refuse_existing, whole_directory, whole_file
 from data_shards.files.hdf5_output import Hdf5Output
+from data_shards.workers import interrupts
 from data_shards.workers.progress import Progress
 from gm_train.embedding.translate import translate
 
@@ -85,6 +86,7 @@ class AddedArray:
         Raises:
             OSError: the disk is full.
         """
+        interrupts.check()
         self._array[first : first + len(rows)] = rows
         if self._output is not None:
             self._output.check()
@@ -103,6 +105,8 @@ def refuse_output(source: Path, out: Path) -> None:
 def copied(source: Path, out: Path) -> Iterator[AnnDataCopy]:
     """Copy a file to `out` and open the copy for additions; `out` appears when the block ends without an error.
 
+    In the block Ctrl-C, and SIGTERM if it is noted, raise KeyboardInterrupt only where `interrupts.check` is called.
+
     Args:
         source: any file that counts are read from.
         out: a new `.h5ad` file or a new folder `.zarr`.
@@ -110,12 +114,9 @@ def copied(source: Path, out: Path) -> Iterator[AnnDataCopy]:
     Raises:
         DataError: `out` exists or cannot be written, or `source` cannot be translated.
     """
-    if out.suffix == ".h5ad":
-        with whole_file(out) as path, _open_h5ad(source, path) as copy:
-            yield copy
-    else:
-        with whole_directory(out) as path, _open_zarr(source, path) as copy:
-            yield copy
+    whole, open_copy = (whole_file, _open_h5ad) if out.suffix == ".h5ad" else (whole_directory, _open_zarr)
+    with interrupts.noted(), whole(out) as path, interrupts.deferred(), open_copy(source, path) as copy:
+        yield copy
 
 
 @contextmanager
@@ -162,6 +163,7 @@ def _copy_files(pairs: list[tuple[Path, Path]]) -> None:
                 while block := reading.read(_BLOCK):
                     writing.write(block)
                     bar.update(len(block))
+                    interrupts.check()
 
 
 @contextmanager

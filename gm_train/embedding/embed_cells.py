@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from data_shards.workers import interrupts
 from gm_train.embedding.ragged import Ragged, padded_batches
 from gm_train.model.genemamba import GeneMamba, cell_embeddings
 from gm_train.objective.loss import computing_in
@@ -47,4 +48,5 @@ def embed_cells(
             states = model(input_ids, segment)
         embeddings[numbers] = cell_embeddings(states, segment, pool).float().cpu().numpy()
         advance(len(numbers))
+        interrupts.check()
     return embeddings

@@ -13,8 +13,8 @@ from data_shards.counts.count_file import CountFile, open_counts
 from data_shards.counts.count_options import CountOptions
 from data_shards.errors import OptionError
 from data_shards.files.fingerprint import Fingerprint
-from data_shards.tokens.drift import Drift
-from data_shards.tokens.tokenizer import DRIFT_FACTOR, DRIFT_VALUES, Tokenizer
+from data_shards.tokens.drift import DRIFT_FACTOR, DRIFT_VALUES, Drift
+from data_shards.tokens.tokenizer import Tokenizer
 from data_shards.tokens.vocabulary import FIRST_GENE
 from data_shards.workers.progress import Progress
 from gm_train.checkpoint.find import Checkpoint, load_model, open_checkpoint

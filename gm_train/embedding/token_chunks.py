@@ -50,10 +50,10 @@ class TokenChunks:
                 f"{', '.join(vocabulary.genes[:3])} …), less than --min-mapped {min_mapped:g} of what both could have: "
                 f"name the column of var with these ids with --gene-column, or lower --min-mapped"
             )
+        _ = counts.source  # copies counts stored by gene, here in the main thread, so that Ctrl-C can stop it
 
     def __iter__(self) -> Iterator[tuple[int, Ragged]]:
         """Yield the first cell of each chunk, and the chunk's tokens."""
-        _ = self._counts.source  # make a copy by cell in this thread, so that Ctrl-C can stop it
         self._sample = []
         chunks = self._chunks()
         with ThreadPoolExecutor(1) as worker:

@@ -11,6 +11,7 @@ from data_shards.errors import DataError
 from data_shards.medians.make_medians import make_medians
 from data_shards.prepare.make_store import make_store
 from data_shards.prepare.splits import SplitOptions
+from data_shards.tokens.drift import Drift, measure_drift
 from data_shards.tokens.tokenizer import Tokenizer
 from data_shards.tokens.vocabulary import Vocabulary
 from gm_train.evaluation.cells import read_cells
@@ -22,11 +23,12 @@ def test_drift_is_the_share_of_frequent_genes_whose_median_is_far_off() -> None:
     tokenizer = Tokenizer(Vocabulary("as-is", tuple("abcde")), medians)
     genes = np.repeat(np.arange(5, dtype=np.int32), [200, 200, 100, 99, 0])
     values = medians[genes]
-    assert tokenizer.drift(genes, values) == (0.0, 3)
+    assert measure_drift("cells", tokenizer, genes, values) == Drift(0.0, 3)
     factors = np.array([1.4, 1.6, 1 / 1.6, 100.0, 1.0])
     order = np.random.default_rng(0).permutation(len(genes))
-    assert tokenizer.drift(genes[order], (values * factors[genes])[order]) == (pytest.approx(2 / 3), 3)
-    assert tokenizer.drift(genes[:50], values[:50]) == (0.0, 0)
+    far = measure_drift("cells", tokenizer, genes[order], (values * factors[genes])[order])
+    assert (far.share, far.n_genes) == (pytest.approx(2 / 3), 3)
+    assert measure_drift("cells", tokenizer, genes[:50], values[:50]) == Drift(0.0, 0)
 
 
 def test_evaluation_reports_a_file_that_drifts(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

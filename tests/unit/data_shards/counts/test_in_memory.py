@@ -60,3 +60,28 @@ def test_matrices_that_are_not_there() -> None:
             counts_in_memory(cells, options)
     with pytest.raises(DataError, match="in memory: has no X"):
         counts_in_memory(ad.AnnData(obs=pd.DataFrame(index=["a"]), var=pd.DataFrame(index=["g"])))
+
+
+@pytest.mark.parametrize(
+    "ids",
+    [
+        [None, *IDS[1:28], np.nan, ""],
+        pd.Categorical([None, *IDS[1:29], None]),
+        [np.nan, *range(1, 29), np.nan],
+        pd.array([None, *range(1, 29), None], dtype="Int64"),
+    ],
+    ids=["texts", "categories", "numbers", "integers"],
+)
+@pytest.mark.parametrize("is_raw", [False, True])
+def test_genes_without_an_id_are_those_of_a_file(tmp_path: Path, ids: Any, is_raw: bool) -> None:
+    """A missing id is no id: not one named "nan"."""
+    counts = draw_counts(20, 30)
+    cells = ad.AnnData(counts, var=pd.DataFrame({"mine": ids}, index=[f"g{i}" for i in range(30)]))
+    cells.raw = cells
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    options = CountOptions(gene_column="mine", raw=is_raw)
+    with open_counts(tmp_path / "cells.h5ad", options) as stored, counts_in_memory(cells, options) as opened:
+        expected, found = find_gene_ids(stored, min_mapped=0), find_gene_ids(opened, min_mapped=0)
+    assert found == expected
+    assert found.ids.count(None) >= 2
+    assert found.report.repeated == 0

@@ -115,3 +115,52 @@ def test_a_text_file_that_cannot_be_replaced_stays(tmp_path: Path, monkeypatch: 
         replace_file(path, "two")
     assert path.read_text() == "one"
     assert names(tmp_path) == ["a.json"]
+
+
+def write_late(path: Path) -> None:
+    """Write a file; something else creates the same name meanwhile."""
+    with whole_file(path) as file:
+        file.write_text("late")
+        path.write_text("first")
+
+
+def test_a_file_that_something_else_creates_meanwhile_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "file"
+    with pytest.raises(DataError, match=r"file: was created by something else meanwhile, .* choose another name"):
+        write_late(path)
+
+    def no_links(*paths: Path, follow_symlinks: bool) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    # A file system without hard links.
+    monkeypatch.setattr(os, "link", no_links)
+    path.unlink()
+    with pytest.raises(DataError, match=r"file: was created by something else meanwhile"):
+        write_late(path)
+    assert path.read_text() == "first"
+    with whole_file(tmp_path / "other") as file:
+        file.write_text("whole")
+    assert (tmp_path / "other").read_text() == "whole"
+    assert names(tmp_path) == ["file", "other"]
+
+
+def test_a_folder_that_something_else_creates_meanwhile_stays(tmp_path: Path) -> None:
+    def make_late(path: Path, is_file: bool) -> None:
+        with whole_directory(path) as folder:
+            (folder / "a").write_text("late")
+            there = path if is_file else path / "a"
+            there.parent.mkdir(exist_ok=True)
+            there.write_text("first")
+
+    for name, is_file in (("file", True), ("folder", False)):
+        with pytest.raises(DataError, match=rf"{name}: was created by something else meanwhile"):
+            make_late(tmp_path / name, is_file)
+    assert (tmp_path / "folder" / "a").read_text() == (tmp_path / "file").read_text() == "first"
+    assert names(tmp_path) == ["file", "folder"]
+
+
+def test_a_link_to_nothing_is_in_the_way(tmp_path: Path) -> None:
+    (tmp_path / "file").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(DataError, match="exists already"), whole_file(tmp_path / "file"):
+        pass
+    assert names(tmp_path) == ["file"]

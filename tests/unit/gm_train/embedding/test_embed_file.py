@@ -6,6 +6,7 @@ from typing import Any
 import anndata as ad
 import numpy as np
 import pytest
+import zarr
 
 from data_shards.counts.count_options import CountOptions
 from data_shards.errors import DataError
@@ -47,7 +48,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(anndata_copy, "_CHUNK", 1024)
 
 
-@pytest.mark.parametrize("into", ["h5ad", "zarr"])
+@pytest.mark.parametrize("into", ["h5ad", "zarr", "zarr v3"])
 @pytest.mark.parametrize("source", ["h5ad", "zarr", "zarr v3"])
 def test_the_output_holds_all_of_the_input_and_the_vectors(
     run_dir: Path, rich: ad.AnnData, tmp_path: Path, source: str, into: str, monkeypatch: pytest.MonkeyPatch
@@ -56,9 +57,13 @@ def test_the_output_holds_all_of_the_input_and_the_vectors(
     with ad.settings.override(zarr_write_format=3 if source == "zarr v3" else 2):
         given = write(rich, tmp_path / f"in.{source.split()[0]}")
     before = hash_path(given)
-    out = tmp_path / f"out.{into}"
-    done = embed_file(run_dir, given, out, EmbedOptions(genes=True, counts=COUNTS), quiet)
+    out = tmp_path / f"out.{into.split()[0]}"
+    with ad.settings.override(zarr_write_format=3 if into == "zarr v3" else 2):
+        done = embed_file(run_dir, given, out, EmbedOptions(genes=True, counts=COUNTS), quiet)
     assert hash_path(given) == before
+    if out.suffix == ".zarr":  # the same format is a copy; a translation is in the format that anndata would write
+        expected_format = 3 if (into if given.suffix == ".h5ad" else source) == "zarr v3" else 2
+        assert zarr.open_group(out, mode="r").metadata.zarr_format == expected_format
     expected, written = read(given), read(out)
     vectors, genes, record = (
         written.obsm.pop("X_genemamba"), written.varm.pop("X_genemamba_genes"), written.uns.pop("genemamba"),
@@ -131,6 +136,15 @@ def test_python_takes_paths_views_backed_files_and_loaded_models(run_dir: Path, 
     np.testing.assert_array_equal(embed(loaded, cells), expected)
     with pytest.raises(DataError, match="must be one of mean, max, rank"):
         embed(loaded, cells, pool="cls")
+
+
+def test_genes_without_an_id_in_memory_are_those_of_a_file(run_dir: Path, atlas: Atlas, tmp_path: Path) -> None:
+    cells = ad.read_h5ad(atlas.files[1])
+    cells.var["mine"] = [None if i in (2, 5) else name for i, name in enumerate(cells.var_names)]
+    options = CountOptions(gene_column="mine")
+    expected = embed(run_dir, write(cells.copy(), tmp_path / "in.h5ad"), options=options)
+    np.testing.assert_array_equal(embed(run_dir, cells, options=options), expected)
+    assert not np.array_equal(expected, embed(run_dir, cells))
 
 
 def test_genes_that_the_model_lacks_are_counted(run_dir: Path, atlas: Atlas, tmp_path: Path) -> None:
