@@ -14,7 +14,7 @@ from contextlib import nullcontext
 from data_shards.errors import DataError, OptionError
 from data_shards.workers import interrupts
 from gm_train.cli import bench, ckpt, doctor, eval, fit, launch
-from gm_train.cli.cells import annotate, embed
+from gm_train.cli.cells import annotate, embed, predict
 from gm_train.cli.command_parser import CommandParser
 from gm_train.cli.data import data
 from gm_train.cli.weights import export, import_weights
@@ -31,7 +31,11 @@ gm-train COMMAND --help shows the options of a command, with examples.
 """
 
 #: Signals after which a command removes what is half-written. `data` keeps finished parts, whatever ends it.
-_NOTED = {"data": (signal.SIGINT,), "embed": (signal.SIGINT, signal.SIGTERM)}
+_NOTED = {
+    "data": (signal.SIGINT,),
+    "embed": (signal.SIGINT, signal.SIGTERM),
+    "predict": (signal.SIGINT, signal.SIGTERM),
+}
 
 
 class _Version(argparse.Action):
@@ -59,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     eval.add_parser(subparsers)
     embed.add_parser(subparsers)
     annotate.add_parser(subparsers)
+    predict.add_parser(subparsers)
     export.add_parser(subparsers)
     import_weights.add_parser(subparsers)
     ckpt.add_parser(subparsers)

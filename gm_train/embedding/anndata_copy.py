@@ -6,7 +6,7 @@ groups and arrays is translated.
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,14 @@ class AnnDataCopy:
     def add_element(self, group: str, name: str, element: Any) -> None:
         """Write an element that anndata can write; one of this name is replaced."""
         write_elem(self._parent(group, name), name, element)
+
+    def add_obs(self, name: str, values: Any) -> None:
+        """Write a column of `obs`, anything that anndata can write; one of this name is replaced."""
+        self.add_element("obs", name, values)
+        obs = self._root["obs"]
+        columns = [str(column) for column in obs.attrs["column-order"] if column != name]
+        order = np.array([*columns, name], dtype=object) if isinstance(obs, h5py.Group) else [*columns, name]
+        obs.attrs["column-order"] = order
 
     def _parent(self, group: str, name: str) -> Any:
         if group not in self._root:
@@ -177,10 +185,10 @@ def opened(source: Path) -> Iterator[Any]:
             root.close()
 
 
-def require_groups(source: Path) -> None:
-    """Raise DataError if `obsm`, `varm` or `uns` of a file is not a group that can be added to."""
+def require_groups(source: Path, names: Sequence[str]) -> None:
+    """Raise DataError if one of `obs`, `obsm`, `varm` and `uns` of a file is not a group that can be added to."""
     with opened(source) as root:
-        for name in ("obsm", "varm", "uns"):
+        for name in names:
             if name in root and not isinstance(root[name], h5py.Group | zarr.Group):
                 raise DataError(
                     f"{source}: {name} is stored as before anndata 0.7: write it again with a newer anndata"

@@ -1,28 +1,22 @@
 """Embed the cells of a file of any size, and write a copy of the file with their vectors."""
 
-import importlib.metadata
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from data_shards.counts.count_file import CountFile, open_counts
+from data_shards.counts.count_file import open_counts
 from data_shards.counts.count_options import CountOptions
 from data_shards.errors import OptionError
 from data_shards.files.fingerprint import Fingerprint
-from data_shards.tokens.drift import DRIFT_FACTOR, DRIFT_VALUES, Drift
-from data_shards.tokens.tokenizer import Tokenizer
 from data_shards.tokens.vocabulary import FIRST_GENE
-from data_shards.workers.progress import Progress
-from gm_train.checkpoint.find import Checkpoint, load_model, open_checkpoint
-from gm_train.checkpoint.state import hash_weights
+from gm_train.checkpoint.find import load_model, open_checkpoint
 from gm_train.embedding.anndata_copy import copied, refuse_output, require_groups
 from gm_train.embedding.embed import PRECISIONS, default_device, default_precision, require_pool
-from gm_train.embedding.embed_cells import embed_cells
-from gm_train.embedding.token_chunks import DRIFT_CELLS, TokenChunks
+from gm_train.embedding.embedded_chunks import EmbeddedChunks
+from gm_train.embedding.record import record_of
+from gm_train.embedding.token_chunks import TokenChunks
 from gm_train.model.genemamba import GeneMamba
 
 #: Names of what is written.
@@ -104,7 +98,7 @@ def embed_file(
     model.to(device)
     precision = options.precision or default_precision(config, device)
     with open_counts(source, options.counts) as counts:
-        require_groups(source)
+        require_groups(source, ("obsm", "varm", "uns"))
         chunks = TokenChunks(counts, tokenizer, options.min_mapped)
         n_genes = len(tokenizer.vocabulary.genes)
         say(f"{counts.n_cells:,} cells; {chunks.columns.report}; {chunks.columns.found:,} of the model's {n_genes:,}")
@@ -112,18 +106,9 @@ def embed_file(
         fingerprint = Fingerprint.of(source)
         with copied(source, out) as copy:
             array = copy.add_array("obsm", CELLS, counts.n_cells, config.model.d_model)
-            n_empty, n_tokens, model_seconds, start = 0, 0, 0.0, time.perf_counter()
-            with Progress(total=counts.n_cells, desc="embedding", unit=" cells") as bar:
-                for first, cells in chunks:
-                    before = time.perf_counter()
-                    vectors = embed_cells(model, cells, options.pool, precision, bar.update)
-                    model_seconds += time.perf_counter() - before
-                    array.write(first, vectors)
-                    empty = int((cells.lengths == 0).sum())
-                    bar.update(empty)
-                    n_empty += empty
-                    n_tokens += len(cells.tokens)
-            seconds = time.perf_counter() - start
+            embedded = EmbeddedChunks(model, chunks, counts.n_cells, options.pool, precision)
+            for first, vectors in embedded:
+                array.write(first, vectors)
             drift = chunks.drift()
             if options.genes:
                 copy.add_array("varm", GENES, counts.n_genes, config.model.d_model).write(
@@ -131,12 +116,12 @@ def embed_file(
                 )
             used = {"pool": options.pool, "precision": precision, "min_mapped": options.min_mapped}
             used |= {name: value for name, value in asdict(options.counts).items() if value is not None}
-            record = _record(checkpoint, model, tokenizer, counts, chunks, drift) | {"options": used}
+            record = record_of(checkpoint, model, tokenizer, counts, chunks, drift) | {"options": used}
             record["hashes"]["input"] = fingerprint.sha256
-            record["dropped"]["cells_without_tokens"] = n_empty
+            record["dropped"]["cells_without_tokens"] = embedded.n_empty
             copy.add_element("uns", RECORD, record)
             fingerprint.require_unchanged()
-        return Embedded(counts.n_cells, n_empty, n_tokens, seconds, model_seconds)
+        return Embedded(counts.n_cells, embedded.n_empty, embedded.n_tokens, embedded.seconds, embedded.model_seconds)
 
 
 def _gene_embeddings(model: GeneMamba, numbers: np.ndarray) -> np.ndarray:
@@ -146,49 +131,3 @@ def _gene_embeddings(model: GeneMamba, numbers: np.ndarray) -> np.ndarray:
     rows = np.full((len(numbers), weight.shape[1]), np.nan, dtype=np.float32)
     rows[found] = weight[numbers[found] + FIRST_GENE]
     return rows
-
-
-def _record(
-    checkpoint: Checkpoint,
-    model: GeneMamba,
-    tokenizer: Tokenizer,
-    counts: CountFile,
-    chunks: TokenChunks,
-    drift: Drift,
-) -> dict[str, Any]:
-    """What was computed, with what, and what was dropped, as far as it is known before the cells are read."""
-    report, found = chunks.columns.report, int((chunks.columns.numbers >= 0).sum())
-    return {
-        "checkpoint": str(checkpoint.path.resolve()),
-        "step": checkpoint.step,
-        "version": _version(),
-        "input": str(counts.path.resolve()),
-        "hashes": {
-            "weights": hash_weights(model.state_dict()),
-            "vocabulary": tokenizer.vocabulary.hash,
-            "medians": tokenizer.medians_hash,
-            "tokenizer": tokenizer.hash,
-        },
-        "genes": {
-            "delivered": report.delivered,
-            "with_an_id": report.mapped,
-            "with_a_token": found,
-            "of_the_model": len(tokenizer.vocabulary.genes),
-            "of_the_model_found": chunks.columns.found,
-        },
-        "dropped": {"genes_without_token": report.delivered - found},
-        "drift": {
-            "share_of_genes": drift.share,
-            "genes_compared": drift.n_genes,
-            "factor": DRIFT_FACTOR,
-            "values_of_a_gene": DRIFT_VALUES,
-            "cells_at_most": DRIFT_CELLS,
-        },
-    }
-
-
-def _version() -> str:
-    try:
-        return importlib.metadata.version("gm-train")
-    except importlib.metadata.PackageNotFoundError:  # a checkout that is not installed
-        return "unknown"
