@@ -8,9 +8,9 @@ from matplotlib.figure import Figure
 from gm_train.annotation.annotator_scores import ANNOTATOR
 from gm_train.evaluation.figures import Row
 
-_DPI = 130
+_DPI = 110
 #: Classes whose names are written; more would not be readable.
-_MOST_NAMES = 60
+_MOST_NAMES = 100
 
 
 def render_scores(results: Row) -> str:
@@ -81,14 +81,14 @@ def draw_confusion(results: Row, path: Path) -> None:
     counts = np.array(results["confusion"], np.float64)
     names = [row["name"] for row in results["classes"]]
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
-    side = 3.2 + 0.26 * min(len(names), _MOST_NAMES)
+    side = 3.2 + 0.2 * min(len(names), _MOST_NAMES)
     figure = Figure(figsize=(side + 1.2, side), layout="constrained")
     axis = figure.subplots()
     image = axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axis, label="share of the true class", shrink=0.7)
     if len(names) <= _MOST_NAMES:
-        axis.set_xticks(range(len(names)), names, rotation=90, fontsize=7)
-        axis.set_yticks(range(len(names)), names, fontsize=7)
+        axis.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+        axis.set_yticks(range(len(names)), names, fontsize=6)
     axis.set_xlabel(f"predicted by the {ANNOTATOR}, without unknown")
     axis.set_ylabel(f"{results['label']} of {results['cells']['held_out']:,} {results['split']} cells")
     figure.savefig(path, dpi=_DPI)

@@ -51,6 +51,10 @@ def export_weights(path: Path, out: Path, published: bool, store: str | None, li
         raise DataError(f"{out}: exists already: remove it or choose another OUT")
     checkpoint = open_checkpoint(path)
     model, tokenizer, config = load_model(checkpoint)
+    classes = checkpoint.classes
+    if classes is not None and published:
+        say(f"{checkpoint.path}: its classifier of {classes.label!r} has no place in the published layout: left out")
+        model.classifier = classes = None
     reason = why_not_published(config.model) if published else why_not_exported(config.model)
     if reason and published:
         raise DataError(f"{checkpoint.path}: cannot be written in the published layout: {reason}; leave out --format")
@@ -68,6 +72,7 @@ def export_weights(path: Path, out: Path, published: bool, store: str | None, li
         identity,
         replace(position, lanes={}),
         str(identity["store"]),
+        classes,
     )
     facts = CardFacts.of(checkpoint, exported, store or config.data.store, license)
     with whole_directory(out) as folder:

@@ -16,13 +16,14 @@ from data_shards.tokens.vocabulary import MASK, PAD
 from gm_train.config.load import config_from_file
 from gm_train.config.schema import Config, ModelConfig
 from gm_train.loading.position import Position
+from gm_train.model.classes import Classes
 from gm_train.weights import modeling_genemamba
 from gm_train.weights.weight_files import WEIGHTS, State
 
 CONFIG, FILES, CARD, CODE = "config.json", "files.json", "README.md", "modeling_genemamba.py"
-#: Begins the names of all tensors but those of the output layer, as transformers' classes have them.
+#: Begins the names of all tensors but those of the heads, as transformers' classes have them.
 _PREFIX = "genemamba."
-_OUTPUT = "output."
+_HEADS = ("output.", "classifier.")
 _FORMAT = 1
 #: Fields of `ModelConfig` that decide what the model computes.
 _MODEL = (
@@ -42,6 +43,7 @@ class Exported:
         identity: settings and hashes of that run.
         position: its step and its cells.
         store_hash: hash of the store that it was trained on; empty if there was none.
+        classes: what its classifier predicts; None without one.
     """
 
     state: State
@@ -50,6 +52,7 @@ class Exported:
     identity: dict[str, Any]
     position: Position
     store_hash: str
+    classes: Classes | None = None
 
 
 def why_not_exported(config: ModelConfig) -> str | None:
@@ -63,7 +66,7 @@ def why_not_exported(config: ModelConfig) -> str | None:
 
 def file_names(state: State) -> State:
     """Rename weights to the names in the file."""
-    return {name if name.startswith(_OUTPUT) else _PREFIX + name: tensor for name, tensor in state.items()}
+    return {name if name.startswith(_HEADS) else _PREFIX + name: tensor for name, tensor in state.items()}
 
 
 def write_config(folder: Path, exported: Exported) -> None:
@@ -76,9 +79,14 @@ def write_config(folder: Path, exported: Exported) -> None:
     model = {key: getattr(exported.config.model, key) for key in _MODEL}
     if exported.config.model.arch == "mamba":
         model["aggregation"] = "gate"  # not used, and the code knows this name
+    classes, task = exported.classes, exported.config.task
+    if classes is not None:
+        model["id2label"] = {str(number): name for number, name in enumerate(classes.names)}
+        model["label2id"] = {name: number for number, name in enumerate(classes.names)}
+        model |= {"head_layers": task.head_layers, "head_width": task.head_width}
     content = {
         "model_type": "genemamba",
-        "architectures": ["GeneMambaForMaskedLM"],
+        "architectures": [f"GeneMambaFor{'MaskedLM' if classes is None else 'SequenceClassification'}"],
         "auto_map": {
             "AutoConfig": "modeling_genemamba.GeneMambaConfig",
             "AutoModel": "modeling_genemamba.GeneMambaModel",
@@ -98,6 +106,7 @@ def write_config(folder: Path, exported: Exported) -> None:
             "store": exported.store_hash,
             "identity": exported.identity,
             "settings": asdict(without_paths(exported.config)),
+            "classes": classes and classes.to_json(),
         },
     }
     (folder / CONFIG).write_text(json.dumps(content, indent=1) + "\n")
@@ -173,6 +182,7 @@ def read_exported(folder: Path, weights: State, scratch: Path) -> Exported:
         if content["format"] != _FORMAT:
             raise DataError(f"{path}: is of format {content['format']}, this program reads {_FORMAT}")
         settings, identity = dict(content["settings"]), dict(content["identity"])
+        classes = Classes.from_json(content["classes"]) if content.get("classes") else None
         position = Position(int(content["step"]), int(content["cells"]), {})
         store_hash = str(content["store"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -180,4 +190,4 @@ def read_exported(folder: Path, weights: State, scratch: Path) -> Exported:
     (scratch / "settings.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(settings)))
     config = config_from_file(scratch / "settings.yaml")
     state = {name.removeprefix(_PREFIX): tensor for name, tensor in weights.items()}
-    return Exported(state, Tokenizer.load(folder), config, identity, position, store_hash)
+    return Exported(state, Tokenizer.load(folder), config, identity, position, store_hash, classes)

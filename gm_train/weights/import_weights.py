@@ -15,6 +15,7 @@ from gm_train.checkpoint.save import About, save_weights_only
 from gm_train.checkpoint.state import hash_weights
 from gm_train.config.schema import Config
 from gm_train.loading.position import Position
+from gm_train.model.build_model import build_model
 from gm_train.model.genemamba import GeneMamba
 from gm_train.run.records import identity_of
 from gm_train.weights.exported_folder import CONFIG, FILES, Exported, check_hashes, read_exported
@@ -78,10 +79,10 @@ def import_weights(weights: Path, out: Path, options: PublishedOptions, say: Say
             f"{file}: is of an unknown layout (tensors {some} …): expected a folder that `gm-train export` wrote, or "
             "the published GeneMamba's names such as mamba_mixer.layers.0.mamba.in_proj.weight"
         )
-    model = GeneMamba(read.config.model, read.tokenizer.vocabulary.size)
+    model = build_model(read.config, read.tokenizer.vocabulary.size, read.classes)
     fill(model, read.state, file)
     identity = read.identity | {IMPORTED: {"layout": layout, "weights": hash_weights(read.state)}}
-    about = About(read.config, identity, read.tokenizer, read.store_hash)
+    about = About(read.config, identity, read.tokenizer, read.store_hash, classes=read.classes)
     checkpoint = save_weights_only(out, model.state_dict(), read.position, about)
     size = f"{len(read.tokenizer.vocabulary.genes):,} genes, {sum(p.numel() for p in model.parameters()):,} parameters"
     say(f"{out}: a checkpoint of weights in the {layout} layout: {size}, step {read.position.step:,}")

@@ -13,6 +13,7 @@ from gm_train.checkpoint.find import Checkpoint
 from gm_train.checkpoint.known_cells import kept_manifest
 from gm_train.checkpoint.state import hash_weights
 from gm_train.evaluation.score_table import render_markdown
+from gm_train.model.classes import Classes
 from gm_train.run.records import METRICS, read_rows
 from gm_train.weights.exported_folder import CODE, FILES, Exported
 from gm_train.weights.published_vocabulary import MEDIANS, TOKENS
@@ -186,6 +187,8 @@ def _what(facts: CardFacts, exported: Exported) -> list[str]:
         ("SHA-256 of the vocabulary", f"`{tokenizer.vocabulary.hash}`"),
         ("SHA-256 of the medians", f"`{tokenizer.medians_hash}`"),
     ]
+    if (classes := exported.classes) is not None:
+        rows.insert(2, ("classifier", f"{classes.label!r}, {len(classes.names)} classes"))
     table = "\n".join(["| | |", "|---|---|", *(f"| {name} | {text} |" for name, text in rows)])
     return ["A state-space model over a cell's genes, ranked by count / median (arXiv 2504.16956).", table]
 
@@ -206,17 +209,39 @@ def _files(exported: Exported, published: bool) -> list[str]:
         "Genes of equal value stand in another order here than in gm-train, which orders them by a hash."
         + (" gm-train also dithers the counts before it ranks them." if exported.tokenizer.dither else ""),
         "With transformers: `AutoModel`, `AutoModelForMaskedLM` and `AutoModelForSequenceClassification`, each with "
-        "`.from_pretrained(OUT, trust_remote_code=True)`. The last one has a new, untrained classifier.",
+        "`.from_pretrained(OUT, trust_remote_code=True)`. The last one has "
+        + ("a new, untrained classifier." if exported.classes is None else "the classifier."),
         f"`{CODE}` is the model in one file. `{FILES}` has the SHA-256 of every file but this one.",
     ]
+
+
+def _classifier(classes: Classes) -> list[str]:
+    """What the classifier was trained for, and how sure it must be."""
+    cells = ", ".join(f"{name} ({n:,})" for name, n in zip(classes.names, classes.n_train, strict=True))
+    lines = [f"- Objective: fine-tuned for {classes.label!r}. Training cells of each class: {cells}."]
+    if (found := classes.calibration) is not None:
+        lines.append(
+            f"- Calibration on {found.n_cells:,} validation cells: logits / {found.temperature:.3f}; "
+            + (
+                f"with a probability of {found.threshold:.3f} or more, {found.n_labelled:,} of them get a label, "
+                f"{found.n_wrong:,} of these a wrong one."
+                if found.threshold is not None
+                else f"no threshold keeps wrong labels at {found.max_error:.0%}."
+            )
+        )
+    return lines
 
 
 def _training(facts: CardFacts, exported: Exported) -> list[str]:
     objective, position = exported.config.objective, exported.position
     seen = f"{position.step:,} steps, {position.cells:,} cells (a cell that was read twice counts twice)"
     seen += f", {facts.tokens:,} tokens" if facts.tokens is not None else "; the number of tokens is not recorded"
-    lines = [f"- Seen: {seen}.", f"- Objective: {objective.language}, pathway loss weighted {objective.gamma:g}"]
-    lines[-1] += "." if exported.identity.get("pathways") else " but without gene sets."
+    lines = [f"- Seen: {seen}."]
+    if exported.classes is not None:
+        lines += _classifier(exported.classes)
+    else:
+        lines.append(f"- Objective: {objective.language}, pathway loss weighted {objective.gamma:g}")
+        lines[-1] += "." if exported.identity.get("pathways") else " but without gene sets."
     if start := exported.identity.get("init_from"):
         lines.append(
             f"- The run began from other weights (SHA-256 `{start['weights']}`). {start['new_genes']:,} genes were new "

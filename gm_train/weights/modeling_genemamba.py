@@ -13,6 +13,7 @@ tokens but pads count. Pads do not change the states of a cell.
 
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -314,6 +315,27 @@ class Backbone(nn.Module):
         return states_of(self, input_ids, attention_mask)
 
 
+class Classifier(nn.Module):
+    """Linear layers with ReLU between them, on the mean of a cell's states.
+
+    Args:
+        config: has `d_model`, and of a fine-tuned model `head_layers` and `head_width`.
+        n_classes: number of logits.
+    """
+
+    def __init__(self, config: Any, n_classes: int) -> None:
+        super().__init__()
+        inner = [getattr(config, "head_width", 0)] * (getattr(config, "head_layers", 1) - 1)
+        sizes = [config.d_model, *inner, n_classes]
+        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(sizes))
+
+    def forward(self, embeddings: Tensor) -> Tensor:
+        """Compute logits (cells, n_classes) of embeddings (cells, d_model)."""
+        for number, layer in enumerate(self.layers):
+            embeddings = layer(embeddings if number == 0 else F.relu(embeddings))
+        return embeddings
+
+
 class GeneMamba(nn.Module):
     """The model without transformers; `load` makes one.
 
@@ -326,6 +348,10 @@ class GeneMamba(nn.Module):
         self.config = config
         self.genemamba = Backbone(config)
         self.output = OutputLayer(config)
+        # A model that was fine-tuned for a label.
+        names = getattr(config, "id2label", {}) if hasattr(config, "head_layers") else {}
+        self.classes = [names[str(number)] for number in range(len(names))]
+        self.classifier = Classifier(config, len(names)) if names else None
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Compute the final states, (batch, length, d_model)."""
@@ -340,6 +366,13 @@ class GeneMamba(nn.Module):
     def embed(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Compute the embedding of each cell, the mean of its states: (batch, d_model)."""
         return cell_embeddings(self(input_ids, attention_mask), mask_of(input_ids, attention_mask))
+
+    def class_logits(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Compute logits of `classes` for each cell, (batch, n_classes), with a fine-tuned model."""
+        if self.classifier is None:
+            raise ValueError("these weights were not fine-tuned for a label")
+        logits: Tensor = self.classifier(self.embed(input_ids, attention_mask))
+        return logits
 
 
 def load(folder: str | Path | None = None) -> GeneMamba:
@@ -377,7 +410,7 @@ if PreTrainedModel is not None:
     class GeneMambaModel(GeneMambaPreTrained):
         """Final states of the tokens."""
 
-        _keys_to_ignore_on_load_unexpected = [r"output\..*"]  # noqa: RUF012
+        _keys_to_ignore_on_load_unexpected = [r"output\..*", r"classifier\..*"]  # noqa: RUF012
 
         def __init__(self, config: Any) -> None:
             super().__init__(config)
@@ -398,6 +431,8 @@ if PreTrainedModel is not None:
     class GeneMambaForMaskedLM(GeneMambaPreTrained):
         """Logits of the genes; labels of -100 are ignored."""
 
+        _keys_to_ignore_on_load_unexpected = [r"classifier\..*"]  # noqa: RUF012
+
         def __init__(self, config: Any) -> None:
             super().__init__(config)
             self.genemamba = GeneMambaModel(config)
@@ -414,14 +449,14 @@ if PreTrainedModel is not None:
             return MaskedLMOutput(loss=loss, logits=logits)
 
     class GeneMambaForSequenceClassification(GeneMambaPreTrained):
-        """Classes of cells: a linear layer, which is new and untrained, on the mean of a cell's states."""
+        """Classes of cells, from the mean of a cell's states; new and untrained unless the weights were fine-tuned."""
 
         _keys_to_ignore_on_load_unexpected = [r"output\..*"]  # noqa: RUF012
 
         def __init__(self, config: Any) -> None:
             super().__init__(config)
             self.genemamba = GeneMambaModel(config)
-            self.classifier = nn.Linear(config.d_model, config.num_labels)
+            self.classifier = Classifier(config, config.num_labels)
             self.post_init()
 
         def forward(

@@ -12,9 +12,10 @@ from data_shards.tokens.tokenizer import Tokenizer
 from data_shards.tokens.vocabulary import Vocabulary
 from gm_train.checkpoint.find import Checkpoint
 from gm_train.checkpoint.save import About, save_weights_only
-from gm_train.config.schema import Config
+from gm_train.config.schema import Config, TaskConfig
 from gm_train.loading.position import Position
-from gm_train.model.genemamba import GeneMamba
+from gm_train.model.build_model import build_model
+from gm_train.model.classes import Classes
 from gm_train.run.records import identity_of
 from tests.support.small_models import small_config
 
@@ -28,7 +29,13 @@ def small_tokenizer(genes: tuple[str, ...] = GENES, seed: int = 0) -> Tokenizer:
 
 
 def write_checkpoint(
-    path: Path, seed: int = 0, genes: tuple[str, ...] = GENES, store_hash: str = "", **changes: Any
+    path: Path,
+    seed: int = 0,
+    genes: tuple[str, ...] = GENES,
+    store_hash: str = "",
+    classes: Classes | None = None,
+    task: TaskConfig | None = None,
+    **changes: Any,
 ) -> Checkpoint:
     """Write a checkpoint of a small model with noise on all parameters, at step 7 after 70 cells.
 
@@ -37,18 +44,20 @@ def write_checkpoint(
         seed: of the weights.
         genes: of its vocabulary.
         store_hash: hash of the store that it was trained on.
+        classes: what its classifier predicts; None for a model without one.
+        task: settings of the classifier.
         changes: settings of the model.
     """
-    config = Config(model=small_config(**changes))
+    config = Config(model=small_config(**changes), task=task or TaskConfig())
     config.run.dir = ""
     tokenizer = small_tokenizer(genes)
     torch.manual_seed(seed)
-    model = GeneMamba(config.model, tokenizer.vocabulary.size)
+    model = build_model(config, tokenizer.vocabulary.size, classes)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
     identity = identity_of(config, store_hash, tokenizer.vocabulary.hash, tokenizer.medians_hash)
-    about = About(config, identity, tokenizer, store_hash)
+    about = About(config, identity, tokenizer, store_hash, classes=classes)
     return save_weights_only(path, model.state_dict(), Position(7, 70, {}), about)
 
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from gm_train.checkpoint.find import load_model
 from gm_train.cli.main import main
-from gm_train.config.schema import ModelConfig
+from gm_train.config.schema import ModelConfig, TaskConfig
+from gm_train.model.classes import Classes
 from gm_train.model.genemamba import GeneMamba, cell_embeddings
 from gm_train.weights import modeling_genemamba
 from gm_train.weights.exported_folder import file_names
@@ -165,3 +166,64 @@ def test_the_example_on_the_card_runs(exported: tuple[Path, Tensor, Tensor, Tens
 def test_it_refuses_a_model_that_it_does_not_have() -> None:
     with pytest.raises(ValueError, match="arch='transformer'"):
         modeling_genemamba.GeneMamba(SimpleNamespace(**vars(small_config(arch="transformer")), vocab_size=5))
+
+
+@pytest.fixture(scope="module")
+def fine_tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensor, Tensor]:
+    """The export of a model with a classifier, padded cells, and its logits for them."""
+    folder = tmp_path_factory.mktemp("fine-tuned")
+    classes = Classes("kind", ("a", "b", "c"), (9, 4, 5))
+    task = TaskConfig("classify", "kind", head_layers=3, head_width=7)
+    checkpoint = write_checkpoint(folder / "checkpoint", classes=classes, task=task)
+    assert main(["export", str(checkpoint.path), str(folder / "out")]) == 0
+    model, _, _ = load_model(checkpoint)
+    input_ids, segment = pack([[cell] for cell in random_cells([11, 4], seed=5)], tail=3)
+    with torch.no_grad():
+        return folder / "out", input_ids, model.class_logits(model(input_ids, segment), segment)
+
+
+def test_a_classifier_with_torch_alone(fine_tuned: tuple[Path, Tensor, Tensor], tmp_path: Path) -> None:
+    out, ids, logits = fine_tuned
+    code = save(tmp_path, ids=ids, logits=logits)
+    code += """
+sys.modules["transformers"] = None
+import torch, modeling_genemamba
+ids, logits = (torch.load(folder + "/" + name, weights_only=True) for name in ("ids", "logits"))
+model = modeling_genemamba.load()
+print(model.classes)
+with torch.no_grad():
+    print("logits", float((model.class_logits(ids) - logits).abs().max() / logits.abs().max()))
+"""
+    printed = run_isolated(code, out, tmp_path)
+    assert "['a', 'b', 'c']" in printed
+    assert differences(printed)["logits"] < 1e-6
+
+
+@pytest.mark.skipif(importlib.util.find_spec("transformers") is None, reason="transformers is not installed (bench)")
+def test_a_classifier_with_transformers(fine_tuned: tuple[Path, Tensor, Tensor], tmp_path: Path) -> None:
+    out, ids, logits = fine_tuned
+    code = save(tmp_path, ids=ids, logits=logits)
+    code += f"""
+import torch
+from transformers import AutoModelForMaskedLM, AutoModelForSequenceClassification
+ids, logits = (torch.load(folder + "/" + name, weights_only=True) for name in ("ids", "logits"))
+def load(kind):
+    model, info = kind.from_pretrained({str(out)!r}, trust_remote_code=True, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys")), info
+    return model.eval()
+load(AutoModelForMaskedLM)
+model = load(AutoModelForSequenceClassification)
+print(list(model.config.id2label.values()))
+with torch.no_grad():
+    print("logits", float((model(ids).logits - logits).abs().max() / logits.abs().max()))
+"""
+    printed = run_isolated(code, out, tmp_path)
+    assert "['a', 'b', 'c']" in printed
+    assert differences(printed)["logits"] < 1e-6
+
+
+def test_weights_without_a_classifier_have_no_classes(exported: tuple[Path, Tensor, Tensor, Tensor]) -> None:
+    model = modeling_genemamba.load(exported[0])
+    assert model.classes == []
+    with pytest.raises(ValueError, match="not fine-tuned for a label"):
+        model.class_logits(exported[1])

@@ -17,7 +17,8 @@ from gm_train.checkpoint.find import COMMIT, Checkpoint, load_model, open_checkp
 from gm_train.checkpoint.state import hash_weights
 from gm_train.cli.main import main
 from gm_train.config.load import load_config
-from gm_train.config.schema import ModelConfig
+from gm_train.config.schema import ModelConfig, TaskConfig
+from gm_train.model.classes import Calibration, Classes
 from gm_train.train.fit import fit
 from gm_train.weights.exported_folder import write_hashes
 from tests.conftest import Atlas, tiny_words
@@ -69,6 +70,26 @@ def test_a_checkpoint_comes_back_from_its_export(tmp_path: Path, config: ModelCo
     positions = [json.loads((c.path / "position.json").read_text()) for c in (checkpoint, back)]
     assert positions[0] == positions[1]
     assert (back.step, positions[1]["cells"], positions[1]["store_hash"]) == (7, 70, "5a1e")
+
+
+CLASSES = Classes("kind", ("a", "b", "c"), (9, 4, 5), Calibration(0.7, 0.9, 0.1, 40, 30, 2))
+
+
+def test_a_classifier_comes_back_from_its_export(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    task = TaskConfig("classify", "kind", head_layers=2, head_width=6)
+    checkpoint = write_checkpoint(tmp_path / "checkpoint", classes=CLASSES, task=task)
+    out = export(checkpoint.path, tmp_path / "out")
+    back = take_in(out, tmp_path / "back")
+    assert_equal(back, checkpoint)
+    assert back.classes == checkpoint.classes == CLASSES
+    card = (out / "README.md").read_text()
+    assert "fine-tuned for 'kind'. Training cells of each class: a (9), b (4), c (5)." in card
+    assert "with a probability of 0.900 or more, 30 of them get a label, 2 of these a wrong one" in card
+    # The published layout has no place for it, which is said.
+    capsys.readouterr()
+    published = export(checkpoint.path, tmp_path / "published", "--format", "published")
+    assert "classifier of 'kind' has no place in the published layout: left out" in capsys.readouterr().out
+    assert not [name for name in load_file(published / "model.safetensors") if "classifier" in name]
 
 
 @pytest.mark.parametrize("aggregation", ["gate", "concat", "mean", "sum"])
