@@ -11,8 +11,7 @@ import pytest
 from data_shards.errors import DataError
 from data_shards.files.atomic import hash_path
 from gm_train.config.load import load_config
-from gm_train.embedding import anndata_copy
-from gm_train.embedding import embed_file as embed_file_module
+from gm_train.embedding import anndata_copy, embedded_chunks
 from gm_train.embedding.embed_cells import embed_cells
 from gm_train.embedding.embed_file import embed_file
 from gm_train.train.fit import fit
@@ -73,7 +72,7 @@ def test_a_full_disk(
     size_kb = used_kb(whole) if whole.is_dir() else whole.stat().st_size // 1024
     too_small = (size_kb - VECTORS_KB) // 4 if full == "while copying" else size_kb - VECTORS_KB // 2
     reached: list[int] = []
-    monkeypatch.setattr(embed_file_module, "embed_cells", lambda *given: reached.append(1) or embed_cells(*given))
+    monkeypatch.setattr(embedded_chunks, "embed_cells", lambda *given: reached.append(1) or embed_cells(*given))
     with small_disk(tmp_path / "disk", too_small) as disk:
         with pytest.raises(DataError, match=rf"{name}: cannot be written \(.*No space left on device"):
             embed_file(run_dir, source, disk / name, say=quiet)

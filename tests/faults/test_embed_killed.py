@@ -15,7 +15,7 @@ import pytest
 
 from data_shards.files import atomic
 from gm_train.config.load import load_config
-from gm_train.embedding import anndata_copy, embed_file, token_chunks
+from gm_train.embedding import anndata_copy, embed_file, embedded_chunks, token_chunks
 from gm_train.train.fit import fit
 from tests.conftest import Atlas, tiny_words, write_cells
 from tests.support.training_runs import CONTEXT
@@ -54,13 +54,13 @@ def start(run_dir: Path, source: Path, out: Path, log: Path, prepare: Callable[[
 def slow() -> None:
     """Take six seconds."""
     token_chunks.CHUNK_CELLS = 1
-    real = embed_file.embed_cells
+    real = embedded_chunks.embed_cells
 
     def slowly(*arguments: Any) -> Any:
         time.sleep(0.01)
         return real(*arguments)
 
-    embed_file.embed_cells = slowly
+    embedded_chunks.embed_cells = slowly
 
 
 def die_at(place: str, number: signal.Signals, times: int, call: int) -> None:
@@ -68,7 +68,7 @@ def die_at(place: str, number: signal.Signals, times: int, call: int) -> None:
     token_chunks.CHUNK_CELLS = 100
     home, name = {
         "copying": (anndata_copy.Progress, "update"),
-        "embedding": (embed_file, "embed_cells"),
+        "embedding": (embedded_chunks, "embed_cells"),
         "writing": (anndata_copy.AddedArray, "write"),
         "at the end": (atomic, "flush"),
     }[place]

@@ -16,7 +16,7 @@ from data_shards.tokens.vocabulary import Vocabulary
 from gm_train.checkpoint.find import open_checkpoint
 from gm_train.cli.main import main
 from gm_train.config.schema import Config
-from gm_train.embedding import embed_file as embed_file_module
+from gm_train.embedding import embedded_chunks
 from gm_train.embedding.embed import embed
 from gm_train.embedding.embed_file import EmbedOptions, embed_file
 from gm_train.model.genemamba import GeneMamba
@@ -54,13 +54,13 @@ def test_an_output_that_exists(run_dir: Path, atlas: Atlas, tmp_path: Path, name
 def test_an_output_that_something_else_creates_meanwhile(
     run_dir: Path, atlas: Atlas, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, real = tmp_path / name, embed_file_module.embed_cells
+    out, real = tmp_path / name, embedded_chunks.embed_cells
 
     def meanwhile(*arguments: Any) -> np.ndarray:
         out.write_text("somebody else's")
         return real(*arguments)
 
-    monkeypatch.setattr(embed_file_module, "embed_cells", meanwhile)
+    monkeypatch.setattr(embedded_chunks, "embed_cells", meanwhile)
     with pytest.raises(DataError, match=rf"{name}: was created by something else meanwhile, and stays as it is"):
         embed_file(run_dir, atlas.files[0], out, say=lambda line: None)
     assert out.read_text() == "somebody else's"

@@ -134,7 +134,7 @@ assert not any(problems.values()), problems
 masked, problems = load(AutoModelForMaskedLM)
 assert not any(problems.values()), problems
 classes, problems = load(AutoModelForSequenceClassification, num_labels=4)
-assert problems["missing_keys"] == {{"classifier.weight", "classifier.bias"}}, problems
+assert problems["missing_keys"] == {{"classifier.layers.0.weight", "classifier.layers.0.bias"}}, problems
 assert all(parameter.isfinite().all() for parameter in classes.parameters())
 with torch.no_grad():
     compare("states", base(ids, attention_mask=ids > 0).last_hidden_state)
