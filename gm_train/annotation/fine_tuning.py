@@ -33,12 +33,13 @@ class Protocol:
 #: `published` is the protocol of GeneMamba's cell type annotation as far as we could read it in the published code:
 #: Adam at 1e-4, unweighted cross-entropy, 24 cells a step, 5 epochs, an MLP of four layers. It has no early stopping.
 PROTOCOLS = {
-    "default": Protocol({"trainer.patience": 6}, 32, 20, 0.2, 0.05),
+    "default": Protocol({"trainer.patience": 6}, 32, 40, 0.1, 0.05),
     "published": Protocol(
         {
             "task.balanced": False,
             "task.head_layers": 4,
             "task.head_width": 512,
+            "task.head_lr_factor": 1.0,
             "optim.lr": 1e-4,
             "optim.min_lr_ratio": 1.0,
             "optim.betas": [0.9, 0.999],

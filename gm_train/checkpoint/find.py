@@ -300,7 +300,7 @@ def load_whole(checkpoint: Checkpoint) -> tuple[GeneMamba, torch.optim.AdamW]:
     config = config_from_file(checkpoint.path / "config.yaml")
     vocabulary = Tokenizer.load(checkpoint.path / "tokenizer").vocabulary
     model = build_model(config, vocabulary.size, checkpoint.classes)
-    optimizer = build_optimizer(model, config.optim)
+    optimizer = build_optimizer(model, config.optim, config.task.head_lr_factor)
     load_by_name(checkpoint.state, model, optimizer)
     return model, optimizer
 

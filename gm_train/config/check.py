@@ -50,7 +50,7 @@ _POSITIVE = (
     "model.d_model", "model.n_layers", "model.d_state", "model.d_conv", "model.expand",
     "model.head_dim", "model.chunk", "model.n_heads", "model.d_ff", "objective.temperature", "optim.lr", "optim.eps",
     "optim.clip",
-    "task.min_cells", "task.head_layers", "task.head_width",
+    "task.min_cells", "task.head_layers", "task.head_width", "task.head_lr_factor",
     "trainer.max_steps", "trainer.validation_cells", "checkpoint.every_steps", "checkpoint.keep_last",
 )  # fmt: skip
 _NOT_NEGATIVE = (

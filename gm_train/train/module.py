@@ -120,7 +120,7 @@ class GeneMambaModule(L.LightningModule):
                         "the Trainer: lower it, or set optim.schedule_steps"
                     ]
                 )
-        optimizer = build_optimizer(self.model, optim)
+        optimizer = build_optimizer(self.model, optim, self.config.task.head_lr_factor)
         schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, optim) / optim.lr)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

@@ -11,7 +11,7 @@ from gm_train.model.classes import Classes
 from gm_train.model.compile import prepare_blocks
 from gm_train.objective.batches import MicroBatch, StepInfo
 from gm_train.objective.loss import computing_in, loss_sums
-from gm_train.optim import build_optimizer, learning_rate
+from gm_train.optim import build_optimizer, learning_rate, set_learning_rate
 from gm_train.ranks.ranks import Ranks
 from gm_train.strategies.steps import Steps
 from gm_train.train.module import GeneMambaModule
@@ -69,7 +69,7 @@ class StepModule(GeneMambaModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Build AdamW over the model's parameters."""
-        return build_optimizer(self.model, self.config.optim)
+        return build_optimizer(self.model, self.config.optim, self.config.task.head_lr_factor)
 
     @property
     def steps(self) -> Steps:
@@ -109,8 +109,7 @@ class StepModule(GeneMambaModule):
     def _update(self) -> StepResult:
         optimizer = self.optimizer
         lr = learning_rate(self.step, self.config.optim)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        set_learning_rate(optimizer, lr)
         grad_norm = self.steps.update(self.model, optimizer, self.config.optim.clip)
         l_lang, l_pathway = self.ranks.sums(self._sums.tolist())
         loss = l_lang + self.config.objective.gamma * l_pathway

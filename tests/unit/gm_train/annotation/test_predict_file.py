@@ -130,7 +130,7 @@ def test_a_run_without_a_classifier(pretrained: Path, atlas: Atlas, tmp_path: Pa
 
 def test_a_checkpoint_that_was_not_validated(annotator: Path, atlas: Atlas, tmp_path: Path) -> None:
     last = open_checkpoint(annotator)
-    assert last.step == 32
+    assert last.step == 16
     refused(last.path, atlas.files[0], tmp_path / "out.csv", "saved without a validation, so it has no threshold")
     table = predict(last.path, atlas.files[0], tmp_path / "out.csv", threshold=0.5)
     assert "unknown" not in table["label"].tolist()
@@ -175,5 +175,5 @@ def test_the_command_counts_labels(
     counts = pd.read_csv(tmp_path / "out.csv")["label"].value_counts()
     for label, n in counts.items():
         assert f"{n:>12,}  {label}\n" in printed
-    assert "calibrated for 20% wrong labels" in printed
+    assert "calibrated for 30% wrong labels" in printed
     assert main(["predict", str(annotator), str(atlas.files[0]), str(tmp_path / "out.csv")]) == 1

@@ -23,7 +23,7 @@ from tests.conftest import Atlas, tiny_words
 
 
 def words(atlas: Atlas, run: Path, *more: str) -> list[str]:
-    own = ["task.name=classify", "task.label=cell_type", "data.rows_per_lane=2", "optim.lr=1e-2"]
+    own = ["task.name=classify", "task.label=cell_type", "data.rows_per_lane=2", "task.head_lr_factor=4"]
     return [*tiny_words(atlas.store, run), *own, *more]
 
 
