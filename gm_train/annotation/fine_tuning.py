@@ -33,13 +33,12 @@ class Protocol:
 #: `published` is the protocol of GeneMamba's cell type annotation as far as we could read it in the published code:
 #: Adam at 1e-4, unweighted cross-entropy, 24 cells a step, 5 epochs, an MLP of four layers. It has no early stopping.
 PROTOCOLS = {
-    "default": Protocol({"trainer.patience": 6}, 32, 40, 0.1, 0.05),
+    "default": Protocol({"trainer.patience": 6, "task.head_lr_factor": 50.0}, 32, 40, 0.03, 0.05),
     "published": Protocol(
         {
             "task.balanced": False,
             "task.head_layers": 4,
             "task.head_width": 512,
-            "task.head_lr_factor": 1.0,
             "optim.lr": 1e-4,
             "optim.min_lr_ratio": 1.0,
             "optim.betas": [0.9, 0.999],
@@ -91,7 +90,7 @@ def fine_tuning_settings(
         "optim.warmup_steps": math.ceil(protocol.warmup * steps),
     }
     if protocol.lr_ratio is not None:
-        settings["optim.lr"] = before.optim.lr * protocol.lr_ratio
+        settings["optim.lr"] = float(f"{before.optim.lr * protocol.lr_ratio:.3g}")
     return settings | protocol.settings
 
 

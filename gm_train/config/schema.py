@@ -75,7 +75,7 @@ class TaskConfig:
     label: str = ""  # classify: column of obs with the label
     min_cells: int = 5  # classify: a class with fewer training cells is left out
     frozen: bool = False  # classify: true trains the classifier alone, false the model below it too
-    head_lr_factor: float = 20.0  # classify: learning rate of the classifier / optim.lr, that of the model below it
+    head_lr_factor: float = 1.0  # classify: learning rate of the classifier / optim.lr, that of the model below it
     balanced: bool = True  # classify: true weighs classes alike in the loss, false weighs cells alike
     head_layers: int = 1  # classify: linear layers of the classifier, with ReLU between them
     head_width: int = 512  # classify: width between these layers

@@ -43,10 +43,19 @@ def draw_curves(rows: list[Row], skipped: list[Row], path: Path) -> None:
     """
     figure = Figure(figsize=(11.5, 6.2), layout="constrained")
     axes = figure.subplots(2, 3).ravel()
-    for axis, title, train, validation, unit in (
+    losses: tuple[tuple[Axes, str, str | None, str | None, str], ...] = (
         (axes[0], "Loss", "loss", "val_loss", r"$L_{lang} + \gamma\,L_{pathway}$, nats"),
         (axes[1], "Language loss", "l_lang", "val_l_lang", "$L_{lang}$, nats"),
         (axes[2], "Pathway loss", "l_pathway", "val_l_pathway", "$L_{pathway}$, nats"),
+    )
+    if any("val_accuracy" in row for row in rows):
+        losses = (
+            (axes[0], "Loss", "loss", "val_loss", "cross-entropy, weighted by class, nats"),
+            (axes[1], "Accuracy", None, "val_accuracy", "share of validation cells"),
+            (axes[2], "Macro-F1", None, "val_macro_f1", "mean over classes"),
+        )
+    for axis, title, train, validation, unit in (
+        *losses,
         (axes[3], "Gradient norm", "grad_norm", None, "norm before clipping"),
         (axes[4], "Learning rate", "lr", None, "learning rate"),
         (axes[5], "Throughput", "tokens_per_s", None, "real tokens / s"),
@@ -65,8 +74,9 @@ def draw_curves(rows: list[Row], skipped: list[Row], path: Path) -> None:
     figure.savefig(path, dpi=DPI)
 
 
-def _draw(axis: Axes, rows: list[Row], train: str, validation: str | None) -> None:
-    axis.plot(*thin(*column(rows, train)), color="#4c72b0", linewidth=1.1, label="training")
+def _draw(axis: Axes, rows: list[Row], train: str | None, validation: str | None) -> None:
+    if train is not None:
+        axis.plot(*thin(*column(rows, train)), color="#4c72b0", linewidth=1.1, label="training")
     if validation is not None:
         steps, values = column(rows, validation)
         if len(steps):

@@ -262,14 +262,14 @@ def _hold() -> None:
 def _wait_when_validated() -> None:
     from gm_train.train import recorder
 
-    real = recorder.validation_losses
+    real = recorder.validate
 
     def slow(*arguments: Any) -> Any:
         losses = real(*arguments)
         _hold()
         return losses
 
-    recorder.validation_losses = slow
+    recorder.validate = slow
 
 
 def _wait_in_the_save() -> None:

@@ -1,0 +1,149 @@
+"""`gm-train annotate`: from labelled counts to a scored annotator."""
+
+import json
+from pathlib import Path
+
+import anndata as ad
+import numpy as np
+import pandas as pd
+import pytest
+from sklearn.metrics import accuracy_score, f1_score
+
+from data_shards.store.manifest import TEST, VALIDATION, Manifest
+from data_shards.tokens.tokenizer import Tokenizer
+from gm_train.annotation.fine_tuning import PROTOCOLS, fine_tuning_settings
+from gm_train.annotation.predict_file import PredictOptions, predict_file
+from gm_train.checkpoint.find import best_checkpoint, open_checkpoint
+from gm_train.cli.main import main
+from gm_train.config.load import config_from_file, load_config
+from tests.conftest import Atlas, write_cells
+from tests.support.counts_to_stores import read
+
+WORDS = ["--label", "cell_type", "--split-by", "cell", "--epochs", "4"]
+SETTINGS = ["--set", "tracking.mlflow=none", "optim.lr=3e-3"]
+
+
+@pytest.fixture(scope="module")
+def annotated(atlas: Atlas, pretrained: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """What `annotate` has made of other cells than the pretrained model has seen, and their file."""
+    folder = tmp_path_factory.mktemp("annotated")
+    cells = write_cells(folder / "cells.h5ad", 200, 80, seed=3)
+    labelled = ad.read_h5ad(cells)
+    labelled.obs["cell_type"] = labelled.obs["cell_type"].astype(object)
+    labelled.obs.iloc[::25, 0] = np.nan
+    labelled.write_h5ad(cells)
+    assert main(["annotate", str(pretrained), str(cells), *WORDS, "--out", str(folder / "out"), *SETTINGS]) == 0
+    return folder / "out", cells
+
+
+def test_cells_are_ranked_as_the_model_expects(annotated: tuple[Path, Path], pretrained: Path) -> None:
+    store = annotated[0] / "store.zarr"
+    tokenizer = Tokenizer.load(open_checkpoint(pretrained).path / "tokenizer")
+    assert Tokenizer.load(store).hash == Manifest.load(store).tokenizer_hash == tokenizer.hash
+
+
+def test_scores_are_those_of_its_own_predictions(annotated: tuple[Path, Path], tmp_path: Path) -> None:
+    out, cells = annotated
+    results = json.loads((out / "annotation.json").read_text())
+    predict_file(out, cells, tmp_path / "all.csv", PredictOptions(0.0), lambda line: None)
+    table = pd.read_csv(tmp_path / "all.csv").set_index("cell_id")
+    obs = pd.read_parquet(out / "store.zarr/cells/obs.parquet").set_index("cell_id")
+    test = (read(out / "store.zarr", "cells/split") == TEST) & obs["cell_type"].notna().to_numpy()
+    truth, guesses = obs["cell_type"][test].astype(str), table["label"].loc[obs.index][test]
+    assert results["split"] == "test"
+    assert results["cells"]["held_out"] == test.sum()
+    own = results["scores"][0]
+    assert own["scored"] == "annotator"
+    assert own["accuracy"]["mean"] == pytest.approx(100 * accuracy_score(truth, guesses))
+    assert own["macro_f1"]["mean"] == pytest.approx(100 * f1_score(truth, guesses, average="macro"))
+    assert [row["scored"] for row in results["scores"][1:]] == [
+        "linear probe of the pretrained embedding", "linear probe of PCA", "linear probe of random weights",
+        "largest class",
+    ]  # fmt: skip
+    assert results["checkpoint"]["step"] == best_checkpoint(out).step
+    # Unknown cells, with the threshold of the checkpoint.
+    predict_file(out, cells, tmp_path / "sure.csv", None, lambda line: None)
+    sure = pd.read_csv(tmp_path / "sure.csv").set_index("cell_id")["label"].loc[obs.index][test]
+    assert results["unknown"]["labelled"] == (sure != "unknown").sum()
+    assert results["unknown"]["wrong"] == ((sure != "unknown") & (sure != truth.to_numpy())).sum()
+    confusion = np.array(results["confusion"])
+    assert confusion.sum() == test.sum()
+    assert np.trace(confusion) == (truth.to_numpy() == guesses.to_numpy()).sum()
+    assert "| type 0 |" in (out / "annotation.md").read_text()
+    assert (out / "annotation.png").stat().st_size > 1_000
+
+
+def test_the_same_command_again_goes_on(
+    annotated: tuple[Path, Path], pretrained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, cells = annotated
+    before = (out / "annotation.json").read_text()
+    assert main(["annotate", str(pretrained), str(cells), *WORDS, "--out", str(out), *SETTINGS]) == 0
+    printed = capsys.readouterr().out
+    assert "exists already" in printed
+    assert "nothing to do at step" in printed
+    assert (out / "annotation.json").read_text() == before
+    # Its settings are those of `gm-train fit`.
+    settings = load_config(str(out / "annotate.yaml"))
+    assert settings.model == config_from_file(best_checkpoint(out).path / "config.yaml").model
+
+
+def test_other_files_need_another_out(
+    annotated: tuple[Path, Path], atlas: Atlas, pretrained: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, cells = annotated
+    for file, *more in ((atlas.files[0],), (cells, "--split-seed", "1")):
+        assert main(["annotate", str(pretrained), str(file), *WORDS, "--out", str(out), *more]) == 1
+        assert "was made of other files, with another split or for another model" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"cell_type": "type 0"}, "'type 0' alone has at least task.min_cells=5 training cells"),
+        ({"cell_type": np.nan}, "no training cell has a label"),
+        (None, "no such column in obs; it has cell_id, cell_type, donor_id, source_row"),
+    ],
+)
+def test_labels_that_cannot_be_learned(
+    pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, object] | None, message: str
+) -> None:
+    cells = ad.read_h5ad(write_cells(tmp_path / "in.h5ad", 60, 80, seed=4))
+    if change is not None:
+        cells.obs["cell_type"] = pd.Categorical([change["cell_type"]] * 60, ["type 0"])
+    cells.write_h5ad(tmp_path / "in.h5ad")
+    words = [*WORDS[2:], "--label", "cell_type" if change is not None else "kind", "--out", str(tmp_path / "out")]
+    assert main(["annotate", str(pretrained), str(tmp_path / "in.h5ad"), *words]) == 1
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out/checkpoints").exists()
+
+
+def test_without_test_cells_the_validation_cells_are_scored(
+    pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cells = write_cells(tmp_path / "in.h5ad", 120, 80, seed=5)
+    out = tmp_path / "out"
+    words = [*WORDS, "--test", "0", "--frozen", "--out", str(out), *SETTINGS]
+    assert main(["annotate", str(pretrained), str(cells), *words]) == 0
+    assert "these cells also chose the checkpoint, so its score is too good" in capsys.readouterr().out
+    results = json.loads((out / "annotation.json").read_text())
+    assert (results["split"], results["cells"]["held_out"]) == (
+        "validation", int((read(out / "store.zarr", "in/split") == VALIDATION).sum()),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("name", list(PROTOCOLS))
+def test_settings_of_a_protocol_are_a_configuration(atlas: Atlas, pretrained: Path, name: str) -> None:
+    checkpoint, manifest = open_checkpoint(pretrained), Manifest.load(atlas.store)
+    settings = fine_tuning_settings(checkpoint, manifest, PROTOCOLS[name], "cell_type", frozen=False, epochs=None)
+    config = load_config(*(f"{key}={value}" for key, value in settings.items()), "data.store=x")
+    # A step has about as many cells as the protocol says, whole rows of them.
+    cells_per_row = config.data.row_length * manifest.n_cells / manifest.n_tokens
+    cells = config.data.lanes * config.data.rows_per_lane * cells_per_row
+    assert PROTOCOLS[name].cells / 1.6 < cells < PROTOCOLS[name].cells * 1.6
+    n_train = sum(entry.n_train for entry in manifest.datasets)
+    assert config.trainer.max_steps == round(n_train / PROTOCOLS[name].cells) * PROTOCOLS[name].epochs
+    assert config.model.init_from == str(checkpoint.path.resolve())
+    config.model.init_from = ""
+    assert config.model == config_from_file(checkpoint.path / "config.yaml").model
+    assert (config.optim.lr, config.task.balanced) == ((1e-4, False) if name == "published" else (9e-5, True))
