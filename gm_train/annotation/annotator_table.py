@@ -7,6 +7,7 @@ from matplotlib.figure import Figure
 
 from gm_train.annotation.annotator_scores import ANNOTATOR
 from gm_train.evaluation.figures import Row
+from gm_train.evaluation.score_table import aligned, label_table
 
 _DPI = 110
 #: Classes whose names are written; more would not be readable.
@@ -19,14 +20,12 @@ def render_scores(results: Row) -> str:
     others = f"; {cells['of_other_classes']:,} more are of classes that were not learned" * (
         cells["of_other_classes"] > 0
     )
-    width = max(len(row["scored"]) for row in results["scores"])
     lines = [
         f"{results['label']!r} of {cells['held_out']:,} {results['split']} cells, learned from {cells['train']:,} "
         f"training cells{others}",
-        f"{'':{width}}  accuracy %     macro-F1 %",
+        *aligned(*label_table(results["scores"])),
+        "* best of the column; ± is over probe seeds",
     ]
-    for row in results["scores"]:
-        lines.append(f"{row['scored']:{width}}  {_figure(row['accuracy']):13}  {_figure(row['macro_f1'])}".rstrip())
     if unknown["threshold"] is None:
         lines.append(
             f"unknown: every cell, because no threshold keeps wrong labels at {unknown['max_error']:.0%} on the "
@@ -42,11 +41,6 @@ def render_scores(results: Row) -> str:
         n, labelled = cells["of_other_classes"], unknown["other_labelled"]
         lines.append(f"of the {n:,} cells of other classes, {n - labelled:,} are called unknown")
     return "\n".join(lines)
-
-
-def _figure(figure: Row) -> str:
-    sd = "" if figure["sd"] is None else f" ± {figure['sd']:.1f}"
-    return f"{figure['mean']:.1f}{sd}"
 
 
 def render_markdown(results: Row) -> str:

@@ -86,6 +86,7 @@ def evaluate(
             "n_layers": config.model.n_layers,
             "parameters": sum(p.numel() for p in model.parameters()),
             "language": config.objective.language,
+            "label": config.task.label,
             "trained_on": trained_on,
         },
         "cells": {
@@ -116,6 +117,11 @@ def _notes(results: Row) -> list[str]:
     ]
     if results["model"]["language"] == "next_token":
         notes.append("The model was trained on next tokens, never on masked genes: its masked-gene scores mean little.")
+    if results["model"]["label"]:
+        notes.append(
+            f"The model was fine-tuned for {results['model']['label']!r}; its output layer was not trained with it, so "
+            "its masked-gene scores mean little."
+        )
     if results["cells"]["without_tokens"]:
         notes.append(f"{results['cells']['without_tokens']:,} cells have no gene of the vocabulary and are left out.")
     if left_out := results["cells"]["data_sets_left_out"]:

@@ -3,6 +3,11 @@
 from gm_train.evaluation.figures import MODEL, RANKS, Columns, Row
 from gm_train.evaluation.tasks import TASKS
 
+_LABEL: Columns = (
+    ("accuracy", "accuracy %", "accuracy (%)", 1, True),
+    ("macro_f1", "macro-F1 %", "macro-F1 (%)", 1, True),
+)
+
 
 def check_controls(results: Row) -> None:
     """Refuse results that lack the model's score or one of its controls.
@@ -24,7 +29,7 @@ def verdicts(results: Row) -> list[str]:
 
 
 def _cells(rows: list[Row], columns: Columns) -> list[list[str]]:
-    """Format the cells of a table; a star marks the best of each column."""
+    """Format the cells of a table, of `scored` and each column; a star marks the best of each column."""
     texts = []
     for row in rows:
         line = [row["scored"]]
@@ -36,6 +41,11 @@ def _cells(rows: list[Row], columns: Columns) -> list[list[str]]:
             line.append(f"{row[key]['mean']:.{decimals}f}{spread}{'*' if best else ' '}")
         texts.append(line)
     return texts
+
+
+def label_table(rows: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """Format the headings and the rows of the scores of an annotator and its controls."""
+    return ["", *(heading for _, heading, *_ in _LABEL)], _cells(rows, _LABEL)
 
 
 def blocks(results: Row) -> list[tuple[str, list[str], list[list[str]]]]:
@@ -67,16 +77,21 @@ def scored_checkpoint(results: Row) -> str:
     return f"step {checkpoint['step']:,} ({checkpoint['path']}, hash {checkpoint['hash'][:12]})"
 
 
+def aligned(headings: list[str], lines: list[list[str]]) -> list[str]:
+    """Format a table as lines of text: the first column to the left, the others to the right."""
+    widths = [max(len(line[i]) for line in [headings, *lines]) for i in range(len(headings))]
+    texts = []
+    for line in [headings, *lines]:
+        right = [text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True)]
+        texts.append("  " + "  ".join([line[0].ljust(widths[0]), *right]).rstrip())
+    return texts
+
+
 def render_text(results: Row) -> str:
     """Format tables, notes and verdicts for a terminal."""
     parts = [f"Scores of {scored_checkpoint(results)}", ""]
     for title, headings, lines in blocks(results):
-        widths = [max(len(line[i]) for line in [headings, *lines]) for i in range(len(headings))]
-        parts.append(title)
-        for line in [headings, *lines]:
-            right = [text.rjust(width) for text, width in zip(line[1:], widths[1:], strict=True)]
-            parts.append("  " + "  ".join([line[0].ljust(widths[0]), *right]).rstrip())
-        parts.append("")
+        parts += [title, *aligned(headings, lines), ""]
     parts += ["* best of the column", *results["notes"], "", *(f"- {verdict}" for verdict in verdicts(results))]
     return "\n".join(parts) + "\n"
 

@@ -19,6 +19,8 @@ from gm_train.run.curves import column, draw_curves
 from gm_train.run.records import METRICS, SKIPPED, read_rows
 
 EVAL_DIR = "eval"
+#: What `gm-train annotate` writes into a run, beside a picture of the same name.
+ANNOTATION = "annotation.json"
 
 _STYLE = """\
 body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; margin: 2em auto; padding: 0 1em; }
@@ -68,7 +70,7 @@ def write_report(run_dir: Path) -> Path:
         "<h2>Training</h2>",
         _training(rows, steps, skipped),
         _picture(curves, "training curves"),
-        *_evaluation(run_dir, steps[-1]["step"]),
+        *(_annotation(run_dir) if config.task.name == "classify" else _evaluation(run_dir, steps[-1]["step"])),
         "<h2>Configuration in full</h2>",
         f"<details><summary>config.yaml</summary><pre>{_escaped_file(run_dir / 'config.yaml')}</pre></details>",
         "</body></html>",
@@ -155,6 +157,29 @@ def _evaluation(run_dir: Path, last_step: int) -> list[str]:
     parts += [f"<p class=notes>{html.escape(note)}</p>" for note in results["notes"]]
     pictures = sorted(directory.glob("eval-*.png"), reverse=True)
     return parts + [_picture(picture, picture.stem.replace("-", " ")) for picture in pictures]
+
+
+def _annotation(run_dir: Path) -> list[str]:
+    """Format the scores of a run that learns a label, beside its controls, or the command that makes them."""
+    path = run_dir / ANNOTATION
+    if not path.is_file():
+        how = "Not scored: <code>gm-train annotate</code> scores what it has trained on test cells, beside controls."
+        return ["<h2>Label</h2>", f"<p>{how}</p>"]
+    results = json.loads(path.read_text())
+    cells, unknown = results["cells"], results["unknown"]
+    caption = f"{results['label']!r} of {cells['held_out']:,} {results['split']} cells (mean ± sd over probe seeds)"
+    at = f"Scores of the best checkpoint, step {results['checkpoint']['step']:,}. {cells['train']:,} training cells."
+    sure = (
+        f"{unknown['labelled']:,} of {cells['held_out']:,} cells get a label, {unknown['wrong']:,} of them a wrong one"
+    )
+    sure += "" if unknown["threshold"] is None else f", from a probability of {unknown['threshold']:.3f} on"
+    return [
+        "<h2>Label</h2>",
+        f"<p class=notes>{html.escape(at)}</p>",
+        _table(caption, *score_table.label_table(results["scores"])),
+        f"<p class=notes>{html.escape(sure)}; the others are unknown.</p>",
+        _picture(path.with_suffix(".png"), "confusion matrix"),
+    ]
 
 
 def _outdated(run_dir: Path, checkpoint: dict[str, Any] | None, last_step: int) -> str | None:

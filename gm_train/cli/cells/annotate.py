@@ -138,6 +138,8 @@ def _score(arguments: argparse.Namespace) -> None:
     from gm_train.annotation.annotator_table import draw_confusion, render_markdown, render_scores
     from gm_train.annotation.class_probabilities import open_annotator, threshold_of
     from gm_train.evaluation.cells import read_cells
+    from gm_train.run.mlflow_mirror import send_report
+    from gm_train.train.run_report import write_report
 
     store, out = arguments.out / STORE, arguments.out
     checkpoint, model, tokenizer, config, classes = open_annotator(out)
@@ -158,5 +160,7 @@ def _score(arguments: argparse.Namespace) -> None:
     write_scores(results, written[0])
     written[1].write_text(render_markdown(results))
     draw_confusion(results, written[2])
+    written.append(write_report(out))
+    send_report(out)
     print("written: " + ", ".join(map(str, written)))
     print(f"label other cells with: gm-train predict {out} CELLS.h5ad OUT.h5ad")
