@@ -59,6 +59,7 @@ def write_report(run_dir: Path) -> Path:
     curves = run_dir / "curves.png"
     draw_curves(rows, skipped, curves)
     name = html.escape(run_dir.resolve().name)
+    is_of_label, scored = config.task.name == "classify", (run_dir / EVAL_DIR / "eval.json").is_file()
     parts = [
         "<!doctype html><html lang=en><head><meta charset=utf-8>",
         "<meta name=viewport content='width=device-width, initial-scale=1'>",
@@ -70,7 +71,8 @@ def write_report(run_dir: Path) -> Path:
         "<h2>Training</h2>",
         _training(rows, steps, skipped),
         _picture(curves, "training curves"),
-        *(_annotation(run_dir) if config.task.name == "classify" else _evaluation(run_dir, steps[-1]["step"])),
+        *(_annotation(run_dir) if is_of_label else []),
+        *(_evaluation(run_dir, steps[-1]["step"]) if scored or not is_of_label else []),
         "<h2>Configuration in full</h2>",
         f"<details><summary>config.yaml</summary><pre>{_escaped_file(run_dir / 'config.yaml')}</pre></details>",
         "</body></html>",

@@ -1,6 +1,7 @@
 """`gm-train annotate`: from labelled counts to a scored annotator."""
 
 import json
+import re
 from pathlib import Path
 
 import anndata as ad
@@ -71,6 +72,10 @@ def test_scores_are_those_of_its_own_predictions(annotated: tuple[Path, Path], t
     assert np.trace(confusion) == (truth.to_numpy() == guesses.to_numpy()).sum()
     assert "| type 0 |" in (out / "annotation.md").read_text()
     assert (out / "annotation.png").stat().st_size > 1_000
+    report = (out / "report.html").read_text()
+    assert f"of {test.sum()} test cells" in report
+    assert re.search(rf"<td>annotator</td><td[^>]*>{own['accuracy']['mean']:.1f}</td>", report)
+    assert report.count("<img ") == 2
 
 
 def test_the_same_command_again_goes_on(
@@ -147,3 +152,11 @@ def test_settings_of_a_protocol_are_a_configuration(atlas: Atlas, pretrained: Pa
     config.model.init_from = ""
     assert config.model == config_from_file(checkpoint.path / "config.yaml").model
     assert (config.optim.lr, config.task.balanced) == ((1e-4, False) if name == "published" else (9e-5, True))
+
+
+def test_an_evaluation_says_that_masked_genes_mean_little(
+    annotated: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, cells = annotated
+    assert main(["eval", str(out), str(cells), "--mask-seeds", "1", "--max-cells", "60", "--out", str(tmp_path)]) == 0
+    assert "fine-tuned for 'cell_type'; its output layer was not trained with it" in capsys.readouterr().out

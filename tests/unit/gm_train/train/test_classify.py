@@ -65,6 +65,7 @@ def test_it_learns_the_label(atlas: Atlas, pretrained: Path, tmp_path: Path) -> 
     before, after = weights(open_checkpoint(pretrained)), weights(open_checkpoint(run))
     assert torch.equal(before["output.weight"], after["output.weight"])
     assert not torch.equal(before["embedding.weight"], after["embedding.weight"])
+    assert "Not scored: <code>gm-train annotate</code>" in (run / "report.html").read_text()
 
 
 def test_a_resumed_run_is_the_undisturbed_one(atlas: Atlas, tmp_path: Path) -> None:
