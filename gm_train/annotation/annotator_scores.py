@@ -1,6 +1,5 @@
 """Score an annotator on held-out cells, beside simpler ways to the same labels."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,6 @@ import numpy.typing as npt
 from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_fscore_support
 
 from data_shards.errors import DataError
-from data_shards.files.atomic import replace_file
 from gm_train.annotation.class_probabilities import choose_classes, class_probabilities
 from gm_train.checkpoint.find import Checkpoint, load_model
 from gm_train.config.schema import Config
@@ -19,7 +17,7 @@ from gm_train.embedding.embed_cells import F32, embed_cells
 from gm_train.evaluation.cells import EvaluationCells
 from gm_train.evaluation.figures import Row, figures
 from gm_train.evaluation.principal_components import principal_components
-from gm_train.evaluation.probes import ProbeSplit, probe
+from gm_train.evaluation.probes import SUBSAMPLE, ProbeSplit, probe
 from gm_train.evaluation.task import Subject
 from gm_train.model.classes import Calibration, Classes
 from gm_train.model.genemamba import GeneMamba
@@ -44,7 +42,6 @@ class Annotator:
         config: of its run.
         classes: what it predicts.
         calibration: its temperature.
-        threshold: below which it says unknown; None: always.
     """
 
     checkpoint: Checkpoint
@@ -52,7 +49,6 @@ class Annotator:
     config: Config
     classes: Classes
     calibration: Calibration
-    threshold: float | None
 
 
 def score_annotator(
@@ -60,7 +56,8 @@ def score_annotator(
 ) -> Row:
     """Score an annotator and its controls on held-out cells.
 
-    Everyone learns from the same training cells, and is scored on the same held-out cells of the learned classes.
+    All are scored on the same held-out cells of the learned classes. The annotator has learned from all training cells
+    of these classes, the probes learn from a share of those that were read.
 
     Args:
         annotator: what is scored.
@@ -87,7 +84,7 @@ def score_annotator(
     embedded = embed_cells(annotator.model, cells.ranked(ranks).take(np.concatenate([at, other])))
     probabilities = class_probabilities(annotator.model, embedded, annotator.calibration.temperature)
     guesses = probabilities[: len(at)].argmax(1)
-    chosen, _ = choose_classes(probabilities, annotator.threshold)
+    chosen, _ = choose_classes(probabilities, annotator.calibration.threshold)
     own, of_other = chosen[: len(at)], chosen[len(at) :]
     advance()
     labels = cells.labels.copy()
@@ -101,14 +98,15 @@ def score_annotator(
         "label": classes.label,
         "split": split,
         "cells": {
-            "train": int((learned & ~cells.held_out).sum()),
+            "train": sum(classes.n_train),
+            "probes_train": round(SUBSAMPLE * int((learned & ~cells.held_out).sum())),
             "held_out": len(at),
             "of_other_classes": len(other),
             "without_tokens": cells.n_empty,
         },
         "scores": rows,
         "unknown": {
-            "threshold": annotator.threshold,
+            "threshold": annotator.calibration.threshold,
             "max_error": annotator.calibration.max_error,
             "labelled": int((own >= 0).sum()),
             "wrong": int(((own >= 0) & (own != truth)).sum()),
@@ -170,8 +168,3 @@ def _per_class(classes: Classes, truth: npt.NDArray[np.int64], guesses: npt.NDAr
         }
         for i, name in enumerate(classes.names)
     ]
-
-
-def write_scores(results: Row, path: Path) -> None:
-    """Write the scores as JSON."""
-    replace_file(path, json.dumps(results, indent=1) + "\n")

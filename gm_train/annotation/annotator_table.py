@@ -16,31 +16,38 @@ _MOST_NAMES = 100
 
 def render_scores(results: Row) -> str:
     """The table of the annotator and its controls, and what it does with cells that it is not sure about."""
-    cells, unknown = results["cells"], results["unknown"]
-    others = f"; {cells['of_other_classes']:,} more are of classes that were not learned" * (
-        cells["of_other_classes"] > 0
-    )
+    cells = results["cells"]
     lines = [
-        f"{results['label']!r} of {cells['held_out']:,} {results['split']} cells, learned from {cells['train']:,} "
-        f"training cells{others}",
+        f"{results['label']!r} of {cells['held_out']:,} {results['split']} cells; the annotator has learned from "
+        f"{cells['train']:,} training cells, the probes from {cells['probes_train']:,}",
         *aligned(*label_table(results["scores"])),
         "* best of the column; ± is over probe seeds",
     ]
+    return "\n".join([*lines, render_unknown(results)])
+
+
+def render_unknown(results: Row) -> str:
+    """What the annotator does with cells that it is not sure about, those of other classes included."""
+    cells, unknown = results["cells"], results["unknown"]
     if unknown["threshold"] is None:
-        lines.append(
-            f"unknown: every cell, because no threshold keeps wrong labels at {unknown['max_error']:.0%} on the "
-            "validation cells; `gm-train predict --threshold P` sets one"
+        return (
+            f"every cell is unknown: the validation cells cannot show that at most {unknown['max_error']:.0%} of the "
+            "labels would be wrong; `gm-train predict --threshold P` sets a threshold by hand"
         )
-        return "\n".join(lines)
-    share = unknown["wrong"] / max(1, unknown["labelled"])
-    lines.append(
-        f"unknown below a probability of {unknown['threshold']:.3f}: {unknown['labelled']:,} of {cells['held_out']:,} "
-        f"cells get a label, {share:.1%} of these a wrong one (calibrated for {unknown['max_error']:.0%})"
-    )
+    n_cells = cells["held_out"] + cells["of_other_classes"]
+    labelled = unknown["labelled"] + unknown["other_labelled"]
+    wrong = unknown["wrong"] + unknown["other_labelled"]
+    others = ""
     if cells["of_other_classes"]:
-        n, labelled = cells["of_other_classes"], unknown["other_labelled"]
-        lines.append(f"of the {n:,} cells of other classes, {n - labelled:,} are called unknown")
-    return "\n".join(lines)
+        others = (
+            f"; of the {cells['of_other_classes']:,} cells of classes that were not learned, "
+            f"{unknown['other_labelled']:,} get one"
+        )
+    return (
+        f"from a probability of {unknown['threshold']:.3f} on, {labelled:,} of {n_cells:,} cells get a label, "
+        f"{wrong / max(1, labelled):.1%} of these a wrong one (validation cells said at most "
+        f"{unknown['max_error']:.0%}){others}"
+    )
 
 
 def render_markdown(results: Row) -> str:

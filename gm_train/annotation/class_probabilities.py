@@ -67,22 +67,19 @@ def choose_classes(probabilities: F32, threshold: float | None) -> tuple[npt.NDA
     empty = np.isnan(probabilities[:, 0])
     best = np.where(empty, -1, np.nan_to_num(probabilities).argmax(1))
     largest = np.where(empty, np.float32(np.nan), np.nan_to_num(probabilities).max(1))
-    sure = ~empty & (largest >= (np.inf if threshold is None else np.float32(threshold)))
+    sure = ~empty & (largest.astype(np.float64) >= (np.inf if threshold is None else threshold))
     return np.where(sure, best, -1), largest.astype(np.float32)
 
 
-def threshold_of(checkpoint: Checkpoint, classes: Classes, threshold: float | None) -> tuple[Calibration, float | None]:
-    """The calibration to use, and the threshold: the given one, or that of the checkpoint.
+def calibration_of(checkpoint: Checkpoint, classes: Classes) -> Calibration:
+    """The calibration of a checkpoint.
 
     Raises:
-        DataError: the checkpoint was not validated, so it has no threshold, and none is given.
+        DataError: the checkpoint was saved without a validation.
     """
-    calibration = classes.calibration
-    if calibration is None:
-        if threshold is None:
-            raise DataError(
-                f"{checkpoint.path}: was saved without a validation, so it has no threshold for unknown cells: give "
-                "the run, whose best checkpoint has one, or set --threshold"
-            )
-        calibration = Calibration(1.0, None, 0.0, 0, 0, 0)
-    return calibration, calibration.threshold if threshold is None else threshold
+    if classes.calibration is None:
+        raise DataError(
+            f"{checkpoint.path}: was saved without a validation, so its probabilities are not calibrated: give the "
+            "run, whose best checkpoint was validated"
+        )
+    return classes.calibration

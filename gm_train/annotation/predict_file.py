@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TextIO
 
 import numpy as np
 import numpy.typing as npt
@@ -13,21 +13,22 @@ import pandas as pd
 from data_shards.counts.count_file import CountFile, open_counts
 from data_shards.counts.count_options import CountOptions
 from data_shards.errors import OptionError
-from data_shards.files.atomic import whole_file
+from data_shards.files.atomic import refuse_existing, whole_file
 from data_shards.files.fingerprint import Fingerprint
 from data_shards.workers import interrupts
 from gm_train.annotation.class_probabilities import (
+    calibration_of,
     choose_classes,
     class_probabilities,
     open_annotator,
-    threshold_of,
 )
-from gm_train.embedding.anndata_copy import copied, refuse_output, require_groups
+from gm_train.embedding.anndata_copy import AnnDataCopy, copied, refuse_output, require_groups
 from gm_train.embedding.embed import default_device, default_precision
 from gm_train.embedding.embedded_chunks import EmbeddedChunks
 from gm_train.embedding.record import record_of
 from gm_train.embedding.token_chunks import TokenChunks
-from gm_train.model.classes import UNKNOWN
+from gm_train.evaluation.calibration import CONFIDENCE
+from gm_train.model.classes import UNKNOWN, Calibration
 
 #: Names of what is written.
 LABEL, PROBABILITY, PROBABILITIES, RECORD = (
@@ -76,14 +77,6 @@ class Predicted:
     seconds: float
 
 
-class _Output(Protocol):
-    def write(self, first: int, probabilities: F32, chosen: I64, largest: F32) -> None:
-        """Write some cells, from cell `first` on."""
-
-    def finish(self, record: dict[str, Any]) -> None:
-        """Write what is known once all cells are."""
-
-
 def predict_file(
     path: Path,
     source: Path,
@@ -110,14 +103,17 @@ def predict_file(
     """
     options = options or PredictOptions()
     is_table = out.suffix == ".csv"
-    if not is_table:
-        if out.suffix not in (".h5ad", ".zarr"):
-            raise OptionError(f"{out}: let its name end in .h5ad or .zarr (a copy of {source.name}) or .csv (a table)")
+    if is_table:
+        refuse_existing(out)
+    elif out.suffix not in (".h5ad", ".zarr"):
+        raise OptionError(f"{out}: let its name end in .h5ad or .zarr (a copy of {source.name}) or .csv (a table)")
+    else:
         refuse_output(source, out)
     checkpoint, model, tokenizer, config, classes = open_annotator(path)
-    calibration, threshold = threshold_of(checkpoint, classes, options.threshold)
+    calibration = calibration_of(checkpoint, classes)
+    threshold = calibration.threshold if options.threshold is None else options.threshold
     say(f"checkpoint {checkpoint.path}, step {checkpoint.step:,}: {classes.label!r}, {len(classes.names)} classes")
-    say(_describe_threshold(threshold, options.threshold is None, calibration.max_error))
+    say(_describe_threshold(threshold, calibration if options.threshold is None else None))
     device = default_device()
     model.to(device)
     with open_counts(source, options.counts) as counts:
@@ -128,7 +124,9 @@ def predict_file(
         say(f"{counts.n_cells:,} cells; {chunks.columns.report}; {chunks.columns.found:,} of the model's {n_genes:,}")
         fingerprint = Fingerprint.of(source)
         n_of_class = np.zeros(len(classes.names), np.int64)
-        opened = _table(counts, out, classes.names) if is_table else _copy(counts, source, out, classes.names)
+        opened = (
+            _opened_table(counts, out, classes.names) if is_table else _opened_copy(counts, source, out, classes.names)
+        )
         with opened as output:
             embedded = EmbeddedChunks(model, chunks, counts.n_cells, "mean", default_precision(config, device))
             for first, vectors in embedded:
@@ -147,58 +145,87 @@ def predict_file(
     return Predicted(classes.names, n_of_class, counts.n_cells, embedded.n_empty, embedded.seconds)
 
 
-def _describe_threshold(threshold: float | None, is_calibrated: bool, max_error: float) -> str:
+def _describe_threshold(threshold: float | None, calibration: Calibration | None) -> str:
+    """Say when a cell is unknown; `calibration` is None if the threshold was given."""
     if threshold is None:
+        assert calibration is not None
         return (
-            f"every cell will be {UNKNOWN}: on the validation cells no threshold kept wrong labels at {max_error:.0%}; "
-            "--threshold sets one"
+            f"every cell will be {UNKNOWN}: {calibration.n_cells:,} validation cells cannot show that at most "
+            f"{calibration.max_error:.0%} of the labels would be wrong; --threshold sets a threshold by hand"
         )
-    how = (
-        f"calibrated for {max_error:.0%} wrong labels on cells like the validation cells" if is_calibrated else "given"
-    )
+    how = "as given"
+    if calibration is not None:
+        how = (
+            f"on {calibration.n_cells:,} validation cells {calibration.n_wrong:,} of {calibration.n_labelled:,} labels "
+            f"were wrong: at most {calibration.max_error:.0%} of cells like these, with {CONFIDENCE:.0%} confidence"
+        )
     return f"cells are {UNKNOWN} below a probability of {threshold:.3f} ({how})"
 
 
+class _Copy:
+    """Labels in a copy of the file.
+
+    Args:
+        copy: the copy.
+        n_cells: number of cells.
+        names: the classes.
+    """
+
+    def __init__(self, copy: AnnDataCopy, n_cells: int, names: tuple[str, ...]) -> None:
+        self._copy, self._names = copy, names
+        self._array = copy.add_array("obsm", PROBABILITIES, n_cells, len(names))
+        self._codes = np.empty(n_cells, np.int32)
+        self._largest = np.empty(n_cells, np.float32)
+
+    def write(self, first: int, probabilities: F32, chosen: I64, largest: F32) -> None:
+        """Write some cells, from cell `first` on."""
+        self._array.write(first, probabilities)
+        here = slice(first, first + len(chosen))
+        self._codes[here] = np.where(chosen < 0, len(self._names), chosen)
+        self._largest[here] = largest
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Write what is known once all cells are."""
+        self._copy.add_obs(LABEL, pd.Categorical.from_codes(self._codes, pd.Index([*self._names, UNKNOWN])))
+        self._copy.add_obs(PROBABILITY, self._largest)
+        self._copy.add_element("uns", RECORD, record)
+
+
+class _Table:
+    """Labels as lines of a CSV file.
+
+    Args:
+        file: open for writing.
+        counts: the cells.
+        names: the classes.
+    """
+
+    def __init__(self, file: TextIO, counts: CountFile, names: tuple[str, ...]) -> None:
+        self._file, self._counts = file, counts
+        # -1 is the last label: unknown.
+        self._labels = np.array([*names, UNKNOWN], dtype=object)
+        self._columns = ["cell_id", "label", "probability", *(f"P({name})" for name in names)]
+        pd.DataFrame(columns=self._columns).to_csv(file, index=False)
+
+    def write(self, first: int, probabilities: F32, chosen: I64, largest: F32) -> None:
+        """Write some cells, from cell `first` on."""
+        interrupts.check()
+        ids = self._counts.read_obs(first, first + len(chosen), []).index
+        table = pd.DataFrame({"cell_id": ids, "label": self._labels[chosen], "probability": largest})
+        table = pd.concat([table, pd.DataFrame(probabilities)], axis=1)
+        table.to_csv(self._file, index=False, header=False, float_format="%.6g")
+
+    def finish(self, record: dict[str, Any]) -> None:
+        """Do nothing: a table has no place for the record."""
+
+
 @contextmanager
-def _copy(counts: CountFile, source: Path, out: Path, names: tuple[str, ...]) -> Iterator[_Output]:
+def _opened_copy(counts: CountFile, source: Path, out: Path, names: tuple[str, ...]) -> Iterator[_Copy]:
     with copied(source, out) as copy:
-        array = copy.add_array("obsm", PROBABILITIES, counts.n_cells, len(names))
-        codes = np.empty(counts.n_cells, np.int32)
-        certainty = np.empty(counts.n_cells, np.float32)
-
-        class Copy:
-            def write(self, first: int, probabilities: F32, chosen: I64, largest: F32) -> None:
-                array.write(first, probabilities)
-                here = slice(first, first + len(chosen))
-                codes[here] = np.where(chosen < 0, len(names), chosen)
-                certainty[here] = largest
-
-            def finish(self, record: dict[str, Any]) -> None:
-                copy.add_obs(LABEL, pd.Categorical.from_codes(codes, pd.Index([*names, UNKNOWN])))
-                copy.add_obs(PROBABILITY, certainty)
-                copy.add_element("uns", RECORD, record)
-
-        yield Copy()
+        yield _Copy(copy, counts.n_cells, names)
 
 
 @contextmanager
-def _table(counts: CountFile, out: Path, names: tuple[str, ...]) -> Iterator[_Output]:
-    labels = np.array([*names, UNKNOWN], dtype=object)
-    with whole_file(out) as path, path.open("w") as file:
-
-        class Table:
-            def write(self, first: int, probabilities: F32, chosen: I64, largest: F32) -> None:
-                interrupts.check()
-                ids = counts.read_obs(first, first + len(chosen), []).index
-                # -1 is the last label: unknown.
-                columns = {"cell_id": ids, "label": labels[chosen], "probability": largest}
-                table = pd.concat(
-                    [pd.DataFrame(columns).reset_index(drop=True), pd.DataFrame(probabilities, columns=list(names))],
-                    axis=1,
-                )
-                table.to_csv(file, index=False, header=first == 0, float_format="%.6g")
-
-            def finish(self, record: dict[str, Any]) -> None:
-                """Do nothing: a table has no place for the record."""
-
-        yield Table()
+def _opened_table(counts: CountFile, out: Path, names: tuple[str, ...]) -> Iterator[_Table]:
+    with whole_file(out) as path, path.open("w", encoding="utf-8") as file:
+        yield _Table(file, counts, names)

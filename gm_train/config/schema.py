@@ -79,7 +79,7 @@ class TaskConfig:
     balanced: bool = True  # classify: true weighs classes alike in the loss, false weighs cells alike
     head_layers: int = 1  # classify: linear layers of the classifier, with ReLU between them
     head_width: int = 512  # classify: width between these layers
-    max_error: float = 0.1  # classify: expected share of wrong labels; less certain cells are called unknown
+    max_error: float = 0.1  # classify: largest share of wrong labels; cells that are not certain enough are unknown
 
 
 @dataclass

@@ -42,7 +42,8 @@ def open_data(config: Config) -> OpenData:
     _check_store(config, reader, tokenizer)
     config.data.pool_blocks = config.data.pool_blocks or choose_pool_blocks(reader.manifest)
     pathways = pathways_of(config.objective, tokenizer)
-    cell_classes = read_cell_classes(reader, config.task) if config.task.name == "classify" else None
+    learns_label = config.task.name == "classify"
+    cell_classes = read_cell_classes(reader, config.task, config.data.weights) if learns_label else None
     recipe = Recipe(
         config.objective, config.run.seed, tokenizer.vocabulary.size, config.data.row_length, pathways, cell_classes
     )

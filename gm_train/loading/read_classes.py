@@ -1,6 +1,7 @@
 """Read the label of every cell of a store, and choose the classes that a run learns."""
 
 import logging
+from collections.abc import Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +22,7 @@ log = logging.getLogger(__name__)
 _NAMED = 6  # classes that a message names
 
 
-def read_cell_classes(reader: StoreReader, task: TaskConfig) -> CellClasses:
+def read_cell_classes(reader: StoreReader, task: TaskConfig, weights: Mapping[str, int]) -> CellClasses:
     """Read the label of every cell and number its classes: the labels of enough training cells, sorted.
 
     A warning names the classes that are left out, and says how many training cells have no label.
@@ -29,6 +30,8 @@ def read_cell_classes(reader: StoreReader, task: TaskConfig) -> CellClasses:
     Args:
         reader: of the store.
         task: `label` and `min_cells` are used.
+        weights: `data.weights`: how often the cells of each data set come in a pass, 1 for those not named. Cells count
+            as often as they come.
 
     Raises:
         DataError: no data set has the column, no training cell or no validation cell has a label that can be learned,
@@ -42,8 +45,10 @@ def read_cell_classes(reader: StoreReader, task: TaskConfig) -> CellClasses:
     columns = set().union(*(_columns(reader, entry) for entry in datasets))
     if task.label not in columns:
         raise DataError(f"{where}: no such column in obs; it has {', '.join(sorted(columns))}")
-    is_train = split == TRAIN
-    of_code = np.bincount(codes[is_train & (codes >= 0)], minlength=len(code_of))
+    often = np.repeat([weights.get(entry.name, 1) for entry in datasets], [entry.n_cells for entry in datasets])
+    is_train = (split == TRAIN) & (often > 0)
+    counted = is_train & (codes >= 0)
+    of_code = np.bincount(codes[counted], often[counted], minlength=len(code_of))
     n_train = {name: int(of_code[code]) for name, code in sorted(code_of.items()) if of_code[code]}
     if not n_train:
         raise DataError(f"{where}: no training cell has a label: name another column, or fill in this one")
@@ -67,7 +72,7 @@ def read_cell_classes(reader: StoreReader, task: TaskConfig) -> CellClasses:
     for number, name in enumerate(kept):
         number_of_code[code_of[name]] = number
     numbers = number_of_code[codes]
-    numbers[is_train & (numbers == len(kept))] = -1
+    numbers[(split == TRAIN) & (numbers == len(kept))] = -1
     if not ((split == VALIDATION) & (numbers >= 0) & (numbers < len(kept))).any():
         raise DataError(
             f"{where}: no validation cell has one of the {len(kept)} labels, and without them there is no threshold "

@@ -16,10 +16,10 @@ class Calibration:
 
     Attributes:
         temperature: logits are divided by it before the softmax.
-        threshold: smallest probability of the first class with which a cell gets its label; None if no threshold keeps
-            the share of wrong labels at `max_error`: then every cell is unknown.
+        threshold: smallest probability of the first class with which a cell gets its label; None if no threshold can
+            be shown to keep the share of wrong labels below `max_error`: then every cell is unknown.
         max_error: `task.max_error`.
-        n_cells: labelled validation cells, those of classes without training cells included.
+        n_cells: labelled validation cells, those of classes that are not learned included.
         n_labelled: those of them that get a label.
         n_wrong: those of them whose label is wrong.
     """

@@ -21,7 +21,7 @@ def computing_in(precision: str, device: torch.device) -> AbstractContextManager
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 
 
-def class_logits(model: GeneMamba, states: Tensor, batch: MicroBatch) -> Tensor:
+def target_logits(model: GeneMamba, states: Tensor, batch: MicroBatch) -> Tensor:
     """Logits of the labelled cells of a micro-batch: float32 (n_targets, n_classes), in the order of its targets.
 
     Args:
@@ -52,7 +52,7 @@ def loss_sums(model: GeneMamba, batch: MicroBatch, temperature: float) -> tuple[
     """
     states = model(batch.input_ids, batch.segment)
     if model.classifier is not None:
-        logits = class_logits(model, states, batch)
+        logits = target_logits(model, states, batch)
         loss = functional.cross_entropy(logits, batch.targets, model.classifier.class_weights, reduction="sum")
         return loss, loss.new_zeros(())
     states = states.flatten(0, 1)

@@ -122,6 +122,8 @@ def _fit(
     classes = None if data.recipe.cell_classes is None else data.recipe.cell_classes.classes
     if classes is not None:
         identity["classes"] = classes.hash
+        if grown is not None and checkpoint is not None:
+            saved |= grown.carry_over_classes(checkpoint.classes, classes)
     _refuse_differing_ranks(config, identity, ranks)
     if checkpoint is not None:
         ranks.from_first(lambda: refuse_imported(checkpoint, saved))
@@ -140,7 +142,7 @@ def _fit(
     strategy, why, chosen = _choose_strategy(config, module, ranks)
     if checkpoint is not None:
         ranks.from_first(lambda: refuse_other_form(checkpoint, chosen.form, ranks.world_size))
-    patience = ranks.from_first(lambda: Patience.resumed(trainer.patience, directory, position.step))
+    patience = ranks.from_first(lambda: Patience.resumed(trainer.patience, directory, position))
     unfinished = position.step < trainer.max_steps and not patience.is_over
     mirror: MlflowMirror | None = None
     if ranks.is_first:

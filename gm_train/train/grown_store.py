@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from data_shards.errors import DataError
 from data_shards.rows.pool import choose_pool_blocks
 from data_shards.store.manifest import Manifest
 from gm_train.config.schema import Config
 from gm_train.loading.position import Position
+from gm_train.model.classes import Classes
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,26 @@ class GrownStore:
         if saved.get("data.pool_blocks") == was and config.data.pool_blocks in (was, now):
             config.data.pool_blocks = saved["data.pool_blocks"] = now
         return saved
+
+    def carry_over_classes(self, before: Classes | None, now: Classes) -> dict[str, Any]:
+        """Return the entry of the checkpoint's identity for a run that learns a label.
+
+        More cells of the same classes change only their weights in the loss.
+
+        Args:
+            before: the classes of the checkpoint; None if it has none.
+            now: those of the grown store.
+
+        Raises:
+            DataError: the classes are not the same ones.
+        """
+        if before is None or (before.label, before.names) == (now.label, now.names):
+            return {} if before is None else {"classes": now.hash}
+        differing = sorted(set(before.names) ^ set(now.names))
+        raise DataError(
+            f"the added data sets change the classes of {now.label!r} ({', '.join(differing)}), so this run cannot go "
+            "on with them: train into another run.dir, from these weights if you like (model.init_from)"
+        )
 
     def describe(self, position: Position, weights: Mapping[str, int]) -> str:
         """Say what going on means for the order of cells.

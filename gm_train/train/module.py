@@ -1,6 +1,7 @@
 """The LightningModule: GeneMamba, its losses and its optimizer, for a Lightning Trainer of one's own."""
 
 import copy
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -24,7 +25,7 @@ from gm_train.model.classes import Classes
 from gm_train.model.compile import prepare_blocks
 from gm_train.model.genemamba import cell_embeddings
 from gm_train.objective.batches import MicroBatch
-from gm_train.objective.loss import class_logits, computing_in, loss_sums
+from gm_train.objective.loss import computing_in, loss_sums, target_logits
 from gm_train.optim import build_optimizer, learning_rate
 from gm_train.strategies.fsdp2 import shard_layers
 from gm_train.train.validation import mean_losses
@@ -69,7 +70,8 @@ class GeneMambaModule(L.LightningModule):
             vocabulary_size = tokenizer.vocabulary.size
             start = initial_weights(self.config, tokenizer, None)
         if classes is None and self.config.task.name == "classify":
-            classes = read_cell_classes(StoreReader(self.config.data.store), self.config.task).classes
+            data = self.config.data
+            classes = read_cell_classes(StoreReader(data.store), self.config.task, data.weights).classes
         if isinstance(classes, Mapping):
             classes = Classes.from_json(classes)
         kept_classes = classes and classes.to_json()
@@ -179,7 +181,7 @@ class GeneMambaModule(L.LightningModule):
         assert self.model.classifier is not None
         weights = self.model.classifier.class_weights
         with computing_in(self.config.trainer.precision, self.device):
-            logits = class_logits(self.model, self.model(batch.input_ids, batch.segment), batch)
+            logits = target_logits(self.model, self.model(batch.input_ids, batch.segment), batch)
         if is_own:
             # Held-out cells may be of classes that the run does not learn.
             known = batch.targets < len(weights)
@@ -190,11 +192,15 @@ class GeneMambaModule(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the mean losses over the held-out cells of all ranks."""
-        a, b, n, m = self._over_ranks(self._validation).tolist()
+        sums = self._over_ranks(self._validation).tolist()
         if self.model.classifier is not None:
-            scores = {"val_loss": a / max(1, n), "val_accuracy": b / max(1, n)}
+            loss, n_correct, n_cells, _ = sums
+            # As in `fit`, NaN if no validation cell is of a class that is learned.
+            scores = {"val_loss": loss / n_cells if n_cells else math.nan}
+            scores["val_accuracy"] = n_correct / n_cells if n_cells else math.nan
         else:
-            scores = mean_losses(a, b, n, m, self.config.objective.gamma)
+            lang, pathway, n_targets, n_pairs = sums
+            scores = mean_losses(lang, pathway, n_targets, n_pairs, self.config.objective.gamma)
         self.log("val_loss", scores.pop("val_loss"), prog_bar=True)
         self.log_dict(scores)
 

@@ -3,6 +3,7 @@
 import math
 from pathlib import Path
 
+from gm_train.loading.position import Position
 from gm_train.run.records import METRICS, read_rows
 
 
@@ -21,13 +22,17 @@ class Patience:
             self.add(loss)
 
     @classmethod
-    def resumed(cls, limit: int, directory: Path, step: int) -> "Patience":
-        """Count the validations that a run has recorded up to a step.
+    def resumed(cls, limit: int, directory: Path, position: Position) -> "Patience":
+        """Count the validations that a run has recorded up to a position, on its present store.
+
+        A store that has grown has other validation cells: losses before and after cannot be compared.
 
         Raises:
             DataError: the records are damaged.
         """
-        rows = [row for row in read_rows(directory / METRICS) if "val_loss" in row and row["step"] <= step]
+        begun = max((store.until_step for store in position.earlier_stores), default=0)
+        rows = [row for row in read_rows(directory / METRICS) if "val_loss" in row]
+        rows = [row for row in rows if begun < row["step"] <= position.step]
         return cls(limit, [math.nan if row["val_loss"] is None else row["val_loss"] for row in rows])
 
     def add(self, loss: float) -> bool:

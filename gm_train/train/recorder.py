@@ -143,11 +143,11 @@ class Recorder(L.Callback):
         every = module.config.trainer.validate_every_steps
         if result.finite:
             self._has_stepped = True
-        else:
-            # Before the validation: it must score the weights that training continues with.
-            self._count_bad(module)
-        is_best = every > 0 and self.position.step % every == 0 and self._validate(trainer, module)
-        if result.finite and (is_best or self.position.step % module.config.checkpoint.every_steps == 0):
+        # Before the validation: it must score the weights that training continues with.
+        is_due = self._rolled_back(module) if not result.finite else False
+        is_due |= result.finite and self.position.step % module.config.checkpoint.every_steps == 0
+        is_due |= every > 0 and self.position.step % every == 0 and self._validate(trainer, module)
+        if is_due:
             self._save(module)
         trainer.should_stop |= self._patience.is_over
         # Ignored after the last step: a finished run must not be started again.
@@ -303,14 +303,18 @@ class Recorder(L.Callback):
     def _recent_bad(self) -> list[int]:
         return [step for step in self._bad_steps if step > self.position.step - _BAD_WINDOW]
 
-    def _count_bad(self, module: StepModule) -> None:
+    def _rolled_back(self, module: StepModule) -> bool:
+        """Count a step that is not finite. Returns whether the run went back to earlier weights, and must save them.
+
+        Saved, because a resume must not repeat the bad steps.
+        """
         trainer = module.config.trainer
         step = self.position.step
         self._bad_steps = [*self._recent_bad(), step]
         if self._ranks.is_first:
             log.warning("step %d: loss or gradient is not finite; the step changes no weight", step)
         if len(self._bad_steps) <= trainer.max_bad_steps:
-            return
+            return False
         count = f"{len(self._bad_steps)} of the last {_BAD_WINDOW:,} steps were not finite"
         first_bad = self._bad_steps[0]
         checkpoint = self._ranks.from_first(lambda: latest_whole(self.directory / "checkpoints", before=first_bad))
@@ -331,9 +335,8 @@ class Recorder(L.Callback):
             log.warning("%s: loaded the weights of step %d again; the data continues from here", count, checkpoint.step)
             row = {"event": "rollback", "step": step, "to_step": checkpoint.step, "time": time.time()}
             self._append(SKIPPED, row)
-        # These are not the weights that were validated. Saved, because a resume must not repeat the bad steps.
-        self._validated = None
-        self._save(module)
+        self._validated = None  # these are not the weights that were validated
+        return True
 
 
 def _json(value: Any) -> Any:

@@ -168,18 +168,17 @@ def _annotation(run_dir: Path) -> list[str]:
         how = "Not scored: <code>gm-train annotate</code> scores what it has trained on test cells, beside controls."
         return ["<h2>Label</h2>", f"<p>{how}</p>"]
     results = json.loads(path.read_text())
-    cells, unknown = results["cells"], results["unknown"]
+    cells = results["cells"]
     caption = f"{results['label']!r} of {cells['held_out']:,} {results['split']} cells (mean ± sd over probe seeds)"
-    at = f"Scores of the best checkpoint, step {results['checkpoint']['step']:,}. {cells['train']:,} training cells."
-    sure = (
-        f"{unknown['labelled']:,} of {cells['held_out']:,} cells get a label, {unknown['wrong']:,} of them a wrong one"
+    at = (
+        f"Scores of the best checkpoint, step {results['checkpoint']['step']:,}. The annotator has learned from "
+        f"{cells['train']:,} training cells, the probes from {cells['probes_train']:,}."
     )
-    sure += "" if unknown["threshold"] is None else f", from a probability of {unknown['threshold']:.3f} on"
     return [
         "<h2>Label</h2>",
         f"<p class=notes>{html.escape(at)}</p>",
         _table(caption, *score_table.label_table(results["scores"])),
-        f"<p class=notes>{html.escape(sure)}; the others are unknown.</p>",
+        f"<p class=notes>{html.escape(results['unknown']['text'])}.</p>",
         _picture(path.with_suffix(".png"), "confusion matrix"),
     ]
 

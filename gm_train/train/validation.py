@@ -13,7 +13,7 @@ from gm_train.loading.rank_batches import Turns
 from gm_train.model.classes import Calibration
 from gm_train.model.genemamba import GeneMamba
 from gm_train.objective.batches import MicroBatch
-from gm_train.objective.loss import class_logits, computing_in, loss_sums
+from gm_train.objective.loss import computing_in, loss_sums, target_logits
 from gm_train.ranks.ranks import Ranks
 
 
@@ -84,7 +84,7 @@ def _class_scores(model: GeneMamba, batches: list[MicroBatch], config: Config, r
     for number, (batch, is_own) in enumerate(Turns(batches, ranks)):
         batch = move_data_to_device(batch, device)
         with computing_in(config.trainer.precision, device):
-            logits = class_logits(model, model(batch.input_ids, batch.segment), batch)
+            logits = target_logits(model, model(batch.input_ids, batch.segment), batch)
         if is_own:
             own.append((number * ranks.world_size + ranks.global_rank, logits.cpu(), batch.targets.cpu()))
     # In the order of the batches, so that sums do not depend on the number of ranks.
@@ -92,6 +92,19 @@ def _class_scores(model: GeneMamba, batches: list[MicroBatch], config: Config, r
     logits, targets = torch.cat([part[1] for part in parts]), torch.cat([part[2] for part in parts])
     assert model.classifier is not None
     weights = model.classifier.class_weights.cpu()
+    # Ranks decide by these numbers, and the last bits may differ between processors: rank 0 computes them for all.
+    return ranks.from_first(lambda: class_scores(logits, targets, weights, config.task.max_error))
+
+
+def class_scores(logits: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor, max_error: float) -> Validation:
+    """Score the logits of all labelled validation cells.
+
+    Args:
+        logits: float32 (n_cells, n_classes), on the CPU.
+        targets: int64 (n_cells,), the classes; the number of classes for cells of other ones.
+        weights: float32 (n_classes,), weight of each class in the loss.
+        max_error: `task.max_error`.
+    """
     known = targets < len(weights)
     n_known = max(1, int(known.sum()))
     losses = torch.nn.functional.cross_entropy(logits[known], targets[known], weights, reduction="sum")
@@ -101,7 +114,7 @@ def _class_scores(model: GeneMamba, batches: list[MicroBatch], config: Config, r
         "val_accuracy": float((guesses == truth).sum()) / n_known,
         "val_macro_f1": macro_f1(truth, guesses),
     }
-    return Validation(scores, calibrate(logits.numpy(), targets.numpy(), config.task.max_error))
+    return Validation(scores, calibrate(logits.numpy(), targets.numpy(), max_error))
 
 
 def macro_f1(truth: np.ndarray, guesses: np.ndarray) -> float:

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from data_shards.errors import DataError
 from data_shards.files.atomic import whole_directory
-from gm_train.checkpoint.find import load_model, open_checkpoint
+from gm_train.checkpoint.find import best_checkpoint, load_model, open_checkpoint
 from gm_train.loading.position import Position
 from gm_train.weights.exported_folder import (
     CARD,
@@ -37,7 +37,7 @@ def export_weights(path: Path, out: Path, published: bool, store: str | None, li
     """Write the newest or the named checkpoint into a new folder.
 
     Args:
-        path: a checkpoint, or a run for its newest one.
+        path: a checkpoint, or a run for its newest one (of a run that learned a label, for its best one).
         out: the folder.
         published: write the published layout instead of ours.
         store: the store that the model was trained on, for the card; None: where the run found it.
@@ -50,6 +50,8 @@ def export_weights(path: Path, out: Path, published: bool, store: str | None, li
     if out.exists():
         raise DataError(f"{out}: exists already: remove it or choose another OUT")
     checkpoint = open_checkpoint(path)
+    if checkpoint.classes is not None:
+        checkpoint = best_checkpoint(path)  # the one that `gm-train predict` takes
     model, tokenizer, config = load_model(checkpoint)
     classes = checkpoint.classes
     if classes is not None and published:

@@ -14,10 +14,12 @@ examples:
   gm-train predict runs/cell-types new.h5ad new-labelled.h5ad
 
 It makes OUT/store.zarr from the files, ranked for the model, trains there as `gm-train fit` does (the settings are in
-OUT/annotate.yaml; --set changes them), and scores the result beside linear probes of the pretrained embedding,
-of PCA and of random weights. The same command again resumes it.
+OUT/annotate.yaml; --set changes them), and scores the result beside linear probes of the pretrained embedding, of PCA
+and of random weights. The same command again resumes it.
 """
 STORE, SETTINGS, SCORES = "store.zarr", "annotate.yaml", "annotation"
+#: Settings that the command needs as it has set them.
+_FIXED = ("run.dir", "data.store", "task.name", "task.label")
 
 
 def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -44,13 +46,25 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="published: that of GeneMamba's code, as far as we could read it (5 epochs, unweighted, MLP)",
     )
     parser.add_argument("--frozen", action="store_true", help="train the classifier alone, not the model below it")
-    parser.add_argument("--epochs", type=positive, metavar="N", help="how often each training cell is read, at most")
     parser.add_argument(
-        "--set", nargs="+", default=[], metavar="key=value", dest="settings", help="further settings of `gm-train fit`"
+        "--epochs", type=positive, metavar="N", help="about how often each training cell is read, at most"
+    )
+    parser.add_argument(
+        "--set",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="key=value",
+        dest="settings",
+        help="further settings of `gm-train fit`",
     )
     parser.add_argument("--workers", type=positive, default=1, help="processes that rank the cells (default 1)")
     parser.add_argument(
-        "--max-cells", type=positive, default=5_000, metavar="N", help="cells to score with, at most (%(default)s)"
+        "--max-cells",
+        type=positive,
+        default=5_000,
+        metavar="N",
+        help="training and test cells to score with, at most (%(default)s)",
     )
     add_count_options(parser)
     add_splits(parser)
@@ -60,13 +74,25 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(arguments: argparse.Namespace) -> int:
     """Run `gm-train annotate`; return the exit code."""
     # Imported late: importing torch takes seconds, and `--help` should be fast.
+    from data_shards.errors import OptionError
+    from data_shards.workers import interrupts
     from gm_train.checkpoint.find import open_checkpoint
     from gm_train.cli.fit import train
+    from gm_train.ranks.launch_local import is_launched
 
+    for word in arguments.settings:
+        if word.partition("=")[0] in _FIXED:
+            raise OptionError(f"--set {word}: `annotate` sets this itself: use --out, --label, or `gm-train fit`")
+    if is_launched():
+        raise OptionError(
+            "annotate is one process: start it without srun or torchrun, and train on many ranks with `gm-train launch "
+            f"{arguments.out / SETTINGS}`, or on this machine with --set trainer.devices=N"
+        )
     checkpoint = open_checkpoint(arguments.checkpoint)
     print(f"checkpoint {checkpoint.path}, step {checkpoint.step:,}", flush=True)
-    manifest = _store(arguments, checkpoint)
-    path = _write_settings(arguments, checkpoint, manifest)
+    with interrupts.noted():
+        _make_store(arguments, checkpoint)
+    path = _write_settings(arguments, checkpoint)
     print(f"$ gm-train fit {' '.join([str(path), *arguments.settings])}", flush=True)
     if code := train([str(path), *arguments.settings]):
         return code
@@ -74,52 +100,90 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _store(arguments: argparse.Namespace, checkpoint: Any) -> Any:
-    """Make the store, or check that an earlier start of this command has made it of the same files."""
-    from data_shards.errors import DataError
-    from data_shards.files.atomic import hash_path
+def _make_store(arguments: argparse.Namespace, checkpoint: Any) -> None:
+    """Make the store, or check that an earlier start of this command has made it of the same cells."""
     from data_shards.prepare.make_store import make_store
     from data_shards.store.manifest import Manifest
     from data_shards.tokens.tokenizer import Tokenizer
 
-    store, splits = arguments.out / STORE, split_options(arguments)
+    store = arguments.out / STORE
     tokenizer = Tokenizer.load(checkpoint.path / "tokenizer")
-    if not store.exists():
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        return make_store(
-            arguments.files,
-            None,
-            store,
-            count_options(arguments),
-            splits=splits,
-            min_mapped=arguments.min_mapped,
-            workers=arguments.workers,
-            like=tokenizer,
-        )
-    manifest = Manifest.load(store)
-    made_of = [(entry.source_hash, entry.splits) for entry in manifest.datasets]
-    if (
-        made_of != [(hash_path(file), splits.record()) for file in arguments.files]
-        or manifest.tokenizer_hash != tokenizer.hash
-    ):
+    if store.exists():
+        manifest = Manifest.load(store)
+        _refuse_other_store(arguments, manifest, tokenizer)
+        print(f"the store {store} exists already")
+        return
+    _refuse_columns(arguments)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    make_store(
+        arguments.files,
+        None,
+        store,
+        count_options(arguments),
+        splits=split_options(arguments),
+        min_mapped=arguments.min_mapped,
+        workers=arguments.workers,
+        like=tokenizer,
+    )
+
+
+def _refuse_other_store(arguments: argparse.Namespace, manifest: Any, tokenizer: Any) -> None:
+    """Raise DataError if a store was made of other cells, or in another way, than this command asks for."""
+    from dataclasses import asdict
+
+    from data_shards.errors import DataError
+    from data_shards.files.atomic import hash_path
+
+    entries = manifest.datasets
+    ways = {
+        "for another model": [manifest.tokenizer_hash] == [tokenizer.hash],
+        "of other files": [entry.source_hash for entry in entries] == [hash_path(file) for file in arguments.files],
+        "with another split": all(entry.splits == split_options(arguments).record() for entry in entries),
+        "from other counts (--layer, --raw, ...)": all(
+            entry.counts == asdict(count_options(arguments)) and entry.min_mapped == arguments.min_mapped
+            for entry in entries
+        ),
+    }
+    if differing := [way for way, is_same in ways.items() if not is_same]:
         raise DataError(
-            f"{store}: was made of other files, with another split or for another model: choose another --out"
+            f"{arguments.out / STORE}: was made {', and '.join(differing)}: choose another --out, or delete that folder"
         )
-    print(f"the store {store} exists already")
-    return manifest
 
 
-def _write_settings(arguments: argparse.Namespace, checkpoint: Any, manifest: Any) -> Path:
+def _refuse_columns(arguments: argparse.Namespace) -> None:
+    """Raise DataError before the cells are ranked, if no file has the label, or no cells would be held out."""
+    from data_shards.counts.count_file import open_counts
+    from data_shards.errors import DataError
+    from data_shards.prepare.splits import usual_donor_column
+
+    columns = []
+    for file in arguments.files:
+        with open_counts(file, count_options(arguments)) as counts:
+            columns.append(list(counts.annotations.columns))
+    names = " ".join(map(str, arguments.files))
+    if not any(arguments.label in of_file for of_file in columns):
+        every = ", ".join(sorted({column for of_file in columns for column in of_file}))
+        raise DataError(f"{names}: no column {arguments.label!r} in obs: --label can be one of {every}")
+    finds_donors = arguments.donor_key is not None or any(usual_donor_column(of_file) for of_file in columns)
+    if arguments.split_by == "none" or (arguments.split_by == "auto" and not finds_donors):
+        raise DataError(
+            f"{names}: no donors to hold out: name their column of obs with --donor-key, or divide the cells with "
+            "--split-by cell, which is a weaker test"
+        )
+
+
+def _write_settings(arguments: argparse.Namespace, checkpoint: Any) -> Path:
     import yaml
 
     from data_shards.files.atomic import replace_file
     from gm_train.annotation.fine_tuning import PROTOCOLS, fine_tuning_settings
 
-    settings = fine_tuning_settings(
-        checkpoint, manifest, PROTOCOLS[arguments.protocol], arguments.label, arguments.frozen, arguments.epochs
-    )
     out = Path(os.path.abspath(arguments.out))
-    settings |= {"run.dir": str(out), "data.store": str(out / STORE)}
+    store = out / STORE
+    settings = fine_tuning_settings(
+        checkpoint, store, PROTOCOLS[arguments.protocol], arguments.label, arguments.frozen, arguments.epochs
+    )
+    settings |= {"run.dir": str(out), "data.store": str(store)}
     sections: dict[str, dict[str, Any]] = {}
     for key, value in sorted(settings.items()):
         section, _, name = key.partition(".")
@@ -130,36 +194,37 @@ def _write_settings(arguments: argparse.Namespace, checkpoint: Any, manifest: An
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    import torch
+    import json
 
+    from data_shards.files.atomic import replace_file
     from data_shards.store.manifest import TEST, VALIDATION, Manifest
     from data_shards.workers.progress import Progress
-    from gm_train.annotation.annotator_scores import Annotator, n_scores, score_annotator, write_scores
-    from gm_train.annotation.annotator_table import draw_confusion, render_markdown, render_scores
-    from gm_train.annotation.class_probabilities import open_annotator, threshold_of
+    from gm_train.annotation.annotator_scores import Annotator, n_scores, score_annotator
+    from gm_train.annotation.annotator_table import draw_confusion, render_markdown, render_scores, render_unknown
+    from gm_train.annotation.class_probabilities import calibration_of, open_annotator
+    from gm_train.embedding.embed import default_device
     from gm_train.evaluation.cells import read_cells
     from gm_train.run.mlflow_mirror import send_report
     from gm_train.train.run_report import write_report
 
     store, out = arguments.out / STORE, arguments.out
     checkpoint, model, tokenizer, config, classes = open_annotator(out)
-    calibration, threshold = threshold_of(checkpoint, classes, None)
     has_test = any(entry.n_test for entry in Manifest.load(store).datasets)
     split, name = (TEST, "test") if has_test else (VALIDATION, "validation")
     cells = read_cells(store, arguments.files, tokenizer, arguments.label, arguments.max_cells, split)
     ranks = "dithered" if tokenizer.dither else "plain"
-    model.to(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
-    annotator = Annotator(checkpoint, model, config, classes, calibration, threshold)
+    annotator = Annotator(checkpoint, model.to(default_device()), config, classes, calibration_of(checkpoint, classes))
     with Progress(total=n_scores(config), desc="scoring", unit=" scores") as bar:
         results = score_annotator(annotator, cells, ranks, name, bar.update)
+    results["unknown"]["text"] = render_unknown(results)
     print(f"best checkpoint {checkpoint.path}, step {checkpoint.step:,}")
     print(render_scores(results))
     if not has_test:
         print("there are no test cells (--test 0): these cells also chose the checkpoint, so its score is too good")
     written = [out / f"{SCORES}{end}" for end in (".json", ".md", ".png")]
-    write_scores(results, written[0])
-    written[1].write_text(render_markdown(results))
     draw_confusion(results, written[2])
+    replace_file(written[1], render_markdown(results))
+    replace_file(written[0], json.dumps(results, indent=1) + "\n")
     written.append(write_report(out))
     send_report(out)
     print("written: " + ", ".join(map(str, written)))

@@ -12,8 +12,8 @@ examples:
 
 OUT is a copy of IN with obs["genemamba_label"], obs["genemamba_probability"], obsm["genemamba_probabilities"] and
 uns["genemamba_annotation"]; or a .csv file with a line for each cell. A cell whose most probable class is below the
-threshold is "unknown". The threshold was calibrated on validation cells: among cells like them, the share of wrong
-labels is expected to stay below the run's task.max_error.
+threshold is "unknown". The threshold was chosen on validation cells: among cells drawn like them, at most the run's
+task.max_error of the labels are wrong, with 90 % confidence. Cells of other donors or tissues may do worse.
 """
 
 

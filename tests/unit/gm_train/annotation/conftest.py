@@ -21,7 +21,7 @@ def pretrained(atlas: Atlas, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def annotator(atlas: Atlas, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run that learned `cell_type`; its last checkpoint was not validated."""
     run = tmp_path_factory.mktemp("annotator") / "run"
-    more = ["task.name=classify", "task.label=cell_type", "data.rows_per_lane=2", "optim.lr=1e-3", "trainer.patience=9"]
-    steps = ["trainer.max_steps=16", "optim.schedule_steps=16", "trainer.validation_cells=40", "task.max_error=0.3"]
+    more = ["task.name=classify", "task.label=cell_type", "data.rows_per_lane=2", "optim.lr=2e-3", "trainer.patience=9"]
+    steps = ["trainer.max_steps=16", "optim.schedule_steps=16", "trainer.validation_cells=40", "task.max_error=0.4"]
     fit(load_config(*tiny_words(atlas.store, run), *more, *steps))
     return run

@@ -17,6 +17,8 @@ from gm_train.annotation.predict_file import PredictOptions, predict_file
 from gm_train.checkpoint.find import best_checkpoint, open_checkpoint
 from gm_train.cli.main import main
 from gm_train.config.load import config_from_file, load_config
+from gm_train.loading.position import Position
+from gm_train.train.fit import fit
 from tests.conftest import Atlas, write_cells
 from tests.support.counts_to_stores import read
 
@@ -53,6 +55,8 @@ def test_scores_are_those_of_its_own_predictions(annotated: tuple[Path, Path], t
     truth, guesses = obs["cell_type"][test].astype(str), table["label"].loc[obs.index][test]
     assert results["split"] == "test"
     assert results["cells"]["held_out"] == test.sum()
+    train = (read(out / "store.zarr", "cells/split") == 0) & obs["cell_type"].notna().to_numpy()
+    assert (results["cells"]["train"], results["cells"]["probes_train"]) == (train.sum(), round(0.8 * train.sum()))
     own = results["scores"][0]
     assert own["scored"] == "annotator"
     assert own["accuracy"]["mean"] == pytest.approx(100 * accuracy_score(truth, guesses))
@@ -99,7 +103,10 @@ def test_other_files_need_another_out(
     out, cells = annotated
     for file, *more in ((atlas.files[0],), (cells, "--split-seed", "1")):
         assert main(["annotate", str(pretrained), str(file), *WORDS, "--out", str(out), *more]) == 1
-        assert "was made of other files, with another split or for another model" in capsys.readouterr().err
+        differs = "with another split" if more else "of other files"
+        assert f"store.zarr: was made {differs}: choose another --out" in capsys.readouterr().err
+    assert main(["annotate", str(pretrained), str(cells), *WORDS, "--out", str(out), "--layer", "x"]) == 1
+    assert "from other counts" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -107,7 +114,7 @@ def test_other_files_need_another_out(
     [
         ({"cell_type": "type 0"}, "'type 0' alone has at least task.min_cells=5 training cells"),
         ({"cell_type": np.nan}, "no training cell has a label"),
-        (None, "no such column in obs; it has cell_id, cell_type, donor_id, source_row"),
+        (None, "no column 'kind' in obs: --label can be one of cell_type, donor_id"),
     ],
 )
 def test_labels_that_cannot_be_learned(
@@ -138,25 +145,56 @@ def test_without_test_cells_the_validation_cells_are_scored(
 
 
 @pytest.mark.parametrize("name", list(PROTOCOLS))
-def test_settings_of_a_protocol_are_a_configuration(atlas: Atlas, pretrained: Path, name: str) -> None:
-    checkpoint, manifest = open_checkpoint(pretrained), Manifest.load(atlas.store)
-    settings = fine_tuning_settings(checkpoint, manifest, PROTOCOLS[name], "cell_type", frozen=False, epochs=None)
-    config = load_config(*(f"{key}={value}" for key, value in settings.items()), "data.store=x")
-    # A step has about as many cells as the protocol says, whole rows of them.
-    cells_per_row = config.data.row_length * manifest.n_cells / manifest.n_tokens
-    cells = config.data.lanes * config.data.rows_per_lane * cells_per_row
-    assert PROTOCOLS[name].cells / 1.6 < cells < PROTOCOLS[name].cells * 1.6
-    n_train = sum(entry.n_train for entry in manifest.datasets)
-    assert config.trainer.max_steps == round(n_train / PROTOCOLS[name].cells) * PROTOCOLS[name].epochs
-    assert config.model.init_from == str(checkpoint.path.resolve())
-    config.model.init_from = ""
-    assert config.model == config_from_file(checkpoint.path / "config.yaml").model
+def test_settings_of_a_protocol_are_a_configuration(atlas: Atlas, pretrained: Path, name: str, tmp_path: Path) -> None:
+    checkpoint, protocol = open_checkpoint(pretrained), PROTOCOLS[name]
+    settings = fine_tuning_settings(checkpoint, atlas.store, protocol, "cell_type", frozen=False, epochs=None)
+    words = [f"{key}={value}" for key, value in settings.items()]
+    config = load_config(*words, f"data.store={atlas.store}", f"run.dir={tmp_path / 'run'}", "tracking.mlflow=none")
     assert (config.optim.lr, config.task.balanced) == ((1e-4, False) if name == "published" else (9e-5, True))
+    assert config.model.init_from == str(checkpoint.path.resolve())
+    # What is read: about as many cells a step as the protocol says, and about as many epochs.
+    config.trainer.patience = 0
+    fit(config)
+    position = Position.load(open_checkpoint(tmp_path / "run").path / "position.json")
+    n_train = sum(entry.n_train for entry in Manifest.load(atlas.store).datasets)
+    assert position.cells / n_train == pytest.approx(protocol.epochs, rel=0.05)
+    assert position.cells / position.step == pytest.approx(protocol.cells, rel=0.3)
 
 
-def test_an_evaluation_says_that_masked_genes_mean_little(
-    annotated: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--set", "task.label=donor_id"], "--set task.label=donor_id: `annotate` sets this itself"),
+        (["--set", "optim.lr=1", "--set", "run.dir=x"], "--set run.dir=x: `annotate` sets this itself"),
+        (["--split-by", "none"], "no donors to hold out: name their column of obs with --donor-key"),
+    ],
+)
+def test_words_that_cannot_be_used(
+    annotated: tuple[Path, Path], pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    words: list[str], message: str,
+) -> None:  # fmt: skip
+    cells = annotated[1]
+    given = ["annotate", str(pretrained), str(cells), "--label", "cell_type", "--out", str(tmp_path / "out"), *words]
+    assert main(given) > 0
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_cells_without_donors(
+    annotated: tuple[Path, Path], pretrained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    out, cells = annotated
-    assert main(["eval", str(out), str(cells), "--mask-seeds", "1", "--max-cells", "60", "--out", str(tmp_path)]) == 0
-    assert "fine-tuned for 'cell_type'; its output layer was not trained with it" in capsys.readouterr().out
+    cells = ad.read_h5ad(annotated[1])
+    del cells.obs["donor_id"]
+    cells.write_h5ad(tmp_path / "in.h5ad")
+    given = [
+        "annotate",
+        str(pretrained),
+        str(tmp_path / "in.h5ad"),
+        "--label",
+        "cell_type",
+        "--out",
+        str(tmp_path / "o"),
+    ]
+    assert main(given) == 1
+    assert "divide the cells with --split-by cell, which is a weaker test" in capsys.readouterr().err
+    assert not (tmp_path / "o").exists()

@@ -6,12 +6,14 @@ import shutil
 from pathlib import Path
 
 import anndata as ad
+import numpy as np
 import pandas as pd
 import pytest
 
 from gm_train.annotation.fine_tuning import PROTOCOLS
 from gm_train.cli.main import main
 from gm_train.config.schema import TaskConfig
+from gm_train.evaluation.calibration import CONFIDENCE, choose_threshold
 from tests.conftest import write_cells
 
 PAGE = Path(__file__).parents[4] / "docs" / "annotate.md"
@@ -49,4 +51,9 @@ def test_its_numbers_are_those_of_the_code() -> None:
     assert f"{published.cells} cells a step, {published.epochs} epochs" in TEXT
     assert published.settings["task.head_layers"] == 4
     assert f"`task.min_cells` training cells ({TaskConfig().min_cells})" in TEXT
-    assert f"`task.max_error`, {TaskConfig().max_error:.0%} by default".replace("%", " %") in TEXT
+    assert (
+        f"are wrong, {TaskConfig().max_error:.0%} by default, with {CONFIDENCE:.0%} confidence".replace("%", " %")
+        in TEXT
+    )
+    assert choose_threshold(np.linspace(0.9, 1, 40), np.ones(40, bool), 0.1) is not None
+    assert choose_threshold(np.linspace(0.9, 1, 30), np.ones(30, bool), 0.1) is None

@@ -1,6 +1,7 @@
 """Labels of the cells of a file: those of the model for each cell alone, or unknown."""
 
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def test_probabilities_are_those_of_each_cell_alone(annotator: Path, atlas: Atla
     assert np.abs(probabilities - np.array(expected)).max() < 1e-6
     best = np.array(expected).argmax(1)
     sure = np.array(expected).max(1) >= calibration.threshold
-    assert 0 < sure.sum() < len(sure)
+    assert sure.any()
     labels = [classes.names[b] if s else "unknown" for b, s in zip(best, sure, strict=True)]
     assert found.obs["genemamba_label"].tolist() == labels
     assert found.obs["genemamba_probability"].to_numpy() == pytest.approx(probabilities.max(1))
@@ -71,7 +72,7 @@ def test_every_output_says_the_same(annotator: Path, atlas: Atlas, tmp_path: Pat
     a, b, table = (predict(annotator, atlas.files[1], tmp_path / f"out{end}") for end in (".h5ad", ".zarr", ".csv"))
     assert a.obs["genemamba_label"].tolist() == b.obs["genemamba_label"].tolist() == table["label"].tolist()
     assert table["cell_id"].tolist() == a.obs_names.tolist()
-    assert table.columns.tolist() == ["cell_id", "label", "probability", "type 0", "type 1"]
+    assert table.columns.tolist() == ["cell_id", "label", "probability", "P(type 0)", "P(type 1)"]
     for found in (b.obsm["genemamba_probabilities"], table.iloc[:, 3:].to_numpy()):
         assert np.abs(found - a.obsm["genemamba_probabilities"]).max() < 1e-6
 
@@ -131,9 +132,18 @@ def test_a_run_without_a_classifier(pretrained: Path, atlas: Atlas, tmp_path: Pa
 def test_a_checkpoint_that_was_not_validated(annotator: Path, atlas: Atlas, tmp_path: Path) -> None:
     last = open_checkpoint(annotator)
     assert last.step == 16
-    refused(last.path, atlas.files[0], tmp_path / "out.csv", "saved without a validation, so it has no threshold")
-    table = predict(last.path, atlas.files[0], tmp_path / "out.csv", threshold=0.5)
-    assert "unknown" not in table["label"].tolist()
+    message = r"step-00000016: was saved without a validation, so its probabilities are not calibrated: give the run"
+    refused(last.path, atlas.files[0], tmp_path / "out.csv", message)
+
+
+def test_without_a_threshold_every_cell_is_unknown(
+    annotator: Path, atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    real = module.calibration_of
+    monkeypatch.setattr(module, "calibration_of", lambda *given: replace(real(*given), threshold=None))
+    assert main(["predict", str(annotator), str(atlas.files[0]), str(tmp_path / "out.csv")]) == 0
+    assert set(pd.read_csv(tmp_path / "out.csv")["label"]) == {"unknown"}
+    assert "every cell will be unknown: 37 validation cells cannot show" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["out.h5ad", "out.zarr", "out.csv"])
@@ -175,5 +185,5 @@ def test_the_command_counts_labels(
     counts = pd.read_csv(tmp_path / "out.csv")["label"].value_counts()
     for label, n in counts.items():
         assert f"{n:>12,}  {label}\n" in printed
-    assert "calibrated for 30% wrong labels" in printed
+    assert "labels were wrong: at most 40% of cells like these, with 90% confidence" in printed
     assert main(["predict", str(annotator), str(atlas.files[0]), str(tmp_path / "out.csv")]) == 1

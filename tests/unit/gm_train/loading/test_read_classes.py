@@ -33,8 +33,8 @@ def store_of(folder: Path, *labels: Any, splits: SplitOptions | None = None) -> 
     return folder / "s.zarr"
 
 
-def classes_of(store: Path, min_cells: int = 1) -> CellClasses:
-    return read_cell_classes(StoreReader(store), TaskConfig("classify", "kind", min_cells))
+def classes_of(store: Path, min_cells: int = 1, weights: dict[str, int] | None = None) -> CellClasses:
+    return read_cell_classes(StoreReader(store), TaskConfig("classify", "kind", min_cells), weights or {})
 
 
 def test_each_cell_of_a_row_has_its_own_class(tmp_path: Path) -> None:
@@ -127,3 +127,16 @@ def test_labels_that_cannot_be_learned(tmp_path: Path, labels: Any, splits: Spli
     store = store_of(tmp_path, labels, splits=splits)
     with pytest.raises(DataError, match=message):
         classes_of(store, min_cells=5)
+
+
+def test_cells_count_as_often_as_their_data_set_comes(tmp_path: Path) -> None:
+    one, two = [["a", "b"][i % 2] for i in range(60)], ["only here"] * 30
+    store = store_of(tmp_path, one, two)
+    n_of = {name: int((read(store, f"{name}/split") == 0).sum()) for name in ("one", "two")}
+    assert classes_of(store).classes.names == ("a", "b", "only here")
+    weighed = classes_of(store, weights={"one": 2, "two": 0})
+    assert weighed.classes.names == ("a", "b")
+    assert sum(weighed.classes.n_train) == 2 * n_of["one"]
+    # Its training cells are not used; its validation cells are of a class that is not learned.
+    assert set(weighed.numbers[60:][read(store, "two/split") == 0].tolist()) == {-1}
+    assert set(weighed.numbers[60:][read(store, "two/split") == 1].tolist()) == {2}

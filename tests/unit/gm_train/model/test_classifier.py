@@ -7,7 +7,7 @@ from gm_train.config.schema import Config, TaskConfig
 from gm_train.model.build_model import build_model
 from gm_train.model.classes import Calibration, Classes
 from gm_train.model.genemamba import GeneMamba, cell_embeddings
-from gm_train.objective.loss import class_logits
+from gm_train.objective.loss import target_logits
 from tests.support.batches import batch_of
 from tests.support.small_models import VOCABULARY, random_model, small_config
 
@@ -52,7 +52,7 @@ def test_logits_of_labelled_cells_are_those_of_each_cell_alone() -> None:
     cells = [[5, 6, 7], [8, 9], [4], [10, 11, 12, 13], [14], [15, 16, 17]]
     batch = batch_of([cells[:3], cells[3:4], cells[4:]], labelled=[0, 2, 3, 5], length=8)
     with torch.no_grad():
-        logits = class_logits(model, model(batch.input_ids, batch.segment), batch)
+        logits = target_logits(model, model(batch.input_ids, batch.segment), batch)
         for row, number in zip(logits, [0, 2, 3, 5], strict=True):
             ids = torch.tensor([cells[number]])
             embedding = cell_embeddings(model(ids, torch.ones_like(ids)), torch.ones_like(ids))

@@ -113,3 +113,30 @@ def test_masks_equal_a_reference_by_plain_hashes(lengths: list[int], seed: int) 
     visible, hidden = mask_tokens(tokens, np.array(lengths), keys, SIZE, 0.4, 0.3)
     assert visible.tolist() == shown
     assert hidden.tolist() == [a != b for a, b in zip(shown, tokens.tolist(), strict=True)]
+
+
+@settings(max_examples=50)
+@given(rows=some_rows(), seed=st.integers(0, 1000))
+def test_classes_stand_at_the_first_token_of_whole_cells(rows: Rows, seed: int) -> None:
+    classes = np.random.default_rng(seed).integers(-1, 4, len(rows.lengths))
+    made = make_examples(rows, recipe(), classes)
+    expected = []
+    cell = 0
+    for index, n_cells in enumerate(rows.cells_of_row.tolist()):
+        at = index * LENGTH
+        for _ in range(n_cells):
+            if classes[cell] >= 0 and not rows.damaged[cell]:
+                expected.append((at, classes[cell]))
+            at += int(rows.lengths[cell])
+            cell += 1
+    assert list(zip(made.target_at.tolist(), made.targets.tolist(), strict=True)) == expected
+    # Nothing is hidden, and cells are the same ones as for other objectives.
+    input_ids, segment = rows.lay_out(LENGTH)
+    assert np.array_equal(made.input_ids, input_ids)
+    assert np.array_equal(made.segment, segment)
+    usual = make_examples(rows, recipe())
+    assert (made.sample_hash, made.n_tokens) == (usual.sample_hash, usual.n_tokens)
+    assert made.positive.size == 0
+    parts = [make_examples(rows.part(i, i + 1), recipe(), part) for i, part in enumerate(
+        np.split(classes, np.cumsum(rows.cells_of_row)[:-1]))]  # fmt: skip
+    assert same(join(parts), made)

@@ -1,16 +1,21 @@
 """`fit` with task.name=classify: it learns, resumes exactly, stops early, and trains what it says."""
 
+import copy
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
+import anndata as ad
 import lightning as L
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from data_shards.errors import DataError
+from data_shards.prepare.splits import SplitOptions
 from gm_train.checkpoint.find import best_checkpoint, list_checkpoints, load_model, open_checkpoint
 from gm_train.config.check import ConfigError
 from gm_train.config.load import load_config
@@ -19,7 +24,10 @@ from gm_train.run.records import METRICS, read_rows
 from gm_train.train.fit import fit
 from gm_train.train.module import GeneMambaModule
 from gm_train.train.patience import Patience
-from tests.conftest import Atlas, tiny_words
+from tests.conftest import Atlas, tiny_words, write_cells
+from tests.support.counts_to_stores import build, read
+
+BY_CELL = SplitOptions(by="cell", validation=0.25)
 
 
 def words(atlas: Atlas, run: Path, *more: str) -> list[str]:
@@ -160,6 +168,88 @@ def test_other_classes_are_another_run(atlas: Atlas, tmp_path: Path) -> None:
         fit(load_config(*words(atlas, run, "task.label=donor_id")))
     content = json.loads((list_checkpoints(run / "checkpoints")[-1].path / "identity.json").read_text())
     assert len(content["classes"]) == 64
+
+
+def test_held_out_cells_of_other_classes_count_as_wrong_only_for_the_threshold(tmp_path: Path) -> None:
+    """A class that only held-out cells have, in `fit` and with a Trainer of one's own."""
+    cells = ad.read_h5ad(write_cells(tmp_path / "cells.h5ad", 150, 80, seed=1))
+    build(tmp_path, [tmp_path / "cells.h5ad"], "before.zarr", top_k=48, splits=BY_CELL)
+    held_out = pd.read_parquet(tmp_path / "before.zarr/cells/obs.parquet").loc[
+        read(tmp_path / "before.zarr", "cells/split") == 1, "cell_id"
+    ]
+    cells.obs["cell_type"] = cells.obs["cell_type"].astype(str)
+    cells.obs.loc[held_out[:7], "cell_type"] = "never learned"
+    cells.write_h5ad(tmp_path / "cells.h5ad")
+    shutil.rmtree(tmp_path / "m.zarr")
+    build(tmp_path, [tmp_path / "cells.h5ad"], "store.zarr", top_k=48, splits=BY_CELL)
+    atlas = Atlas(tmp_path / "store.zarr", (tmp_path / "cells.h5ad",))
+    config = load_config(*words(atlas, tmp_path / "run", "trainer.validation_cells=99", "checkpoint.every_steps=5"))
+    fit(copy.deepcopy(config))
+    checkpoint = next(c for c in list_checkpoints(tmp_path / "run/checkpoints") if c.val_loss is not None)
+    classes = checkpoint.classes
+    assert classes is not None
+    assert classes.calibration is not None
+    assert classes.names == ("type 0", "type 1")
+    assert classes.calibration.n_cells == len(held_out)
+    # Scores are over the other cells, by hand and with a Trainer.
+    model, _, _ = load_model(checkpoint)
+    batches = CellDataModule(config)
+    module = GeneMambaModule(config)
+    module.model.load_state_dict(model.state_dict())
+    quiet = {"logger": False, "enable_progress_bar": False, "accelerator": "cpu"}
+    (scored,) = L.Trainer(**quiet).validate(module, datamodule=batches)
+    row = next(row for row in rows_of(tmp_path / "run") if "val_loss" in row and row["step"] == checkpoint.step)
+    assert scored["val_loss"] == pytest.approx(row["val_loss"], abs=1e-6)
+    assert scored["val_accuracy"] == pytest.approx(row["val_accuracy"], abs=1e-6)
+    n_known = len(held_out) - 7
+    assert row["val_accuracy"] * n_known == pytest.approx(round(row["val_accuracy"] * n_known), abs=1e-6)
+
+
+def test_a_run_begins_with_the_model_of_an_annotator_and_a_classifier_of_its_own(atlas: Atlas, tmp_path: Path) -> None:
+    fit(load_config(*words(atlas, tmp_path / "first", "task.head_layers=2", "task.head_width=9")))
+    begin = [f"model.init_from={tmp_path / 'first'}", "trainer.max_steps=1", "optim.lr=1e-12", "optim.weight_decay=0"]
+    fit(load_config(*words(atlas, tmp_path / "second", *begin)))
+    plain = tiny_words(atlas.store, tmp_path / "third")
+    fit(load_config(*plain, *begin))
+    first, *others = (weights(open_checkpoint(tmp_path / name)) for name in ("first", "second", "third"))
+    for other in others:
+        for name, tensor in other.items():
+            if not name.startswith("classifier."):
+                torch.testing.assert_close(tensor, first[name], rtol=1e-5, atol=1e-8)
+    assert not any(name.startswith("classifier.") for name in others[1])
+
+
+def test_loader_workers_read_the_same_classes(atlas: Atlas, tmp_path: Path) -> None:
+    for n_workers in (0, 2):
+        fit(load_config(*words(atlas, tmp_path / str(n_workers), f"data.workers={n_workers}", "trainer.max_steps=5")))
+    assert rows_of(tmp_path / "0") == rows_of(tmp_path / "2")
+
+
+def test_a_label_on_a_grown_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    files = [
+        write_cells(tmp_path / f"{name}.h5ad", n, 80, seed=n) for name, n in (("one", 120), ("two", 60), ("three", 50))
+    ]
+    build(tmp_path, files[:1], top_k=48, splits=BY_CELL)
+    atlas, run = Atlas(tmp_path / "s.zarr", tuple(files)), tmp_path / "run"
+    patient = ["trainer.patience=3", "trainer.validate_every_steps=1"]
+    fit(load_config(*words(atlas, run, *patient, "trainer.max_steps=4")))
+    best = [row["val_loss"] for row in rows_of(run) if "val_loss" in row]
+    build(tmp_path, files[1:2], top_k=None, splits=BY_CELL, add=True)
+    # Losses on the old validation cells do not count any more.
+    recorded = read_rows(run / METRICS)
+    low = [row | ({"val_loss": -1.0} if "val_loss" in row else {}) for row in recorded]
+    (run / METRICS).write_text("".join(json.dumps(row) + "\n" for row in low))
+    fit(load_config(*words(atlas, run, *patient, "trainer.max_steps=8")))
+    assert len(best) == 4
+    assert open_checkpoint(run).step == 8
+    assert "stopped early" not in capsys.readouterr().out
+    # A new class changes what is learned.
+    other = ad.read_h5ad(files[2])
+    other.obs["cell_type"] = ["type 2"] * other.n_obs
+    other.write_h5ad(files[2])
+    build(tmp_path, files[2:], top_k=None, splits=BY_CELL, add=True)
+    with pytest.raises(DataError, match=r"the added data sets change the classes of 'cell_type' \(type 2\)"):
+        fit(load_config(*words(atlas, run, *patient, "trainer.max_steps=9")))
 
 
 @pytest.mark.parametrize(
