@@ -65,11 +65,11 @@ def choose_threshold(
 ) -> float | None:
     """Choose a threshold with which at most `max_error` of the labels of new cells are wrong; None if there is none.
 
-    Selection with guaranteed risk, in the sense of Geifman and El-Yaniv (2017, arXiv 1705.08500): of the thresholds that
-    label 100 %, 90 %, ..., 10 % of these cells, the one that labels most and at which an upper bound of the share of
-    wrong labels is small enough. The bound is Clopper and Pearson's, and allows for all ten thresholds. For new cells
-    that are drawn like these, the share is at most `max_error` with a probability of `CONFIDENCE`. Few cells cannot
-    show that errors are rare.
+    Selection with guaranteed risk, in the sense of Geifman and El-Yaniv (2017, arXiv 1705.08500). Of the thresholds
+    that label 100 %, 90 %, ..., 10 % of these cells, it takes the one that labels most and at which an upper bound of
+    the share of wrong labels is small enough. The bound is Clopper and Pearson's, and allows for all ten thresholds.
+    For new cells that are drawn like these, the share is at most `max_error` with a probability of `CONFIDENCE`. Few
+    cells cannot show that errors are rare.
 
     Args:
         confidence: float64 (n_cells,), probability of each cell's first class.
