@@ -5,7 +5,7 @@ from pathlib import Path
 
 STORE, MEDIANS, COUNTS = "a token store", "a medians file", "a file of counts"
 CHECKPOINT, RUN, CORPUS = "a checkpoint", "a run directory", "a ranked corpus"
-GENE_SETS, CONFIGURATION = "a file of gene sets", "a configuration"
+GENE_SETS, CONFIGURATION, EXPORT = "a file of gene sets", "a configuration", "a folder of `gm-train export`"
 
 #: What to do with each kind if a token store is wanted.
 TO_A_STORE = {
@@ -62,6 +62,8 @@ def _kind_of_folder(path: Path) -> str | None:
             if "method" in attributes and "gene_table" in attributes:
                 return MEDIANS
             return COUNTS if attributes.get("encoding-type") == "anndata" else "a Zarr folder"
+    if {"files.json", "config.json", "modeling_genemamba.py"} <= names:
+        return EXPORT
     if "state.json" in names or "dataset_info.json" in names:
         return CORPUS
     return "a folder" if names else "an empty folder"

@@ -1,5 +1,6 @@
 """Score an annotator on held-out cells, beside simpler ways to the same labels."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from sklearn.metrics import accuracy_score, confusion_matrix, precision_recall_f
 from data_shards.errors import DataError
 from gm_train.annotation.class_probabilities import choose_classes, class_probabilities
 from gm_train.checkpoint.find import Checkpoint, load_model
+from gm_train.checkpoint.state import hash_weights
 from gm_train.config.schema import Config
 from gm_train.embedding.embed_cells import F32, embed_cells
 from gm_train.evaluation.cells import EvaluationCells
@@ -22,6 +24,7 @@ from gm_train.evaluation.task import Subject
 from gm_train.model.classes import Calibration, Classes
 from gm_train.model.genemamba import GeneMamba
 from gm_train.train.validation import macro_f1
+from gm_train.weights.init_from import INIT
 
 ANNOTATOR, MAJORITY = "annotator", "largest class"
 PROBES = {
@@ -138,6 +141,9 @@ def _probes(
     if (path := _pretrained(annotator.config)) is not None:
         model, _, _ = load_model(path)
         model.classifier = None
+    identity = json.loads((annotator.checkpoint.path / "identity.json").read_text())
+    # A pretraining that began anew may have other weights there by now.
+    if path is not None and hash_weights(model.state_dict()) == identity[INIT]["weights"]:
         features["pretrained"] = embed_cells(model.to(next(annotator.model.parameters()).device), tokens)
     features["pca"] = principal_components(cells.expression, ~cells.held_out)
     runs: dict[str, list[dict[str, float]]] = {name: [] for name in PROBES if name in features or name == "random"}

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from gm_train.annotation.annotator_scores import ANNOTATOR
-from gm_train.evaluation.figures import Row
+from gm_train.evaluation.figures import Row, gap
 from gm_train.evaluation.score_table import aligned, label_table
 
 _DPI = 110
@@ -21,9 +21,22 @@ def render_scores(results: Row) -> str:
         f"{results['label']!r} of {cells['held_out']:,} {results['split']} cells; the annotator has learned from "
         f"{cells['train']:,} training cells, the probes from {cells['probes_train']:,}",
         *aligned(*label_table(results["scores"])),
-        "* best of the column; ± is over probe seeds",
+        "* best of the column; ± is the standard deviation over draws of the probes' cells",
+        verdict(results),
     ]
     return "\n".join([*lines, render_unknown(results)])
+
+
+def verdict(results: Row) -> str:
+    """Say in a sentence which of the other ways are better than the annotator, by accuracy."""
+    own, *others = results["scores"]
+    parts: dict[int, list[str]] = {1: [], 0: [], -1: []}
+    for row in others:
+        text = f"{row['scored']} ({row['accuracy']['mean']:.1f})"
+        parts[gap(own["accuracy"], row["accuracy"], more_is_better=True)].append(text)
+    words = {1: "beats", 0: "is level with", -1: "loses to"}
+    said = "; ".join(f"{words[key]} {', '.join(names)}" for key, names in parts.items() if names)
+    return f"by accuracy, the annotator ({own['accuracy']['mean']:.1f} %) {said}"
 
 
 def render_unknown(results: Row) -> str:

@@ -80,6 +80,6 @@ def calibration_of(checkpoint: Checkpoint, classes: Classes) -> Calibration:
     if classes.calibration is None:
         raise DataError(
             f"{checkpoint.path}: was saved without a validation, so its probabilities are not calibrated: give the "
-            "run, whose best checkpoint was validated"
+            "run, whose best checkpoint was validated, or train it until there is one"
         )
     return classes.calibration

@@ -20,7 +20,7 @@ import torch
 
 from data_shards.errors import DataError
 from data_shards.files.atomic import hash_path
-from data_shards.files.kinds import CHECKPOINT, RUN, kind_of
+from data_shards.files.kinds import CHECKPOINT, EXPORT, RUN, kind_of
 from data_shards.tokens.tokenizer import Tokenizer
 from gm_train.checkpoint.state import load_by_name, load_weights
 from gm_train.config.load import config_from_file
@@ -245,7 +245,10 @@ def no_checkpoint(path: Path) -> DataError:
     kind = kind_of(path)
     if kind in (None, RUN, CHECKPOINT):
         return DataError(f"{path}: has no committed checkpoint: train with `gm-train fit` first")
-    return DataError(f"{path}: is {kind}, not a checkpoint or a run directory: give the run.dir of a training")
+    way_out = "give the run.dir of a training"
+    if kind == EXPORT:
+        way_out = "make a checkpoint of it with `gm-train import`, and give that"
+    return DataError(f"{path}: is {kind}, not a checkpoint or a run directory: {way_out}")
 
 
 def open_checkpoint(path: Path) -> Checkpoint:

@@ -48,7 +48,7 @@ def load_state(folder: Path, state: dict[str, Any], no_dist: bool) -> None:
         load(state, storage_reader=reader, planner=_PlainValues(folder), no_dist=no_dist)
     except CheckpointException as error:
         for cause, _ in error.failures.values():
-            if isinstance(cause, DataError):
+            if isinstance(cause, DataError | KeyboardInterrupt):  # PyTorch wraps Ctrl-C, too
                 raise cause from None
             if isinstance(cause, pickle.UnpicklingError):
                 raise _refusal(folder, cause) from None

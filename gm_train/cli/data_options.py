@@ -113,8 +113,13 @@ def engine(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield {"dask": address}
 
 
-def add_splits(parser: argparse.ArgumentParser) -> None:
-    """Add the options of which cells are held out."""
+def add_splits(parser: argparse.ArgumentParser, validation: float = 0.1, test: float = 0.0) -> None:
+    """Add the options of which cells are held out.
+
+    Args:
+        parser: of the command.
+        validation, test: default shares.
+    """
     splits = parser.add_argument_group("held-out cells")
     splits.add_argument(
         "--split-by",
@@ -127,9 +132,14 @@ def add_splits(parser: argparse.ArgumentParser) -> None:
         "--donor-key", help="column of obs with donors (default: the first of donor_id, donor, patient, individual)"
     )
     splits.add_argument(
-        "--validation", type=share, default=0.1, help="approximate share of validation cells (default 0.1)"
+        "--validation",
+        type=share,
+        default=validation,
+        help="approximate share of validation cells (default %(default)s)",
     )
-    splits.add_argument("--test", type=share, default=0.0, help="approximate share of test cells (default 0)")
+    splits.add_argument(
+        "--test", type=share, default=test, help="approximate share of test cells (default %(default)s)"
+    )
     splits.add_argument("--split-seed", type=int, default=0, help="seed of the split (default 0)")
 
 

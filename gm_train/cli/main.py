@@ -86,7 +86,7 @@ def _run(arguments: argparse.Namespace) -> int:
     # All ranks would log the same: only rank 0 logs more than errors.
     level = logging.INFO if is_first() else logging.ERROR
     logging.basicConfig(level=level, format="%(levelname)s: %(message)s", stream=sys.stderr)
-    for noisy in ("lightning", "lightning.pytorch", "mlflow", "alembic", "matplotlib", "fsspec"):
+    for noisy in ("lightning", "lightning.pytorch", "torch", "mlflow", "alembic", "matplotlib", "fsspec"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     # Imported late: it needs OmegaConf, which `gm-train --help` does not.
     from gm_train.config.check import ConfigError

@@ -53,7 +53,8 @@ def read_cell_classes(reader: StoreReader, task: TaskConfig, weights: Mapping[st
     if not n_train:
         raise DataError(f"{where}: no training cell has a label: name another column, or fill in this one")
     kept = [name for name, n in n_train.items() if n >= task.min_cells]
-    rare = _listed({name: n for name, n in n_train.items() if n < task.min_cells})
+    rare_cells = {name: n for name, n in n_train.items() if n < task.min_cells}
+    rare = _listed(rare_cells)
     if UNKNOWN in kept:
         raise DataError(
             f"{where}: {n_train[UNKNOWN]:,} training cells have the label {UNKNOWN!r}, which `gm-train predict` gives "
@@ -80,8 +81,10 @@ def read_cell_classes(reader: StoreReader, task: TaskConfig, weights: Mapping[st
         )
     if rare:
         log.warning(
-            "task.label=%s: left out, because they have fewer than task.min_cells=%d training cells: %s",
-            task.label, task.min_cells, rare,
+            "task.label=%s: %d of %d classes, with %.0f %% of the labelled training cells, are left out, because they "
+            "have fewer than task.min_cells=%d: %s",
+            task.label, len(rare_cells), len(n_train), 100 * sum(rare_cells.values()) / sum(n_train.values()),
+            task.min_cells, rare,
         )  # fmt: skip
     if n_unlabelled := int((is_train & (codes < 0)).sum()):
         log.warning("task.label=%s: %s training cells have no label and are not used", task.label, f"{n_unlabelled:,}")

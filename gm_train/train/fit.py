@@ -177,7 +177,7 @@ def _fit(
             # Before the report: little time may be left.
             ranks.from_first(lambda: mark_preempted(directory, lock))
         status = "FINISHED" if leaving.agreed is None else "KILLED"
-        if ranks.is_first:
+        if ranks.is_first and position.step:
             _report(directory)
     finally:
         patience_s = 30.0 if leaving.agreed is None else 5.0

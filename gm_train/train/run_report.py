@@ -169,7 +169,9 @@ def _annotation(run_dir: Path) -> list[str]:
         return ["<h2>Label</h2>", f"<p>{how}</p>"]
     results = json.loads(path.read_text())
     cells = results["cells"]
-    caption = f"{results['label']!r} of {cells['held_out']:,} {results['split']} cells (mean ± sd over probe seeds)"
+    caption = (
+        f"{results['label']!r} of {cells['held_out']:,} {results['split']} cells (± over draws of the probes' cells)"
+    )
     at = (
         f"Scores of the best checkpoint, step {results['checkpoint']['step']:,}. The annotator has learned from "
         f"{cells['train']:,} training cells, the probes from {cells['probes_train']:,}."

@@ -76,7 +76,8 @@ def import_weights(weights: Path, out: Path, options: PublishedOptions, say: Say
     else:
         some = ", ".join(sorted(tensors)[:3])
         raise DataError(
-            f"{file}: is of an unknown layout (tensors {some} …): expected a folder that `gm-train export` wrote, or "
+            f"{file}: is of an unknown layout (tensors {some} …): expected a folder that `gm-train export` wrote (give "
+            "the folder, not a file in it), or "
             "the published GeneMamba's names such as mamba_mixer.layers.0.mamba.in_proj.weight"
         )
     model = build_model(read.config, read.tokenizer.vocabulary.size, read.classes)

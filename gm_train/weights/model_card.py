@@ -12,7 +12,7 @@ from data_shards.store.manifest import Manifest
 from gm_train.checkpoint.find import Checkpoint
 from gm_train.checkpoint.known_cells import kept_manifest
 from gm_train.checkpoint.state import hash_weights
-from gm_train.evaluation.score_table import render_markdown
+from gm_train.evaluation.score_table import label_table, render_markdown
 from gm_train.model.classes import Classes
 from gm_train.run.records import METRICS, read_rows
 from gm_train.weights.exported_folder import CODE, FILES, Exported
@@ -21,7 +21,7 @@ from gm_train.weights.weight_files import WEIGHTS
 
 log = logging.getLogger(__name__)
 
-_EVALUATION = "eval/eval.json"
+_EVALUATION, _ANNOTATION = "eval/eval.json", "annotation.json"
 #: Packages whose versions the card names.
 _PACKAGES = ("gm-train", "torch", "lightning", "mamba-ssm", "causal-conv1d", "deepspeed")
 
@@ -57,6 +57,7 @@ class CardFacts:
         no_manifest: why not.
         evaluation: results of `gm-train eval` of this checkpoint; None if there are none.
         no_evaluation: why not.
+        annotation: what `gm-train annotate` wrote about this checkpoint; None if it wrote nothing.
         start: entry of `environment.json` for the start that wrote the checkpoint; None if there is none.
         license: as given; may be empty.
     """
@@ -68,6 +69,7 @@ class CardFacts:
     no_manifest: str
     evaluation: dict[str, Any] | None
     no_evaluation: str
+    annotation: dict[str, Any] | None
     start: dict[str, Any] | None
     license: str
 
@@ -94,6 +96,7 @@ class CardFacts:
             no_manifest,
             evaluation,
             no_evaluation,
+            _annotation(run / _ANNOTATION, checkpoint) if exported.classes is not None else None,
             _start(run / "environment.json", checkpoint.step),
             license,
         )
@@ -135,6 +138,14 @@ def _evaluation(path: Path, checkpoint: Checkpoint) -> tuple[dict[str, Any] | No
         step = f"{scored['step']:,}"
         return None, f"The run's evaluation scored step {step}, not these weights, so its scores are not shown."
     return results, ""
+
+
+def _annotation(path: Path, checkpoint: Checkpoint) -> dict[str, Any] | None:
+    """The scores that `gm-train annotate` wrote, if they are of this checkpoint."""
+    if not path.is_file():
+        return None
+    results = dict(json.loads(path.read_text()))
+    return results if Path(results["checkpoint"]["path"]).name == checkpoint.path.name else None
 
 
 def _tokens(path: Path, step: int) -> int | None:
@@ -265,6 +276,13 @@ def _training(facts: CardFacts, exported: Exported) -> list[str]:
 
 
 def _scores(facts: CardFacts) -> list[str]:
+    if facts.annotation is not None:
+        headings, lines = label_table(facts.annotation["scores"])
+        table = [f"| {' | '.join(headings)} |", "|---|" + "--:|" * (len(headings) - 1)]
+        table += [f"| {' | '.join(text.strip() for text in line)} |" for line in lines]
+        cells = facts.annotation["cells"]
+        what = f"{facts.annotation['label']!r} of {cells['held_out']:,} {facts.annotation['split']} cells."
+        return ["## Scores, beside their controls", what, "\n".join(table), f"{facts.annotation['unknown']['text']}."]
     text = facts.no_evaluation if facts.evaluation is None else render_markdown(facts.evaluation).strip()
     return ["## Scores, beside their controls", text]
 

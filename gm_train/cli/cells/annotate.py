@@ -1,6 +1,7 @@
 """`gm-train annotate`: fine-tune a model for a label of the cells."""
 
 import argparse
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -67,8 +68,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="training and test cells to score with, at most (%(default)s)",
     )
     add_count_options(parser)
-    add_splits(parser)
-    parser.set_defaults(run=run, validation=0.2, test=0.2)
+    add_splits(parser, validation=0.2, test=0.2)
+    parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -88,11 +89,17 @@ def run(arguments: argparse.Namespace) -> int:
             "annotate is one process: start it without srun or torchrun, and train on many ranks with `gm-train launch "
             f"{arguments.out / SETTINGS}`, or on this machine with --set trainer.devices=N"
         )
-    checkpoint = open_checkpoint(arguments.checkpoint)
-    print(f"checkpoint {checkpoint.path}, step {checkpoint.step:,}", flush=True)
-    with interrupts.noted():
-        _make_store(arguments, checkpoint)
-    path = _write_settings(arguments, checkpoint)
+    path = arguments.out / SETTINGS
+    if path.exists():
+        # The run keeps the checkpoint that it began with, though the pretraining may have newer ones by now.
+        _refuse_other_command(arguments, path)
+        print(f"{path}: its store and settings are used again", flush=True)
+    else:
+        checkpoint = open_checkpoint(arguments.checkpoint)
+        print(f"checkpoint {checkpoint.path}, step {checkpoint.step:,}", flush=True)
+        with interrupts.noted():
+            _make_store(arguments, checkpoint)
+        _write_settings(arguments, checkpoint)
     print(f"$ gm-train fit {' '.join([str(path), *arguments.settings])}", flush=True)
     if code := train([str(path), *arguments.settings]):
         return code
@@ -100,19 +107,42 @@ def run(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _command(arguments: argparse.Namespace) -> str:
+    """The part of the command that decides the store and the settings, as the first line of `annotate.yaml`."""
+    kept = {
+        key: str(value)
+        for key, value in sorted(vars(arguments).items())
+        if key not in ("command", "debug", "run", "out", "settings", "workers", "max_cells", "files", "checkpoint")
+    }
+    files = [str(file.resolve()) for file in arguments.files]
+    return "# " + json.dumps({"checkpoint": str(arguments.checkpoint.resolve()), "files": files, **kept})
+
+
+def _refuse_other_command(arguments: argparse.Namespace, path: Path) -> None:
+    """Raise DataError if the settings were written by a command with other arguments."""
+    from data_shards.errors import DataError
+
+    first = path.read_text().partition("\n")[0]
+    if first != _command(arguments):
+        before, now = (json.loads(line.removeprefix("# ")) for line in (first, _command(arguments)))
+        lines = [f"  {key}: {before.get(key)} then, {now[key]} now" for key in now if before.get(key) != now[key]]
+        raise DataError(
+            f"{path}: was made by another command:\n"
+            + "\n".join(lines)
+            + "\nchoose another --out, or repeat that command"
+        )
+
+
 def _make_store(arguments: argparse.Namespace, checkpoint: Any) -> None:
-    """Make the store, or check that an earlier start of this command has made it of the same cells."""
+    """Make the store, ranked for the model."""
+    from data_shards.errors import DataError
     from data_shards.prepare.make_store import make_store
-    from data_shards.store.manifest import Manifest
     from data_shards.tokens.tokenizer import Tokenizer
 
     store = arguments.out / STORE
+    if store.exists():  # an earlier start was killed before it wrote the settings
+        raise DataError(f"{store}: exists already, and {SETTINGS} does not: delete it, or choose another --out")
     tokenizer = Tokenizer.load(checkpoint.path / "tokenizer")
-    if store.exists():
-        manifest = Manifest.load(store)
-        _refuse_other_store(arguments, manifest, tokenizer)
-        print(f"the store {store} exists already")
-        return
     _refuse_columns(arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
     make_store(
@@ -125,29 +155,6 @@ def _make_store(arguments: argparse.Namespace, checkpoint: Any) -> None:
         workers=arguments.workers,
         like=tokenizer,
     )
-
-
-def _refuse_other_store(arguments: argparse.Namespace, manifest: Any, tokenizer: Any) -> None:
-    """Raise DataError if a store was made of other cells, or in another way, than this command asks for."""
-    from dataclasses import asdict
-
-    from data_shards.errors import DataError
-    from data_shards.files.atomic import hash_path
-
-    entries = manifest.datasets
-    ways = {
-        "for another model": [manifest.tokenizer_hash] == [tokenizer.hash],
-        "of other files": [entry.source_hash for entry in entries] == [hash_path(file) for file in arguments.files],
-        "with another split": all(entry.splits == split_options(arguments).record() for entry in entries),
-        "from other counts (--layer, --raw, ...)": all(
-            entry.counts == asdict(count_options(arguments)) and entry.min_mapped == arguments.min_mapped
-            for entry in entries
-        ),
-    }
-    if differing := [way for way, is_same in ways.items() if not is_same]:
-        raise DataError(
-            f"{arguments.out / STORE}: was made {', and '.join(differing)}: choose another --out, or delete that folder"
-        )
 
 
 def _refuse_columns(arguments: argparse.Namespace) -> None:
@@ -172,7 +179,7 @@ def _refuse_columns(arguments: argparse.Namespace) -> None:
         )
 
 
-def _write_settings(arguments: argparse.Namespace, checkpoint: Any) -> Path:
+def _write_settings(arguments: argparse.Namespace, checkpoint: Any) -> None:
     import yaml
 
     from data_shards.files.atomic import replace_file
@@ -189,13 +196,10 @@ def _write_settings(arguments: argparse.Namespace, checkpoint: Any) -> Path:
         section, _, name = key.partition(".")
         sections.setdefault(section, {})[name] = value
     path: Path = arguments.out / SETTINGS
-    replace_file(path, yaml.safe_dump(sections, sort_keys=False))
-    return path
+    replace_file(path, f"{_command(arguments)}\n{yaml.safe_dump(sections, sort_keys=False)}")
 
 
 def _score(arguments: argparse.Namespace) -> None:
-    import json
-
     from data_shards.files.atomic import replace_file
     from data_shards.store.manifest import TEST, VALIDATION, Manifest
     from data_shards.workers.progress import Progress

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 from pathlib import Path
 
 import anndata as ad
@@ -19,7 +20,7 @@ from gm_train.cli.main import main
 from gm_train.config.load import config_from_file, load_config
 from gm_train.loading.position import Position
 from gm_train.train.fit import fit
-from tests.conftest import Atlas, write_cells
+from tests.conftest import Atlas, tiny_words, write_cells
 from tests.support.counts_to_stores import read
 
 WORDS = ["--label", "cell_type", "--split-by", "cell", "--epochs", "4"]
@@ -89,7 +90,7 @@ def test_the_same_command_again_goes_on(
     before = (out / "annotation.json").read_text()
     assert main(["annotate", str(pretrained), str(cells), *WORDS, "--out", str(out), *SETTINGS]) == 0
     printed = capsys.readouterr().out
-    assert "exists already" in printed
+    assert "its store and settings are used again" in printed
     assert "nothing to do at step" in printed
     assert (out / "annotation.json").read_text() == before
     # Its settings are those of `gm-train fit`.
@@ -101,12 +102,51 @@ def test_other_files_need_another_out(
     annotated: tuple[Path, Path], atlas: Atlas, pretrained: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out, cells = annotated
-    for file, *more in ((atlas.files[0],), (cells, "--split-seed", "1")):
+    for file, key, *more in (
+        (atlas.files[0], "files"), (cells, "split_seed", "--split-seed", "1"), (cells, "layer", "--layer", "x"),
+        (cells, "epochs", "--epochs", "5"),
+    ):  # fmt: skip
         assert main(["annotate", str(pretrained), str(file), *WORDS, "--out", str(out), *more]) == 1
-        differs = "with another split" if more else "of other files"
-        assert f"store.zarr: was made {differs}: choose another --out" in capsys.readouterr().err
-    assert main(["annotate", str(pretrained), str(cells), *WORDS, "--out", str(out), "--layer", "x"]) == 1
-    assert "from other counts" in capsys.readouterr().err
+        message = capsys.readouterr().err
+        assert "annotate.yaml: was made by another command:" in message
+        assert f"  {key}: " in message
+        assert "choose another --out, or repeat that command" in message
+
+
+def test_it_goes_on_though_the_pretraining_has_newer_checkpoints(
+    pretrained: Path, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = Path(shutil.copytree(pretrained, tmp_path / "pretrained"))
+    cells = write_cells(tmp_path / "in.h5ad", 120, 80, seed=5)
+    words = ["annotate", str(begun), str(cells), *WORDS, "--out", str(tmp_path / "out")]
+    assert main([*words, *SETTINGS, "trainer.max_steps=5", "optim.schedule_steps=12"]) == 0
+    # The checkpoint that it began with is gone.
+    shutil.rmtree(begun / "checkpoints")
+    fit(load_config(*tiny_words(atlas.store, begun), "trainer.max_steps=14"))
+    assert open_checkpoint(begun).step == 14
+    shutil.rmtree(begun / "checkpoints/step-00000012")
+    assert main([*words, *SETTINGS, "optim.schedule_steps=12"]) == 0
+    printed = capsys.readouterr().out
+    assert "resuming" in printed
+    # Its probe cannot be made any more, the others can.
+    scored = json.loads((tmp_path / "out/annotation.json").read_text())["scores"]
+    assert [row["scored"] for row in scored][1:3] == ["linear probe of PCA", "linear probe of random weights"]
+
+
+def test_its_export_is_what_was_scored(annotated: tuple[Path, Path], tmp_path: Path) -> None:
+    out = annotated[0]
+    assert main(["export", str(out), str(tmp_path / "exported")]) == 0
+    best = best_checkpoint(out)
+    config = json.loads((tmp_path / "exported/config.json").read_text())
+    assert config["gm_train"]["step"] == best.step
+    assert config["gm_train"]["classes"]["calibration"] is not None
+    card = (tmp_path / "exported/README.md").read_text()
+    accuracy = json.loads((out / "annotation.json").read_text())["scores"][0]["accuracy"]["mean"]
+    assert re.search(rf"\| annotator \| {accuracy:.1f}", card)
+    # Another checkpoint was not scored.
+    other = next(path for path in sorted((out / "checkpoints").glob("step-*")) if path != best.path)
+    assert main(["export", str(other), str(tmp_path / "other")]) == 0
+    assert "| annotator |" not in (tmp_path / "other/README.md").read_text()
 
 
 @pytest.mark.parametrize(

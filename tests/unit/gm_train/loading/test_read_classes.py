@@ -96,7 +96,8 @@ def test_a_class_with_one_cell_is_left_out_by_name(tmp_path: Path, caplog: pytes
     store = store_of(again, labels)
     with caplog.at_level(logging.WARNING):
         found = classes_of(store, min_cells=2)
-    assert "fewer than task.min_cells=2 training cells: lonely (1)" in caplog.text
+    assert "1 of 3 classes, with 1 % of the labelled training cells, are left out" in caplog.text
+    assert "fewer than task.min_cells=2: lonely (1)" in caplog.text
     assert found.classes.names == ("a", "b")
     # It is not trained on; held out, it counts as a class that is not known.
     assert found.numbers[at_train] == -1

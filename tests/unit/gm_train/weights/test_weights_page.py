@@ -24,7 +24,7 @@ def test_the_page_runs(atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyP
     for line in lines:
         build_parser().parse_args(line)
     plain = ["model.norm=none", "trainer.max_steps=2"]
-    for run in ("runs/demo", "runs/atlas"):
+    for run in ("runs/demo", "runs/66m"):
         fit(load_config(*tiny_words(atlas.store, Path(run)), *plain))
     out, back, onward, published, published_back, _ = lines
     assert main(out) == main(back) == 0
