@@ -102,10 +102,12 @@ def _rows(before: Config, manifest: Manifest, n_cells: int) -> dict[str, Any]:
     rows = max(1, round(n_cells / cells_per_row))
     lanes = min(4, rows)
     rows = lanes * round(rows / lanes)
-    micro_rows = max(n for n in range(1, min(rows, before.data.micro_rows) + 1) if rows % n == 0)
-    return {
+    settings: dict[str, Any] = {
         "data.row_length": row_length,
         "data.lanes": lanes,
         "data.rows_per_lane": rows // lanes,
-        "data.micro_rows": micro_rows,
     }
+    most = before.data.micro_rows
+    if most is not None:
+        settings["data.micro_rows"] = max(n for n in range(1, min(rows, most) + 1) if rows % n == 0)
+    return settings

@@ -8,8 +8,8 @@ from pathlib import Path
 
 _EPILOG = """\
 examples:
-  gm-train launch configs/genemamba-66m.yaml configs/cluster/h100-infiniband.yaml data.micro_rows=3 --dry-run
-  gm-train launch configs/demo.yaml configs/cluster/local-cpu.yaml data.micro_rows=2 run.dir=/shared/runs/demo
+  gm-train launch configs/genemamba-66m.yaml configs/cluster/h100-infiniband.yaml --dry-run
+  gm-train launch configs/demo.yaml configs/cluster/local-cpu.yaml run.dir=/shared/runs/demo
 
 The script is printed, checked with `sbatch --test-only`, written with its settings to RUN_DIR/launch/001 (002, ...),
 and submitted. With --dry-run it is only printed.

@@ -35,6 +35,15 @@ from tests.support.launch_cases import GOOD, configured, executable
         (["cluster.sbatch=[--nodes=4]"], ["set cluster.nodes instead"]),
         (["cluster.sbatch=[-pgpu]"], ["set cluster.partition instead"]),
         (["cluster.sbatch=['--array 0-3']"], ["one run directory"]),
+        (["cluster.srun=[pmix]"], ["expected an option of srun"]),
+        (["cluster.srun=['-- x']"], ["expected an option of srun"]),
+        (["cluster.srun=['']"], ["expected an option of srun"]),
+        (["cluster.srun=[--ntasks=9]"], ["set cluster.nodes and cluster.gpus_per_node instead"]),
+        (["cluster.srun=[-c4]"], ["set cluster.cpus_per_task instead"]),
+        (["cluster.srun=['--output all.out']"], ["leave it out: the logs go to the run directory"]),
+        (["cluster.srun=[--gpu-bind=closest]"], ["every rank must see all GPUs"]),
+        (["cluster.srun=['--container-mounts=$SCRATCH']"], ["nothing is expanded"]),
+        (['cluster.srun=["--container-name=\'a"]'], ["shell words"]),
         (["cluster.partition=gpu\n#SBATCH --nodes=9"], ["one line of printable text"]),
         (['cluster.setup=["a\\nb"]'], ["cluster.setup[0]", "one line"]),
         (["run.dir=a\\b"], ["backslash"]),
@@ -219,3 +228,19 @@ def test_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytes
     assert launch(Path("/tmp/run-of-a-test"), "cluster.prefix=apptainer exec a.sif", "--dry-run") == 0
     for fragment in ("all nodes share", "a.zarr: does not exist", "its own", "SBATCH_PARTITION"):
         assert fragment in caplog.text
+
+
+def test_a_container_of_srun_needs_its_own_interpreter(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert launch(tmp_path / "run", "cluster.srun=[--container-image=a.sqsh]", "--dry-run") == 0
+    assert "name the image's own interpreter" in caplog.text
+
+
+def test_small_forward_passes_on_gpus_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    large = ["data.lanes=192", "data.micro_rows=null", "trainer.precision=bf16"]
+    assert launch(tmp_path / "run", *large, "cluster.nodes=8", "cluster.gpus_per_node=8", "--dry-run") == 0
+    assert "a forward pass of a rank has 3 rows, 6,144 tokens" in caplog.text
+    assert "data.rows_per_lane=6, which makes its batch 6 times as large" in caplog.text
+    caplog.clear()
+    assert launch(tmp_path / "run", *large, "cluster.nodes=1", "cluster.gpus_per_node=8", "--dry-run") == 0
+    assert launch(tmp_path / "run", *large, "cluster.gpus_per_node=0", "--dry-run") == 0
+    assert "a forward pass" not in caplog.text
