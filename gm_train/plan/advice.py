@@ -60,10 +60,15 @@ def _fewer_rows(
     plan: Plan, change: Callable[[Config], None] = lambda config: None, also: str = "", strategy: str = ""
 ) -> str:
     rows = plan.rows // plan.ranks.world_size
-    for number in range(min(plan.micro_rows, rows), 0, -1):
-        if rows % number == 0 and (number < plan.micro_rows or also):
-            need = _needs(plan, change, strategy or plan.strategy, number)
-            if need <= (plan.usable or 0):
-                more = f"trainer.strategy={strategy} " if strategy else ""
-                return f"{more}{also}data.micro_rows={number} ({need / 1e9:.3g} GB)"
+    strategy_here, most = strategy or plan.strategy, plan.micro_rows if also else plan.micro_rows - 1
+    usable = plan.usable or 0
+    if most < 1 or (one := _needs(plan, change, strategy_here, 1)) > usable:
+        return ""
+    # Memory grows in proportion to the rows. So few numbers need to be tried, which takes a second each.
+    each = max(1, (_needs(plan, change, strategy_here, plan.micro_rows) - one) // max(1, plan.micro_rows - 1))
+    fit = min(most, 1 + int((usable - one) // each))
+    for number in range(fit, 0, -1):
+        if rows % number == 0 and (need := _needs(plan, change, strategy_here, number)) <= usable:
+            more = f"trainer.strategy={strategy} " if strategy else ""
+            return f"{more}{also}data.micro_rows={number} ({need / 1e9:.3g} GB)"
     return ""

@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-#: Share of the roofline that a step is assumed to reach. At 24 x 512 in bf16 the roofline of an H200's data sheet is 1.27
-#: million tokens a second; counting the bytes and launches of today's kernels gives 0.15 to 0.19. It was not measured.
+#: Share of the roofline that a step is assumed to reach; it was not measured. At 24 x 512 in bf16 the roofline of an
+#: H200's data sheet is 1.27 million tokens a second. The bytes and launches of today's kernels, counted, give 0.15 to
+#: 0.19.
 ASSUMED_SHARE = 0.13
 #: Share of a device's memory that a run may fill; the rest is the CUDA context and gaps between allocations.
 USABLE = 0.92

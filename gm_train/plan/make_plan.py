@@ -141,14 +141,12 @@ def make_plan(
     if memory is None and config.trainer.strategy == "auto" and ranks.world_size > 1:
         why = "auto: the memory of a rank is not known here"
     micro_rows = choose_micro_rows(config, ranks.world_size)
+    need = rank_memory(config, facts.vocabulary_size, strategy, ranks.world_size, micro_rows, on_gpu)
     time = None
     if measured is not None:
         time = scaled_time(measured, micro_rows * config.data.row_length)
     elif sheet is not None:
         held = size.whole if not strategy_class(strategy).shards_weights else size.whole // ranks.world_size
         time = modelled_time(config, facts.vocabulary_size, micro_rows, held, sheet, share)
-    return Plan(
-        config, facts, size, ranks, sheet.name if sheet else measured.device if measured else "a CPU", memory, on_gpu,
-        strategy, why, micro_rows,
-        rank_memory(config, facts.vocabulary_size, strategy, ranks.world_size, micro_rows, on_gpu), time, measured,
-    )  # fmt: skip
+    name = sheet.name if sheet is not None else measured.device if measured is not None else "a CPU"
+    return Plan(config, facts, size, ranks, name, memory, on_gpu, strategy, why, micro_rows, need, time, measured)

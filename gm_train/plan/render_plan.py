@@ -72,6 +72,8 @@ def _memory(plan: Plan) -> list[str]:
         limit = f"   of {_bytes(plan.device_memory)}, of which {USABLE:.0%} may be filled"
     lines.append(f"  {'sum':<12}{_bytes(memory.total):>12}{limit}")
     lines.append(f"  {'loader':<12}{_bytes(plan.loader_bytes):>12}   of the node's memory: cache, pools, workers")
+    if not plan.on_gpu:
+        lines.append("  On a CPU, what the C library's allocator keeps of freed memory comes on top.")
     if plan.measured is not None and plan.measured.peak_bytes is not None:
         lines.append(
             f"  measured: {_bytes(plan.measured.peak_bytes)} at the peak of a step with {plan.measured.tokens:,} tokens"

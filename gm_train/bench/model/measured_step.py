@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 
+from data_shards.errors import DataError
 from gm_train.bench.measure.clock import Clock
 from gm_train.bench.measure.peak_memory import PeakMemory
-from gm_train.bench.measure.process import BenchProcess
+from gm_train.bench.measure.process import BenchProcess, OutOfMemory
 from gm_train.config.micro_rows import choose_micro_rows
 from gm_train.config.schema import Config
 from gm_train.model.compile import prepare_blocks
@@ -80,8 +81,7 @@ def measure_step(config: Config, vocabulary_size: int, ranks: Ranks) -> Measured
         ranks: those of the run; they share this machine's cores and memory.
 
     Raises:
-        DataError: the measurement failed.
-        OutOfMemory: the device has too little memory for it.
+        DataError: the measurement failed, or the device has too little memory for it.
     """
     on_gpu = torch.cuda.is_available()
     rows, length = choose_micro_rows(config, ranks.world_size), config.data.row_length
@@ -90,9 +90,15 @@ def measure_step(config: Config, vocabulary_size: int, ranks: Ranks) -> Measured
         rows = min(rows, max(1, CPU_TOKENS // length))
     threads = max(1, len(os.sched_getaffinity(0)) // ranks.local_size)
     kind = "cuda" if on_gpu else "cpu"
-    with BenchProcess("plan", threads, StepRunner, config, vocabulary_size, rows, length, kind) as process:
-        process.wait_until_started()
-        found = process.call("run")
+    try:
+        with BenchProcess("plan", threads, StepRunner, config, vocabulary_size, rows, length, kind) as process:
+            process.wait_until_started()
+            found = process.call("run")
+    except OutOfMemory as error:
+        raise DataError(
+            f"a step of {rows} rows of {length:,} tokens does not fit into this GPU ({error}): set a smaller "
+            "data.micro_rows; without --measured, `gm-train plan` says what would fit"
+        ) from error
     name = torch.cuda.get_device_name() if on_gpu else f"a CPU, {threads} thread{'s' if threads > 1 else ''} a rank"
     return Measured(
         rows * length, found["pass_s"], found["update_s"], found["peak"], name, device_memory(ranks), on_gpu
