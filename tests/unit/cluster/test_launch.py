@@ -1,6 +1,7 @@
 """`gm-train launch`: what it refuses, writes, and asks SLURM. Small scripts stand in for SLURM here."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -123,6 +124,26 @@ def test_dry_run_only_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert launch(tmp_path / "run", "--dry-run") == 0
     assert capsys.readouterr().out.startswith("#!/bin/bash\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_short_plan_goes_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert launch(tmp_path / "run", "cluster.gpu_type=h100", "trainer.precision=bf16", "--dry-run") == 0
+    assert re.search(
+        r"plan: \d.* GB of 80.0 GB a rank \(H100 SXM 80 GB\), .* tokens/s, .* h for 100,000 steps; modelled",
+        capsys.readouterr().err,
+    )
+    assert launch(tmp_path / "run", "model.arch=transformer", "--dry-run") == 0
+    assert "no plan: model.arch=transformer" in capsys.readouterr().err
+
+
+def test_what_cannot_fit_into_the_named_gpus_is_refused(
+    tmp_path: Path, slurm: Path, capsys: pytest.CaptureFixture
+) -> None:
+    large = ["data.lanes=128", "data.micro_rows=32"]
+    assert launch(tmp_path / "run", "cluster.gpu_type=h100", *large) == 1
+    assert "a rank needs" in capsys.readouterr().err
+    assert not slurm.exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_launch_checks_writes_and_submits(tmp_path: Path, slurm: Path, capsys: pytest.CaptureFixture) -> None:
