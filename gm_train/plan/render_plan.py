@@ -14,6 +14,10 @@ def _hours(seconds: float) -> str:
     return f"{seconds / _HOUR:,.1f} h" if seconds >= _HOUR / 10 else f"{seconds / 60:,.1f} min"
 
 
+def _tokens(number: float) -> str:
+    return f"{number / 1e9:,.1f} billion" if number >= 1e9 else f"{number / 1e6:,.2f} million"
+
+
 def summary(plan: Plan) -> str:
     """One or two lines, for `gm-train launch`."""
     limit = "" if plan.device_memory is None else f" of {_bytes(plan.device_memory)}"
@@ -92,7 +96,7 @@ def _speed(plan: Plan) -> list[str]:
         seconds = steps * step_s
         return (
             f"  {name:<12}{steps:>12,.0f} steps   {_hours(seconds)}, {seconds / _HOUR * ranks:,.1f} {unit}, "
-            f"{steps * tokens / 1e9:,.3g} billion tokens"
+            f"{_tokens(steps * tokens)} tokens"
         )
 
     lines = [
