@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cluster.launch_problems import ranks_per_node
 from cluster.sbatch_options import LOGS, log_pattern, sbatch_lines
+from cluster.srun_options import srun_words
 from gm_train.config.load import with_absolute_paths
 from gm_train.config.schema import Config
 from gm_train.run.lock import MARKER
@@ -150,6 +151,8 @@ def _ranks(config: Config, python: str) -> str:
         if cluster.gpus_per_node
         else ""
     )
+    more = "".join(f"    {words} \\\n" for words in map(srun_words, cluster.srun))
+    of_site = "# Then what this site needs (cluster.srun).\n" if more else ""
     return f"""\
 command=(
 {prefix}    {shlex.quote(cluster.python or python)} -m gm_train.cli fit "$config"
@@ -163,9 +166,9 @@ task='trap "" USR1; echo "== job $SLURM_JOB_ID.${{SLURM_RESTART_COUNT:-0}} on $S
 # --wait=0: when other ranks finish first, do not kill rank 0, which may still be writing.
 # --export=ALL: the variables above reach the ranks even if the job was submitted with --export=NONE.
 # --output: one log for each rank (%t); read rank 0's first. Later starts of the job append to the same logs.
-srun --ntasks={cluster.nodes * per_node} --ntasks-per-node={per_node} --cpus-per-task="$SLURM_CPUS_PER_TASK" \\
+{of_site}srun --ntasks={cluster.nodes * per_node} --ntasks-per-node={per_node} --cpus-per-task="$SLURM_CPUS_PER_TASK" \\
     --kill-on-bad-exit=1 --wait=0 --export=ALL \\
-    --output={shlex.quote(f"{log_pattern(config)}/%j-%t.out")} --open-mode=append \\
+{more}    --output={shlex.quote(f"{log_pattern(config)}/%j-%t.out")} --open-mode=append \\
     bash -c "$task" rank "${{command[@]}}"
 code=$?
 """

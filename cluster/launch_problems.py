@@ -3,6 +3,7 @@
 import re
 import shlex
 
+from cluster.srun_options import srun_problems
 from gm_train.config.schema import Config
 
 # days-hours[:minutes[:seconds]] or minutes[:seconds] or hours:minutes:seconds
@@ -62,7 +63,8 @@ def job_problems(config: Config) -> list[str]:
     cluster = config.cluster
     problems = _count_problems(config) + _format_problems(config) + _time_problems(config) + _text_problems(config)
     problems += [problem for entry in cluster.env for problem in _env_problems(entry)]
-    return problems + [problem for option in cluster.sbatch for problem in _option_problems(option)]
+    problems += [problem for option in cluster.sbatch for problem in _option_problems(option)]
+    return problems + [problem for option in cluster.srun for problem in srun_problems(option)]
 
 
 def _count_problems(config: Config) -> list[str]:
@@ -121,7 +123,7 @@ def _text_problems(config: Config) -> list[str]:
         for key in ("partition", "account", "qos", "constraint", "exclude", "job_name", "prefix", "python")
     }
     texts["run.dir"] = config.run.dir
-    for key in ("setup", "env", "sbatch"):
+    for key in ("setup", "env", "sbatch", "srun"):
         texts |= {f"cluster.{key}[{i}]": text for i, text in enumerate(getattr(cluster, key))}
     problems = [
         f"{key}={text!r}: must be one line of printable text (of a list, each entry)"

@@ -11,9 +11,11 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from cluster.batch_script import LAUNCHES
+from cluster.launch_problems import ranks_per_node
 from cluster.sbatch_options import LOGS
 from data_shards.errors import DataError
 from data_shards.files.atomic import whole_directory
+from gm_train.config.micro_rows import few_tokens
 from gm_train.config.schema import Config
 from gm_train.run.provenance import git_revision, packages
 
@@ -63,6 +65,13 @@ def warnings(config: Config) -> list[str]:
             "cluster.prefix is set and cluster.python is not: the prefix starts this machine's interpreter; "
             "if the prefix starts a container, name its own interpreter, such as cluster.python=python3"
         )
+    if any(entry.startswith("--container-image") for entry in config.cluster.srun) and not config.cluster.python:
+        texts.append(
+            "cluster.srun starts the ranks in a container and cluster.python is not set: name the image's own "
+            "interpreter, such as cluster.python=python3"
+        )
+    if config.cluster.gpus_per_node and (few := few_tokens(config, config.cluster.nodes * ranks_per_node(config))):
+        texts.append(few)
     overruling = sorted(name for name in os.environ if name.startswith("SBATCH_"))
     if overruling:
         texts.append(f"{', '.join(overruling)}: set in this shell; they override the #SBATCH lines of the script")

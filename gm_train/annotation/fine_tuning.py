@@ -121,10 +121,12 @@ def _rows(before: Config, row_length: int, wanted: float) -> dict[str, Any]:
     rows = max(1, round(wanted))
     lanes = min(4, rows)
     rows = lanes * round(rows / lanes)
-    most = max(1, before.data.micro_rows * before.data.row_length // row_length)
-    return {
+    settings: dict[str, Any] = {
         "data.row_length": row_length,
         "data.lanes": lanes,
         "data.rows_per_lane": rows // lanes,
-        "data.micro_rows": max(n for n in range(1, min(rows, most) + 1) if rows % n == 0),
     }
+    if before.data.micro_rows is not None:
+        most = max(1, before.data.micro_rows * before.data.row_length // row_length)
+        settings["data.micro_rows"] = max(n for n in range(1, min(rows, most) + 1) if rows % n == 0)
+    return settings

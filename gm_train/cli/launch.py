@@ -5,14 +5,19 @@ import logging
 import shlex
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from gm_train.config.schema import Config
 
 _EPILOG = """\
 examples:
-  gm-train launch configs/genemamba-66m.yaml configs/cluster/h100-infiniband.yaml data.micro_rows=3 --dry-run
-  gm-train launch configs/demo.yaml configs/cluster/local-cpu.yaml data.micro_rows=2 run.dir=/shared/runs/demo
+  gm-train launch configs/genemamba-66m.yaml configs/cluster/h100-infiniband.yaml --dry-run
+  gm-train launch configs/demo.yaml configs/cluster/local-cpu.yaml run.dir=/shared/runs/demo
 
 The script is printed, checked with `sbatch --test-only`, written with its settings to RUN_DIR/launch/001 (002, ...),
-and submitted. With --dry-run it is only printed.
+and submitted. With --dry-run it is only printed. A short plan of memory and hours goes to stderr; a run that cannot fit
+into the memory of the GPU that cluster.gpu_type names is refused.
 Before its time limit and on preemption, the job saves a checkpoint and goes back into the queue; after the loss of a
 node, SLURM requeues it. Each start resumes the run until it is finished.
 Settings: gm-train fit --settings lists them, those of the job under cluster. More: docs/slurm.md.
@@ -58,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     if not arguments.dry_run:
         submit.refuse_second_job(run_dir)
     print(script, end="" if arguments.dry_run else "\n", flush=True)
+    print(_plan(config), file=sys.stderr, flush=True)
     # After the script, which is long: otherwise the warnings would scroll out of sight.
     for warning in submit.warnings(config):
         logging.getLogger(__name__).warning(warning)
@@ -75,3 +81,27 @@ def run(arguments: argparse.Namespace) -> int:
         f"  starts    tail -F {shlex.quote(f'{logs}/{job}-batch.out')}"
     )
     return 0
+
+
+def _plan(config: "Config") -> str:
+    """Summarise memory and hours of a resolved launch.
+
+    Raises:
+        DataError: a rank's memory is too small, on a GPU that `cluster.gpu_type` names.
+    """
+    from cluster.launch_problems import ranks_per_node
+    from data_shards.errors import DataError
+    from gm_train.plan.advice import refuse_too_large
+    from gm_train.plan.devices import known_device
+    from gm_train.plan.make_plan import make_plan
+    from gm_train.plan.render_plan import summary
+
+    named = known_device(config.cluster.gpu_type)
+    device = (named or "h100") if config.cluster.gpus_per_node else None
+    try:
+        plan = make_plan(config, config.cluster.nodes, ranks_per_node(config), device)
+    except DataError as error:
+        return f"no plan: {error}"
+    if named is not None:
+        refuse_too_large(plan)
+    return summary(plan)

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 
 from data_shards.errors import DataError, OptionError
 from data_shards.workers import interrupts
-from gm_train.cli import bench, ckpt, doctor, eval, fit, launch
+from gm_train.cli import bench, ckpt, doctor, eval, fit, launch, plan
 from gm_train.cli.cells import annotate, embed, predict
 from gm_train.cli.command_parser import CommandParser
 from gm_train.cli.data import data
@@ -67,6 +67,7 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_parser(subparsers)
     import_weights.add_parser(subparsers)
     ckpt.add_parser(subparsers)
+    plan.add_parser(subparsers)
     launch.add_parser(subparsers)
     doctor.add_parser(subparsers)
     return parser

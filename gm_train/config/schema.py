@@ -19,7 +19,7 @@ class DataConfig:
     store: str = ""  # token store made by `gm-train data shards`
     lanes: int = 192  # independent streams of blocks; the number of ranks must divide it
     rows_per_lane: int = 1  # rows that a step takes from each lane: the global batch is lanes * rows_per_lane rows
-    micro_rows: int = 8  # rows in one forward pass of one rank
+    micro_rows: int | None = None  # rows of a rank's forward pass; None: as many as fit, up to 49,152 tokens
     row_length: int = 2048  # tokens in a row; whole cells are packed into rows
     pool_blocks: int | None = None  # blocks of a lane that are shuffled together; None: those of about 2^20 tokens
     group_cells: int = 1024  # about how many cells are packed together
@@ -159,6 +159,7 @@ class ClusterConfig:
     python: str = ""  # interpreter of the ranks; empty: the one that runs `gm-train launch`
     env: list[str] = field(default_factory=list)  # NAME=value for every rank, such as NCCL_SOCKET_IFNAME=ib0
     sbatch: list[str] = field(default_factory=list)  # further options of sbatch, passed on unchanged
+    srun: list[str] = field(default_factory=list)  # further options of srun, passed on unchanged, such as --mpi=pmix
 
 
 @dataclass

@@ -9,6 +9,7 @@ import lightning as L
 
 from data_shards.errors import DataError
 from gm_train.config.check import ConfigError, rank_problems
+from gm_train.config.micro_rows import data_of_ranks
 from gm_train.config.schema import Config
 from gm_train.loading.cell_batches import CellBatches
 from gm_train.loading.open_data import OpenData, open_data
@@ -178,7 +179,8 @@ class CellDataModule(L.LightningDataModule):
     def _from(self, position: Position) -> RankBatches:
         assert self._data is not None
         cells = self.config.trainer.validation_cells
-        return RankBatches(self.config.data, self._data.recipe, position, _ENDLESS, cells, self._ranks)
+        data = data_of_ranks(self.config, self._ranks.world_size)
+        return RankBatches(data, self._data.recipe, position, _ENDLESS, cells, self._ranks)
 
     def _trainer(self) -> L.Trainer:
         assert self.trainer is not None, "pass this to a Trainer: trainer.fit(module, datamodule=data)"

@@ -97,12 +97,16 @@ class StepLoader:
 
     The rows of a step come in the order of the lanes, whatever the number of workers.
 
+    Args:
+        dataset: the rows of this rank's lanes.
+        micro_rows: rows of a forward pass.
+
     Attributes:
         waited_s: seconds that training has waited for batches so far; without workers, the time to make them.
     """
 
-    def __init__(self, dataset: LaneDataset) -> None:
-        self._dataset = dataset
+    def __init__(self, dataset: LaneDataset, micro_rows: int) -> None:
+        self._dataset, self._micro_rows = dataset, micro_rows
         self.waited_s = 0.0
 
     def __iter__(self) -> Iterator[MicroBatch]:
@@ -130,7 +134,7 @@ class StepLoader:
             positions = {lane: position for piece in pieces for lane, position in piece.positions.items()}
             damaged = tuple(chunk for piece in pieces for chunk in piece.damaged)
             examples = join([piece.examples for piece in pieces])
-            batches = split(examples, self._dataset.data.micro_rows, positions, damaged)
+            batches = split(examples, self._micro_rows, positions, damaged)
             self.waited_s += time.perf_counter() - begun
             yield from batches
 
@@ -139,7 +143,7 @@ class RankBatches:
     """The micro-batches of one rank: rank r of K reads the lanes v with v mod K = r.
 
     Args:
-        data: settings of the data.
+        data: settings of the data, as `data_of_ranks` returns them.
         recipe: what turns rows into examples.
         position: where training begins; not changed here.
         max_steps: the step after which the loader ends.
@@ -160,6 +164,8 @@ class RankBatches:
         self.data, self.recipe, self.position = data, recipe, position
         self.max_steps, self.validation_cells = max_steps, validation_cells
         assert data.pool_blocks is not None, "fit sets data.pool_blocks before"
+        assert data.micro_rows is not None, "data_of_ranks chooses data.micro_rows"
+        self.micro_rows = data.micro_rows
         self.plan = RowPlan(
             recipe.seed, data.lanes, data.pool_blocks, data.group_cells, recipe.row_length, dict(data.weights)
         )
@@ -170,7 +176,7 @@ class RankBatches:
     def per_step(self) -> int:
         """Number of this rank's micro-batches in a step."""
         rows = self.data.lanes * self.data.rows_per_lane // self._ranks.world_size
-        return -(-rows // self.data.micro_rows)
+        return -(-rows // self.micro_rows)
 
     def train_batches(self) -> StepLoader:
         """Make the loader of this rank's lanes, from the present position to `max_steps`."""
@@ -178,7 +184,7 @@ class RankBatches:
         rank, size = self._ranks.global_rank, self._ranks.world_size
         own = {lane: position for lane, position in self.position.lanes.items() if lane % size == rank}
         lanes = LaneDataset(self.data, self.plan, self.recipe, own, n_steps, self.position.store_hash)
-        self._loader = StepLoader(lanes)
+        self._loader = StepLoader(lanes, self.micro_rows)
         return self._loader
 
     @property
@@ -198,7 +204,7 @@ class RankBatches:
             recipe = replace(self.recipe, seed=0)
             examples = _examples(rows, recipe, validation_order(reader, 0)) if len(rows) else None
             damaged = reader.quarantine.take_new()
-            self._validation = split(examples, self.data.micro_rows, {}, damaged) if examples else []
+            self._validation = split(examples, self.micro_rows, {}, damaged) if examples else []
         return self._validation
 
 

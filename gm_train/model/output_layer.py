@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 #: Logits that the cross-entropy holds at a time: 128 MiB of float32.
-_LOGITS_AT_A_TIME = 2**25
+LOGITS_AT_A_TIME = 2**25
 
 
 class OutputLayer(nn.Module):
@@ -80,7 +80,7 @@ class _CrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=weight.dtype, device=states.device)
         if with_gradients:
             d_states, d_weight, d_bias = torch.empty_like(states), torch.zeros_like(weight), torch.zeros_like(bias)
-        n_rows = max(1, _LOGITS_AT_A_TIME // len(weight))
+        n_rows = max(1, LOGITS_AT_A_TIME // len(weight))
         for first in range(0, len(states), n_rows):
             part, target = states[first : first + n_rows], targets[first : first + n_rows, None]
             logits = (part @ narrow.T).to(weight.dtype).add_(bias)

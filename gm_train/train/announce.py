@@ -8,6 +8,7 @@ from data_shards.rows.pool import RowPlan
 from data_shards.rows.store_reader import StoreReader
 from data_shards.tokens.vocabulary import FIRST_GENE
 from gm_train.checkpoint.find import Checkpoint
+from gm_train.config.micro_rows import few_tokens
 from gm_train.config.schema import Config
 from gm_train.loading.rank_batches import RankBatches
 from gm_train.model.classes import Classes
@@ -66,7 +67,12 @@ def announce(
     if config.trainer.compile:
         print("compiling the blocks at the first step: a minute or more without output")
     rows = config.data.lanes * config.data.rows_per_lane
-    print(f"step: {rows} rows of {config.data.row_length} tokens from {config.data.lanes} lanes")
+    print(
+        f"step: {rows} rows of {config.data.row_length} tokens from {config.data.lanes} lanes; "
+        f"a rank's forward pass has {batches.micro_rows} rows"
+    )
+    if ranks.device().type == "cuda" and (warning := few_tokens(config, ranks.world_size)) is not None:
+        log.warning(warning)
     nodes = f"{ranks.n_nodes} node{'s' if ranks.n_nodes > 1 else ''}"
     print(f"ranks: {ranks.world_size} on {nodes}, {ranks.device().type}; strategy {strategy}")
     if batches.recipe.pathways is not None:

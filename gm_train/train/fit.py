@@ -20,6 +20,7 @@ from gm_train.checkpoint.known_cells import keep_cell_hashes
 from gm_train.checkpoint.save import About
 from gm_train.config.check import ConfigError, config_problems, rank_problems
 from gm_train.config.load import config_from_file, flat, with_absolute_paths
+from gm_train.config.micro_rows import data_of_ranks
 from gm_train.config.schema import Config
 from gm_train.loading.open_data import OpenData, open_data
 from gm_train.loading.position import Position
@@ -138,7 +139,8 @@ def _fit(
     if start is not None:
         ranks.together(lambda: start.load_into(module.model, tokenizer))
     trainer = config.trainer
-    batches = RankBatches(config.data, data.recipe, position, trainer.max_steps, trainer.validation_cells, ranks)
+    of_ranks = data_of_ranks(config, ranks.world_size)
+    batches = RankBatches(of_ranks, data.recipe, position, trainer.max_steps, trainer.validation_cells, ranks)
     strategy, why, chosen = _choose_strategy(config, module, ranks)
     if checkpoint is not None:
         ranks.from_first(lambda: refuse_other_form(checkpoint, chosen.form, ranks.world_size))

@@ -151,7 +151,7 @@ class GeneMambaModule(L.LightningModule):
             if self.model.classifier is None:
                 self.log_dict({"l_lang": l_lang, "l_pathway": l_pathway})
         # The strategy averages gradients over the ranks, and Lightning divides by the number of accumulated batches.
-        per_step = -(-batch.info.n_slots // (self.config.data.micro_rows * self.config.data.row_length))
+        per_step = batch.info.n_slots // batch.input_ids.numel()  # all micro-batches of a step are equally large
         share: Tensor = shares[0] + self.config.objective.gamma * shares[1]
         return share * (self.trainer.world_size * per_step)
 

@@ -15,14 +15,15 @@ FOLDER = Path(__file__).parent / "launch"
 CONFIGS = Path(__file__).parents[2] / "configs"
 LARGE = ["genemamba-66m.yaml", "run.dir=/scratch/runs/genemamba-66m", "data.store=/scratch/data/cells.zarr"]
 CASES = {
-    "h100-infiniband": [*LARGE, "cluster/h100-infiniband.yaml", "data.micro_rows=3"],
+    "h100-infiniband": [*LARGE, "cluster/h100-infiniband.yaml"],
     "a100-apptainer": [*LARGE, "cluster/a100-apptainer.yaml", "cluster.account=mylab", "cluster.sbatch=[--exclusive]"],
     "preemptible": [
-        *LARGE, "cluster/h100-infiniband.yaml", "cluster/preemptible.yaml", "data.micro_rows=3",
+        *LARGE, "cluster/h100-infiniband.yaml", "cluster/preemptible.yaml",
         "cluster.exclude=node[07-08]", "cluster.constraint=ib&nvme",
     ],
+    "h100-pyxis": [*LARGE, "cluster/h100-pyxis.yaml", "cluster.account=mylab"],
     "local-cpu": [
-        "demo.yaml", "cluster/local-cpu.yaml", "run.dir=/shared/demo", "data.micro_rows=2", "cluster.requeue=false",
+        "demo.yaml", "cluster/local-cpu.yaml", "run.dir=/shared/demo", "cluster.requeue=false",
     ],
 }  # fmt: skip
 

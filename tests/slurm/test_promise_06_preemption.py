@@ -287,6 +287,8 @@ FITS = ["cluster.partition=debug", "cluster.qos=", "cluster.gpu_type=", "cluster
 ADJUSTED = {
     "local-cpu.yaml": (["data.micro_rows=1"], 2),
     "h100-infiniband.yaml": ([*FITS, "cluster.nodes=2", "cluster.gpus_per_node=2", "cluster.cpus_per_task=8"], 32),
+    # sbatch does not read the options of srun: this cluster has no Pyxis.
+    "h100-pyxis.yaml": ([*FITS, "cluster.nodes=2", "cluster.gpus_per_node=2", "cluster.cpus_per_task=8"], 32),
     "a100-apptainer.yaml": ([*FITS, "cluster.gpus_per_node=2", "cluster.cpus_per_task=4"], 8),
     "preemptible.yaml": ([*FITS, "cluster.nodes=2", "cluster.gpus_per_node=1", "cluster.cpus_per_task=4"], 8),
 }

@@ -14,13 +14,14 @@ from data_shards.tokens.vocabulary import Vocabulary
 from gm_train.bench.measure.process import OutOfMemory
 from gm_train.bench.measure.turns import Say
 from gm_train.bench.model import layer_runner, sections
-from gm_train.bench.model.contenders import GENEMAMBA, MIXER, PUBLISHED, TRANSFORMER, contenders, n_parameters
+from gm_train.bench.model.contenders import GENEMAMBA, MIXER, PUBLISHED, TRANSFORMER, contenders
 from gm_train.bench.model.model_plan import ModelPlan
 from gm_train.bench.model.model_report import crossover, render_model
 from gm_train.bench.model.throughput_picture import draw_throughput
 from gm_train.bench.model.workload import Stores, simulated_stores
 from gm_train.bench.results import bench_progress, made_with, write_results
 from gm_train.model.scan_kernels import kernel_of
+from gm_train.plan.model_size import n_parameters
 
 _DEEP_CELLS = {"cpu": 128, "cuda": 512}
 _MEASURED = ("race", "layer", "ladder", "options", "kernels", "profile", "loss_memory")

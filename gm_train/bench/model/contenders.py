@@ -5,15 +5,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from torch import nn
 
 from data_shards.errors import DataError
-from gm_train.bench.model.flops import Work, training_flops
 from gm_train.bench.model.published import Published
 from gm_train.config.schema import Config, ModelConfig
 from gm_train.model.compile import prepare_blocks
 from gm_train.model.genemamba import GeneMamba
 from gm_train.model.scan_kernels import CHUNK, choose_kernel
+from gm_train.plan.flops import Work, training_flops
+from gm_train.plan.model_size import n_parameters
 
 GENEMAMBA, PUBLISHED, TRANSFORMER, MIXER = "genemamba", "published", "transformer", "mamba2_transformers"
 NAMES = (GENEMAMBA, PUBLISHED, TRANSFORMER, MIXER)
@@ -80,7 +80,7 @@ class Contender:
         return model
 
     def flops_per_token(self, vocabulary_size: int, context: float, targets: float, device: torch.device) -> float:
-        """Return the FLOPs of a training step per real token; see `gm_train.bench.model.flops`.
+        """Return the FLOPs of a training step per real token; see `gm_train.plan.flops`.
 
         Args:
             vocabulary_size: number of tokens.
@@ -98,13 +98,6 @@ def as_computed(model: ModelConfig, device: torch.device) -> ModelConfig:
     if model.arch == "transformer" or choose_kernel(model.kernel, device)[0] == "torch":
         return model
     return replace(model, chunk=CHUNK)
-
-
-def n_parameters(model: ModelConfig, vocabulary_size: int) -> int:
-    """Count the parameters of a model without allocating them."""
-    with torch.device("meta"):
-        built: nn.Module = GeneMamba(model, vocabulary_size)
-    return sum(parameter.numel() for parameter in built.parameters())
 
 
 def matched_transformer(model: ModelConfig, vocabulary_size: int) -> ModelConfig:

@@ -45,9 +45,7 @@ export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK > 4 ? SLURM_CPUS_PER_TASK - 4 : 1)
 # If the launching shell has set these, they would take precedence over SLURM's own numbers.
 unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE
 # cluster.env: what this site's network and libraries need.
-export NCCL_SOCKET_IFNAME=ib0
-export GLOO_SOCKET_IFNAME=ib0
-export NCCL_IB_HCA='=mlx5_0,mlx5_1,mlx5_2,mlx5_3'
+export PYTORCH_ALLOC_CONF=expandable_segments:True
 
 # The ranks meet on the first node, at the address that SLURM uses for it, or else at its name.
 first=$(scontrol show hostnames "$SLURM_JOB_NODELIST" | head -n 1)

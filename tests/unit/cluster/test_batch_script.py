@@ -100,6 +100,7 @@ def test_ranks_start_as_written(play: Callable[..., Played], tmp_path: Path) -> 
         "cluster.env=['SITE=a \"b\" it''s']",
         "cluster.setup=['export SAID=$((40 + 2))', 'echo $UNSET']",
         "cluster.prefix=env SAID_TOO=$SAID",
+        "cluster.srun=[--mpi=pmix, --container-image=site#image, '--comment=\"two words\"']",
         code=0,
     )
     run_dir = next(tmp_path.glob("it's*"))
@@ -111,6 +112,8 @@ def test_ranks_start_as_written(play: Callable[..., Played], tmp_path: Path) -> 
     (srun,) = played.of("srun")
     logs = f"{run_dir}/logs".replace("%", "%%")
     for word in ("--ntasks=4", "--ntasks-per-node=2", "--cpus-per-task=8", f"--output={logs}/%j-%t.out"):
+        assert word in srun
+    for word in ("--mpi=pmix", "--container-image=site#image", "--comment=two words"):
         assert word in srun
     assert (played.code, played.requeued, played.err) == (0, False, "")
     assert "== job 7.0 on n1" in played.out

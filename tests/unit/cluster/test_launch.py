@@ -1,6 +1,7 @@
 """`gm-train launch`: what it refuses, writes, and asks SLURM. Small scripts stand in for SLURM here."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,15 @@ from tests.support.launch_cases import GOOD, configured, executable
         (["cluster.sbatch=[--nodes=4]"], ["set cluster.nodes instead"]),
         (["cluster.sbatch=[-pgpu]"], ["set cluster.partition instead"]),
         (["cluster.sbatch=['--array 0-3']"], ["one run directory"]),
+        (["cluster.srun=[pmix]"], ["expected an option of srun"]),
+        (["cluster.srun=['-- x']"], ["expected an option of srun"]),
+        (["cluster.srun=['']"], ["expected an option of srun"]),
+        (["cluster.srun=[--ntasks=9]"], ["set cluster.nodes and cluster.gpus_per_node instead"]),
+        (["cluster.srun=[-c4]"], ["set cluster.cpus_per_task instead"]),
+        (["cluster.srun=['--output all.out']"], ["leave it out: the logs go to the run directory"]),
+        (["cluster.srun=[--gpu-bind=closest]"], ["every rank must see all GPUs"]),
+        (["cluster.srun=['--container-mounts=$SCRATCH']"], ["nothing is expanded"]),
+        (['cluster.srun=["--container-name=\'a"]'], ["shell words"]),
         (["cluster.partition=gpu\n#SBATCH --nodes=9"], ["one line of printable text"]),
         (['cluster.setup=["a\\nb"]'], ["cluster.setup[0]", "one line"]),
         (["run.dir=a\\b"], ["backslash"]),
@@ -114,6 +124,25 @@ def test_dry_run_only_prints(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ca
     assert launch(tmp_path / "run", "--dry-run") == 0
     assert capsys.readouterr().out.startswith("#!/bin/bash\n")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_short_plan_goes_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    assert launch(tmp_path / "run", "cluster.gpu_type=h100", "trainer.precision=bf16", "--dry-run") == 0
+    summary = capsys.readouterr().err
+    assert re.search(r"plan: \d.* GB of 80.0 GB a rank \(H100 SXM 80 GB\), .* tokens/s, ", summary)
+    assert "h for 100,000 steps; modelled, not measured" in summary
+    assert launch(tmp_path / "run", "model.arch=transformer", "--dry-run") == 0
+    assert "no plan: model.arch=transformer" in capsys.readouterr().err
+
+
+def test_what_cannot_fit_into_the_named_gpus_is_refused(
+    tmp_path: Path, slurm: Path, capsys: pytest.CaptureFixture
+) -> None:
+    large = ["data.lanes=128", "data.micro_rows=32"]
+    assert launch(tmp_path / "run", "cluster.gpu_type=h100", *large) == 1
+    assert "a rank needs" in capsys.readouterr().err
+    assert not slurm.exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_launch_checks_writes_and_submits(tmp_path: Path, slurm: Path, capsys: pytest.CaptureFixture) -> None:
@@ -219,3 +248,19 @@ def test_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytes
     assert launch(Path("/tmp/run-of-a-test"), "cluster.prefix=apptainer exec a.sif", "--dry-run") == 0
     for fragment in ("all nodes share", "a.zarr: does not exist", "its own", "SBATCH_PARTITION"):
         assert fragment in caplog.text
+
+
+def test_a_container_of_srun_needs_its_own_interpreter(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert launch(tmp_path / "run", "cluster.srun=[--container-image=a.sqsh]", "--dry-run") == 0
+    assert "name the image's own interpreter" in caplog.text
+
+
+def test_small_forward_passes_on_gpus_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    large = ["data.lanes=192", "data.micro_rows=null", "trainer.precision=bf16"]
+    assert launch(tmp_path / "run", *large, "cluster.nodes=8", "cluster.gpus_per_node=8", "--dry-run") == 0
+    assert "a forward pass of a rank has 3 rows, 6,144 tokens" in caplog.text
+    assert "data.rows_per_lane=6, which makes its batch 6 times as large" in caplog.text
+    caplog.clear()
+    assert launch(tmp_path / "run", *large, "cluster.nodes=1", "cluster.gpus_per_node=8", "--dry-run") == 0
+    assert launch(tmp_path / "run", *large, "cluster.gpus_per_node=0", "--dry-run") == 0
+    assert "a forward pass" not in caplog.text

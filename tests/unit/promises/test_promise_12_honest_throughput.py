@@ -12,11 +12,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from data_shards.rows.lanes import Lanes
 from data_shards.rows.pool import RowPlan
 from data_shards.rows.store_reader import StoreReader
-from gm_train.bench.model.contenders import matched_transformer, n_parameters
-from gm_train.bench.model.flops import TRAINING, Work, forward_parts, training_flops
+from gm_train.bench.model.contenders import matched_transformer
 from gm_train.config.load import load_config
 from gm_train.config.schema import ModelConfig
 from gm_train.model.genemamba import GeneMamba
+from gm_train.plan.flops import TRAINING, Work, forward_parts, training_flops
+from gm_train.plan.model_size import n_parameters
 from gm_train.run.records import METRICS, read_rows
 from gm_train.train.fit import fit
 from tests.conftest import Atlas, tiny_words

@@ -12,11 +12,11 @@ from gm_train.bench.measure.turns import Spread
 from gm_train.bench.model import sections
 from gm_train.bench.model.model_plan import ModelPlan, gpu_report
 from gm_train.bench.model.model_report import crossover
-from gm_train.bench.model.rooflines import costs
 from gm_train.bench.model.workload import Shape
 from gm_train.cli.main import main
 from gm_train.config.check import ConfigError
 from gm_train.config.schema import Config, ModelConfig
+from gm_train.plan.kernel_costs import costs
 
 PEAKS = Peaks(flops=100.0, side=1, bandwidth=10.0)
 
@@ -108,7 +108,7 @@ def test_a_roofline_is_the_slower_of_arithmetic_and_memory() -> None:
 
 @pytest.mark.parametrize("aggregation", ["gate", "mean", "head_gate"])
 def test_the_kernels_of_a_step_have_all_its_operations(aggregation: str) -> None:
-    from gm_train.bench.model.flops import Work, training_flops
+    from gm_train.plan.flops import Work, training_flops
 
     config = ModelConfig(d_model=64, n_layers=3, head_dim=32, aggregation=aggregation)
     found = costs(config, 500, slots=1000, n_targets=150, n_parameters=10_000, narrow=4)
