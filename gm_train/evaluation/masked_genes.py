@@ -110,7 +110,7 @@ def model_predictor(model: GeneMamba, precision: str = "fp32") -> Predictor:
 
     Args:
         model: in evaluation mode, on the device to use.
-        precision: "fp32", or "bf16" for autocast; log probabilities are always float32.
+        precision: "fp32", or "bf16" for autocast in the layers; the output layer is always float32.
     """
     device = next(model.parameters()).device
     rows = max(1, CHUNK_LOGITS // model.embedding.num_embeddings)
@@ -127,8 +127,8 @@ def model_predictor(model: GeneMamba, precision: str = "fp32") -> Predictor:
                 states = model(input_ids, segment)[: len(numbers)][torch.from_numpy(hidden).to(device)]
             positions = flat[hidden]
             for start in range(0, len(positions), rows):
-                with computing_in(precision, device):
-                    logits = model.logits(states[start : start + rows]).float()
+                # In float32: in bfloat16 many genes would be equally likely.
+                logits = model.logits(states[start : start + rows].float())
                 yield positions[start : start + rows], torch.log_softmax(logits, dim=-1)
 
     return predict

@@ -66,10 +66,8 @@ class MaskedGenesTask(EvaluationTask):
         for seed in range(subject.mask_seeds):
             keys = cell_keys(seed, cells.data_set[numbers], cells.row[numbers])
             masked = mask_cells(held_out, keys, size, MASK_RATE)
-            for name, predictor in {
-                **fixed,
-                RANDOM: model_predictor(subject.random_model(seed), subject.precision),
-            }.items():
+            random = model_predictor(subject.random_model(seed), subject.precision)
+            for name, predictor in {**fixed, RANDOM: random}.items():
                 scores[name].append(score_masked(predictor, masked))
                 advance()
         return [{"ranks": ranks, "scored": name, **figures([asdict(s) for s in runs])} for name, runs in scores.items()]

@@ -20,14 +20,14 @@ from data_shards.errors import DataError
 from gm_train.config.schema import Config, ModelConfig
 from gm_train.model.attention import attention_kernel
 from gm_train.model.scan_check import ScanSizes, scan_problem
-from gm_train.model.scan_tiles import fix_tiles
+from gm_train.model.scan_tiles import VERSION, fix_tiles
 
 log = logging.getLogger(__name__)
 
-#: Needs no compiler: without these variables mamba_ssm's build wants nvcc, for kernels that are not used here.
+#: Needs no nvcc: without these variables mamba_ssm's build compiles kernels that are not used here.
 INSTALL = (
-    "MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE pip install --no-build-isolation --no-deps "
-    "mamba-ssm==2.3.2.post1, with 'gm-train[cuda]' installed"
+    "pip install 'gm-train[cuda]' setuptools wheel && MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE "
+    f"pip install --no-cache-dir --no-build-isolation --no-deps mamba-ssm=={VERSION}"
 )
 
 #: Positions in a chunk of the package's scan, the default of its own Mamba-2. `model.chunk` is chosen for the CPU; on a

@@ -20,8 +20,8 @@ _MODULES = ("ssd_bmm", "ssd_chunk_scan", "ssd_chunk_state", "ssd_combined", "ssd
 _PRODUCT = {"BLOCK_SIZE_M": 64, "BLOCK_SIZE_N": 64, "BLOCK_SIZE_K": 32}
 _SQUARE = {"BLOCK_SIZE_M": 64, "BLOCK_SIZE_N": 64}
 #: For each kernel its tile, number of warps and number of pipeline stages. None was timed on a GPU: they are chosen by
-#: what the compiler reports for bfloat16. Tiles of 64 are as wide as a head and a state of the presets, spill no register
-#: on compute capabilities 8.0 and 9.0, and leave room for two or more blocks on a multiprocessor.
+#: what the compiler reports for bfloat16. Tiles of 64 are as wide as a head and a state of the presets, spill no
+#: register on compute capabilities 8.0 and 9.0, and leave room for two or more blocks on a multiprocessor.
 TILES: dict[str, tuple[dict[str, int], int, int]] = {
     "_chunk_cumsum_fwd_kernel": ({"BLOCK_SIZE_H": 16}, 4, 3),
     "_chunk_state_fwd_kernel": (_PRODUCT, 2, 4),

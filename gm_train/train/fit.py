@@ -48,6 +48,7 @@ from gm_train.strategies.steps import Steps
 from gm_train.train.announce import announce
 from gm_train.train.callbacks import StepCallbacks, load_callbacks
 from gm_train.train.grown_store import GrownStore
+from gm_train.train.out_of_memory import advising_on_memory
 from gm_train.train.patience import Patience
 from gm_train.train.recorder import Recorder
 from gm_train.train.run_report import write_report
@@ -82,7 +83,7 @@ def fit(config: Config, leaving: Leaving | None = None) -> Outcome:
 
     Raises:
         DataError: the store or the checkpoint does not fit the configuration, `model.kernel` cannot run here, the run
-            directory is in use, or the ranks did not find each other.
+            directory is in use, the ranks did not find each other, or a GPU's memory is too small.
         ConfigError: the configuration cannot use this number of ranks, or the schedule of a new run is shorter than its
             warm-up.
     """
@@ -92,6 +93,7 @@ def fit(config: Config, leaving: Leaving | None = None) -> Outcome:
     directory = Path(config.run.dir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(joined(ranks, alone=config.trainer.strategy not in WITHOUT_GROUP))
+        stack.enter_context(advising_on_memory(config, ranks))
         ranks.together(lambda: kernel_of(config, ranks.device()))
         callbacks = load_callbacks(config.trainer.callbacks, ranks)
         data = ranks.together(lambda: open_data(config))

@@ -63,5 +63,8 @@ def test_the_set_that_a_start_compiles(capability: int, dtype: str, tmp_path: Pa
 
 @pytest.mark.slow
 def test_the_small_scan_compiles_what_a_layer_runs(tmp_path: Path) -> None:
+    """Three kernels are compiled once more: a block of them takes several heads where there are many blocks."""
     found = compiled(tmp_path, "--layer")
-    assert found["layer_adds"] == []
+    several_heads = {"_chunk_state_bwd_db_kernel", "_chunk_scan_bwd_dc_kernel", "_chunk_scan_bwd_dcb_kernel"}
+    assert {one["kernel"] for one in found["layer_adds"]} <= several_heads
+    assert len(found["layer_adds"]) <= 3
