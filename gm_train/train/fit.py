@@ -172,7 +172,7 @@ def _fit(
     try:
         if unfinished and leaving.agree(ranks) is None:
             lightning = _trainer(config, chosen(ranks, config.optim.clip), ranks, [recorder, at_steps])
-            lightning.fit(module, train_dataloaders=batches.train_batches())
+            lightning.fit(module, train_dataloaders=batches.train_batches(ranks.device()))
         if leaving.agreed in PREEMPTIONS and "SLURM_JOB_ID" in os.environ:
             # Before the report: little time may be left.
             ranks.from_first(lambda: mark_preempted(directory, lock))

@@ -81,8 +81,8 @@ def play(tmp_path: Path) -> Callable[..., Played]:
         script = tmp_path / "job.sh"
         script.write_text(render_batch_script(resolved(config), 1, python="not this one"))
         environment = {
-            "PATH": f"{bin_dir}:/usr/bin:/bin", "TMPDIR": str(tmp_path), "SEEN": str(seen), "RUN_DIR": str(run_dir), "CODE": str(code),
-            "WRITES": writes, "SCONTROL": str(scontrol), "RANK": "5",
+            "PATH": f"{bin_dir}:/usr/bin:/bin", "TMPDIR": str(tmp_path), "SEEN": str(seen), "RUN_DIR": str(run_dir),
+            "CODE": str(code), "WRITES": writes, "SCONTROL": str(scontrol), "RANK": "5",
             "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_PER_TASK": "8",
         }  # fmt: skip
         if restart:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 
+from data_shards.errors import DataError
 from gm_train.cli.main import main
 from gm_train.config.load import load_config
 from gm_train.config.schema import Config
@@ -54,9 +55,9 @@ def test_a_gpu_says_what_was_in_use(config: Config, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Ranks, "device", lambda self: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 70 << 30)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 80 << 30))
-    with pytest.raises(Exception, match=r"up to 70\.0 GiB; 79\.0 of the GPU's 80\.0 GiB are in use"):
-        with advising_on_memory(config, Ranks()):
-            run_out()
+    said = r"up to 70\.0 GiB; 79\.0 of the GPU's 80\.0 GiB are in use"
+    with pytest.raises(DataError, match=said), advising_on_memory(config, Ranks()):
+        run_out()
 
 
 def test_other_errors_pass(config: Config) -> None:
