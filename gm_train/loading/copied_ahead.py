@@ -22,7 +22,7 @@ def copied_ahead(batches: Iterable[MicroBatch], device: torch.device) -> Iterato
     if device.type != "cuda":
         yield from batches
         return
-    stream = torch.cuda.Stream(device)
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     waiting: tuple[MicroBatch, torch.cuda.Event] | None = None
     source = iter(batches)
     while True:

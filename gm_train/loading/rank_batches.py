@@ -23,7 +23,6 @@ from gm_train.objective.recipe import Recipe
 from gm_train.ranks.ranks import Ranks
 from gm_train.ranks.signals import children_deaf
 
-
 _CPU = torch.device("cpu")
 
 
