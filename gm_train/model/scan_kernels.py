@@ -21,6 +21,7 @@ from gm_train.config.schema import Config, ModelConfig
 from gm_train.model.attention import attention_kernel
 from gm_train.model.scan_check import ScanSizes, scan_problem
 from gm_train.model.scan_tiles import VERSION, fix_tiles
+from gm_train.ranks.ranks import Ranks, launched
 
 log = logging.getLogger(__name__)
 
@@ -111,7 +112,7 @@ def launch_problem(
 
     Args:
         sizes: of the scan of a layer.
-        device: the GPU; None for the present one.
+        device: the GPU; None for that of this rank.
         dtype: in which a layer computes, if this is not known already.
     """
     if sizes not in _launched:
@@ -123,7 +124,7 @@ def launch_problem(
             os.environ.get("TRITON_CACHE_DIR", "~/.triton/cache"),
         )
         begun = time.perf_counter()
-        place = device or torch.device("cuda", torch.cuda.current_device())
+        place = device or (launched() or Ranks()).device()
         problem = scan_problem(package_ssd, sizes, 2 * CHUNK, place, dtype)
         seconds = time.perf_counter() - begun
         if problem is None:

@@ -45,7 +45,6 @@ def _with_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(scan_kernels, "package_problem", lambda: None)
     monkeypatch.setattr(scan_kernels, "_launched", {})
     monkeypatch.setattr(scan_kernels, "scan_problem", lambda *_: None)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
 
 
 @pytest.fixture
