@@ -45,7 +45,7 @@ from gm_train.run.records import (
 from gm_train.strategies.choose import WITHOUT_GROUP, choose, device_memory, strategy_class
 from gm_train.strategies.joined import Joined
 from gm_train.strategies.steps import Steps
-from gm_train.train.announce import announce
+from gm_train.train.announce import announce, warn_of_other_kernels
 from gm_train.train.callbacks import StepCallbacks, load_callbacks
 from gm_train.train.grown_store import GrownStore
 from gm_train.train.out_of_memory import advising_on_memory
@@ -94,7 +94,7 @@ def fit(config: Config, leaving: Leaving | None = None) -> Outcome:
     with contextlib.ExitStack() as stack:
         stack.enter_context(joined(ranks, alone=config.trainer.strategy not in WITHOUT_GROUP))
         stack.enter_context(advising_on_memory(config, ranks))
-        ranks.together(lambda: kernel_of(config, ranks.device()))
+        warn_of_other_kernels(ranks.gather(ranks.together(lambda: kernel_of(config, ranks.device()))))
         callbacks = load_callbacks(config.trainer.callbacks, ranks)
         data = ranks.together(lambda: open_data(config))
         lock = ranks.on_first(lambda: stack.enter_context(locked(directory)))
