@@ -69,8 +69,11 @@ command=(
 
 # A task sees all GPUs of its node, because NCCL needs that for NVLink, and uses GPU number SLURM_LOCALID.
 # USR1 would end a process that is still starting: a task ignores it until Python has installed its own handler.
-# The folder of kernels must be the user's own, on every node: what is in it is run.
-task='trap "" USR1; mkdir -m 700 -p "$TRITON_CACHE_DIR"; [[ -O $TRITON_CACHE_DIR ]] || unset TRITON_CACHE_DIR; echo "== job $SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0} on $SLURMD_NODENAME"; exec "$@"'
+# The folder of compiled kernels must be the user's own on every node, since what is in it is run.
+task='trap "" USR1
+mkdir -m 700 -p "$TRITON_CACHE_DIR"; [[ -O $TRITON_CACHE_DIR ]] || unset TRITON_CACHE_DIR
+echo "== job $SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0} on $SLURMD_NODENAME"
+exec "$@"'
 
 # --cpus-per-task: srun does not take it over from sbatch since SLURM 22.05.
 # --kill-on-bad-exit: when one rank fails, end the others, which would only wait for it.
