@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo bench test test-all lint slurm slurm-down
+.PHONY: help setup setup-gpu demo bench test test-all lint slurm slurm-down
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -18,12 +18,20 @@ MAMBA_SSM = MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE $(BIN)/python -m p
 $(VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV) || python3 -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip setuptools wheel -c constraints.txt
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) torch
 	DS_BUILD_OPS=0 $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[demo,test,dev]"
 	$(MAMBA_SSM)
 	touch $@
 
 setup: $(VENV)/.ready ## build .venv and install gm-train into it
+
+# A wheel of torch with CUDA is PyPI's default on Linux; TORCH_INDEX names another index, for another CUDA.
+HAS_CUDA = import sys, torch; torch.version.cuda or sys.exit("torch " + torch.__version__ + " has no CUDA: remove \
+	$(VENV) and choose an index with TORCH_INDEX=https://download.pytorch.org/whl/cu128, for example")
+
+setup-gpu: setup ## the same, and check that it can train on this machine's GPU; needs gcc, but no nvcc [TORCH_INDEX=URL]
+	@$(BIN)/python -c '$(HAS_CUDA)'
+	$(BIN)/python -m gm_train.cli doctor
 
 demo: setup ## train and evaluate a model on real cells [DATA=file.h5ad] [FRESH=1]; run again to continue
 	$(BIN)/python -m gm_train.cli.demo $(if $(DATA),--data "$(DATA)") $(if $(FRESH),--fresh)

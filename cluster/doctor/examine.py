@@ -17,6 +17,7 @@ from datetime import timedelta
 from cluster.doctor.check_data import check_pathways, check_store
 from cluster.doctor.check_device import check_device
 from cluster.doctor.check_job import check_job, check_tools
+from cluster.doctor.check_kernel import check_kernel
 from cluster.doctor.check_machine import check_cores, check_software, check_strategies
 from cluster.doctor.check_network import MOST_ON_GPU, check_all_reduce
 from cluster.doctor.check_run_dir import check_run_dir, check_space, check_strategy, model_size
@@ -73,6 +74,7 @@ def _examine(checkup: Checkup, config: Config | None) -> bool:
     check_ranks(checkup, config)
     checkup.check("software", lambda: check_software(checkup))
     checkup.check("device", lambda: check_device(checkup, config))
+    checkup.check("kernel", lambda: check_kernel(checkup, config))
     checkup.check("cores", lambda: check_cores(checkup, config))
     gradient_bytes = MOST_ON_GPU
     if config is None:

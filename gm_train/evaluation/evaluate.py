@@ -8,6 +8,7 @@ from data_shards.files.atomic import replace_file
 from data_shards.tokens.vocabulary import FIRST_GENE
 from data_shards.workers.progress import Progress
 from gm_train.config.schema import Config
+from gm_train.embedding.embed import default_precision
 from gm_train.embedding.embed_cells import F32
 from gm_train.evaluation import score_table
 from gm_train.evaluation.cells import EvaluationCells
@@ -59,7 +60,7 @@ def evaluate(
     """Score a model and its controls.
 
     Args:
-        model: in evaluation mode.
+        model: in evaluation mode, on the device to use. On a GPU it is evaluated in the precision of its run.
         config: the configuration of its run.
         cells: training and held-out cells, from `read_cells`.
         trained_on: "plain" or "dithered", the ranks that the model was trained on.
@@ -69,7 +70,8 @@ def evaluate(
     Raises:
         DataError: no gene is hidden.
     """
-    subject = Subject(model, config, cells, trained_on, mask_seeds)
+    precision = default_precision(config, next(model.parameters()).device)
+    subject = Subject(model, config, cells, trained_on, mask_seeds, precision)
     tasks = [task(subject) for task in TASKS]
     rows: dict[str, list[Row]] = {task.key: [] for task in tasks}
     n_scores = len(RANKS) * sum(task.n_scores for task in tasks)
@@ -88,6 +90,7 @@ def evaluate(
             "language": config.objective.language,
             "label": config.task.label,
             "trained_on": trained_on,
+            "precision": precision,
         },
         "cells": {
             "train": int((~cells.held_out).sum()),

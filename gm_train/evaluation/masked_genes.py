@@ -16,6 +16,7 @@ from data_shards.errors import DataError
 from data_shards.hashing import U64
 from gm_train.embedding.ragged import Ragged, padded_batches
 from gm_train.model.genemamba import GeneMamba
+from gm_train.objective.loss import computing_in
 from gm_train.objective.masking import mask_tokens
 
 #: Logits that the model's predictor holds at once: 256 MiB in fp32.
@@ -104,8 +105,13 @@ def score_masked(predictor: Predictor, masked: MaskedCells) -> Score:
     return Score(float(entropy), 100 * float(top1), 100 * float(top10))
 
 
-def model_predictor(model: GeneMamba) -> Predictor:
-    """Make a predictor of the network. Unlike the controls, it may guess a visible gene."""
+def model_predictor(model: GeneMamba, precision: str = "fp32") -> Predictor:
+    """Make a predictor of the network. Unlike the controls, it may guess a visible gene.
+
+    Args:
+        model: in evaluation mode, on the device to use.
+        precision: "fp32", or "bf16" for autocast in the layers; the output layer is always float32.
+    """
     device = next(model.parameters()).device
     rows = max(1, CHUNK_LOGITS // model.embedding.num_embeddings)
 
@@ -117,10 +123,12 @@ def model_predictor(model: GeneMamba) -> Predictor:
             flat = masked.cells.indptr[numbers][:, None] + np.arange(input_ids.shape[1])
             hidden = segment[: len(numbers)].cpu().numpy() > 0
             hidden[hidden] = masked.hidden[flat[hidden]]
-            states = model(input_ids, segment)[: len(numbers)][torch.from_numpy(hidden).to(device)]
+            with computing_in(precision, device):
+                states = model(input_ids, segment)[: len(numbers)][torch.from_numpy(hidden).to(device)]
             positions = flat[hidden]
             for start in range(0, len(positions), rows):
-                logits = model.logits(states[start : start + rows]).float()
+                # In float32: in bfloat16 many genes would be equally likely.
+                logits = model.logits(states[start : start + rows].float())
                 yield positions[start : start + rows], torch.log_softmax(logits, dim=-1)
 
     return predict

@@ -57,7 +57,7 @@ class MaskedGenesTask(EvaluationTask):
         order = OrderControl(train, size, MASK_RATE)
         self._order_control[ranks] = {"strength": order.strength, "smoothing": order.smoothing}
         fixed: dict[str, Predictor] = {
-            MODEL: model_predictor(subject.model),
+            MODEL: model_predictor(subject.model, subject.precision),
             ORDER: order,
             BY_RANK: FrequencyByRank(train, size),
             FREQUENCY: Frequency(train, size),
@@ -66,7 +66,8 @@ class MaskedGenesTask(EvaluationTask):
         for seed in range(subject.mask_seeds):
             keys = cell_keys(seed, cells.data_set[numbers], cells.row[numbers])
             masked = mask_cells(held_out, keys, size, MASK_RATE)
-            for name, predictor in {**fixed, RANDOM: model_predictor(subject.random_model(seed))}.items():
+            random = model_predictor(subject.random_model(seed), subject.precision)
+            for name, predictor in {**fixed, RANDOM: random}.items():
                 scores[name].append(score_masked(predictor, masked))
                 advance()
         return [{"ranks": ranks, "scored": name, **figures([asdict(s) for s in runs])} for name, runs in scores.items()]

@@ -40,11 +40,11 @@ class ProbeTask(EvaluationTask):
         assert self._split is not None
         assert pca is not None
         cells = subject.cells.ranked(ranks)
-        embedded = embed_cells(subject.model, cells)
+        embedded = embed_cells(subject.model, cells, precision=subject.precision)
         advance()
         scores: dict[str, list[dict[str, float]]] = {MODEL: [], PCA: [], RANDOM: []}
         for seed in range(PROBE_SEEDS):
-            random = embed_cells(subject.random_model(seed), cells)
+            random = embed_cells(subject.random_model(seed), cells, precision=subject.precision)
             for name, features in ((MODEL, embedded), (PCA, pca), (RANDOM, random)):
                 scores[name].append(probe(features, self._split, seed))
                 advance()

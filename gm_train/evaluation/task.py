@@ -24,6 +24,7 @@ class Subject:
         cells: training and held-out cells.
         trained_on: "plain" or "dithered", the ranks that the model was trained on.
         mask_seeds: how often genes are hidden anew.
+        precision: "fp32", or "bf16" for autocast.
     """
 
     model: GeneMamba
@@ -31,6 +32,7 @@ class Subject:
     cells: EvaluationCells
     trained_on: str
     mask_seeds: int
+    precision: str = "fp32"
 
     @property
     def vocabulary_size(self) -> int:

@@ -16,11 +16,14 @@ from data_shards.rows.pool import RowPlan, Rows
 from data_shards.rows.store_reader import StoreReader
 from data_shards.store.quarantine import DamagedChunk
 from gm_train.config.schema import DataConfig
+from gm_train.loading.copied_ahead import copied_ahead
 from gm_train.loading.position import Position
 from gm_train.objective.batches import Examples, MicroBatch, join, make_examples, split
 from gm_train.objective.recipe import Recipe
 from gm_train.ranks.ranks import Ranks
 from gm_train.ranks.signals import children_deaf
+
+_CPU = torch.device("cpu")
 
 
 @dataclass
@@ -98,18 +101,22 @@ class StepLoader:
     The rows of a step come in the order of the lanes, whatever the number of workers.
 
     Args:
-        dataset: the rows of this rank's lanes.
+        dataset: the steps of this rank's lanes.
         micro_rows: rows of a forward pass.
+        device: where the batches are used; to a GPU, each is copied ahead.
 
     Attributes:
         waited_s: seconds that training has waited for batches so far; without workers, the time to make them.
     """
 
-    def __init__(self, dataset: LaneDataset, micro_rows: int) -> None:
-        self._dataset, self._micro_rows = dataset, micro_rows
+    def __init__(self, dataset: LaneDataset, micro_rows: int, device: torch.device = _CPU) -> None:
+        self._dataset, self._micro_rows, self._device = dataset, micro_rows, device
         self.waited_s = 0.0
 
     def __iter__(self) -> Iterator[MicroBatch]:
+        return copied_ahead(self._batches(), self._device)
+
+    def _batches(self) -> Iterator[MicroBatch]:
         n_workers = min(self._dataset.data.workers, len(self._dataset.lanes))
         loader: DataLoader[Any] = DataLoader(
             self._dataset,
@@ -178,13 +185,17 @@ class RankBatches:
         rows = self.data.lanes * self.data.rows_per_lane // self._ranks.world_size
         return -(-rows // self.micro_rows)
 
-    def train_batches(self) -> StepLoader:
-        """Make the loader of this rank's lanes, from the present position to `max_steps`."""
+    def train_batches(self, device: torch.device = _CPU) -> StepLoader:
+        """Make the loader of this rank's lanes, from the present position to `max_steps`.
+
+        Args:
+            device: a GPU to which each batch is copied ahead; with the CPU, batches are left where they are.
+        """
         n_steps = max(0, self.max_steps - self.position.step)
         rank, size = self._ranks.global_rank, self._ranks.world_size
         own = {lane: position for lane, position in self.position.lanes.items() if lane % size == rank}
         lanes = LaneDataset(self.data, self.plan, self.recipe, own, n_steps, self.position.store_hash)
-        self._loader = StepLoader(lanes, self.micro_rows)
+        self._loader = StepLoader(lanes, self.micro_rows, device)
         return self._loader
 
     @property

@@ -45,7 +45,7 @@ class Mamba2Mixer(nn.Module):
             )
         self.n_heads = self.d_inner // config.head_dim
         self.d_state = config.d_state
-        self.package_devices = scan_kernels.package_devices(config.kernel)
+        self.package_devices = scan_kernels.package_devices(config.kernel, scan_kernels.scan_sizes(config))
         d_conv = self.d_inner + 2 * self.d_state
         self.head_gate = config.aggregation == "head_gate" and config.arch == "bimamba"
         n_gates = self.n_heads if self.head_gate else 0

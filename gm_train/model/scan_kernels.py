@@ -1,7 +1,7 @@
 """Choose the kernel that computes the scan, and call the kernels of the package mamba_ssm.
 
 `torch` means `ssd.py` and `conv.py`. `mamba_ssm` means the package's scan, written in Triton, and the convolution of
-causal_conv1d where that package is installed. mamba_ssm may be installed without its compiled code.
+causal_conv1d where that package is installed. Neither causal_conv1d nor the compiled code of mamba_ssm is needed.
 """
 
 import functools
@@ -10,30 +10,44 @@ import importlib.util
 import logging
 import os
 import sys
+import time
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from data_shards.errors import DataError
-from gm_train.config.schema import Config
+from gm_train.config.schema import Config, ModelConfig
 from gm_train.model.attention import attention_kernel
+from gm_train.model.scan_check import ScanSizes, scan_problem
+from gm_train.model.scan_tiles import VERSION, fix_tiles
+from gm_train.ranks.ranks import Ranks, launched
 
 log = logging.getLogger(__name__)
 
-_INSTALL = "pip install --no-build-isolation 'gm-train[cuda]'"
+#: Needs no nvcc: without these variables mamba_ssm's build compiles kernels that are not used here.
+INSTALL = (
+    "pip install 'gm-train[cuda]' setuptools wheel && MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE "
+    f"pip install --no-cache-dir --no-build-isolation --no-deps mamba-ssm=={VERSION}"
+)
 
 #: Positions in a chunk of the package's scan, the default of its own Mamba-2. `model.chunk` is chosen for the CPU; on a
 #: GPU longer chunks write fewer states to memory, and the matrix products that they add are cheap.
 CHUNK = 256
 
 
-def choose_kernel(requested: str, device: torch.device) -> tuple[str, str]:
+def choose_kernel(
+    requested: str, device: torch.device, sizes: ScanSizes, dtype: torch.dtype = torch.bfloat16
+) -> tuple[str, str]:
     """Choose the kernel that computes the scan on a device.
+
+    On a GPU, mamba_ssm is tried on a small scan first, which also compiles the kernels of the first step.
 
     Args:
         requested: `model.kernel`.
         device: where the model is trained.
+        sizes: of the scan of a layer.
+        dtype: in which a layer computes, float32 or bfloat16.
 
     Returns:
         "torch" or "mamba_ssm", and the reason, in one line.
@@ -50,28 +64,75 @@ def choose_kernel(requested: str, device: torch.device) -> tuple[str, str]:
             f"model.kernel={requested}: its kernels run on a GPU, and this is a {device.type} device: set "
             "model.kernel=auto or start on GPUs"
         )
-    problem = package_problem()
+    problem, remedy = package_problem(), f": {INSTALL}"
+    if problem is None and device.type == "cuda":
+        problem, remedy = launch_problem(sizes, device, dtype), ""
     if problem is not None and requested == "auto":
-        return "torch", f"auto: mamba_ssm {problem}: {_INSTALL}"
+        return "torch", f"auto: mamba_ssm {problem}{remedy}"
     if problem is not None:
-        raise DataError(f"model.kernel={requested}: the package {problem}: {_INSTALL}, or set model.kernel=torch")
+        remedy = f"{remedy}, or" if remedy else ":"
+        raise DataError(f"model.kernel={requested}: the package {problem}{remedy} set model.kernel=torch")
     conv = package_convolution()
-    convolution = (
-        "causal_conv1d, for sizes that it supports" if conv else f"torch, since causal_conv1d {_conv_problem()}"
-    )
-    why = "auto: on a GPU, and installed" if requested == "auto" else f"model.kernel={requested}"
+    convolution = "causal_conv1d, for sizes that it supports" if conv else "torch"
+    why = "auto: on a GPU, and it works there" if requested == "auto" else f"model.kernel={requested}"
     return "mamba_ssm", f"{why}; convolution by {convolution}"
 
 
-def package_devices(requested: str) -> tuple[str, ...]:
+def scan_sizes(model: ModelConfig) -> ScanSizes:
+    """Return the sizes of the scan of a layer."""
+    return ScanSizes(model.expand * model.d_model // model.head_dim, model.head_dim, model.d_state)
+
+
+def package_devices(requested: str, sizes: ScanSizes) -> tuple[str, ...]:
     """The types of device on which a model computes with mamba_ssm; elsewhere it computes with `torch`.
 
     A checkpoint can therefore be used where the kernel that trained it cannot run.
+
+    Args:
+        requested: `model.kernel`.
+        sizes: of the scan of a layer.
     """
     types: tuple[str, ...] = ("cuda",) if requested != "torch" and torch.cuda.is_available() else ()
     if requested == "mamba_ssm" and _interpreted():
         types += ("cpu",)
-    return types if types and package_problem() is None else ()
+    if not types or package_problem() is not None:
+        return ()
+    if "cuda" in types and launch_problem(sizes) is not None:
+        types = types[1:]
+    return types
+
+
+_launched: dict[ScanSizes, str | None] = {}
+
+
+def launch_problem(
+    sizes: ScanSizes, device: torch.device | None = None, dtype: torch.dtype = torch.bfloat16
+) -> str | None:
+    """Why mamba_ssm's scan cannot be used on a GPU, or None if it can; tried once in a process for each sizes.
+
+    Args:
+        sizes: of the scan of a layer.
+        device: the GPU; None for that of this rank.
+        dtype: in which a layer computes, if this is not known already.
+    """
+    if sizes not in _launched:
+        log.info(
+            "compiling mamba_ssm's kernels for %d heads of %d and states of %d: seconds, less if %s has them",
+            sizes.heads,
+            sizes.head_dim,
+            sizes.d_state,
+            os.environ.get("TRITON_CACHE_DIR", "~/.triton/cache"),
+        )
+        begun = time.perf_counter()
+        place = device or (launched() or Ranks()).device()
+        problem = scan_problem(package_ssd, sizes, 2 * CHUNK, place, dtype)
+        seconds = time.perf_counter() - begun
+        if problem is None:
+            log.info("mamba_ssm's kernels compiled and tried in %.1f s", seconds)
+        else:
+            log.warning("mamba_ssm %s; tried for %.1f s", problem, seconds)
+        _launched[sizes] = problem
+    return _launched[sizes]
 
 
 def _interpreted() -> bool:
@@ -110,6 +171,7 @@ def _package_scan() -> Callable[..., Tensor]:
     except Exception:
         del sys.modules["mamba_ssm"]
         raise
+    fix_tiles()
     scan: Callable[..., Tensor] = module.mamba_chunk_scan_combined
     return scan
 
@@ -192,7 +254,7 @@ def kernel_of(config: Config, device: torch.device) -> tuple[str, str]:
         DataError: the kernel that `model.kernel` names cannot run there.
     """
     model = config.model
+    dtype = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
     if model.arch == "transformer":
-        dtype = torch.bfloat16 if config.trainer.precision == "bf16" else torch.float32
         return attention_kernel(device, dtype, model.d_model // model.n_heads)
-    return choose_kernel(model.kernel, device)
+    return choose_kernel(model.kernel, device, scan_sizes(model), dtype)

@@ -7,11 +7,11 @@ optimizer state.
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from gm_train.checkpoint.find import BY_NAME, Checkpoint
@@ -21,6 +21,12 @@ from gm_train.ranks.ranks import Ranks
 
 #: Weights, gradients and AdamW's two moments in float32.
 BYTES_PER_PARAMETER = 16
+
+
+def all_finite(tensors: Iterable[Tensor]) -> bool:
+    """Whether all numbers of some tensors on one device are finite; the device is waited for once."""
+    found = [tensor.isfinite().all() for tensor in tensors]
+    return not found or bool(torch.stack(found).all())
 
 
 class Steps:
@@ -85,8 +91,7 @@ class Steps:
 
     def is_finite(self, model: nn.Module) -> bool:
         """Whether the parameters that this rank holds are finite."""
-        held = (p.to_local() if isinstance(p, DTensor) else p for p in model.parameters())
-        return all(bool(part.isfinite().all()) for part in held)
+        return all_finite(p.to_local() if isinstance(p, DTensor) else p for p in model.parameters())
 
     def save(self, folder: Path, model: GeneMamba, optimizer: torch.optim.Optimizer) -> None:
         """Write this rank's part of the state; all ranks call this together.

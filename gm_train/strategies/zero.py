@@ -30,7 +30,11 @@ from torch.nn import functional as F
 from gm_train.checkpoint.find import BY_NAME, Checkpoint, load_whole
 from gm_train.model.genemamba import GeneMamba
 from gm_train.ranks.ranks import Ranks
-from gm_train.strategies.steps import BYTES_PER_PARAMETER, Steps
+from gm_train.strategies.steps import BYTES_PER_PARAMETER, Steps, all_finite
+
+# None of DeepSpeed's compiled operations is used. Without this it would look for a compiler for each of them, and print
+# what it misses; on CPU ranks it would also compile its sums through shared memory at the first start, for a minute.
+deepspeed.ops.__compatible_ops__ = {}
 
 #: The folder of DeepSpeed's files within a checkpoint's state.
 TAG = "zero"
@@ -70,8 +74,6 @@ class Zero(Steps, DeepSpeedStrategy):
     def setup_distributed(self) -> None:
         """Hand the existing process group to DeepSpeed."""
         self.set_world_ranks()
-        # On CPU ranks DeepSpeed would compile its sums through shared memory at the first start, for a minute.
-        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         warnings.filterwarnings(
             "ignore", message=".*is deprecated. Please use `torch.distributed", category=FutureWarning
         )
@@ -113,7 +115,7 @@ class Zero(Steps, DeepSpeedStrategy):
 
     def is_finite(self, model: nn.Module) -> bool:
         """Whether the parameters that this rank holds are finite."""
-        return all(bool(getattr(p, "ds_tensor", p).isfinite().all()) for p in model.parameters())
+        return all_finite(getattr(p, "ds_tensor", p) for p in model.parameters())
 
     def save(self, folder: Path, model: GeneMamba, optimizer: torch.optim.Optimizer) -> None:
         """Write DeepSpeed's checkpoint; all ranks call this together."""

@@ -86,6 +86,21 @@ def announce(
     sys.stdout.flush()
 
 
+def warn_of_other_kernels(kernels: list[tuple[str, str]]) -> None:
+    """Log a warning if ranks compute with other kernels than rank 0: the slowest one decides the speed.
+
+    Args:
+        kernels: for each rank its kernel and the reason, as `kernel_of` returns them.
+    """
+    others = [rank for rank, (kernel, _) in enumerate(kernels) if kernel != kernels[0][0]]
+    if others:
+        kernel, why = kernels[others[0]]
+        log.warning(
+            "%d of %d ranks do not compute with %s as rank 0 does: rank %d computes with %s (%s)",
+            *(len(others), len(kernels), kernels[0][0], others[0], kernel, why),
+        )
+
+
 def _announce_classes(config: Config, classes: Classes) -> None:
     """Print what is learned, and what of the model learns it."""
     task = config.task

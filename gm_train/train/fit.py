@@ -46,9 +46,10 @@ from gm_train.run.records import (
 from gm_train.strategies.choose import WITHOUT_GROUP, choose, device_memory, strategy_class
 from gm_train.strategies.joined import Joined
 from gm_train.strategies.steps import Steps
-from gm_train.train.announce import announce
+from gm_train.train.announce import announce, warn_of_other_kernels
 from gm_train.train.callbacks import StepCallbacks, load_callbacks
 from gm_train.train.grown_store import GrownStore
+from gm_train.train.out_of_memory import advising_on_memory
 from gm_train.train.patience import Patience
 from gm_train.train.recorder import Recorder
 from gm_train.train.run_report import write_report
@@ -83,7 +84,7 @@ def fit(config: Config, leaving: Leaving | None = None) -> Outcome:
 
     Raises:
         DataError: the store or the checkpoint does not fit the configuration, `model.kernel` cannot run here, the run
-            directory is in use, or the ranks did not find each other.
+            directory is in use, the ranks did not find each other, or a GPU's memory is too small.
         ConfigError: the configuration cannot use this number of ranks, or the schedule of a new run is shorter than its
             warm-up.
     """
@@ -93,7 +94,8 @@ def fit(config: Config, leaving: Leaving | None = None) -> Outcome:
     directory = Path(config.run.dir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(joined(ranks, alone=config.trainer.strategy not in WITHOUT_GROUP))
-        ranks.together(lambda: kernel_of(config, ranks.device()))
+        stack.enter_context(advising_on_memory(config, ranks))
+        warn_of_other_kernels(ranks.gather(ranks.together(lambda: kernel_of(config, ranks.device()))))
         callbacks = load_callbacks(config.trainer.callbacks, ranks)
         data = ranks.together(lambda: open_data(config))
         lock = ranks.on_first(lambda: stack.enter_context(locked(directory)))
@@ -174,7 +176,7 @@ def _fit(
     try:
         if unfinished and leaving.agree(ranks) is None:
             lightning = _trainer(config, chosen(ranks, config.optim.clip), ranks, [recorder, at_steps])
-            lightning.fit(module, train_dataloaders=batches.train_batches())
+            lightning.fit(module, train_dataloaders=batches.train_batches(ranks.device()))
         if leaving.agreed in PREEMPTIONS and "SLURM_JOB_ID" in os.environ:
             # Before the report: little time may be left.
             ranks.from_first(lambda: mark_preempted(directory, lock))

@@ -1,5 +1,7 @@
 """Run mamba_ssm's kernels on the CPU with Triton's interpreter; `python -m tests.support.triton_on_cpu` prints errors.
 
+With the word `check` it prints instead what `scan_problem` says of the package's scan, in bfloat16 and float32.
+
 `parity.py` starts this in its own process: TRITON_INTERPRET must be set before anything imports triton. The interpreter
 keeps bfloat16 as bits: it truncates float32 where a GPU rounds to nearest, and it multiplies the bits themselves in a
 matrix product. Both are fixed here; any other operation that would compute on the bits is refused.
@@ -7,6 +9,7 @@ matrix product. Both are fixed here; any other operation that would compute on t
 
 import contextlib
 import json
+import sys
 import types
 from typing import Any
 
@@ -16,6 +19,7 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from gm_train.model import scan_kernels
+from gm_train.model.scan_check import ScanSizes, scan_problem
 from tests.support.parity import SMALL, measure
 
 
@@ -59,4 +63,9 @@ def _widen(bits: Any) -> Any:
 if __name__ == "__main__":
     patch()
     scan_kernels.CHUNK = SMALL.chunk  # the package's default would put all tokens in one chunk
-    print(json.dumps(measure("mamba_ssm")))
+    if sys.argv[1:] == ["check"]:
+        scan, sizes, cpu = scan_kernels.package_ssd, ScanSizes(2, 16, 8), torch.device("cpu")
+        dtypes = (torch.bfloat16, torch.float32)
+        print(json.dumps([scan_problem(scan, sizes, 2 * SMALL.chunk, cpu, dtype) for dtype in dtypes]))
+    else:
+        print(json.dumps(measure("mamba_ssm")))

@@ -11,7 +11,7 @@ from gm_train.bench.model.published import Published
 from gm_train.config.schema import Config, ModelConfig
 from gm_train.model.compile import prepare_blocks
 from gm_train.model.genemamba import GeneMamba
-from gm_train.model.scan_kernels import CHUNK, choose_kernel
+from gm_train.model.scan_kernels import CHUNK, choose_kernel, scan_sizes
 from gm_train.plan.flops import Work, training_flops
 from gm_train.plan.model_size import n_parameters
 
@@ -95,7 +95,7 @@ class Contender:
 
 def as_computed(model: ModelConfig, device: torch.device) -> ModelConfig:
     """Return the model's settings with the scan's chunk size as it runs on a device: mamba_ssm uses its own."""
-    if model.arch == "transformer" or choose_kernel(model.kernel, device)[0] == "torch":
+    if model.arch == "transformer" or choose_kernel(model.kernel, device, scan_sizes(model))[0] == "torch":
         return model
     return replace(model, chunk=CHUNK)
 
@@ -168,7 +168,7 @@ def ladder(config: Config, compiled: bool, device: torch.device) -> list[Contend
         compiled: whether the last rung is compiled.
         device: where they run; decides the kernel.
     """
-    kernel, _ = choose_kernel(config.model.kernel, device)
+    kernel, _ = choose_kernel(config.model.kernel, device, scan_sizes(config.model))
     base = with_trainer(as_published(config), compile=False)
     rungs = [
         Contender("published", base, AsPublished()),

@@ -4,6 +4,7 @@ Here, small programs stand in for srun and scontrol; tests/slurm runs the real o
 """
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -41,7 +42,7 @@ RANK = """\
 #!{python}
 import json, os, signal, sys
 seen = {{"args": sys.argv[1:], "usr1_ignored": signal.getsignal(signal.SIGUSR1) == signal.SIG_IGN}}
-names = ("MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "RANK", "SITE", "SAID")
+names = ("MASTER_ADDR", "MASTER_PORT", "OMP_NUM_THREADS", "RANK", "SITE", "SAID", "TRITON_CACHE_DIR")
 seen |= {{name: os.environ.get(name) for name in names}}
 with open(os.environ["SEEN"], "a") as file:
     print(json.dumps(["rank", seen]), file=file)
@@ -80,8 +81,8 @@ def play(tmp_path: Path) -> Callable[..., Played]:
         script = tmp_path / "job.sh"
         script.write_text(render_batch_script(resolved(config), 1, python="not this one"))
         environment = {
-            "PATH": f"{bin_dir}:/usr/bin:/bin", "SEEN": str(seen), "RUN_DIR": str(run_dir), "CODE": str(code),
-            "WRITES": writes, "SCONTROL": str(scontrol), "RANK": "5",
+            "PATH": f"{bin_dir}:/usr/bin:/bin", "TMPDIR": str(tmp_path), "SEEN": str(seen), "RUN_DIR": str(run_dir),
+            "CODE": str(code), "WRITES": writes, "SCONTROL": str(scontrol), "RANK": "5",
             "SLURM_JOB_ID": "7", "SLURM_JOB_NODELIST": "n[1-2]", "SLURM_JOB_NUM_NODES": "2", "SLURM_CPUS_PER_TASK": "8",
         }  # fmt: skip
         if restart:
@@ -118,6 +119,28 @@ def test_ranks_start_as_written(play: Callable[..., Played], tmp_path: Path) -> 
     assert (played.code, played.requeued, played.err) == (0, False, "")
     assert "== job 7.0 on n1" in played.out
     assert "finished" in played.out
+
+
+def test_kernels_are_compiled_into_a_folder_of_the_node_that_only_the_user_can_write_to(
+    play: Callable[..., Played], tmp_path: Path
+) -> None:
+    folder = tmp_path / f"triton-{os.getuid()}"
+    assert play(code=0).of("rank")[0]["TRITON_CACHE_DIR"] == str(folder)
+    assert folder.stat().st_mode & 0o777 == 0o700
+    own = tmp_path / "own kernels"
+    assert play(f"cluster.env=['TRITON_CACHE_DIR={own}']", code=0).of("rank")[0]["TRITON_CACHE_DIR"] == str(own)
+
+
+def test_a_folder_of_kernels_that_belongs_to_somebody_else_is_not_used(
+    play: Callable[..., Played], tmp_path: Path
+) -> None:
+    folder = tmp_path / f"triton-{os.getuid()}"
+    folder.mkdir()
+    somebody = "/usr"
+    if os.getuid() == 0:
+        os.chown(folder, 12345, 12345)
+        somebody = str(folder)
+    assert play(f"cluster.env=[TRITON_CACHE_DIR={somebody}]", code=0).of("rank")[0]["TRITON_CACHE_DIR"] is None
 
 
 def test_a_run_that_was_asked_to_leave_is_requeued(play: Callable[..., Played]) -> None:

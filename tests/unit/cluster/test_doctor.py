@@ -45,10 +45,11 @@ def test_without_a_configuration(capsys: pytest.CaptureFixture[str], monkeypatch
     monkeypatch.setenv("PATH", "/nowhere")
     code, found = doctor(capsys)
     assert code == 0
-    assert set(found) == {"ranks", "software", "device", "cores", "strategies", "slurm"}
+    assert set(found) == {"ranks", "software", "device", "kernel", "cores", "strategies", "slurm"}
     assert f"torch {torch.__version__}" in found["software"]
     assert "mamba-ssm" in found["software"]
     assert "gloo" in found["device"] or "NCCL" in found["device"]
+    assert found["kernel"] == "ok torch (auto: mamba_ssm is for GPUs)\n" or torch.cuda.is_available()
     assert "ddp, fsdp2" in found["strategies"]
     assert "ok no sbatch here" in found["slurm"]
 
@@ -68,7 +69,8 @@ def test_all_is_well_and_left_as_it_was(capsys: pytest.CaptureFixture[str], atla
     code, found = doctor(capsys, *tiny_words(atlas.store, run), f"objective.pathways={sets}")
     assert code == 0, found
     assert all(text.startswith("ok") for text in found.values())
-    assert {"ranks", "software", "device", "cores", "strategy", "space", "run dir", "store", "pathways"} == set(found)
+    of_machine, of_run = {"ranks", "software", "device", "kernel", "cores"}, {"strategy", "space", "run dir"}
+    assert of_machine | of_run | {"store", "pathways"} == set(found)
     assert "8 gene sets" in found["pathways"]
     assert "191 cells" in found["store"]
     assert not run.parent.exists()

@@ -12,6 +12,7 @@ from cluster.doctor import check_device
 from cluster.doctor.check_data import StoreView, store_problems
 from cluster.doctor.check_device import Device, describe, device_problems, look, use_problems
 from cluster.doctor.check_job import judge_job
+from cluster.doctor.check_kernel import kernel_problems
 from cluster.doctor.check_machine import Cores, cores_of_each, version_problems
 from cluster.doctor.check_network import Stuck, within
 from cluster.doctor.check_run_dir import Size, judge_strategy, sharing_problems
@@ -232,3 +233,14 @@ def test_what_takes_too_long_is_left_behind() -> None:
         within(5, lambda: 1 // 0)
     with pytest.raises(Stuck, match="no result"):
         within(0.05, lambda: time.sleep(1))
+
+
+def test_a_slow_kernel_on_a_gpu_is_a_warning_with_its_reason() -> None:
+    gpu, cpu = torch.device("cuda", 0), torch.device("cpu")
+    good, bad = ("mamba_ssm", "auto: on a GPU"), ("torch", "auto: mamba_ssm cannot run here (no gcc)")
+    assert kernel_problems(replies(good, good), gpu, "auto") == []
+    assert kernel_problems(replies(("torch", "auto: mamba_ssm is for GPUs")), cpu, "auto") == []
+    assert kernel_problems(replies(("torch", "model.kernel=torch")), gpu, "torch") == []
+    text = text_of(kernel_problems(replies(good, bad, nodes="ab"), gpu, "auto"), Level.WARN)
+    assert "rank 1 on host-b: auto: mamba_ssm cannot run here (no gcc)" in text
+    assert "mamba_ssm (rank 0 on host-a), torch (rank 1 on host-b)" in text

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from mlflow.tracking import MlflowClient
 
 from data_shards.errors import DataError
@@ -15,6 +16,7 @@ from gm_train.config.load import load_config
 from gm_train.evaluation import score_table
 from gm_train.evaluation.masked_task import MaskedGenesTask
 from gm_train.evaluation.probe_task import ProbeTask
+from gm_train.model.genemamba import GeneMamba
 from gm_train.train.fit import fit
 from gm_train.train.run_report import write_report
 from tests.conftest import Atlas, tiny_words
@@ -49,6 +51,26 @@ def test_the_command_writes_tables_pictures_and_report(
     assert report.count("data:image/png;base64,") == 3
     assert all(name in report for name in (*MaskedGenesTask.controls, *ProbeTask.controls))
     assert "http" not in report  # nothing is fetched
+
+
+def test_all_models_are_scored_in_the_precision_of_the_run(
+    trained: Path, atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a CPU that is fp32, whatever the run's own precision."""
+    seen: set[bool] = set()
+    forward = GeneMamba.forward
+
+    def noted(model: GeneMamba, *inputs: torch.Tensor) -> torch.Tensor:
+        seen.add(torch.is_autocast_enabled("cpu"))
+        return forward(model, *inputs)
+
+    monkeypatch.setattr(GeneMamba, "forward", noted)
+    for precision, out in (("fp32", "plain"), ("bf16", "narrow")):
+        seen.clear()
+        monkeypatch.setattr("gm_train.evaluation.evaluate.default_precision", lambda *_, p=precision: p)
+        assert evaluate(trained, atlas, "--label", "cell_type", "--out", str(tmp_path / out)) == 0
+        assert seen == {precision == "bf16"}
+        assert json.loads((tmp_path / out / "eval.json").read_text())["model"]["precision"] == precision
 
 
 def test_the_same_checkpoint_scores_the_same_and_out_moves_the_files(

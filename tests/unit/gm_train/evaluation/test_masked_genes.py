@@ -22,6 +22,18 @@ def model() -> GeneMamba:
     return GeneMamba(ModelConfig(d_model=8, n_layers=2, d_state=4, head_dim=4, chunk=4), VOCABULARY).eval()
 
 
+def test_bf16_is_for_the_layers_alone(model: GeneMamba) -> None:
+    masked = mask(random_cells(20, seed=5))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn(parameter.shape, generator=torch.manual_seed(1)))
+    exact, narrow = (answers(model_predictor(model, precision), masked) for precision in ("fp32", "bf16"))
+    assert not np.array_equal(exact, narrow)
+    np.testing.assert_allclose(narrow, exact, atol=0.2)
+    # bfloat16 logits of one size would have at most 256 values, so that genes tie.
+    assert len(np.unique(narrow)) > 0.9 * narrow.size
+
+
 def test_take_and_concatenate_keep_every_cell() -> None:
     cells = random_cells(20, seed=1)
     order = np.random.default_rng(0).permutation(20)

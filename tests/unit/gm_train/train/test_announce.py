@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from gm_train.config.load import load_config
+from gm_train.train.announce import warn_of_other_kernels
 from gm_train.train.fit import fit
 from tests.conftest import Atlas, tiny_words
 
@@ -32,3 +33,11 @@ def test_a_run_that_goes_beyond_its_schedule_says_so(
     words.append("optim.schedule_steps=6")
     assert "final learning rate" not in printed(8)
     assert line in printed(9)
+
+
+def test_ranks_with_another_kernel_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    good, bad = ("mamba_ssm", "auto: on a GPU"), ("torch", "auto: mamba_ssm cannot run here (no gcc)")
+    warn_of_other_kernels([good, good])
+    assert caplog.text == ""
+    warn_of_other_kernels([good, bad, bad])
+    assert "2 of 3 ranks do not compute with mamba_ssm as rank 0 does: rank 1 computes with torch (a" in caplog.text

@@ -1,0 +1,61 @@
+"""Turn running out of GPU memory into one message that says what to change."""
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+
+from data_shards.errors import DataError
+from gm_train.config.schema import Config
+from gm_train.ranks.ranks import Ranks
+
+_GIB = 1 << 30
+
+
+@contextlib.contextmanager
+def advising_on_memory(config: Config, ranks: Ranks) -> Iterator[None]:
+    """Raise DataError with advice if the block runs out of GPU memory.
+
+    Args:
+        config: of the run.
+        ranks: this process among the others.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        first = (str(error).splitlines() or ["out of memory"])[0]
+        raise DataError(
+            f"rank {ranks.global_rank}: {first}{_in_use(ranks.device())}: {advice(config, ranks)}"
+        ) from error
+
+
+def _in_use(device: torch.device) -> str:
+    if device.type != "cuda":
+        return ""
+    most = torch.cuda.max_memory_allocated(device) / _GIB
+    free, total = (n / _GIB for n in torch.cuda.mem_get_info(device))
+    return f" (tensors took up to {most:.1f} GiB; {total - free:.1f} of the GPU's {total:.1f} GiB are in use)"
+
+
+def advice(config: Config, ranks: Ranks) -> str:
+    """Say which settings lower the memory that this run needs: those that are not as low as they can be.
+
+    Args:
+        config: of the run.
+        ranks: this process among the others.
+    """
+    trainer, data = config.trainer, config.data
+    ways = []
+    rows = data.lanes * data.rows_per_lane // ranks.world_size
+    fewer = [n for n in range(1, min(rows, data.micro_rows)) if rows % n == 0]
+    if fewer:
+        ways.append(f"data.micro_rows={fewer[-1]}, which computes fewer rows at once (now {data.micro_rows})")
+    if not trainer.activation_checkpointing:
+        ways.append("trainer.activation_checkpointing=true, which computes each block twice and keeps less")
+    if trainer.precision != "bf16":
+        ways.append("trainer.precision=bf16, in a new run: it changes the numbers")
+    if ranks.world_size > 1 and trainer.strategy in ("auto", "ddp"):
+        ways.append("trainer.strategy=fsdp2, which spreads weights and moments over the ranks")
+    if not ways:
+        return "start on GPUs with more memory, or on more of them"
+    return "; or ".join(["set " + ways[0], *ways[1:]])
