@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from data_shards.errors import DataError
+from gm_train.config.micro_rows import choose_micro_rows
 from gm_train.config.schema import Config
 from gm_train.ranks.ranks import Ranks
 
@@ -47,9 +48,10 @@ def advice(config: Config, ranks: Ranks) -> str:
     trainer, data = config.trainer, config.data
     ways = []
     rows = data.lanes * data.rows_per_lane // ranks.world_size
-    fewer = [n for n in range(1, min(rows, data.micro_rows)) if rows % n == 0]
+    now = choose_micro_rows(config, ranks.world_size)
+    fewer = [n for n in range(1, min(rows, now)) if rows % n == 0]
     if fewer:
-        ways.append(f"data.micro_rows={fewer[-1]}, which computes fewer rows at once (now {data.micro_rows})")
+        ways.append(f"data.micro_rows={fewer[-1]}, which computes fewer rows at once (now {now})")
     if not trainer.activation_checkpointing:
         ways.append("trainer.activation_checkpointing=true, which computes each block twice and keeps less")
     if trainer.precision != "bf16":
