@@ -39,13 +39,15 @@ class _GatedNorm(torch.autograd.Function):
     """The gated norm of `GatedRMSNorm`.
 
     The gradient is written by hand because these are the widest arrays of the model, and autograd makes twice as many
-    passes over them.
+    passes over them. Sums over a token's channels are products, which autocast would compute in bfloat16.
     """
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
         gated = y.to(weight.dtype) * gate
-        scale = (torch.linalg.vecdot(gated, gated)[..., None] / gated.shape[-1] + eps).rsqrt()
+        with torch.autocast(y.device.type, enabled=False):
+            mean_square = torch.linalg.vecdot(gated, gated)[..., None] / gated.shape[-1]
+        scale = (mean_square + eps).rsqrt()
         normed = gated.mul_(scale)
         ctx.save_for_backward(y, gate, weight, scale, normed.to(y.dtype))
         return (normed * weight).to(y.dtype)
@@ -56,6 +58,8 @@ class _GatedNorm(torch.autograd.Function):
         grad = grads[0].to(weight.dtype)
         product = grad * normed
         d_weight = product.flatten(0, -2).sum(0)
-        mean = (product @ weight)[..., None] / weight.shape[0]
+        # Autograd runs this without autocast, but a compiled backward pass keeps that of the forward pass.
+        with torch.autocast(product.device.type, enabled=False):
+            mean = (product @ weight)[..., None] / weight.shape[0]
         d_gated = (grad * weight).addcmul_(normed, mean, value=-1).mul_(scale)
         return (d_gated * gate).to(y.dtype), (d_gated * y).to(gate.dtype), d_weight, None
