@@ -80,13 +80,12 @@ class Mamba2Mixer(nn.Module):
         """
         widths = [self.d_inner, self.d_inner + 2 * self.d_state, self.n_heads, self.n_heads if self.head_gate else 0]
         z, xBC, dt, g = torch.split(self.in_proj(u), widths, dim=-1)
-        gate = F.silu(z)
         # Under autocast, step sizes and decay stay in the parameters' type, float32 or wider.
         dt = F.softplus(dt.to(self.dt_bias.dtype) + self.dt_bias)
         scans = self.scans(xBC, dt, segments, bidirectional)
         if self.head_gate:
             scans = [torch.lerp(scans[1], scans[0], torch.sigmoid(g)[..., None])]
-        return tuple(self.out_proj(self.norm(y.flatten(-2), gate)) for y in scans)
+        return tuple(self.out_proj(y) for y in self.norm(z, *(y.flatten(-2) for y in scans)))
 
     def scans(self, xBC: Tensor, dt: Tensor, segments: Segments, bidirectional: bool) -> list[Tensor]:
         """Apply convolution, SiLU and scan.

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class RMSNorm(nn.Module):
@@ -27,12 +28,20 @@ class RMSNorm(nn.Module):
 
 
 class GatedRMSNorm(RMSNorm):
-    """RMSNorm of y * gate, as at the end of Mamba-2's mixer."""
+    """RMSNorm of y * SiLU(z), as at the end of Mamba-2's mixer, for each direction's y."""
 
-    def forward(self, y: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
-        """Gate and normalise (..., width) to the same shape and type."""
-        out: Tensor = _GatedNorm.apply(y, gate, self.weight, self.eps)  # type: ignore[no-untyped-call]
-        return out
+    def forward(self, z: Tensor, *ys: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Gate and normalise each y.
+
+        Args:
+            z: (..., width), the gate before its SiLU.
+            ys: (..., width) each.
+
+        Returns:
+            For each y, the result in its shape and type.
+        """
+        gate = F.silu(z)
+        return tuple(_GatedNorm.apply(y, gate, self.weight, self.eps) for y in ys)  # type: ignore[no-untyped-call]
 
 
 class _GatedNorm(torch.autograd.Function):

@@ -1,5 +1,7 @@
 """Norms under autocast: sums over a token's channels stay in float32, in both passes and in a compiled one."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -12,60 +14,68 @@ LIMIT = 5e-4
 
 
 def inputs(dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Values that are exact in bfloat16: y and gate, (1024, 512)."""
+    """Values that are exact in bfloat16: y and z, (1024, 512)."""
     torch.manual_seed(0)
-    y, gate = torch.randn(1024, 512), F.silu(torch.randn(1024, 512))
-    return y.bfloat16().to(dtype), gate.bfloat16().to(dtype)
+    y, z = torch.randn(1024, 512), torch.randn(1024, 512)
+    return y.bfloat16().to(dtype), z.bfloat16().to(dtype)
 
 
-def scale_errors(out: Tensor, exact: Tensor) -> Tensor:
-    """The relative error of each token's scale, (tokens,), rounding of single values averaged out."""
-    return (out.double() * exact).sum(-1) / exact.square().sum(-1) - 1
+def normed(gated: bool, compiled: bool, weight: Tensor | None = None) -> Callable[[Tensor, Tensor], Tensor]:
+    """Make a norm of y, by z if gated; under autocast."""
+    norm = GatedRMSNorm(512) if gated else RMSNorm(512)
+    if weight is not None:
+        norm.weight = torch.nn.Parameter(weight)
+    call = torch.compile(norm, backend="aot_eager", fullgraph=True) if compiled else norm
+
+    def run(y: Tensor, z: Tensor) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16):
+            out: Tensor = call(z, y)[0] if gated else call(y)
+        return out
+
+    return run
 
 
-def exact_norm(x: Tensor, weight: Tensor) -> Tensor:
-    x = x.double()
+def exact_norm(y: Tensor, z: Tensor | None, weight: Tensor) -> Tensor:
+    x = y.double() if z is None else y.double() * F.silu(z.double())
     return x * (x.square().mean(-1, keepdim=True) + 1e-5).rsqrt() * weight.double()
 
 
+def scale_errors(out: Tensor, exact: Tensor) -> Tensor:
+    """The relative error of each token's scale, (tokens,): rounding of single values is averaged out."""
+    return (out.double() * exact).sum(-1) / exact.square().sum(-1) - 1
+
+
+@pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("gated", [True, False])
-def test_the_mean_square_is_float32_under_autocast(gated: bool) -> None:
-    """With float32 inputs nothing else is rounded to bfloat16, so every token's scale is near that in float64."""
-    y, gate = inputs(torch.float32)
-    norm = GatedRMSNorm(512) if gated else RMSNorm(512)
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        out = norm(y, gate) if gated else norm(y)
+def test_the_mean_square_is_float32_under_autocast(gated: bool, compiled: bool) -> None:
+    """With float32 inputs nothing else is rounded to bfloat16."""
+    y, z = inputs(torch.float32)
+    out = normed(gated, compiled)(y, z).detach()
     assert out.dtype == torch.float32
-    assert scale_errors(out, exact_norm(y * gate if gated else y, norm.weight)).abs().max() < 1e-6
+    assert scale_errors(out, exact_norm(y, z if gated else None, torch.ones(512))).abs().max() < 1e-6
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 @pytest.mark.parametrize("gated", [True, False])
 def test_scales_of_bfloat16_activations(gated: bool, compiled: bool) -> None:
-    """In the types of training, the results themselves are rounded; that averages out over a token's channels."""
-    y, gate = inputs(torch.bfloat16)
-    norm = GatedRMSNorm(512) if gated else RMSNorm(512)
-    run = torch.compile(norm, backend="aot_eager", fullgraph=True) if compiled else norm
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-        out = run(y, gate) if gated else run(y)
+    y, z = inputs(torch.bfloat16)
+    out = normed(gated, compiled)(y, z).detach()
     assert out.dtype == torch.bfloat16
-    exact = exact_norm(y.double() * gate.double() if gated else y, norm.weight)
-    assert scale_errors(out, exact).square().mean().sqrt() < LIMIT
+    errors = scale_errors(out, exact_norm(y, z if gated else None, torch.ones(512)))
+    assert errors.square().mean().sqrt() < LIMIT
 
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_gradients_of_the_gated_norm_sum_in_float32(compiled: bool) -> None:
     """Also where the backward pass runs under autocast, as a compiled one does."""
-    y, gate = (value[:64].requires_grad_() for value in inputs(torch.float32))
-    norm = GatedRMSNorm(512)
-    torch.nn.init.normal_(norm.weight)
-    leaves = [y, gate, norm.weight]
+    y, z = (value[:64].requires_grad_() for value in inputs(torch.float32))
+    weight = torch.randn(512)
+    exact = [leaf.detach().double().requires_grad_() for leaf in (y, z)]
+    out = exact_norm(*exact, weight)
     # Gradients along the output: their sum over channels, which is subtracted, is as large as it can be.
-    weights = exact_norm(y.detach() * gate.detach(), norm.weight.detach())
-    run = torch.compile(norm, backend="aot_eager", fullgraph=True) if compiled else norm
+    wanted = torch.autograd.grad(out, exact, out.detach())
+    run = normed(True, compiled, weight)
     with torch.autocast("cpu", torch.bfloat16):
-        found = torch.autograd.grad(run(y, gate), leaves, weights.float())
-    exact = [leaf.detach().double().requires_grad_() for leaf in leaves]
-    wanted = torch.autograd.grad(exact_norm(exact[0] * exact[1], exact[2]), exact, weights)
-    for name, gradient, expected in zip(("y", "gate", "weight"), found, wanted, strict=True):
+        found = torch.autograd.grad(run(y, z), [y, z], out.detach().float())
+    for name, gradient, expected in zip("yz", found, wanted, strict=True):
         assert (gradient - expected).norm() / expected.norm() < 1e-5, name
