@@ -30,7 +30,8 @@ class Mamba2Mixer(nn.Module):
     run once: y = g y_f + (1 - g) y_b, where g is the sigmoid of one more column of in_proj for each head. Both y_f and
     y_b include the skip D x.
 
-    `model.kernel` selects what computes the convolution and the scan; see `scan_kernels.py`.
+    `model.kernel` selects what computes the convolution, the scan and the norm; see `scan_kernels.py`. Where
+    mamba_ssm's kernels can run, so can the one of the norm.
 
     Raises:
         ValueError: head_dim does not divide expand * d_model.
@@ -54,7 +55,7 @@ class Mamba2Mixer(nn.Module):
         self.dt_bias = nn.Parameter(torch.empty(self.n_heads))
         self.A_log = nn.Parameter(torch.empty(self.n_heads))
         self.D = nn.Parameter(torch.empty(self.n_heads))
-        self.norm = GatedRMSNorm(self.d_inner)
+        self.norm = GatedRMSNorm(self.d_inner, fused_on=self.package_devices)
         self.out_proj = nn.Linear(self.d_inner, config.d_model, bias=False)
         self.reset_parameters()
 

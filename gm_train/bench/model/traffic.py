@@ -92,7 +92,7 @@ def layer_launches(model: ModelConfig, tokens: int, precision: str, kernel: str)
         aggregation = load_part("model.aggregation", model.aggregation)(model.d_model) if layer.bidirectional else None
         mixer = layer.mixer
         assert isinstance(mixer, Mamba2Mixer)
-        mixer.package_devices = ("cpu",) if kernel == "mamba_ssm" else ()
+        mixer.package_devices = mixer.norm.fused_on = ("cpu",) if kernel == "mamba_ssm" else ()
         mixer.conv1d.on_package = False
         x = torch.empty(rows, length, model.d_model, requires_grad=True)
         segments = make_segments(torch.ones(rows, length, dtype=torch.int64), model.chunk, model.d_conv)
