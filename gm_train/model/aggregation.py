@@ -27,7 +27,8 @@ class Gate(nn.Module):
     def forward(self, x: Tensor, f: Tensor, b: Tensor) -> Tensor:
         """Join the directions, as above."""
         device = x.device.type
-        weight, bias = self.proj.weight, self.proj.bias
+        weight: Tensor = self.proj.weight
+        bias: Tensor = self.proj.bias
         if torch.is_autocast_enabled(device):
             narrow = torch.get_autocast_dtype(device)
             weight, bias, f, b = weight.to(narrow), bias.to(narrow), f.to(narrow), b.to(narrow)

@@ -23,29 +23,29 @@ def takes(z: Tensor) -> bool:
     return z.dtype in (torch.float32, torch.bfloat16, torch.float16) and 0 < z.shape[-1] <= _LARGEST
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _silu(z):  # type: ignore[no-untyped-def]
     return z * tl.sigmoid(z)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _load(start, row, stride, columns, inside):  # type: ignore[no-untyped-def]
     return tl.load(start + row * stride + columns, mask=inside, other=0.0).to(tl.float32)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _store(start, row, stride, columns, inside, value):  # type: ignore[no-untyped-def]
     tl.store(start + row * stride + columns, value.to(start.dtype.element_ty), mask=inside)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _normed(y, gate, width, eps):  # type: ignore[no-untyped-def]
     gated = y * gate
     scale = 1.0 / tl.sqrt(tl.sum(gated * gated, axis=0) / width + eps)
     return gated * scale, scale
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _gradient(grad, y, gate, weight, width, eps):  # type: ignore[no-untyped-def]
     """Gradients by y and by the gate, and one row's part of the gradient by the weight."""
     normed, scale = _normed(y, gate, width, eps)
@@ -55,7 +55,7 @@ def _gradient(grad, y, gate, weight, width, eps):  # type: ignore[no-untyped-def
     return d_gated * gate, d_gated * y, grad * normed
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _gated_norm_forward_kernel(  # type: ignore[no-untyped-def]
     z, y0, y1, weight, out0, out1, z_stride, y0_stride, y1_stride, width, eps, TWO: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -71,7 +71,7 @@ def _gated_norm_forward_kernel(  # type: ignore[no-untyped-def]
         _store(out1, row, width, columns, inside, normed * scaled_by)
 
 
-@triton.jit  # type: ignore[untyped-decorator]
+@triton.jit
 def _gated_norm_backward_kernel(  # type: ignore[no-untyped-def]
     grad0, grad1, z, y0, y1, weight, dz, dy0, dy1, d_weight,
     grad0_stride, grad1_stride, z_stride, y0_stride, y1_stride, rows, rows_each, width, eps,
