@@ -55,7 +55,7 @@ def _gradient(grad, y, gate, weight, width, eps):  # type: ignore[no-untyped-def
     return d_gated * gate, d_gated * y, grad * normed
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _gated_norm_forward_kernel(  # type: ignore[no-untyped-def]
     z, y0, y1, weight, out0, out1, z_stride, y0_stride, y1_stride, width, eps, TWO: tl.constexpr, BLOCK: tl.constexpr
 ):
@@ -71,7 +71,7 @@ def _gated_norm_forward_kernel(  # type: ignore[no-untyped-def]
         _store(out1, row, width, columns, inside, normed * scaled_by)
 
 
-@triton.jit
+@triton.jit  # type: ignore[untyped-decorator]
 def _gated_norm_backward_kernel(  # type: ignore[no-untyped-def]
     grad0, grad1, z, y0, y1, weight, dz, dy0, dy1, d_weight,
     grad0_stride, grad1_stride, z_stride, y0_stride, y1_stride, rows, rows_each, width, eps,
