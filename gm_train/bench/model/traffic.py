@@ -73,7 +73,8 @@ def layer_traffic(model: ModelConfig, tokens: int, precision: str, kernel: str) 
         model: sizes and variants; `arch` is bimamba or mamba.
         tokens: of a micro-batch, in rows of 2,048.
         precision: `trainer.precision`.
-        kernel: "torch" or "mamba_ssm", which computes the scan; the convolution is ours in both.
+        kernel: "torch" for plain PyTorch, or "mamba_ssm" for the package's scan with our kernels for convolution and
+            norm. causal_conv1d is not counted.
 
     Returns:
         The parts that launch anything, in the order of `PARTS`.
