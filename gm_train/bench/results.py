@@ -45,18 +45,21 @@ def made_with(asked: Sequence[str], names: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def write_results(out: Path, results: dict[str, Any], render: Callable[[dict[str, Any]], str]) -> list[Path]:
+def write_results(
+    out: Path, results: dict[str, Any], render: Callable[[dict[str, Any]], str], name: str = "bench"
+) -> list[Path]:
     """Write `bench.json` and `bench.md`.
 
     Args:
         out: existing folder.
         results: plain values, as JSON takes them.
         render: makes the Markdown.
+        name: of both files, before the dot.
 
     Returns:
         The paths of both files.
     """
-    paths = [out / "bench.json", out / "bench.md"]
+    paths = [out / f"{name}.json", out / f"{name}.md"]
     paths[0].write_text(json.dumps(results, indent=1) + "\n")
     paths[1].write_text(render(results))
     return paths

@@ -18,9 +18,10 @@ examples:
   gm-train bench model configs/genemamba-66m.yaml --lengths 1024,2048 --out runs/bench-66m
   gm-train bench model --store gut.zarr --lengths natural --parts race,ladder
   gm-train bench model --gpu-report                  all parts at the published model size, on a GPU
+  gm-train bench model --traffic                     bytes and launches of a layer on a GPU, counted on any machine
 
 Without --store, the first run simulates cells and keeps them in the folder cells of --out.
-Results: bench.json, bench.md and bench.png in --out.
+Results: bench.json, bench.md and bench.png in --out; of --traffic, traffic.json and traffic.md.
 """
 
 
@@ -74,6 +75,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     add("--quick", action="store_true", help="a small model, few lengths, nothing compiled: about two minutes")
     add("--gpu-report", action="store_true", help="all parts, with 24 layers of width 512 in bf16, on a GPU")
     add(
+        "--traffic",
+        action="store_true",
+        help="only count what a layer of width 512 in bf16 moves and launches, by part, on fake tensors: seconds",
+    )
+    add(
         "--parts",
         type=_words,
         metavar="LIST",
@@ -91,7 +97,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         metavar="LIST",
         help="genes per cell, or natural for the cells' own lengths (512,1024,2048,4096,8192)",
     )
-    add("--tokens-per-step", type=int, metavar="N", help="tokens per training step (8192)")
+    add("--tokens-per-step", type=int, metavar="N", help="tokens per training step (8192; --traffic: 49152)")
     add("--steps", type=int, metavar="N", help="timed steps per contender and length, at least 10 (12)")
     add("--warmup", type=int, metavar="N", help="untimed steps before the timed ones (2)")
     add("--threads", type=int, metavar="N", help="number of PyTorch threads (all cores)")
@@ -205,15 +211,16 @@ def run_bench_model(arguments: argparse.Namespace) -> int:
     from gm_train.config.check import ConfigError
     from gm_train.config.load import load_config
 
-    if arguments.quick and arguments.gpu_report:
-        raise ConfigError(["--quick and --gpu-report: choose one"])
+    modes = [name for name in ("quick", "gpu_report", "traffic") if getattr(arguments, name)]
+    if len(modes) > 1:
+        raise ConfigError([" and ".join(f"--{name.replace('_', '-')}" for name in modes) + ": choose one"])
     for path in (arguments.store, arguments.pathways):
         if path is not None and not path.exists():
             raise DataError(f"{path}: no such file or folder")
 
     import torch
 
-    from gm_train.bench.model import model_plan
+    from gm_train.bench.model import model_plan, traffic_report
     from gm_train.bench.model.bench_model import run_bench_model as run_plan
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -221,11 +228,17 @@ def run_bench_model(arguments: argparse.Namespace) -> int:
     sizes: tuple[str, ...] = ()
     if arguments.gpu_report:
         sizes = model_plan.GPU_SIZES
+    elif arguments.traffic:
+        sizes = () if has_file else ("trainer.precision=bf16",)
     elif not has_file and device == "cpu":
         sizes = model_plan.QUICK_SIZES if arguments.quick else model_plan.CPU_SIZES
     # The options --store and --pathways choose cells and gene sets: those in a configuration file are for `fit`.
     cells = [f"data.store={arguments.store or 'simulated'}", f"objective.pathways={arguments.pathways or ''}"]
     words = [*sizes, *arguments.config, *cells]
+    if arguments.traffic:
+        tokens = traffic_report.TOKENS if arguments.tokens_per_step is None else arguments.tokens_per_step
+        written = traffic_report.run_traffic(load_config(*words), tokens, arguments.out, sys.argv[1:])
+        return _show(written)
     plan = model_plan.ModelPlan(load_config(*words), device=device)
     if arguments.quick:
         plan = model_plan.quick(plan)
@@ -241,7 +254,7 @@ def run_bench_model(arguments: argparse.Namespace) -> int:
         "threads": arguments.threads,
         "store": arguments.store,
     }
-    return _show(arguments.out, run_plan(_changed(replace(plan, out=arguments.out, asked=tuple(sys.argv[1:])), given)))
+    return _show(run_plan(_changed(replace(plan, out=arguments.out, asked=tuple(sys.argv[1:])), given)))
 
 
 def run_loader(arguments: argparse.Namespace) -> int:
@@ -265,7 +278,7 @@ def run_loader(arguments: argparse.Namespace) -> int:
         "turn_s": arguments.turn_seconds,
     }
     plan = _changed(bench_loader.quick(plan) if arguments.quick else plan, given)
-    return _show(arguments.out, bench_loader.run_bench_loader(plan))
+    return _show(bench_loader.run_bench_loader(plan))
 
 
 def run_prepare(arguments: argparse.Namespace) -> int:
@@ -283,7 +296,7 @@ def run_prepare(arguments: argparse.Namespace) -> int:
         "workers": arguments.workers,
     }
     plan = _changed(bench_prepare.quick(plan) if arguments.quick else plan, given)
-    return _show(arguments.out, bench_prepare.run_bench_prepare(plan))
+    return _show(bench_prepare.run_bench_prepare(plan))
 
 
 def _changed(plan: Any, given: dict[str, Any]) -> Any:
@@ -291,7 +304,7 @@ def _changed(plan: Any, given: dict[str, Any]) -> Any:
     return replace(plan, **{name: value for name, value in given.items() if value is not None})
 
 
-def _show(out: Path, written: list[Path]) -> int:
-    print((out / "bench.md").read_text())
+def _show(written: list[Path]) -> int:
+    print(next(path for path in written if path.suffix == ".md").read_text())
     print("written: " + ", ".join(map(str, written)))
     return 0

@@ -40,7 +40,8 @@ class DepthwiseConv(nn.Module):
             x: (batch, length, channels).
             segments: boundaries of the same rows.
             bidirectional: whether to compute the mirrored form as well.
-            as_read: flip the mirrored result, as mamba_ssm's scan expects it, and use causal_conv1d where it can run.
+            as_read: flip the mirrored result, as mamba_ssm's scan expects it, and use causal_conv1d where it can run,
+                else a Triton kernel.
 
         Returns:
             The causal result and, if bidirectional, the mirrored one, each in the shape and type of x.
@@ -52,6 +53,11 @@ class DepthwiseConv(nn.Module):
             return causal, scan_kernels.package_conv(
                 x.flip(1), self.weight.squeeze(1), self.bias, segments.reverse.seq_idx
             )
+        if as_read and x.dtype in (torch.float32, torch.bfloat16, torch.float16):
+            from gm_train.model.conv_kernels import conv_silu  # imported late: Triton is not installed everywhere
+
+            weight = self.weight.squeeze(1)
+            return tuple(conv_silu(x, segments.forward.seq_idx, weight, self.bias, bidirectional).unbind(0))
         same = [mask.to(x.dtype) for mask in segments.same]  # fewer than taps - 1 where rows are that short
         taps = self.weight.squeeze(1).T.flip(0)[: len(same) + 1].to(x.dtype)
         bias = self.bias.to(x.dtype)

@@ -30,7 +30,8 @@ class Mamba2Mixer(nn.Module):
     run once: y = g y_f + (1 - g) y_b, where g is the sigmoid of one more column of in_proj for each head. Both y_f and
     y_b include the skip D x.
 
-    `model.kernel` selects what computes the convolution and the scan; see `scan_kernels.py`.
+    `model.kernel` selects what computes the convolution, the scan and the norm; see `scan_kernels.py`. Where
+    mamba_ssm's kernels can run, so can the one of the norm.
 
     Raises:
         ValueError: head_dim does not divide expand * d_model.
@@ -54,7 +55,7 @@ class Mamba2Mixer(nn.Module):
         self.dt_bias = nn.Parameter(torch.empty(self.n_heads))
         self.A_log = nn.Parameter(torch.empty(self.n_heads))
         self.D = nn.Parameter(torch.empty(self.n_heads))
-        self.norm = GatedRMSNorm(self.d_inner)
+        self.norm = GatedRMSNorm(self.d_inner, fused_on=self.package_devices)
         self.out_proj = nn.Linear(self.d_inner, config.d_model, bias=False)
         self.reset_parameters()
 
@@ -80,13 +81,12 @@ class Mamba2Mixer(nn.Module):
         """
         widths = [self.d_inner, self.d_inner + 2 * self.d_state, self.n_heads, self.n_heads if self.head_gate else 0]
         z, xBC, dt, g = torch.split(self.in_proj(u), widths, dim=-1)
-        gate = F.silu(z)
         # Under autocast, step sizes and decay stay in the parameters' type, float32 or wider.
         dt = F.softplus(dt.to(self.dt_bias.dtype) + self.dt_bias)
         scans = self.scans(xBC, dt, segments, bidirectional)
         if self.head_gate:
             scans = [torch.lerp(scans[1], scans[0], torch.sigmoid(g)[..., None])]
-        return tuple(self.out_proj(self.norm(y.flatten(-2), gate)) for y in scans)
+        return tuple(self.out_proj(y) for y in self.norm(z, *(y.flatten(-2) for y in scans)))
 
     def scans(self, xBC: Tensor, dt: Tensor, segments: Segments, bidirectional: bool) -> list[Tensor]:
         """Apply convolution, SiLU and scan.

@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 
 class RMSNorm(nn.Module):
@@ -27,25 +28,50 @@ class RMSNorm(nn.Module):
 
 
 class GatedRMSNorm(RMSNorm):
-    """RMSNorm of y * gate, as at the end of Mamba-2's mixer."""
+    """RMSNorm of y * SiLU(z), as at the end of Mamba-2's mixer, for each direction's y.
 
-    def forward(self, y: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
-        """Gate and normalise (..., width) to the same shape and type."""
-        out: Tensor = _GatedNorm.apply(y, gate, self.weight, self.eps)  # type: ignore[no-untyped-call]
-        return out
+    Args:
+        width: channels.
+        eps: added to the mean square.
+        fused_on: types of device on which a Triton kernel computes the norm.
+    """
+
+    def __init__(self, width: int, eps: float = 1e-5, fused_on: tuple[str, ...] = ()) -> None:
+        super().__init__(width, eps)
+        self.fused_on = fused_on
+
+    def forward(self, z: Tensor, *ys: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        """Gate and normalise each y.
+
+        Args:
+            z: (..., width), the gate before its SiLU.
+            ys: (..., width) each.
+
+        Returns:
+            For each y, the result in its shape and type.
+        """
+        if z.device.type in self.fused_on:
+            from gm_train.model import norm_kernels  # imported late: Triton is not installed everywhere
+
+            if norm_kernels.takes(z):
+                return tuple(norm_kernels.gated_norm(z, list(ys), self.weight, self.eps))
+        gate = F.silu(z)
+        return tuple(_GatedNorm.apply(y, gate, self.weight, self.eps) for y in ys)  # type: ignore[no-untyped-call]
 
 
 class _GatedNorm(torch.autograd.Function):
     """The gated norm of `GatedRMSNorm`.
 
     The gradient is written by hand because these are the widest arrays of the model, and autograd makes twice as many
-    passes over them.
+    passes over them. Sums over a token's channels are products, which autocast would compute in bfloat16.
     """
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, gate: Tensor, weight: Tensor, eps: float) -> Tensor:
         gated = y.to(weight.dtype) * gate
-        scale = (torch.linalg.vecdot(gated, gated)[..., None] / gated.shape[-1] + eps).rsqrt()
+        with torch.autocast(y.device.type, enabled=False):
+            mean_square = torch.linalg.vecdot(gated, gated)[..., None] / gated.shape[-1]
+        scale = (mean_square + eps).rsqrt()
         normed = gated.mul_(scale)
         ctx.save_for_backward(y, gate, weight, scale, normed.to(y.dtype))
         return (normed * weight).to(y.dtype)
@@ -56,6 +82,8 @@ class _GatedNorm(torch.autograd.Function):
         grad = grads[0].to(weight.dtype)
         product = grad * normed
         d_weight = product.flatten(0, -2).sum(0)
-        mean = (product @ weight)[..., None] / weight.shape[0]
+        # Autograd runs this without autocast, but a compiled backward pass keeps that of the forward pass.
+        with torch.autocast(product.device.type, enabled=False):
+            mean = (product @ weight)[..., None] / weight.shape[0]
         d_gated = (grad * weight).addcmul_(normed, mean, value=-1).mul_(scale)
         return (d_gated * gate).to(y.dtype), (d_gated * y).to(gate.dtype), d_weight, None

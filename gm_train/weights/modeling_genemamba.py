@@ -53,7 +53,8 @@ class GatedRMSNorm(RMSNorm):
     def forward(self, y: Tensor, gate: Tensor) -> Tensor:  # type: ignore[override]
         """Gate and normalise (..., width)."""
         gated = y.to(self.weight.dtype) * gate
-        square = torch.linalg.vecdot(gated, gated)[..., None]
+        with torch.autocast(y.device.type, enabled=False):  # which would make this product bfloat16
+            square = torch.linalg.vecdot(gated, gated)[..., None]
         normed: Tensor = gated * (square / gated.shape[-1] + self.eps).rsqrt() * self.weight
         return normed.to(y.dtype)
 

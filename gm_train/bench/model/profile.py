@@ -133,7 +133,7 @@ def _part_of_module(name: str, module: nn.Module) -> str | None:
     if isinstance(module, GatedRMSNorm):
         return "norm and gate"
     if isinstance(module, nn.Linear):
-        # The Linear of a gate counts as matmul, the rest of the gate as aggregation.
+        # The products of a gate count as aggregation: it uses the weight of its Linear itself.
         return "matmul"
     if last == "conv1d":
         return "convolution"

@@ -62,9 +62,9 @@ def _with_shared_projection(
     mixer: Mamba2Mixer, u: Tensor, segments: Segments, flipped: Segments
 ) -> tuple[Tensor, Tensor]:
     z, xBC, dt = torch.split(mixer.in_proj(u), [mixer.d_inner, mixer.d_inner + 2 * mixer.d_state, mixer.n_heads], -1)
-    gate = F.silu(z)
     dt = F.softplus(dt.to(mixer.dt_bias.dtype) + mixer.dt_bias)
     (forward_y,) = mixer.scans(xBC, dt, segments, False)
     (backward_y,) = mixer.scans(xBC.flip(1), dt.flip(1), flipped, False)
-    f, b = (mixer.out_proj(mixer.norm(y.flatten(-2), gate)) for y in (forward_y, backward_y.flip(1)))
+    normed = mixer.norm(z, forward_y.flatten(-2), backward_y.flip(1).flatten(-2))
+    f, b = (mixer.out_proj(y) for y in normed)
     return f, b

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.apply_func import move_data_to_device
 from torch import Tensor
-from torch.nn import functional as F
 
 from data_shards.errors import DataError
 from data_shards.tokens.vocabulary import Vocabulary
@@ -118,7 +117,7 @@ class KernelRunner:
             "projections": lambda: [mixer.in_proj(x), *(mixer.out_proj(y) for y in ys)],
             "convolution": lambda: mixer.conv1d(xBC, segments, bidirectional, as_read=as_read),
             "scan": scan,
-            "gate and norm": lambda: [mixer.norm(y, gate) for gate in [F.silu(z)] for y in ys],
+            "gate and norm": lambda: mixer.norm(z, *ys),
             "aggregation": lambda: [model.stack.aggregations[0](x, f, b)],
             "embedding": lambda: [model.embedding(batch.input_ids)],
             "output layer and loss": lambda: [model.language_loss(states, batch.targets)],

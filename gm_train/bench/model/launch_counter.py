@@ -1,0 +1,158 @@
+"""Count the kernels that a computation launches, and the bytes that they move, on fake tensors: nothing is computed."""
+
+import importlib.util
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+#: Operations that only write their first argument.
+_FILL = ("copy_", "fill_", "zero_")
+#: Operations that read nothing, although some take a tensor as a model for the shape.
+_MAKE = ("zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones", "full", "full_like", "new_full", "arange")
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel.
+
+    Attributes:
+        part: the part of the model that launched it.
+        backward: whether in the backward pass.
+        name: of the operation or the kernel.
+        n_bytes: bytes read and written, if every array is moved once.
+    """
+
+    part: str
+    backward: bool
+    name: str
+    n_bytes: int
+
+
+class LaunchCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Records a `Launch` for each operation that is not a view, and for each launch of a Triton kernel.
+
+    Each operation of PyTorch is taken to be one kernel that reads its inputs and writes its outputs once. A Triton
+    kernel is taken to move each of its arrays once, whether it reads or writes it.
+
+    Attributes:
+        launches: what was recorded, in order.
+        part, backward: where the next launches belong.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.launches: list[Launch] = []
+        self.part, self.backward = "", False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation and record it."""
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        name = func._schema.name.split("::")[1]
+        reads, writes = _tensors((args, kwargs)), _tensors(out)
+        in_place = func._schema.is_mutable
+        if not in_place and (not writes or name.startswith(("empty", "new_empty"))):
+            return out
+        shared = {tensor.untyped_storage()._cdata for tensor in reads}
+        if not in_place and all(tensor.untyped_storage()._cdata in shared for tensor in writes):
+            return out  # a view
+        if name in _FILL:
+            reads = reads[1:]
+        if name in _MAKE:
+            reads = []
+        self._record(name, (*reads, *writes))
+        return out
+
+    def _record(self, name: str, arrays: Iterable[Tensor]) -> None:
+        self.launches.append(Launch(self.part, self.backward, name, sum(map(_bytes, arrays))))
+
+    @contextmanager
+    def counting_triton(self) -> Iterator[None]:
+        """Record the launches of Triton kernels inside the block instead of compiling and running the kernels.
+
+        A kernel that is tuned counts with its first configuration.
+        """
+        if importlib.util.find_spec("triton") is None:
+            yield  # nothing can launch a kernel
+            return
+        from triton.runtime.autotuner import Autotuner, Heuristics
+        from triton.runtime.jit import JITFunction
+
+        def launch(kernel: Any, *args: Any, **kwargs: Any) -> None:
+            names = tuple(kernel.arg_names)
+            values = dict(zip(names, args, strict=False)) | kwargs
+            if isinstance(kernel, Autotuner):
+                kernel.best_config = kernel.configs[0]
+                if kernel.best_config.pre_hook is not None:
+                    kernel.best_config.pre_hook(values)
+            arrays = {id(array): array for array in values.values() if isinstance(array, Tensor)}
+            self._record(getattr(kernel.fn, "__name__", "kernel"), arrays.values())
+
+        # A fake tensor stands for one on a GPU, whose index the wrappers of kernels pass on.
+        with (
+            _replaced(JITFunction, "run", launch),
+            _replaced(Autotuner, "run", launch),
+            _replaced(Heuristics, "run", launch),
+            _replaced(torch.cuda, "device", nullcontext),
+            _replaced(torch.cuda, "get_device_properties", lambda device: _DEVICE),
+        ):
+            yield
+
+    @contextmanager
+    def in_backward(self, nodes: Iterable[tuple[Any, str]], otherwise: str) -> Iterator[None]:
+        """Record a backward pass, each launch in the part of the autograd node that makes it.
+
+        Args:
+            nodes: nodes and their parts.
+            otherwise: the part of what runs between nodes: sums of the gradients that reach a node on several ways.
+        """
+
+        def enter(part: str) -> Callable[..., None]:
+            def hook(*_: object) -> None:
+                self.part = part
+
+            return hook
+
+        handles = []
+        for node, part in nodes:
+            handles += [node.register_prehook(enter(part)), node.register_hook(enter(otherwise))]
+        self.part, self.backward = otherwise, True
+        try:
+            yield
+        finally:
+            self.backward = False
+            for handle in handles:
+                handle.remove()
+
+
+#: What wrappers of kernels ask of a device: an H200's number of multiprocessors.
+_DEVICE = SimpleNamespace(multi_processor_count=132)
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+def _tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def _bytes(tensor: Tensor) -> int:
+    """Bytes of the distinct elements of a tensor: an expanded dimension counts once."""
+    elements = 1
+    for size, stride in zip(tensor.shape, tensor.stride(), strict=True):
+        elements *= size if stride else min(size, 1)
+    return elements * tensor.element_size()
