@@ -73,7 +73,7 @@ def choose_kernel(
         remedy = f"{remedy}, or" if remedy else ":"
         raise DataError(f"model.kernel={requested}: the package {problem}{remedy} set model.kernel=torch")
     conv = package_convolution()
-    convolution = "causal_conv1d, for sizes that it supports" if conv else "torch"
+    convolution = "causal_conv1d, for sizes that it supports" if conv else "a Triton kernel of gm-train"
     why = "auto: on a GPU, and it works there" if requested == "auto" else f"model.kernel={requested}"
     return "mamba_ssm", f"{why}; convolution by {convolution}"
 
