@@ -22,13 +22,25 @@ class Gate(nn.Module):
 
     def __init__(self, d_model: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(2 * d_model, d_model)
+        self.proj = _GateLinear(2 * d_model, d_model)
 
     def forward(self, x: Tensor, f: Tensor, b: Tensor) -> Tensor:
         """Join the directions, as above."""
+        joined: Tensor = self.proj(x, f, b)
+        return joined
+
+
+class _GateLinear(nn.Linear):
+    """The weights W and c of the gate, and what is computed with them.
+
+    Their own module computes with them, because sharded strategies gather a module's weights around its call.
+    """
+
+    def forward(self, x: Tensor, f: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
+        """Join the directions."""
         device = x.device.type
-        weight: Tensor = self.proj.weight
-        bias: Tensor = self.proj.bias
+        weight: Tensor = self.weight
+        bias: Tensor = self.bias
         if torch.is_autocast_enabled(device):
             narrow = torch.get_autocast_dtype(device)
             weight, bias, f, b = weight.to(narrow), bias.to(narrow), f.to(narrow), b.to(narrow)
