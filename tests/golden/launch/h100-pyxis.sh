@@ -39,6 +39,8 @@ fi
 export PYTHONUNBUFFERED=1 # so that the log holds the last lines of a killed rank
 # PyTorch's threads: the cores of one rank, not the node's, less one for each of its 4 loader workers.
 export OMP_NUM_THREADS=$((SLURM_CPUS_PER_TASK > 4 ? SLURM_CPUS_PER_TASK - 4 : 1))
+# Triton compiles kernels into a folder of each node: in a shared home, all ranks would write the same files.
+export TRITON_CACHE_DIR="${TRITON_CACHE_DIR:-${TMPDIR:-/tmp}/triton-$UID}"
 # If the launching shell has set these, they would take precedence over SLURM's own numbers.
 unset RANK WORLD_SIZE LOCAL_RANK LOCAL_WORLD_SIZE
 # cluster.env: what this site's network and libraries need.
@@ -59,7 +61,11 @@ command=(
 
 # A task sees all GPUs of its node, because NCCL needs that for NVLink, and uses GPU number SLURM_LOCALID.
 # USR1 would end a process that is still starting: a task ignores it until Python has installed its own handler.
-task='trap "" USR1; echo "== job $SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0} on $SLURMD_NODENAME"; exec "$@"'
+# The folder of compiled kernels must be the user's own on every node, since what is in it is run.
+task='trap "" USR1
+mkdir -m 700 -p "$TRITON_CACHE_DIR"; [[ -O $TRITON_CACHE_DIR ]] || unset TRITON_CACHE_DIR
+echo "== job $SLURM_JOB_ID.${SLURM_RESTART_COUNT:-0} on $SLURMD_NODENAME"
+exec "$@"'
 
 # --cpus-per-task: srun does not take it over from sbatch since SLURM 22.05.
 # --kill-on-bad-exit: when one rank fails, end the others, which would only wait for it.
