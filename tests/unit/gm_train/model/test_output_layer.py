@@ -38,7 +38,7 @@ def test_the_loss_and_its_gradients_equal_those_of_all_logits_at_once(
 ) -> None:
     layer, states, embedding, targets = layer_and_inputs(n, tied, seed, torch.float64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(output_layer, "_LOGITS_AT_A_TIME", at_a_time)
+        patch.setattr(output_layer, "LOGITS_AT_A_TIME", at_a_time)
         loss = layer(states, embedding, targets)
         found = gradients(loss, layer, states, embedding)
     expected = F.cross_entropy(layer(states, embedding), targets, reduction="sum")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from gm_train.model import scan_tiles
+from gm_train.model import conv_kernels, norm_kernels, scan_tiles
 
 ROOT = Path(__file__).parents[4]
 
@@ -63,8 +63,15 @@ def test_the_set_that_a_start_compiles(capability: int, dtype: str, tmp_path: Pa
 
 @pytest.mark.slow
 def test_the_small_scan_compiles_what_a_layer_runs(tmp_path: Path) -> None:
-    """Three kernels are compiled once more: a block of them takes several heads where there are many blocks."""
+    """Three kernels are compiled once more: a block of them takes several heads where there are many blocks.
+
+    A layer also has our own kernels, each in one configuration.
+    """
     found = compiled(tmp_path, "--layer")
     several_heads = {"_chunk_state_bwd_db_kernel", "_chunk_scan_bwd_dc_kernel", "_chunk_scan_bwd_dcb_kernel"}
-    assert {one["kernel"] for one in found["layer_adds"]} <= several_heads
-    assert len(found["layer_adds"]) <= 3
+    ours = {name for module in (conv_kernels, norm_kernels) for name in vars(module) if name.endswith("_kernel")}
+    assert len(ours) == 5
+    added = [one["kernel"] for one in found["layer_adds"]]
+    assert set(added) <= several_heads | ours
+    assert len([name for name in added if name not in ours]) <= 3
+    assert all(added.count(name) <= 1 for name in ours)
