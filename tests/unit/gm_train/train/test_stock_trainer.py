@@ -148,8 +148,8 @@ def test_clipping_by_the_trainer(config: Config, tmp_path: Path) -> None:
     trainer(tmp_path, max_steps=2).fit(plain, datamodule=CellDataModule(config))
     config.optim.clip = 1e-9
     trainer(tmp_path, max_steps=2, gradient_clip_val=1.0).fit(by_trainer, datamodule=CellDataModule(config))
-    for name, value in plain.model.state_dict().items():
-        assert torch.equal(by_trainer.model.state_dict()[name], value), name
+    # The norm is summed in another order.
+    torch.testing.assert_close(by_trainer.model.state_dict(), plain.model.state_dict(), rtol=1e-5, atol=1e-7)
 
 
 def test_predictions_are_embeddings_with_the_names_of_cells(config: Config, atlas: Atlas, tmp_path: Path) -> None:
