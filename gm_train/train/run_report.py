@@ -173,11 +173,19 @@ def _annotation(run_dir: Path) -> list[str]:
         f"{results['label']!r} of {cells['held_out']:,} {results['split']} cells (± over draws of the probes' cells)"
     )
     at = (
-        f"Scores of the best checkpoint, step {results['checkpoint']['step']:,}. The annotator has learned from "
+        f"Scores of the checkpoint of step {results['checkpoint']['step']:,}. The annotator has learned from "
         f"{cells['train']:,} training cells, the probes from {cells['probes_train']:,}."
     )
+    scored = [found for found in list_checkpoints(run_dir / "checkpoints") if found.val_loss is not None]
+    best = min(scored, key=lambda found: (found.val_loss, -found.step), default=None)
+    older = []
+    if best is None or best.step != results["checkpoint"]["step"]:
+        now = "this run has no validated checkpoint" if best is None else f"step {best.step:,} is the best one now"
+        why = f"<b>Not of the present model.</b> {now}; <code>gm-train annotate</code> again scores it."
+        older = [f"<p class=older>{why}</p>"]
     return [
         "<h2>Label</h2>",
+        *older,
         f"<p class=notes>{html.escape(at)}</p>",
         _table(caption, *score_table.label_table(results["scores"])),
         f"<p class=notes>{html.escape(results['unknown']['text'])}.</p>",

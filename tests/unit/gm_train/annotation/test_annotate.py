@@ -20,6 +20,7 @@ from gm_train.cli.main import main
 from gm_train.config.load import config_from_file, load_config
 from gm_train.loading.position import Position
 from gm_train.train.fit import fit
+from gm_train.train.run_report import write_report
 from tests.conftest import Atlas, tiny_words, write_cells
 from tests.support.counts_to_stores import read
 
@@ -81,6 +82,18 @@ def test_scores_are_those_of_its_own_predictions(annotated: tuple[Path, Path], t
     assert f"of {test.sum()} test cells" in report
     assert re.search(rf"<td>annotator</td><td[^>]*>{own['accuracy']['mean']:.1f}</td>", report)
     assert report.count("<img ") == 2
+
+
+def test_scores_of_an_older_checkpoint_are_marked(annotated: tuple[Path, Path], tmp_path: Path) -> None:
+    run = Path(shutil.copytree(annotated[0], tmp_path / "run"))
+    assert "Not of the present model" not in write_report(run).read_text()
+    best = best_checkpoint(run)
+    results = json.loads((run / "annotation.json").read_text())
+    results["checkpoint"]["step"] += 1
+    (run / "annotation.json").write_text(json.dumps(results))
+    page = write_report(run).read_text()
+    assert f"<b>Not of the present model.</b> step {best.step} is the best one now" in page
+    assert f"Scores of the checkpoint of step {best.step + 1}." in page
 
 
 def test_the_same_command_again_goes_on(
