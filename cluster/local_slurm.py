@@ -15,7 +15,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -107,7 +107,7 @@ class LocalSlurm:
             self.start(name)
         unfit = ("unknown", "down", "inval")  # "idle*" is a node that does not answer yet
         if not _wait(lambda: not any(s.startswith(unfit) or s[-1] == "*" for s in self.states().values()), timeout):
-            raise DataError(f"the nodes are not up after {timeout:.0f} s: {self.states()}\n{self._logs()}")
+            raise DataError(f"the nodes are not up after {timeout:.0f} s: {self.states()}\n{self.logs()}")
         return bool(missing)
 
     def down(self, patience: float = 10) -> bool:
@@ -131,7 +131,7 @@ class LocalSlurm:
                 command, cwd=self.folder, env=self.environment | mark, stdin=subprocess.DEVNULL, stdout=out, stderr=out
             )
         if done.returncode != 0 or not _wait(lambda: self.pid(name) is not None, 20):
-            raise DataError(f"{name} does not start: {' '.join(command)}\n{self._logs()}")
+            raise DataError(f"{name} does not start: {' '.join(command)}\n{self.logs()}")
 
     def stop(self, name: str, signals: Sequence[int] = (signal.SIGTERM, signal.SIGKILL), timeout: float = 20) -> None:
         """Send signals to one program until it ends, and wait for that.
@@ -152,19 +152,23 @@ class LocalSlurm:
         return {pid for pid in proc.processes() if marks <= set(proc.words(pid, "environ"))}
 
     def kill_jobs(self, node: str) -> int:
-        """Kill all processes of a node except its slurmd, and wait for their end. Return their number."""
-        killed: set[int] = set()
-        for _ in range(100):
-            # slurmd sets this for all that it starts: slurmstepd, batch scripts, tasks. No user's shell has it.
-            left = self.processes(f"SLURMD_NODENAME={node}") - {self.pid(node)}
-            if not left:
-                return len(killed)
-            killed |= left
-            for pid in left:
-                with suppress(ProcessLookupError):
-                    os.kill(pid, signal.SIGKILL)
-            time.sleep(0.1)
-        raise DataError(f"processes of {node} survive SIGKILL: {sorted(left)}")
+        """Kill all processes of a node except its slurmd, and wait for their end. Return their number.
+
+        They are stopped first: they must end all at once, as on a node without power. Otherwise a batch script could
+        still report that its srun was killed, and the job would fail instead of being requeued.
+        """
+        stopped: set[int] = set()
+        while new := self._of_node(node) - stopped:
+            _signal(new, signal.SIGSTOP)
+            stopped |= new
+        _signal(stopped, signal.SIGKILL)
+        if not _wait(lambda: not self._of_node(node), 10):
+            raise DataError(f"processes of {node} survive SIGKILL: {sorted(self._of_node(node))}")
+        return len(stopped)
+
+    def _of_node(self, node: str) -> set[int]:
+        # slurmd sets this for all that it starts: slurmstepd, batch scripts, tasks. No user's shell has it.
+        return self.processes(f"SLURMD_NODENAME={node}") - {self.pid(node)}
 
     def states(self) -> dict[str, str]:
         """Return the state of each node as sinfo names it; "unknown" without a controller."""
@@ -202,10 +206,17 @@ class LocalSlurm:
         (self.folder / "munge.key").touch(mode=0o600)
         (self.folder / "munge.key").write_bytes(os.urandom(128))
 
-    def _logs(self, n_lines: int = 12) -> str:
+    def logs(self, n_lines: int = 12) -> str:
+        """Return the last lines of each program's log and output."""
         files = sorted((*self.folder.glob("*.out"), *self.folder.glob("*.log")))
         ends = [(f"the end of {file}:", *file.read_text(errors="replace").splitlines()[-n_lines:]) for file in files]
         return "\n".join("\n  ".join(end) for end in ends if len(end) > 1)
+
+
+def _signal(pids: Iterable[int], number: int) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)
 
 
 def _wait(met: Callable[[], bool], timeout: float) -> bool:

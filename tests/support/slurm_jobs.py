@@ -116,7 +116,7 @@ class Job:
         poll(lambda: all(_has_usr1(pids[rank]) for rank in ranks), PATIENCE, lambda: f"no USR1 yet\n{self}")
 
     def __str__(self) -> str:
-        return f"{self.slurm.show(self.number)}\n{self.output()}"
+        return f"{self.slurm.show(self.number)}\n{self.output()}\n{self.slurm.cluster.logs(40)}"
 
 
 def _state(pid: int) -> str:
