@@ -110,8 +110,9 @@ def save_checkpoint(
         partial.mkdir(parents=True)
         try:
             about.save(partial, position)
-        except OSError:
+        except OSError as error:
             shutil.rmtree(partial, ignore_errors=True)
+            _refuse_taken_over(lock, error)
             raise
         return partial
 
@@ -185,7 +186,7 @@ def save_weights_only(path: Path, weights: dict[str, torch.Tensor], position: Po
     return Checkpoint.read(path)
 
 
-def _refuse_taken_over(lock: RunLock | None, error: DataError) -> None:
+def _refuse_taken_over(lock: RunLock | None, error: DataError | OSError) -> None:
     """Raise DataError if another start has taken over.
 
     That start deletes unfinished checkpoints. So the write here failed with `error`, which looks like a disk error.

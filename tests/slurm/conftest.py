@@ -134,6 +134,11 @@ class Slurm:
 
     def revive_node(self, name: str, timeout: float = 60) -> None:
         """Start a node's slurmd again if it is not running, and wait until the node accepts jobs."""
+        if self.cluster.pid(name) is None:
+            # The controller repeats messages to a node that did not answer after a minute. One of them ends the job
+            # that the node had, and would end its next start. Users' jobs wait longer before they start again.
+            self.cluster.stop("slurmctld")
+            self.cluster.start("slurmctld")
         self.cluster.up(timeout)
         poll(
             lambda: self.cluster.states()[name] in {"idle", "mixed", "allocated"},

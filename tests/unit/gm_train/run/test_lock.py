@@ -284,7 +284,19 @@ def _wait_in_the_save() -> None:
     SingleProcess.save = slow  # type: ignore[method-assign]
 
 
-@pytest.mark.parametrize("wait", [_wait_when_validated, _wait_in_the_save])
+def _wait_before_the_save() -> None:
+    from gm_train.checkpoint.save import About
+
+    real = About.save
+
+    def slow(self: Any, folder: Path, position: Any) -> None:
+        _hold()
+        real(self, folder, position)
+
+    About.save = slow  # type: ignore[method-assign]
+
+
+@pytest.mark.parametrize("wait", [_wait_when_validated, _wait_before_the_save, _wait_in_the_save])
 def test_a_start_that_was_replaced_writes_nothing_more(atlas: Atlas, tmp_path: Path, wait: Callable[[], None]) -> None:
     """Even if the new start has deleted the old one's unfinished checkpoint, the message does not blame the disk."""
     run, log = tmp_path / "run", tmp_path / "log"
