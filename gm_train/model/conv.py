@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gm_train.model import scan_kernels
+from gm_train.model.kernels import scan_kernels
 from gm_train.model.segments import Segments
 
 
@@ -54,7 +54,9 @@ class DepthwiseConv(nn.Module):
                 x.flip(1), self.weight.squeeze(1), self.bias, segments.reverse.seq_idx
             )
         if as_read and x.dtype in (torch.float32, torch.bfloat16, torch.float16):
-            from gm_train.model.conv_kernels import conv_silu  # imported late: Triton is not installed everywhere
+            from gm_train.model.kernels.conv_kernels import (
+                conv_silu,  # imported late: Triton is not installed everywhere
+            )
 
             weight = self.weight.squeeze(1)
             return tuple(conv_silu(x, segments.forward.seq_idx, weight, self.bias, bidirectional).unbind(0))

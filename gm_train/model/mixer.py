@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gm_train.config.schema import ModelConfig
-from gm_train.model import scan_kernels
 from gm_train.model.conv import DepthwiseConv
+from gm_train.model.kernels import scan_kernels
 from gm_train.model.norm import GatedRMSNorm
 from gm_train.model.segments import Segments
 from gm_train.model.ssd import ssd

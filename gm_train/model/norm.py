@@ -51,7 +51,7 @@ class GatedRMSNorm(RMSNorm):
             For each y, the result in its shape and type.
         """
         if z.device.type in self.fused_on:
-            from gm_train.model import norm_kernels  # imported late: Triton is not installed everywhere
+            from gm_train.model.kernels import norm_kernels  # imported late: Triton is not installed everywhere
 
             if norm_kernels.takes(z):
                 return tuple(norm_kernels.gated_norm(z, list(ys), self.weight, self.eps))

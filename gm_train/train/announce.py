@@ -12,7 +12,7 @@ from gm_train.config.micro_rows import few_tokens
 from gm_train.config.schema import Config
 from gm_train.loading.rank_batches import RankBatches
 from gm_train.model.classes import Classes
-from gm_train.model.scan_kernels import kernel_of
+from gm_train.model.kernels.scan_kernels import kernel_of
 from gm_train.objective.batches import make_examples
 from gm_train.objective.recipe import Recipe
 from gm_train.optim import learning_rate

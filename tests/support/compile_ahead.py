@@ -24,9 +24,9 @@ from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
 from gm_train.config.schema import ModelConfig
-from gm_train.model import scan_kernels
+from gm_train.model.kernels import scan_kernels
+from gm_train.model.kernels.scan_check import scan_problem
 from gm_train.model.mixer import Mamba2Mixer
-from gm_train.model.scan_check import scan_problem
 from gm_train.model.segments import make_segments
 
 #: Bytes of shared memory that a block may have, by compute capability (CUDA C++ Programming Guide, Table 15).

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gm_train.model import conv_kernels, norm_kernels
 from gm_train.model.conv import DepthwiseConv
+from gm_train.model.kernels import conv_kernels, norm_kernels
 from gm_train.model.norm import GatedRMSNorm
 from gm_train.model.segments import make_segments
 from tests.support import oracle

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gm_train.config.schema import ModelConfig
-from gm_train.model import scan_kernels
+from gm_train.model.kernels import scan_kernels
 from gm_train.model.segments import Segments, make_segments
 from gm_train.model.ssd import ssd
 from tests.support import oracle

@@ -18,8 +18,8 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
-from gm_train.model import scan_kernels
-from gm_train.model.scan_check import ScanSizes, scan_problem
+from gm_train.model.kernels import scan_kernels
+from gm_train.model.kernels.scan_check import ScanSizes, scan_problem
 from tests.support.parity import SMALL, measure
 
 

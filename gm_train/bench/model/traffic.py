@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from gm_train.bench.model.launch_counter import Launch, LaunchCounter
 from gm_train.config.parts import load_part
 from gm_train.config.schema import ModelConfig
-from gm_train.model import scan_kernels
+from gm_train.model.kernels import scan_kernels
 from gm_train.model.layers import MambaLayer
 from gm_train.model.mixer import Mamba2Mixer
 from gm_train.model.segments import make_segments

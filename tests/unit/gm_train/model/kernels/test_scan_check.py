@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from gm_train.model.scan_check import Scan, ScanSizes, scan_problem
+from gm_train.model.kernels.scan_check import Scan, ScanSizes, scan_problem
 from gm_train.model.segments import make_segments
 from gm_train.model.ssd import ssd
 

@@ -49,7 +49,7 @@ def test_the_kernels_compile_for_sm_90(dtype: str, two: bool) -> None:
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from gm_train.model import conv_kernels, norm_kernels
+    from gm_train.model.kernels import conv_kernels, norm_kernels
 
     fixed = {"weight": "*fp32", "bias": "*fp32", "cells": "*i32", "d_weight": "*fp32", "d_taps": "*fp32", "eps": "fp32"}
     numbers = ("width", "length", "rows", "rows_each")

@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from gm_train.model import conv_kernels, norm_kernels, scan_tiles
+from gm_train.model.kernels import conv_kernels, norm_kernels, scan_tiles
 
-ROOT = Path(__file__).parents[4]
+ROOT = Path(__file__).parents[5]
 
 pytestmark = pytest.mark.skipif(
     "CI" not in os.environ and any(importlib.util.find_spec(name) is None for name in ("mamba_ssm", "triton")),

@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from data_shards.errors import DataError
 from gm_train.checkpoint.find import Checkpoint, load_model
 from gm_train.config.load import load_config
-from gm_train.model import scan_check, scan_kernels
 from gm_train.model.genemamba import GeneMamba
+from gm_train.model.kernels import scan_check, scan_kernels
+from gm_train.model.kernels.scan_check import ScanSizes
+from gm_train.model.kernels.scan_kernels import choose_kernel, package_devices, scan_sizes
 from gm_train.model.mixer import Mamba2Mixer
-from gm_train.model.scan_check import ScanSizes
-from gm_train.model.scan_kernels import choose_kernel, package_devices, scan_sizes
 from gm_train.model.segments import make_segments
 from gm_train.model.ssd import ssd
 from gm_train.train.fit import fit

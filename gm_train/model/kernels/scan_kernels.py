@@ -19,8 +19,8 @@ from torch import Tensor
 from data_shards.errors import DataError
 from gm_train.config.schema import Config, ModelConfig
 from gm_train.model.attention import attention_kernel
-from gm_train.model.scan_check import ScanSizes, scan_problem
-from gm_train.model.scan_tiles import VERSION, fix_tiles
+from gm_train.model.kernels.scan_check import ScanSizes, scan_problem
+from gm_train.model.kernels.scan_tiles import VERSION, fix_tiles
 from gm_train.ranks.ranks import Ranks, launched
 
 log = logging.getLogger(__name__)
