@@ -1,14 +1,21 @@
-"""Fix the tile sizes of mamba_ssm's scan, so that Triton does not try all of them at every start.
+"""Launch mamba_ssm's Triton kernels, each with one size of tile.
 
 The package lets Triton compile and time up to eleven configurations of each kernel: over a hundred for one layer, some
 of which take half a minute in float32. It repeats the timing in every process. Triton's cache of timings
-(TRITON_CACHE_AUTOTUNING) leaves out kernels that clear a buffer first, as four of these do.
+(TRITON_CACHE_AUTOTUNING) leaves out kernels that clear a buffer first, as four of these do. So the kernels are launched
+here without the package's tuner.
 """
 
+import functools
 import importlib
+import importlib.util
 import logging
-from importlib.metadata import PackageNotFoundError, version
+import os
+import sys
+from contextlib import nullcontext
 from typing import Any
+
+import torch
 
 log = logging.getLogger(__name__)
 
@@ -23,7 +30,6 @@ _SQUARE = {"BLOCK_SIZE_M": 64, "BLOCK_SIZE_N": 64}
 #: what the compiler reports for bfloat16. Tiles of 64 are as wide as a head and a state of the presets, spill no
 #: register on compute capabilities 8.0 and 9.0, and leave room for two or more blocks on a multiprocessor.
 TILES: dict[str, tuple[dict[str, int], int, int]] = {
-    "_chunk_cumsum_fwd_kernel": ({"BLOCK_SIZE_H": 16}, 4, 3),
     "_chunk_state_fwd_kernel": (_PRODUCT, 2, 4),
     "_state_passing_fwd_kernel": ({"BLOCK_SIZE": 512}, 4, 3),
     "_bmm_chunk_fwd_kernel": (_PRODUCT, 2, 4),
@@ -36,37 +42,56 @@ TILES: dict[str, tuple[dict[str, int], int, int]] = {
     "_chunk_scan_bwd_dcb_kernel": (_SQUARE, 4, 3),
     "_bmm_chunk_bwd_kernel": (_SQUARE | {"BLOCK_SIZE_CS": 32}, 2, 4),
     "_chunk_scan_bwd_ddAcs_stable_kernel": (_SQUARE, 4, 3),
-    "_chunk_cumsum_bwd_kernel": ({"BLOCK_SIZE_H": 16}, 4, 3),
 }
 
 
-def fix_tiles() -> None:
-    """Leave each kernel of the scan one configuration; call it before the first scan.
-
-    With another version of the package the kernels are left alone, and Triton tries all configurations.
-    """
+@functools.cache
+def import_package() -> None:
+    """Import mamba_ssm's Triton kernels; whatever their import raises is passed on."""
+    # On GPUs Triton by default rounds float32 operands to TF32, and PyTorch does not: fp32 would mean two things.
+    os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
     try:
-        found = version("mamba-ssm")
-    except PackageNotFoundError:
-        found = "unknown"
-    if found != VERSION:
-        log.warning(
-            "mamba_ssm %s is not the tested version, %s: no tile sizes are known for it, so every start tries over a "
-            "hundred, for minutes",
-            found,
-            VERSION,
-        )
-        return
-    for tuner in _tuners():
-        chosen = TILES.get(tuner.fn.__name__)
-        if chosen is not None:
-            # MAMBA_DETERMINISTIC leaves one configuration, another one.
-            fitting = [c for c in tuner.configs if (c.kwargs, c.num_warps, c.num_stages) == chosen]
-            tuner.configs = fitting or tuner.configs
+        importlib.import_module("mamba_ssm")
+    except Exception as error:
+        log.debug("mamba_ssm as a whole cannot be imported (%s); importing only its scan", error)
+        # Its __init__ imports Mamba-1, whose scan is compiled. An empty package in its place makes its modules
+        # importable.
+        spec = importlib.util.find_spec("mamba_ssm")
+        assert spec is not None
+        sys.modules["mamba_ssm"] = importlib.util.module_from_spec(spec)
+    try:
+        importlib.import_module("mamba_ssm.ops.triton.ssd_combined")
+    except Exception:
+        del sys.modules["mamba_ssm"]
+        raise
 
 
-def _tuners() -> list[Any]:
-    from triton.runtime.autotuner import Autotuner
+@functools.cache
+def kernel_of_package(name: str) -> Any:
+    """The kernel of mamba_ssm with this name, without the tuner around it."""
+    import_package()
+    for module in _MODULES:
+        tuner = getattr(importlib.import_module(f"mamba_ssm.ops.triton.{module}"), name, None)
+        if tuner is not None:
+            return tuner.fn
+    raise ImportError(f"this version of mamba_ssm has no kernel {name}; the tested version is {VERSION}")
 
-    modules = [importlib.import_module(f"mamba_ssm.ops.triton.{name}") for name in _MODULES]
-    return [value for module in modules for value in vars(module).values() if isinstance(value, Autotuner)]
+
+def tile(name: str, dimension: str) -> int:
+    """Size of a kernel's tile in a dimension, "M", "N" or "K"; "" where there is only one."""
+    return TILES[name][0]["_".join(["BLOCK_SIZE", dimension]).rstrip("_")]
+
+
+def launch(name: str, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+    """Launch a kernel of mamba_ssm on the device of its first argument.
+
+    Args:
+        name: of the kernel.
+        grid: number of programs, which fits its tile.
+        args: of the kernel.
+        constants: of the kernel, besides those of the tile.
+    """
+    sizes, warps, stages = TILES[name]
+    device = args[0].device
+    with torch.cuda.device(device.index) if device.type == "cuda" else nullcontext():
+        kernel_of_package(name)[grid](*args, **constants, **sizes, num_warps=warps, num_stages=stages)

@@ -1,4 +1,4 @@
-"""Each kernel of mamba_ssm's scan has one tile size, which a GPU can run, and the small scan compiles all of them.
+"""Each kernel has one tile size, which a GPU can run, and the check before the first step compiles a layer's kernels.
 
 The kernels are compiled for GPUs that are not there (`tests/support/compile_ahead.py`), in a process of their own.
 """
@@ -9,11 +9,12 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
-from gm_train.model.kernels import conv_kernels, norm_kernels, scan_tiles
+from gm_train.model.kernels import conv_kernels, gate_kernels, norm_kernels, scan_tiles, step_kernels
 
 ROOT = Path(__file__).parents[5]
 
@@ -33,45 +34,37 @@ def compiled(tmp_path: Path, *words: str) -> dict[str, Any]:
     return result
 
 
-def test_another_version_of_the_package_is_left_alone(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(scan_tiles, "version", lambda name: "2.4.0")
-    monkeypatch.setattr(scan_tiles, "_tuners", lambda: pytest.fail("must not be touched"))
-    scan_tiles.fix_tiles()
-    assert "mamba_ssm 2.4.0 is not the tested version, 2.3.2.post1" in caplog.text
-
-
 def test_the_version_is_the_pinned_one() -> None:
     assert f"mamba-ssm=={scan_tiles.VERSION}\n" in (ROOT / "constraints.txt").read_text()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("capability", "dtype"), [(80, "bfloat16"), (90, "bfloat16"), (90, "float32")])
-def test_the_set_that_a_start_compiles(capability: int, dtype: str, tmp_path: Path) -> None:
-    """14 kernels in one configuration each; two of them are compiled for two sets of arguments."""
-    found = compiled(tmp_path, "--capability", str(capability), "--dtype", dtype)
-    assert found["tried"] == dict.fromkeys(scan_tiles.TILES, 1)
+@pytest.mark.parametrize(
+    ("capability", "dtype", "arch", "aggregation"),
+    [
+        (80, "bfloat16", "bimamba", "gate"),
+        (90, "bfloat16", "bimamba", "gate"),
+        (90, "float32", "bimamba", "gate"),
+        (90, "bfloat16", "bimamba", "head_gate"),
+        (90, "bfloat16", "mamba", "gate"),
+    ],
+)
+def test_what_a_start_compiles(capability: int, dtype: str, arch: str, aggregation: str, tmp_path: Path) -> None:
+    """Each kernel once, before the first step; the step itself then compiles only the gate's."""
+    words = ["--capability", str(capability), "--dtype", dtype, "--arch", arch, "--aggregation", aggregation]
+    found = compiled(tmp_path, *words)
     kernels = [one["kernel"] for one in found["compiled"]]
-    assert set(kernels) == set(scan_tiles.TILES)
-    assert len(kernels) <= 16
+    ours = {name for module in (conv_kernels, norm_kernels, step_kernels) for name in own(module)}
+    assert len(ours) == 6
+    assert sorted(kernels) == sorted(ours | set(scan_tiles.TILES))
+    gate = own(gate_kernels) if (arch, aggregation) == ("bimamba", "gate") else set()
+    assert sorted(one["kernel"] for one in found["layer_adds"]) == sorted(gate)
+    both = found["compiled"] + found["layer_adds"]
     # Two blocks fit on a multiprocessor of an A100 (164 KB), and one on the GPUs of capability 8.6 and 8.9 (99 KB).
-    assert {one["kernel"]: one["shared"] for one in found["compiled"] if one["shared"] > 83_000} == {}
+    assert {one["kernel"]: one["shared"] for one in both if one["shared"] > 83_000} == {}
     if dtype == "bfloat16":
-        assert {one["kernel"]: one["stack"] for one in found["compiled"] if one["stack"] > 16} == {}
+        assert {one["kernel"]: one["stack"] for one in both if one["stack"] > 16} == {}
 
 
-@pytest.mark.slow
-def test_the_small_scan_compiles_what_a_layer_runs(tmp_path: Path) -> None:
-    """Three kernels are compiled once more: a block of them takes several heads where there are many blocks.
-
-    A layer also has our own kernels, each in one configuration.
-    """
-    found = compiled(tmp_path, "--layer")
-    several_heads = {"_chunk_state_bwd_db_kernel", "_chunk_scan_bwd_dc_kernel", "_chunk_scan_bwd_dcb_kernel"}
-    ours = {name for module in (conv_kernels, norm_kernels) for name in vars(module) if name.endswith("_kernel")}
-    assert len(ours) == 5
-    added = [one["kernel"] for one in found["layer_adds"]]
-    assert set(added) <= several_heads | ours
-    assert len([name for name in added if name not in ours]) <= 3
-    assert all(added.count(name) <= 1 for name in ours)
+def own(module: ModuleType) -> set[str]:
+    return {name for name in vars(module) if name.endswith("_kernel")}
