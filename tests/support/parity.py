@@ -32,8 +32,8 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 VARIANTS = (
     ("bimamba", "gate", "pre", 16, 8),
     ("bimamba", "gate", "none", 24, 24),
-    ("bimamba", "head_gate", "pre", 16, 8),
-    ("bimamba", "head_gate", "none", 48, 8),
+    ("bimamba", "head_gate", "none", 16, 8),
+    ("bimamba", "head_gate", "pre", 48, 8),
     ("mamba", "gate", "none", 16, 8),
 )
 

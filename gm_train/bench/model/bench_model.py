@@ -25,7 +25,7 @@ from gm_train.plan.model_size import n_parameters
 
 _DEEP_CELLS = {"cpu": 128, "cuda": 512}
 _MEASURED = ("race", "layer", "ladder", "options", "kernels", "profile", "loss_memory")
-_PACKAGES = ("torch", "lightning", "triton", "mamba-ssm", "causal-conv1d", "transformers", "numpy", "gm-train")
+_PACKAGES = ("torch", "lightning", "triton", "mamba-ssm", "transformers", "numpy", "gm-train")
 
 
 def run_bench_model(plan: ModelPlan) -> list[Path]:

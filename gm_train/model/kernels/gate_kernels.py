@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from gm_train.model.kernels.scan_tiles import on_device_of
+
 #: Tokens and channels of a tile, and its warps.
 TOKENS, CHANNELS, WARPS = 16, 128, 4
 #: Tiles of tokens that a program goes through where it adds up the gradient of the bias.
@@ -120,10 +122,11 @@ def gate(x: Tensor, both: Tensor, weight: Tensor, bias: Tensor) -> tuple[Tensor,
     width = x.shape[-1]
     x, both, n = x.contiguous(), both.contiguous(), x.numel() // width
     sums = torch.empty(n, 2 * width, dtype=both.dtype, device=x.device)
-    _gate_sums_kernel[_grid(n, width)](x, both, sums, n, width, **_options())
-    pre = torch.mm(sums, weight.T)
     out = torch.empty_like(x)
-    _gate_forward_kernel[_grid(n, width)](x, both, pre, bias, out, n, width, **_options())
+    with on_device_of(x):
+        _gate_sums_kernel[_grid(n, width)](x, both, sums, n, width, **_options())
+        pre = torch.mm(sums, weight.T)
+        _gate_forward_kernel[_grid(n, width)](x, both, pre, bias, out, n, width, **_options())
     return out, sums, pre
 
 
@@ -137,11 +140,12 @@ def gate_backward(
     d_pre = torch.empty_like(pre)
     grid = _grid(n, width, TILES)
     parts = torch.empty(grid[0], width, dtype=torch.float32, device=grad.device)
-    _gate_backward_pre_kernel[grid](grad, both, pre, bias, d_pre, parts, n, width, TILES=TILES, **_options())
-    d_bias = parts.sum(0)
-    d_sums = torch.mm(d_pre, weight)
     d_x, d_both = torch.empty_like(grad), torch.empty_like(both)
-    _gate_backward_kernel[_grid(n, width)](grad, pre, bias, d_sums, d_x, d_both, n, width, **_options())
+    with on_device_of(grad):
+        _gate_backward_pre_kernel[grid](grad, both, pre, bias, d_pre, parts, n, width, TILES=TILES, **_options())
+        d_bias = parts.sum(0)
+        d_sums = torch.mm(d_pre, weight)
+        _gate_backward_kernel[_grid(n, width)](grad, pre, bias, d_sums, d_x, d_both, n, width, **_options())
     return d_x, d_both, torch.mm(d_pre.T, sums), d_bias
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 from gm_train.model.kernels.conv_kernels import conv_backward, conv_forward
 from gm_train.model.kernels.norm_kernels import LARGEST, norm_backward, norm_forward
 from gm_train.model.kernels.package_scan import scan_backward, scan_forward
+from gm_train.model.kernels.scan_tiles import on_device_of
 from gm_train.model.kernels.step_kernels import steps_backward, steps_forward
 
 
@@ -59,10 +60,11 @@ def mix(
         the backward pass needs.
     """
     z, xBC, raw, gates = _split(columns, len(weight), len(conv_bias), len(A_log))
-    mixed = conv_forward(xBC, cells, taps.flatten(1), conv_bias)
-    dt, decay = steps_forward(raw, dt_bias, A_log, len(cells) // len(columns), chunk)
-    y, states = scan_forward(mixed, dt, decay, D, cells, d_state)
-    return norm_forward(z, gates, y, weight, eps), mixed, dt, decay, states, y
+    with on_device_of(columns):
+        mixed = conv_forward(xBC, cells, taps.flatten(1), conv_bias)
+        dt, decay = steps_forward(raw, dt_bias, A_log, len(cells) // len(columns), chunk)
+        y, states = scan_forward(mixed, dt, decay, D, cells, d_state)
+        return norm_forward(z, gates, y, weight, eps), mixed, dt, decay, states, y
 
 
 @torch.library.custom_op("gm_train::mix_backward", mutates_args=())
@@ -79,11 +81,12 @@ def mix_backward(
     d_columns = torch.empty(columns.shape, dtype=columns.dtype, device=columns.device)
     sizes = len(weight), len(conv_bias), len(A_log)
     z, xBC, raw, gates = _split(columns, *sizes)
-    d_y, of_norm = norm_backward(grad.contiguous(), z, gates, y, weight, eps, d_columns)
-    d_mixed, gradients = scan_backward(d_y, mixed, dt, decay, D, cells, states)
-    d_raw, of_scan = steps_backward(raw, dt_bias, A_log, dt, gradients)
-    d_convolved = d_columns[..., sizes[0] : sum(sizes)]
-    of_conv = conv_backward(d_mixed, xBC, cells, taps.flatten(1), conv_bias, d_raw, d_convolved)
+    with on_device_of(columns):
+        d_y, of_norm = norm_backward(grad.contiguous(), z, gates, y, weight, eps, d_columns)
+        d_mixed, gradients = scan_backward(d_y, mixed, dt, decay, D, cells, states)
+        d_raw, of_scan = steps_backward(raw, dt_bias, A_log, dt, gradients)
+        d_convolved = d_columns[..., sizes[0] : sum(sizes)]
+        of_conv = conv_backward(d_mixed, xBC, cells, taps.flatten(1), conv_bias, d_raw, d_convolved)
     return d_columns, of_conv, of_scan, of_norm
 
 

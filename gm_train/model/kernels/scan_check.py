@@ -121,7 +121,8 @@ def mix_in_pytorch(
     z, xBC, raw, g = torch.split(
         columns, [inner, channels, heads, columns.shape[-1] - inner - channels - heads], dim=-1
     )
-    conv, norm = DepthwiseConv(channels, taps.shape[-1]), GatedRMSNorm(inner, eps)
+    with torch.device("meta"):  # their own weights are not used, and no random numbers are drawn
+        conv, norm = DepthwiseConv(channels, taps.shape[-1]), GatedRMSNorm(inner, eps)
     dt = F.softplus(raw.to(dt_bias.dtype) + dt_bias)
     ys = []
     for i, mixed in enumerate(functional_call(conv, {"weight": taps, "bias": conv_bias}, (xBC, segments, both))):

@@ -12,10 +12,11 @@ import importlib.util
 import logging
 import os
 import sys
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
+from torch import Tensor
 
 log = logging.getLogger(__name__)
 
@@ -83,7 +84,7 @@ def tile(name: str, dimension: str) -> int:
 
 
 def launch(name: str, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
-    """Launch a kernel of mamba_ssm on the device of its first argument.
+    """Launch a kernel of mamba_ssm.
 
     Args:
         name: of the kernel.
@@ -92,6 +93,9 @@ def launch(name: str, grid: tuple[int, ...], *args: Any, **constants: Any) -> No
         constants: of the kernel, besides those of the tile.
     """
     sizes, warps, stages = TILES[name]
-    device = args[0].device
-    with torch.cuda.device(device.index) if device.type == "cuda" else nullcontext():
-        kernel_of_package(name)[grid](*args, **constants, **sizes, num_warps=warps, num_stages=stages)
+    kernel_of_package(name)[grid](*args, **constants, **sizes, num_warps=warps, num_stages=stages)
+
+
+def on_device_of(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Launch kernels on the GPU that has the tensor: Triton takes the current one, which may be another."""
+    return torch.cuda.device(tensor.device) if tensor.device.type == "cuda" else nullcontext()

@@ -1,5 +1,7 @@
 """Compiled and checkpointed blocks compute the same numbers, and their parameters keep their names."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from torch import Tensor
@@ -64,3 +66,21 @@ def test_compiled_blocks_compute_the_same(variant: dict[str, object], checkpoint
         found = [trained(model, lengths)[0] for lengths in CELLS]
     for pair in zip(found, expected, strict=True):
         assert all(relative_error(a, b) < 1e-9 for a, b in zip(*pair, strict=True))
+
+
+def test_blocks_are_compiled_by_default_only_on_gpus_with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(small_config(), seed=0)
+    plain = [block.forward for block in model.stack.layers]
+    prepare_blocks(model, TrainerConfig())
+    assert [block.forward for block in model.stack.layers] == plain
+    ran: list[str] = []
+    monkeypatch.setattr(torch, "compile", lambda forward, dynamic: lambda *args: ran.append("compiled"))
+    for block in model.stack.layers:
+        block.kernels_on = ("cuda",)
+    prepare_blocks(model, TrainerConfig(compile=False))
+    assert [block.forward for block in model.stack.layers] == plain
+    prepare_blocks(model, TrainerConfig())
+    trained(model, CELLS[0])  # on the CPU
+    assert ran == []
+    model.stack.layers[0].forward(SimpleNamespace(device=torch.device("cuda", 0)))
+    assert ran == ["compiled"]
