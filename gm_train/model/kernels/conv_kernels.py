@@ -12,10 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-#: Tokens and channels of a tile, and its warps.
-TOKENS, CHANNELS, WARPS = 32, 64, 8
+#: Sizes of a tile in tokens and channels, and its warps. The backward kernel needs many registers (compiled for sm_90).
+FORWARD = {"TOKENS": 32, "CHANNELS": 64, "num_warps": 8}
+BACKWARD = {"TOKENS": 16, "CHANNELS": 32, "num_warps": 4}
 #: Tiles of tokens that one program of the backward kernel goes through; it adds up the gradients of the taps.
-TILES = 8
+TILES = 16
 #: Arguments that change with the batch; a kernel is not compiled again for other values.
 _COUNTS = ["rows", "tiles_x"]
 
@@ -146,10 +147,10 @@ def conv_forward(x: Tensor, cells: Tensor, weight: Tensor, bias: Tensor) -> Tens
     """
     batch, length, width = x.shape
     out = torch.empty(len(cells), length, width, dtype=x.dtype, device=x.device)
-    grid = triton.cdiv(length, TOKENS), triton.cdiv(width, CHANNELS), batch
+    grid = triton.cdiv(length, FORWARD["TOKENS"]), triton.cdiv(width, FORWARD["CHANNELS"]), batch
     _conv_forward_kernel[grid](
         x, cells, weight, bias, out, x.stride(0), x.stride(1), length, width, batch,
-        TWO=len(cells) > batch, TAPS=weight.shape[1], TOKENS=TOKENS, CHANNELS=CHANNELS, num_warps=WARPS,
+        TWO=len(cells) > batch, TAPS=weight.shape[1], **FORWARD,
     )  # fmt: skip
     return out
 
@@ -174,12 +175,12 @@ def conv_backward(
     """
     batch, length, width = x.shape
     taps, heads = weight.shape[1], d_steps.shape[2]
-    tiles_x = triton.cdiv(width, CHANNELS)
-    grid = triton.cdiv(length, TOKENS * TILES), tiles_x + triton.cdiv(heads, CHANNELS), batch
+    tiles_x, tiles_heads = (triton.cdiv(n, BACKWARD["CHANNELS"]) for n in (width, heads))
+    grid = triton.cdiv(length, BACKWARD["TOKENS"] * TILES), tiles_x + tiles_heads, batch
     parts = torch.empty(grid[0] * batch, taps + 1, width, dtype=torch.float32, device=x.device)
     _conv_backward_kernel[grid](
         grad, x, cells, weight, bias, d_steps, d_columns, parts, x.stride(0), x.stride(1), d_columns.stride(0),
         d_columns.stride(1), length, width, heads, batch, tiles_x, TWO=len(cells) > batch, TAPS=taps,
-        SUMS=triton.next_power_of_2(taps + 1), TOKENS=TOKENS, CHANNELS=CHANNELS, TILES=TILES, num_warps=WARPS,
+        SUMS=triton.next_power_of_2(taps + 1), TILES=TILES, **BACKWARD,
     )  # fmt: skip
     return parts.sum(0)
