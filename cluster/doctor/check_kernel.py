@@ -6,7 +6,7 @@ import torch
 
 from cluster.doctor.checkup import Answer, Checkup, Level, Problems, differences, groups, where
 from gm_train.config.schema import Config
-from gm_train.model.scan_kernels import kernel_of
+from gm_train.model.kernels.scan_kernels import kernel_of
 
 
 def check_kernel(checkup: Checkup, config: Config | None) -> None:

@@ -24,8 +24,8 @@ class Gate(nn.Module):
         super().__init__()
         self.proj = _GateLinear(2 * d_model, d_model)
 
-    def forward(self, x: Tensor, f: Tensor, b: Tensor) -> Tensor:
-        """Join the directions, as above."""
+    def forward(self, x: Tensor, f: Tensor, b: Tensor | None = None) -> Tensor:
+        """Join the directions, as above; by kernels if f is one array of both, (2, batch, length, d_model)."""
         joined: Tensor = self.proj(x, f, b)
         return joined
 
@@ -36,8 +36,13 @@ class _GateLinear(nn.Linear):
     Their own module computes with them, because sharded strategies gather a module's weights around its call.
     """
 
-    def forward(self, x: Tensor, f: Tensor, b: Tensor) -> Tensor:  # type: ignore[override]
-        """Join the directions."""
+    def forward(self, x: Tensor, f: Tensor, b: Tensor | None = None) -> Tensor:  # type: ignore[override]
+        """Join the directions, as in `Gate.forward`."""
+        if b is None:
+            from gm_train.model.kernels.gate_kernels import gate  # imported late: Triton is not installed everywhere
+
+            out: Tensor = gate(x, f, self.weight.to(f.dtype), self.bias)[0]
+            return out
         device = x.device.type
         weight: Tensor = self.weight
         bias: Tensor = self.bias

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gm_train.model import scan_kernels
 from gm_train.model.segments import Segments
 
 
@@ -21,8 +20,6 @@ class DepthwiseConv(nn.Module):
 
     def __init__(self, channels: int, taps: int) -> None:
         super().__init__()
-        # Decided once: in `forward` it would break a compiled graph.
-        self.on_package = scan_kernels.package_conv_takes(channels, taps)
         self.weight = nn.Parameter(torch.empty(channels, 1, taps))
         self.bias = nn.Parameter(torch.empty(channels))
         self.reset_parameters()
@@ -33,37 +30,22 @@ class DepthwiseConv(nn.Module):
         nn.init.uniform_(self.weight, -bound, bound)
         nn.init.uniform_(self.bias, -bound, bound)
 
-    def forward(self, x: Tensor, segments: Segments, bidirectional: bool, as_read: bool = False) -> tuple[Tensor, ...]:
+    def forward(self, x: Tensor, segments: Segments, bidirectional: bool) -> tuple[Tensor, ...]:
         """Filter the tokens of each cell; the tokens of other cells count as zeros.
 
         Args:
             x: (batch, length, channels).
             segments: boundaries of the same rows.
             bidirectional: whether to compute the mirrored form as well.
-            as_read: flip the mirrored result, as mamba_ssm's scan expects it, and use causal_conv1d where it can run,
-                else a Triton kernel.
 
         Returns:
             The causal result and, if bidirectional, the mirrored one, each in the shape and type of x.
         """
-        if as_read and self.on_package:
-            causal = scan_kernels.package_conv(x, self.weight.squeeze(1), self.bias, segments.forward.seq_idx)
-            if not bidirectional:
-                return (causal,)
-            return causal, scan_kernels.package_conv(
-                x.flip(1), self.weight.squeeze(1), self.bias, segments.reverse.seq_idx
-            )
-        if as_read and x.dtype in (torch.float32, torch.bfloat16, torch.float16):
-            from gm_train.model.conv_kernels import conv_silu  # imported late: Triton is not installed everywhere
-
-            weight = self.weight.squeeze(1)
-            return tuple(conv_silu(x, segments.forward.seq_idx, weight, self.bias, bidirectional).unbind(0))
         same = [mask.to(x.dtype) for mask in segments.same]  # fewer than taps - 1 where rows are that short
         taps = self.weight.squeeze(1).T.flip(0)[: len(same) + 1].to(x.dtype)
         bias = self.bias.to(x.dtype)
         filtered: tuple[Tensor, ...] = _Shifted.apply(x, taps, bias, bidirectional, *same)  # type: ignore[no-untyped-call]
-        causal, *mirrored = (F.silu(y) for y in filtered)
-        return causal, *(y.flip(1) if as_read else y for y in mirrored)
+        return tuple(F.silu(y) for y in filtered)
 
 
 class _Shifted(torch.autograd.Function):

@@ -1,9 +1,13 @@
 """Layers of the bidirectional and the unidirectional stack."""
 
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 
 from gm_train.config.parts import load_part
 from gm_train.config.schema import ModelConfig
+from gm_train.model.aggregation import Gate
 from gm_train.model.layer_stack import LayerStack
 from gm_train.model.norm import RMSNorm
 from gm_train.model.segments import Segments, make_segments
@@ -17,6 +21,7 @@ class MambaLayer(nn.Module):
         self.bidirectional = config.arch == "bimamba"
         self.norm = RMSNorm(config.d_model) if config.norm == "pre" else nn.Identity()
         self.mixer: nn.Module = load_part("model.mixer", config.mixer)(config)
+        self.kernels_on: tuple[str, ...] = getattr(self.mixer, "package_devices", ())
 
     def forward(self, x: Tensor, segments: Segments, aggregation: nn.Module | None) -> Tensor:
         """Compute one layer.
@@ -29,9 +34,32 @@ class MambaLayer(nn.Module):
         Returns:
             (batch, length, d_model).
         """
-        outputs = self.mixer(self.norm(x), segments, self.bidirectional)
+        device = x.device.type
+        if isinstance(self.norm, nn.Identity) and device in self.kernels_on and torch.is_autocast_enabled(device):
+            x, u = _Narrowed.apply(x, torch.get_autocast_dtype(device))  # type: ignore[no-untyped-call]
+        else:
+            u = self.norm(x)
+        outputs = self.mixer(u, segments, self.bidirectional)
+        if isinstance(outputs, Tensor) and isinstance(aggregation, Gate):
+            outputs = (outputs,)
         joined: Tensor = x + outputs[0] if aggregation is None else aggregation(x, *outputs)
         return joined
+
+
+class _Narrowed(torch.autograd.Function):
+    """x, and a copy of it in autocast's type for the mixer.
+
+    Its gradient adds the mixer's to that of the residual connection in one pass; autograd would widen it first.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        return x.view_as(x), x.to(dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        residual, mixer = grads
+        return residual + mixer, None
 
 
 class MambaStack(LayerStack):

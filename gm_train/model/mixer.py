@@ -7,8 +7,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gm_train.config.schema import ModelConfig
-from gm_train.model import scan_kernels
 from gm_train.model.conv import DepthwiseConv
+from gm_train.model.kernels import scan_kernels
 from gm_train.model.norm import GatedRMSNorm
 from gm_train.model.segments import Segments
 from gm_train.model.ssd import ssd
@@ -31,7 +31,7 @@ class Mamba2Mixer(nn.Module):
     y_b include the skip D x.
 
     `model.kernel` selects what computes the convolution, the scan and the norm; see `scan_kernels.py`. Where
-    mamba_ssm's kernels can run, so can the one of the norm.
+    mamba_ssm's kernels can run, so can ours, and one operation does all three (`mixer_op.py`).
 
     Raises:
         ValueError: head_dim does not divide expand * d_model.
@@ -55,7 +55,7 @@ class Mamba2Mixer(nn.Module):
         self.dt_bias = nn.Parameter(torch.empty(self.n_heads))
         self.A_log = nn.Parameter(torch.empty(self.n_heads))
         self.D = nn.Parameter(torch.empty(self.n_heads))
-        self.norm = GatedRMSNorm(self.d_inner, fused_on=self.package_devices)
+        self.norm = GatedRMSNorm(self.d_inner)
         self.out_proj = nn.Linear(self.d_inner, config.d_model, bias=False)
         self.reset_parameters()
 
@@ -67,7 +67,7 @@ class Mamba2Mixer(nn.Module):
             self.A_log.uniform_(A_MIN, A_MAX).log_()
             self.D.fill_(1.0)
 
-    def forward(self, u: Tensor, segments: Segments, bidirectional: bool) -> tuple[Tensor, ...]:
+    def forward(self, u: Tensor, segments: Segments, bidirectional: bool) -> tuple[Tensor, ...] | Tensor:
         """Mix the tokens of each cell.
 
         Args:
@@ -77,10 +77,22 @@ class Mamba2Mixer(nn.Module):
 
         Returns:
             The output of the forward direction and, if bidirectional, of the reverse one; with `head_gate` only the
-            joined output. Each is (batch, length, d_model).
+            joined output. Each is (batch, length, d_model). Two may be one array, (2, batch, length, d_model).
         """
+        columns = self.in_proj(u)
+        if columns.device.type in self.package_devices:
+            from gm_train.model.kernels import mixer_op  # imported late: Triton is not installed everywhere
+
+            if mixer_op.takes(columns, self.d_inner):
+                cells = segments.cells if bidirectional else segments.forward.seq_idx
+                mixed, *_ = mixer_op.mix(
+                    columns, cells, self.conv1d.weight, self.conv1d.bias, self.dt_bias, self.A_log, self.D,
+                    self.norm.weight, self.norm.eps, self.d_state, scan_kernels.CHUNK,
+                )  # fmt: skip
+                both: Tensor = self.out_proj(mixed)
+                return both if len(both) == 2 else (both.squeeze(0),)
         widths = [self.d_inner, self.d_inner + 2 * self.d_state, self.n_heads, self.n_heads if self.head_gate else 0]
-        z, xBC, dt, g = torch.split(self.in_proj(u), widths, dim=-1)
+        z, xBC, dt, g = torch.split(columns, widths, dim=-1)
         # Under autocast, step sizes and decay stay in the parameters' type, float32 or wider.
         dt = F.softplus(dt.to(self.dt_bias.dtype) + self.dt_bias)
         scans = self.scans(xBC, dt, segments, bidirectional)
@@ -101,18 +113,10 @@ class Mamba2Mixer(nn.Module):
             y of the forward direction and, if bidirectional, of the reverse one, each (batch, length, heads, head_dim).
         """
         A = -self.A_log.exp()
-        mixed = self.conv1d(xBC, segments, bidirectional, as_read=self._on_package(xBC))
+        mixed = self.conv1d(xBC, segments, bidirectional)
         return [self._scan(m, dt, A, segments, reverse=i == 1) for i, m in enumerate(mixed)]
-
-    def _on_package(self, xBC: Tensor) -> bool:
-        return xBC.device.type in self.package_devices
 
     def _scan(self, xBC: Tensor, dt: Tensor, A: Tensor, segments: Segments, reverse: bool) -> Tensor:
         x, B, C = torch.split(xBC, [self.d_inner, self.d_state, self.d_state], dim=-1)
         x = x.view(*x.shape[:-1], self.n_heads, -1)
-        if not self._on_package(xBC):
-            return ssd(x, dt, A, B, C, self.D, segments, reverse)
-        # The package reads from the left only; in reverse, the convolution has already flipped x, B and C.
-        direction, dt = (segments.reverse, dt.flip(1)) if reverse else (segments.forward, dt)
-        y: Tensor = scan_kernels.package_ssd(x, dt, A, B, C, self.D, direction.seq_idx)
-        return y.flip(1) if reverse else y
+        return ssd(x, dt, A, B, C, self.D, segments, reverse)

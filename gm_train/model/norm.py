@@ -28,17 +28,7 @@ class RMSNorm(nn.Module):
 
 
 class GatedRMSNorm(RMSNorm):
-    """RMSNorm of y * SiLU(z), as at the end of Mamba-2's mixer, for each direction's y.
-
-    Args:
-        width: channels.
-        eps: added to the mean square.
-        fused_on: types of device on which a Triton kernel computes the norm.
-    """
-
-    def __init__(self, width: int, eps: float = 1e-5, fused_on: tuple[str, ...] = ()) -> None:
-        super().__init__(width, eps)
-        self.fused_on = fused_on
+    """RMSNorm of y * SiLU(z), as at the end of Mamba-2's mixer, for each direction's y."""
 
     def forward(self, z: Tensor, *ys: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         """Gate and normalise each y.
@@ -50,11 +40,6 @@ class GatedRMSNorm(RMSNorm):
         Returns:
             For each y, the result in its shape and type.
         """
-        if z.device.type in self.fused_on:
-            from gm_train.model import norm_kernels  # imported late: Triton is not installed everywhere
-
-            if norm_kernels.takes(z):
-                return tuple(norm_kernels.gated_norm(z, list(ys), self.weight, self.eps))
         gate = F.silu(z)
         return tuple(_GatedNorm.apply(y, gate, self.weight, self.eps) for y in ys)  # type: ignore[no-untyped-call]
 

@@ -21,6 +21,7 @@ class Direction:
 class Segments:
     """Boundaries of a batch of packed rows: made once for each forward pass, read by every layer."""
 
+    cells: Tensor  # int32 (2 * batch, length), `seq_idx` of the forward direction, then that of the reverse one
     same: tuple[Tensor, ...]  # same[k - 1]: (batch, length - k, 1) bool, positions t and t + k are in one cell
     forward: Direction
     reverse: Direction
@@ -58,17 +59,19 @@ def make_segments(segment: Tensor, chunk: int, taps: int, dtype: torch.dtype = t
 
     def direction(seq_idx: Tensor, readable: Tensor, exit_run: Tensor, entry_run: Tensor) -> Direction:
         return Direction(
-            seq_idx=seq_idx.int(),
+            seq_idx=seq_idx,
             within=log_mask(readable, 1, chunk, chunk),
             into=log_mask(filled == exit_run, chunk, 1),
             out=log_mask(filled == entry_run, chunk, 1),
             carry=entry_run == exit_run,
         )
 
+    cells = torch.cat([run, run.flip(1)]).int()
     return Segments(
+        cells=cells,
         same=same,
-        forward=direction(run, pair.tril(), last, before),
-        reverse=direction(run.flip(1), pair.triu(), first, after),
+        forward=direction(cells[:batch], pair.tril(), last, before),
+        reverse=direction(cells[batch:], pair.triu(), first, after),
         sums=pair.tril().view(-1, chunk, chunk).to(torch.float64),
         chunk=chunk,
     )

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 
 from gm_train.config.schema import Config
-from gm_train.model.scan_kernels import CHUNK
+from gm_train.model.kernels.scan_kernels import CHUNK
 from gm_train.plan.devices import Device
 from gm_train.plan.kernel_costs import costs
 

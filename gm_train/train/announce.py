@@ -12,7 +12,8 @@ from gm_train.config.micro_rows import few_tokens
 from gm_train.config.schema import Config
 from gm_train.loading.rank_batches import RankBatches
 from gm_train.model.classes import Classes
-from gm_train.model.scan_kernels import kernel_of
+from gm_train.model.compile import compiles
+from gm_train.model.kernels.scan_kernels import kernel_of
 from gm_train.objective.batches import make_examples
 from gm_train.objective.recipe import Recipe
 from gm_train.optim import learning_rate
@@ -64,7 +65,7 @@ def announce(
         f"model {model.arch} {model.n_layers} x {model.d_model}, {variant}: {n_parameters:,} parameters; "
         f"kernel {kernel} ({why})"
     )
-    if config.trainer.compile:
+    if compiles(config.trainer.compile, ranks.device().type, ("cuda",) if kernel == "mamba_ssm" else ()):
         print("compiling the blocks at the first step: a minute or more without output")
     rows = config.data.lanes * config.data.rows_per_lane
     print(

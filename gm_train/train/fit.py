@@ -25,7 +25,7 @@ from gm_train.config.schema import Config
 from gm_train.loading.open_data import OpenData, open_data
 from gm_train.loading.position import Position
 from gm_train.loading.rank_batches import RankBatches
-from gm_train.model.scan_kernels import kernel_of
+from gm_train.model.kernels.scan_kernels import kernel_of
 from gm_train.ranks.launch_local import PREEMPTIONS
 from gm_train.ranks.ranks import Ranks, find_ranks, joined
 from gm_train.ranks.signals import Leaving

@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 _EVALUATION, _ANNOTATION = "eval/eval.json", "annotation.json"
 #: Packages whose versions the card names.
-_PACKAGES = ("gm-train", "torch", "lightning", "mamba-ssm", "causal-conv1d", "deepspeed")
+_PACKAGES = ("gm-train", "torch", "lightning", "mamba-ssm", "deepspeed")
 
 _USE = """\
 ```python

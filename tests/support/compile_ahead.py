@@ -1,4 +1,4 @@
-"""Compile mamba_ssm's kernels for a GPU on a machine without one; `python -m tests.support.compile_ahead` prints JSON.
+"""Compile a layer's kernels for a GPU on a machine without one; `python -m tests.support.compile_ahead` prints JSON.
 
 Triton asks a driver for the device that it compiles for. A stand-in answers: a GPU of the given compute capability.
 Kernels are compiled as they are for the real one, and not launched. Changes Triton and torch in this process for good:
@@ -19,14 +19,15 @@ from typing import Any
 import torch
 from triton import knobs
 from triton.backends.compiler import GPUTarget
-from triton.runtime.autotuner import Autotuner
 from triton.runtime.driver import driver
 from triton.runtime.jit import JITFunction
 
+from gm_train.config.parts import load_part
 from gm_train.config.schema import ModelConfig
-from gm_train.model import scan_kernels
+from gm_train.model.kernels import scan_kernels
+from gm_train.model.kernels.scan_check import scan_problem
+from gm_train.model.layers import MambaLayer
 from gm_train.model.mixer import Mamba2Mixer
-from gm_train.model.scan_check import scan_problem
 from gm_train.model.segments import make_segments
 
 #: Bytes of shared memory that a block may have, by compute capability (CUDA C++ Programming Guide, Table 15).
@@ -35,18 +36,16 @@ SHARED = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448}
 
 @dataclass(frozen=True)
 class Compiled:
-    """A kernel in one configuration.
+    """A kernel for one set of arguments.
 
     Attributes:
         kernel: its name.
-        config: tile sizes, number of warps and stages; empty for kernels without a choice.
         seconds: time to compile it.
         shared: bytes of shared memory of a block.
         stack: bytes of registers that a thread spills to memory.
     """
 
     kernel: str
-    config: dict[str, int]
     seconds: float
     shared: int
     stack: int
@@ -57,14 +56,10 @@ class Compiler:
     """Compiles each kernel that is launched, once, in place of launching it.
 
     Attributes:
-        whole_set: compile all configurations that the autotuner would try, not only the one it takes without trying.
         compiled: what was compiled so far.
-        tried: number of configurations that the autotuner would try, by kernel; 1 means that it takes the only one.
     """
 
-    whole_set: bool
     compiled: list[Compiled] = field(default_factory=list)
-    tried: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._keys: set[Any] = set()
@@ -73,38 +68,28 @@ class Compiler:
     def instead_of_launching(self, capability: int) -> Iterator[None]:
         """Let kernels be compiled for GPUs of a compute capability, such as 90, wherever the block launches one."""
         driver.set_active(_Driver(capability))
-        run, tune = JITFunction.run, Autotuner.run
-        device, properties = torch.cuda.device, torch.cuda.get_device_properties
+        run = JITFunction.run
 
         def compile_one(function: Any, *args: Any, **options: Any) -> Any:
             if options.get("warmup"):
                 return run(function, *args, **options)
-            return self._compile(function, args, options, {})
+            return self._compile(function, args, options)
 
-        def compile_set(tuner: Any, *args: Any, **options: Any) -> None:
-            self.tried[tuner.fn.__name__] = len(tuner.configs)
-            tuner.best_config = tuner.configs[0]
-            for config in tuner.configs if self.whole_set else tuner.configs[:1]:
-                self._compile(tuner.fn, args, options, config.all_kwargs())
-
-        JITFunction.run, Autotuner.run = compile_one, compile_set
-        torch.cuda.device = lambda index: contextlib.nullcontext()  # type: ignore[assignment,misc]
-        torch.cuda.get_device_properties = lambda d: types.SimpleNamespace(multi_processor_count=132)  # type: ignore[assignment]
+        JITFunction.run = compile_one
         try:
             yield
         finally:
-            JITFunction.run, Autotuner.run = run, tune
-            torch.cuda.device, torch.cuda.get_device_properties = device, properties  # type: ignore[misc]
+            JITFunction.run = run
 
-    def _compile(self, function: Any, args: Any, options: Any, config: dict[str, int]) -> None:
+    def _compile(self, function: Any, args: Any, options: Any) -> None:
         options = {key: value for key, value in options.items() if key not in ("grid", "warmup")}
         begun = time.perf_counter()
-        kernel = function.warmup(*args, grid=(1,), **options, **config)
+        kernel = function.warmup(*args, grid=(1,), **options)
         seconds = time.perf_counter() - begun
         if kernel.hash in self._keys:
             return
         self._keys.add(kernel.hash)
-        done = Compiled(function.__name__, config, round(seconds, 2), kernel.metadata.shared, _stack(kernel))
+        done = Compiled(function.__name__, round(seconds, 2), kernel.metadata.shared, _stack(kernel))
         self.compiled.append(done)
 
 
@@ -146,33 +131,39 @@ def _stack(kernel: Any) -> int:
 
 
 def layer(config: ModelConfig, dtype: torch.dtype) -> None:
-    """Run the mixer of a layer on packed rows, forward and backward, as on a GPU."""
-    mixer = Mamba2Mixer(config)
-    mixer.package_devices = ("cpu",)
+    """Run a layer on packed rows, forward and backward, as on a GPU."""
+    made = MambaLayer(config)
+    aggregation = load_part("model.aggregation", config.aggregation)(config.d_model) if made.bidirectional else None
+    assert isinstance(made.mixer, Mamba2Mixer)
+    made.kernels_on = made.mixer.package_devices = ("cpu",)
     segment = torch.ones(2, 2048, dtype=torch.int64)
-    u = torch.randn(2, 2048, config.d_model, requires_grad=True)
+    x = torch.randn(2, 2048, config.d_model, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16):
-        outputs = mixer(u, make_segments(segment, config.chunk, config.d_conv), bidirectional=True)
-    torch.autograd.backward(outputs, [torch.ones_like(y) for y in outputs])
+        out = made(x, make_segments(segment, config.chunk, config.d_conv), aggregation)
+    out.backward(torch.ones_like(out))
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser()
     parser.add_argument("--capability", type=int, default=90)
     parser.add_argument("--dtype", default="bfloat16")
-    parser.add_argument("--whole-set", action="store_true", help="try what the autotuner tries")
-    parser.add_argument("--layer", action="store_true", help="then compile what a layer of the presets adds")
+    parser.add_argument("--arch", default="bimamba")
+    parser.add_argument("--aggregation", default="gate")
     options = parser.parse_args()
-    compiler, dtype, model = Compiler(options.whole_set), getattr(torch, options.dtype), ModelConfig()
+    model = ModelConfig(arch=options.arch, aggregation=options.aggregation)
+    compiler, dtype = Compiler(), getattr(torch, options.dtype)
     with compiler.instead_of_launching(options.capability):
         # Kernels that are not launched leave wrong numbers; what matters here is that it ran.
         problem = scan_problem(
-            scan_kernels.package_ssd, scan_kernels.scan_sizes(model), 2 * scan_kernels.CHUNK, torch.device("cpu"), dtype
+            scan_kernels.kernels_of_mixer,
+            scan_kernels.scan_sizes(model),
+            2 * scan_kernels.CHUNK,
+            torch.device("cpu"),
+            dtype,
         )
         assert problem is not None
         assert problem.startswith("computes other numbers"), problem
         small = len(compiler.compiled)
-        if options.layer:
-            layer(model, dtype)
+        layer(model, dtype)
     compiled = [asdict(one) for one in compiler.compiled]
-    print(json.dumps({"tried": compiler.tried, "compiled": compiled[:small], "layer_adds": compiled[small:]}))
+    print(json.dumps({"compiled": compiled[:small], "layer_adds": compiled[small:]}))

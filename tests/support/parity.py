@@ -14,20 +14,28 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from gm_train.config.schema import ModelConfig
-from gm_train.model import scan_kernels
+from gm_train.model.kernels import scan_kernels
 from gm_train.model.segments import Segments, make_segments
 from gm_train.model.ssd import ssd
 from tests.support import oracle
 from tests.support.small_models import pack, random_cells, random_model, relative_error
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-VARIANTS = (("bimamba", "gate"), ("bimamba", "head_gate"), ("mamba", "gate"))
+#: Architecture, aggregation, norm, head_dim and d_state of small models. Not all sizes are powers of two.
+VARIANTS = (
+    ("bimamba", "gate", "pre", 16, 8),
+    ("bimamba", "gate", "none", 24, 24),
+    ("bimamba", "head_gate", "none", 16, 8),
+    ("bimamba", "head_gate", "pre", 48, 8),
+    ("mamba", "gate", "none", 16, 8),
+)
 
 
 @dataclass(frozen=True)
@@ -122,19 +130,53 @@ def scan_errors(kernel: str, size: Size, reverse: bool, dtype: str) -> dict[str,
 def _package_ssd(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, segments: Segments, reverse: bool
 ) -> Tensor:
-    if not reverse:
-        return scan_kernels.package_ssd(x, dt, A, B, C, D, segments.forward.seq_idx)
-    x, dt, B, C = (value.flip(1) for value in (x, dt, B, C))
-    return scan_kernels.package_ssd(x, dt, A, B, C, D, segments.reverse.seq_idx).flip(1)
+    """One of both directions, which the kernels scan in one call."""
+    mixed = torch.cat([x.flatten(-2), B, C], dim=-1)
+    raw = dt.double().expm1().log().to(dt.dtype)  # the inverse of softplus
+    both: Tensor = _BothScans.apply(  # type: ignore[no-untyped-call]
+        torch.cat([mixed, mixed.flip(1)]), raw, (-A).log(), D, segments.cells, B.shape[-1]
+    )
+    return both[len(x) :].flip(1) if reverse else both[: len(x)]
 
 
-def model_errors(kernel: str, arch: str, aggregation: str, dtype: str) -> dict[str, float]:
+class _BothScans(torch.autograd.Function):
+    """The kernels of step sizes and scan, and their gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, mixed: Tensor, raw: Tensor, A_log: Tensor, D: Tensor, cells: Tensor, d_state: int) -> Tensor:
+        # Imported late: Triton is not installed everywhere.
+        from gm_train.model.kernels.package_scan import scan_forward
+        from gm_train.model.kernels.step_kernels import steps_forward
+
+        dt, decay = steps_forward(raw, torch.zeros_like(A_log), A_log, 2, scan_kernels.CHUNK)
+        y, states = scan_forward(mixed, dt, decay, D, cells, d_state)
+        ctx.save_for_backward(mixed, raw, A_log, D, cells, dt, decay, states)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        from gm_train.model.kernels.package_scan import scan_backward
+        from gm_train.model.kernels.step_kernels import steps_backward
+
+        mixed, raw, A_log, D, cells, dt, decay, states = ctx.saved_tensors
+        d_mixed, parts = scan_backward(grads[0].contiguous(), mixed, dt, decay, D, cells, states)
+        d_raw, (d_A_log, _, d_D) = steps_backward(raw, torch.zeros_like(A_log), A_log, dt, parts)
+        forward, reverse = d_raw.chunk(2)
+        return d_mixed, forward + reverse.flip(1), d_A_log, d_D, None, None
+
+
+def model_errors(
+    kernel: str, arch: str, aggregation: str, norm: str, head_dim: int, d_state: int, dtype: str
+) -> dict[str, float]:
     """Relative errors of two layers over a packed row.
 
     Args:
         kernel: "torch" or "mamba_ssm".
         arch: of the model.
         aggregation: of the model.
+        norm: of the model.
+        head_dim: of the model.
+        d_state: of the model.
         dtype: "fp32", or "bf16" for autocast with float32 parameters.
 
     Returns:
@@ -143,8 +185,8 @@ def model_errors(kernel: str, arch: str, aggregation: str, dtype: str) -> dict[s
         bf16: a gradient may be a small difference of large sums.
     """
     config = ModelConfig(
-        arch=arch, aggregation=aggregation, norm="pre", d_model=16, n_layers=2, d_state=8, head_dim=16, chunk=16,
-        kernel=kernel,
+        arch=arch, aggregation=aggregation, norm=norm, d_model=head_dim, n_layers=2, d_state=d_state,
+        head_dim=head_dim, chunk=16, kernel=kernel,
     )  # fmt: skip
     model = random_model(config, seed=0, dtype=torch.float32)
     cells = random_cells([9, 1, 20, 3], 0)
@@ -175,9 +217,9 @@ def cases(kernel: str) -> dict[str, Callable[[], dict[str, float]]]:
         for reverse, dtype in itertools.product((False, True), DTYPES):
             name = f"scan of {what} tokens, {'reverse' if reverse else 'forward'}, {dtype}"
             comparisons[name] = functools.partial(scan_errors, kernel, size, reverse, dtype)
-    for (arch, aggregation), dtype in itertools.product(VARIANTS, DTYPES):
-        comparisons[f"model, {arch} {aggregation}, {dtype}"] = functools.partial(
-            model_errors, kernel, arch, aggregation, dtype
+    for variant, dtype in itertools.product(VARIANTS, DTYPES):
+        comparisons[f"model, {' '.join(map(str, variant))}, {dtype}"] = functools.partial(
+            model_errors, kernel, *variant, dtype
         )
     return comparisons
 

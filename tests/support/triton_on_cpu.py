@@ -18,8 +18,8 @@ import torch
 import triton.language as tl
 from triton.runtime import interpreter
 
-from gm_train.model import scan_kernels
-from gm_train.model.scan_check import ScanSizes, scan_problem
+from gm_train.model.kernels import scan_kernels
+from gm_train.model.kernels.scan_check import ScanSizes, scan_problem
 from tests.support.parity import SMALL, measure
 
 
@@ -64,8 +64,8 @@ if __name__ == "__main__":
     patch()
     scan_kernels.CHUNK = SMALL.chunk  # the package's default would put all tokens in one chunk
     if sys.argv[1:] == ["check"]:
-        scan, sizes, cpu = scan_kernels.package_ssd, ScanSizes(2, 16, 8), torch.device("cpu")
+        kernels, sizes, cpu = scan_kernels.kernels_of_mixer, ScanSizes(2, 16, 8), torch.device("cpu")
         dtypes = (torch.bfloat16, torch.float32)
-        print(json.dumps([scan_problem(scan, sizes, 2 * SMALL.chunk, cpu, dtype) for dtype in dtypes]))
+        print(json.dumps([scan_problem(kernels, sizes, 2 * SMALL.chunk, cpu, dtype) for dtype in dtypes]))
     else:
         print(json.dumps(measure("mamba_ssm")))

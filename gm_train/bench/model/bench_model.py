@@ -20,12 +20,12 @@ from gm_train.bench.model.model_report import crossover, render_model
 from gm_train.bench.model.throughput_picture import draw_throughput
 from gm_train.bench.model.workload import Stores, simulated_stores
 from gm_train.bench.results import bench_progress, made_with, write_results
-from gm_train.model.scan_kernels import kernel_of
+from gm_train.model.kernels.scan_kernels import kernel_of
 from gm_train.plan.model_size import n_parameters
 
 _DEEP_CELLS = {"cpu": 128, "cuda": 512}
 _MEASURED = ("race", "layer", "ladder", "options", "kernels", "profile", "loss_memory")
-_PACKAGES = ("torch", "lightning", "triton", "mamba-ssm", "causal-conv1d", "transformers", "numpy", "gm-train")
+_PACKAGES = ("torch", "lightning", "triton", "mamba-ssm", "transformers", "numpy", "gm-train")
 
 
 def run_bench_model(plan: ModelPlan) -> list[Path]:

@@ -11,7 +11,7 @@ from gm_train.bench.model.published import Published
 from gm_train.config.schema import Config, ModelConfig
 from gm_train.model.compile import prepare_blocks
 from gm_train.model.genemamba import GeneMamba
-from gm_train.model.scan_kernels import CHUNK, choose_kernel, scan_sizes
+from gm_train.model.kernels.scan_kernels import CHUNK, choose_kernel, scan_sizes
 from gm_train.plan.flops import Work, training_flops
 from gm_train.plan.model_size import n_parameters
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -27,12 +28,14 @@ class Launch:
         backward: whether in the backward pass.
         name: of the operation or the kernel.
         n_bytes: bytes read and written, if every array is moved once.
+        operation: of ours, such as "gm_train::mix", that launched it; "" for others.
     """
 
     part: str
     backward: bool
     name: str
     n_bytes: int
+    operation: str = ""
 
 
 class LaunchCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
@@ -49,11 +52,13 @@ class LaunchCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.launches: list[Launch] = []
-        self.part, self.backward = "", False
+        self.part, self.backward, self._operation = "", False, ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run an operation and record it."""
         kwargs = kwargs or {}
+        if func.namespace == "gm_train":
+            return self._of_ours(func._schema.name, args, kwargs)
         out = func(*args, **kwargs)
         name = func._schema.name.split("::")[1]
         reads, writes = _tensors((args, kwargs)), _tensors(out)
@@ -70,8 +75,17 @@ class LaunchCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._record(name, (*reads, *writes))
         return out
 
+    def _of_ours(self, name: str, args: Any, kwargs: Any) -> Any:
+        """Run what an operation of ours runs on a GPU; on fake tensors PyTorch would only ask for its shapes."""
+        self._operation = name
+        try:
+            with self:
+                return OPDEFS[name]._init_fn(*args, **kwargs)
+        finally:
+            self._operation = ""
+
     def _record(self, name: str, arrays: Iterable[Tensor]) -> None:
-        self.launches.append(Launch(self.part, self.backward, name, sum(map(_bytes, arrays))))
+        self.launches.append(Launch(self.part, self.backward, name, sum(map(_bytes, arrays)), self._operation))
 
     @contextmanager
     def counting_triton(self) -> Iterator[None]:

@@ -15,7 +15,9 @@ from data_shards.errors import DataError
 from data_shards.tokens.vocabulary import Vocabulary
 from gm_train.bench.measure.clock import Clock
 from gm_train.bench.model.contenders import Contender, as_computed
+from gm_train.bench.model.kernel_parts import kernel_parts
 from gm_train.bench.model.workload import Workload, make_batches
+from gm_train.model.aggregation import Gate
 from gm_train.model.mixer import Mamba2Mixer
 from gm_train.model.segments import make_segments
 from gm_train.objective.loss import computing_in
@@ -106,7 +108,11 @@ class KernelRunner:
         z = ys.pop()
         dt = torch.rand(*rows, mixer.n_heads, device=self._device).requires_grad_()
         mixed = inputs(*[channels] * (2 if bidirectional else 1))
-        as_read = mixer._on_package(xBC)
+        by_kernels = self._device.type in mixer.package_devices
+        directions = [f, b]
+        if by_kernels and bidirectional and isinstance(model.stack.aggregations[0], Gate):
+            directions = [torch.stack([f, b]).detach().requires_grad_()]
+            self._leaves += directions
         states = torch.randn(len(batch.targets), config.model.d_model, device=self._device).requires_grad_()
 
         def scan() -> Sequence[Tensor]:
@@ -115,10 +121,10 @@ class KernelRunner:
 
         forwards: dict[str, Callable[[], Sequence[Tensor]]] = {
             "projections": lambda: [mixer.in_proj(x), *(mixer.out_proj(y) for y in ys)],
-            "convolution": lambda: mixer.conv1d(xBC, segments, bidirectional, as_read=as_read),
+            "convolution": lambda: mixer.conv1d(xBC, segments, bidirectional),
             "scan": scan,
             "gate and norm": lambda: mixer.norm(z, *ys),
-            "aggregation": lambda: [model.stack.aggregations[0](x, f, b)],
+            "aggregation": lambda: [model.stack.aggregations[0](x, *directions)],
             "embedding": lambda: [model.embedding(batch.input_ids)],
             "output layer and loss": lambda: [model.language_loss(states, batch.targets)],
         }
@@ -129,6 +135,10 @@ class KernelRunner:
                 pathway_loss_sum(whole.flatten(0, 1), batch.drawn, batch.positive, temperature)
             ]
         works = {name: self._both_ways(forward) for name, forward in forwards.items()}
+        if by_kernels:
+            columns = mixer.in_proj(x).detach().to(dtype)
+            cells = segments.cells if bidirectional else segments.forward.seq_idx
+            works |= kernel_parts(mixer, columns, cells)
         parameters = list(model.parameters())
         optimizer = build_optimizer(model, config.optim)
         self._leaves += [*parameters, dt, states]

@@ -5,7 +5,7 @@ counts say what a layer asks of a GPU's memory and of its launches; they are not
 """
 
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from gm_train.bench.model.launch_counter import Launch, LaunchCounter
 from gm_train.config.parts import load_part
 from gm_train.config.schema import ModelConfig
-from gm_train.model import scan_kernels
+from gm_train.model.kernels import scan_kernels
 from gm_train.model.layers import MambaLayer
 from gm_train.model.mixer import Mamba2Mixer
 from gm_train.model.segments import make_segments
@@ -25,6 +25,9 @@ from gm_train.objective.loss import computing_in
 #: Parts of a layer, in the order of a table.
 PARTS = ("projections", "convolution", "scan", "gated norm", "gate", "norm", "flips and joins", "sums of gradients")
 ROW = 2048  # tokens in a row
+
+#: How the names of kernels begin that are not of the scan.
+_KERNELS = {"_conv_": "convolution", "_gated_norm_": "gated norm"}
 
 _CPU = torch.device("cpu")  # of the fake tensors, so that autograd needs no GPU
 
@@ -73,8 +76,7 @@ def layer_traffic(model: ModelConfig, tokens: int, precision: str, kernel: str) 
         model: sizes and variants; `arch` is bimamba or mamba.
         tokens: of a micro-batch, in rows of 2,048.
         precision: `trainer.precision`.
-        kernel: "torch" for plain PyTorch, or "mamba_ssm" for the package's scan with our kernels for convolution and
-            norm. causal_conv1d is not counted.
+        kernel: "torch" for plain PyTorch, or "mamba_ssm" for the package's kernels of the scan with ours around them.
 
     Returns:
         The parts that launch anything, in the order of `PARTS`.
@@ -93,8 +95,7 @@ def layer_launches(model: ModelConfig, tokens: int, precision: str, kernel: str)
         aggregation = load_part("model.aggregation", model.aggregation)(model.d_model) if layer.bidirectional else None
         mixer = layer.mixer
         assert isinstance(mixer, Mamba2Mixer)
-        mixer.package_devices = mixer.norm.fused_on = ("cpu",) if kernel == "mamba_ssm" else ()
-        mixer.conv1d.on_package = False
+        layer.kernels_on = mixer.package_devices = ("cpu",) if kernel == "mamba_ssm" else ()
         x = torch.empty(rows, length, model.d_model, requires_grad=True)
         segments = make_segments(torch.ones(rows, length, dtype=torch.int64), model.chunk, model.d_conv)
         counter = LaunchCounter()
@@ -105,7 +106,7 @@ def layer_launches(model: ModelConfig, tokens: int, precision: str, kernel: str)
             parts.claim(out, "gate")  # the residual connection of a layer without aggregation
             with counter.in_backward(parts.nodes.items(), "sums of gradients"):
                 out.backward(torch.empty_like(out))
-    return [_named(launch) for launch in counter.launches]
+    return list(_named(counter.launches))
 
 
 class _Parts:
@@ -168,11 +169,20 @@ def _modules(layer: MambaLayer, mixer: Mamba2Mixer, aggregation: nn.Module | Non
     return named + ([] if aggregation is None else [(aggregation, "gate")])
 
 
-def _named(launch: Launch) -> Launch:
-    # The gradients of what the input projection is split into are joined again.
-    if launch.name in ("flip", "cat") and launch.part in ("scan", "convolution"):
-        return replace(launch, part="flips and joins")
-    return launch
+def _named(launches: Iterable[Launch]) -> Iterator[Launch]:
+    """Give a part to launches that no module stands for."""
+    part = ""
+    for launch in launches:
+        # What follows a kernel within an operation of ours, such as a sum of its parts, belongs to the kernel.
+        if launch.operation == "gm_train::mix" or launch.operation == "gm_train::mix_backward":
+            if launch.name.endswith("_kernel"):
+                part = next((name for start, name in _KERNELS.items() if launch.name.startswith(start)), "scan")
+            yield replace(launch, part=part)
+        # The gradients of what the input projection is split into are joined again.
+        elif launch.name in ("flip", "cat") and launch.part in ("scan", "convolution"):
+            yield replace(launch, part="flips and joins")
+        else:
+            yield launch
 
 
 def _sum(part: str, launches: list[Launch]) -> PartTraffic:

@@ -10,7 +10,7 @@ from gm_train.bench.results import made_with, write_results
 from gm_train.bench.tables import table, versions
 from gm_train.config.check import ConfigError
 from gm_train.config.schema import Config
-from gm_train.model import scan_kernels
+from gm_train.model.kernels import scan_kernels
 
 #: Tokens of a micro-batch of the presets: 24 rows of 2,048.
 TOKENS = 49_152

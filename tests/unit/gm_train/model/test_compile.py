@@ -1,8 +1,14 @@
 """Compiled and checkpointed blocks compute the same numbers, and their parameters keep their names."""
 
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
+from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from gm_train.config.schema import TrainerConfig
 from gm_train.model.compile import prepare_blocks
@@ -64,3 +70,49 @@ def test_compiled_blocks_compute_the_same(variant: dict[str, object], checkpoint
         found = [trained(model, lengths)[0] for lengths in CELLS]
     for pair in zip(found, expected, strict=True):
         assert all(relative_error(a, b) < 1e-9 for a, b in zip(*pair, strict=True))
+
+
+def test_blocks_are_compiled_by_default_only_on_gpus_with_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(small_config(), seed=0)
+    plain = [block.forward for block in model.stack.layers]
+    prepare_blocks(model, TrainerConfig())
+    assert [block.forward for block in model.stack.layers] == plain
+    ran: list[str] = []
+    monkeypatch.setattr(torch, "compile", lambda forward, dynamic: lambda *args: ran.append("compiled"))
+    for block in model.stack.layers:
+        block.kernels_on = ("cuda",)
+    prepare_blocks(model, TrainerConfig(compile=False))
+    assert [block.forward for block in model.stack.layers] == plain
+    prepare_blocks(model, TrainerConfig())
+    trained(model, CELLS[0])  # on the CPU
+    assert ran == []
+    model.stack.layers[0].forward(SimpleNamespace(device=torch.device("cuda", 0)))
+    assert ran == ["compiled"]
+
+
+@pytest.fixture
+def one_rank() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    yield
+    dist.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_rank")
+def test_a_block_of_real_size_stays_whole_under_ddp(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its weights fill more than the first bucket of gradients, at which the compiler would cut it."""
+    compile_, compiled = torch.compile, []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        compiled.append(graph)
+        return graph.forward
+
+    monkeypatch.setattr(torch, "compile", lambda forward, dynamic: compile_(forward, backend=backend, dynamic=dynamic))
+    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
+    model = random_model(small_config(d_model=512, head_dim=64, n_layers=2), seed=0, dtype=torch.float32)
+    model.output.requires_grad_(False)
+    torch._dynamo.reset()
+    prepare_blocks(model, TrainerConfig(compile=True))
+    input_ids, segment = pack([random_cells([7, 5], 1)], tail=1)
+    DistributedDataParallel(model)(input_ids, segment).sum().backward()
+    assert len(compiled) == 1
+    assert all(p.grad is not None for p in model.stack.parameters())

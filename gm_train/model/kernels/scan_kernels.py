@@ -1,26 +1,22 @@
-"""Choose the kernel that computes the scan, and call the kernels of the package mamba_ssm.
+"""Choose the kernels that compute what a mixer does between its projections.
 
-`torch` means `ssd.py` and `conv.py`. `mamba_ssm` means the package's scan, written in Triton, and the convolution of
-causal_conv1d where that package is installed. Neither causal_conv1d nor the compiled code of mamba_ssm is needed.
+`torch` means `conv.py`, `ssd.py` and `norm.py`. `mamba_ssm` means that package's kernels for the scan, written in
+Triton, and ours for the rest (`mixer_op.py`). The compiled code of mamba_ssm is not needed.
 """
 
 import functools
-import importlib
 import importlib.util
 import logging
 import os
-import sys
 import time
-from collections.abc import Callable
 
 import torch
-from torch import Tensor
 
 from data_shards.errors import DataError
 from gm_train.config.schema import Config, ModelConfig
 from gm_train.model.attention import attention_kernel
-from gm_train.model.scan_check import ScanSizes, scan_problem
-from gm_train.model.scan_tiles import VERSION, fix_tiles
+from gm_train.model.kernels.scan_check import Mix, ScanSizes, scan_problem
+from gm_train.model.kernels.scan_tiles import VERSION, import_package
 from gm_train.ranks.ranks import Ranks, launched
 
 log = logging.getLogger(__name__)
@@ -41,7 +37,7 @@ def choose_kernel(
 ) -> tuple[str, str]:
     """Choose the kernel that computes the scan on a device.
 
-    On a GPU, mamba_ssm is tried on a small scan first, which also compiles the kernels of the first step.
+    On a GPU, the kernels are tried on few tokens first, which also compiles those of the first step.
 
     Args:
         requested: `model.kernel`.
@@ -72,15 +68,15 @@ def choose_kernel(
     if problem is not None:
         remedy = f"{remedy}, or" if remedy else ":"
         raise DataError(f"model.kernel={requested}: the package {problem}{remedy} set model.kernel=torch")
-    conv = package_convolution()
-    convolution = "causal_conv1d, for sizes that it supports" if conv else "a Triton kernel of gm-train"
-    why = "auto: on a GPU, and it works there" if requested == "auto" else f"model.kernel={requested}"
-    return "mamba_ssm", f"{why}; convolution by {convolution}"
+    return "mamba_ssm", "auto: on a GPU, and it works there" if requested == "auto" else f"model.kernel={requested}"
 
 
 def scan_sizes(model: ModelConfig) -> ScanSizes:
     """Return the sizes of the scan of a layer."""
-    return ScanSizes(model.expand * model.d_model // model.head_dim, model.head_dim, model.d_state)
+    heads = model.expand * model.d_model // model.head_dim
+    both = model.arch == "bimamba"
+    head_gate = both and model.aggregation == "head_gate"
+    return ScanSizes(heads, model.head_dim, model.d_state, model.d_conv, 1 + both, head_gate)
 
 
 def package_devices(requested: str, sizes: ScanSizes) -> tuple[str, ...]:
@@ -108,7 +104,7 @@ _launched: dict[ScanSizes, str | None] = {}
 def launch_problem(
     sizes: ScanSizes, device: torch.device | None = None, dtype: torch.dtype = torch.bfloat16
 ) -> str | None:
-    """Why mamba_ssm's scan cannot be used on a GPU, or None if it can; tried once in a process for each sizes.
+    """Why the kernels cannot be used on a GPU, or None if they can; tried once in a process for each sizes.
 
     Args:
         sizes: of the scan of a layer.
@@ -125,7 +121,7 @@ def launch_problem(
         )
         begun = time.perf_counter()
         place = device or (launched() or Ranks()).device()
-        problem = scan_problem(package_ssd, sizes, 2 * CHUNK, place, dtype)
+        problem = scan_problem(kernels_of_mixer, sizes, 2 * CHUNK, place, dtype)
         seconds = time.perf_counter() - begun
         if problem is None:
             log.info("mamba_ssm's kernels compiled and tried in %.1f s", seconds)
@@ -147,101 +143,17 @@ def package_problem() -> str | None:
         return "is not installed"
     # A package that was compiled for another PyTorch may fail with other errors than ImportError.
     try:
-        _package_scan()
+        import_package()
     except Exception as error:
         return f"cannot be imported ({error})"
     return None
 
 
-@functools.cache
-def _package_scan() -> Callable[..., Tensor]:
-    # On GPUs Triton by default rounds float32 operands to TF32, and PyTorch does not: fp32 would mean two things.
-    os.environ.setdefault("TRITON_F32_DEFAULT", "ieee")
-    try:
-        importlib.import_module("mamba_ssm")
-    except Exception as error:
-        log.debug("mamba_ssm as a whole cannot be imported (%s); importing only its scan", error)
-        # Its __init__ imports Mamba-1, whose scan is compiled. An empty package in its place makes its modules
-        # importable.
-        spec = importlib.util.find_spec("mamba_ssm")
-        assert spec is not None
-        sys.modules["mamba_ssm"] = importlib.util.module_from_spec(spec)
-    try:
-        module = importlib.import_module("mamba_ssm.ops.triton.ssd_combined")
-    except Exception:
-        del sys.modules["mamba_ssm"]
-        raise
-    fix_tiles()
-    scan: Callable[..., Tensor] = module.mamba_chunk_scan_combined
-    return scan
+def kernels_of_mixer() -> Mix:
+    """The operation that a mixer runs where mamba_ssm's kernels can run."""
+    from gm_train.model.kernels.mixer_op import mix  # imported late: Triton is not installed everywhere
 
-
-@functools.cache
-def package_convolution() -> Callable[..., Tensor] | None:
-    """The function of causal_conv1d, or None if the package cannot be imported."""
-    if _conv_problem() is not None:
-        return None
-    function: Callable[..., Tensor] = importlib.import_module("causal_conv1d").causal_conv1d_fn
-    return function
-
-
-@functools.cache
-def _conv_problem() -> str | None:
-    """Why causal_conv1d, which is compiled code, cannot be imported, or None if it can."""
-    if importlib.util.find_spec("causal_conv1d") is None:
-        return "is not installed"
-    try:
-        importlib.import_module("causal_conv1d")
-    except Exception as error:
-        return f"cannot be imported ({error})"
-    return None
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def package_ssd(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, seq_idx: Tensor) -> Tensor:
-    """Scan packed rows from the left with mamba_ssm's kernels; no information passes from one cell to another.
-
-    A compiled graph breaks here, since Triton compiles the kernels.
-
-    Args:
-        x: (batch, length, heads, head_dim), float32 or bfloat16.
-        dt: float32 (batch, length, heads), positive step sizes. The decay is computed in float32.
-        A: float32 (heads,), negative.
-        B: (batch, length, d_state), in the type of `x`.
-        C: (batch, length, d_state), in the type of `x`.
-        D: float32 (heads,), weight of the skip connection.
-        seq_idx: int32 (batch, length), another number for each cell of a row and for its unused tail.
-
-    Returns:
-        y, (batch, length, heads, head_dim), in the type of `x`.
-    """
-    return _package_scan()(x, dt, A, B[:, :, None], C[:, :, None], CHUNK, D=D, seq_idx=seq_idx)
-
-
-@torch.compiler.disable  # type: ignore[untyped-decorator]
-def package_conv(x: Tensor, weight: Tensor, bias: Tensor, seq_idx: Tensor) -> Tensor:
-    """Convolve packed rows from the left with causal_conv1d, and apply SiLU.
-
-    Args:
-        x: (batch, length, channels).
-        weight: (channels, taps); the last tap is for the token itself.
-        bias: (channels,), in the type of `weight`.
-        seq_idx: int32 (batch, length), as in `package_ssd`.
-
-    Returns:
-        (batch, length, channels), in the type of `x`.
-    """
-    convolve = package_convolution()
-    assert convolve is not None
-    # The kernel reads eight channels at once, and x is a slice of the input projection's output.
-    if any(stride % 8 for stride in (*x.stride()[:2], x.storage_offset())):
-        x = x.contiguous()
-    return convolve(x.transpose(1, 2), weight, bias, seq_idx=seq_idx, activation="silu").transpose(1, 2)
-
-
-def package_conv_takes(channels: int, taps: int) -> bool:
-    """Whether causal_conv1d can be imported and has a kernel for these sizes."""
-    return 2 <= taps <= 4 and channels % 8 == 0 and package_convolution() is not None
+    return lambda *inputs: mix(*inputs, CHUNK)[0]
 
 
 def kernel_of(config: Config, device: torch.device) -> tuple[str, str]:

@@ -1,35 +1,25 @@
-"""The choice of kernel and its reason, and the path to mamba_ssm for packed rows in both directions.
-
-The kernels' results are tested in test_scan_parity.py. Here plain stand-ins replace them. They check the packages'
-requirements on arguments, so that the path to the packages and back is tested in float64, quickly.
-"""
+"""The choice of kernel and its reason. What the kernels compute is tested in test_scan_parity.py."""
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor
-from torch.nn import functional as F
 
 from data_shards.errors import DataError
 from gm_train.checkpoint.find import Checkpoint, load_model
 from gm_train.config.load import load_config
-from gm_train.model import scan_check, scan_kernels
-from gm_train.model.genemamba import GeneMamba
+from gm_train.model.kernels import scan_check, scan_kernels
+from gm_train.model.kernels.scan_check import ScanSizes
+from gm_train.model.kernels.scan_kernels import choose_kernel, package_devices, scan_sizes
 from gm_train.model.mixer import Mamba2Mixer
-from gm_train.model.scan_check import ScanSizes
-from gm_train.model.scan_kernels import choose_kernel, package_devices, scan_sizes
-from gm_train.model.segments import make_segments
-from gm_train.model.ssd import ssd
 from gm_train.train.fit import fit
 from tests.conftest import Atlas, tiny_words
-from tests.support.parity import VARIANTS
-from tests.support.small_models import pack, packed_lengths, random_cells, random_model, seeds, small_config
+from tests.support.small_models import pack, random_cells, small_config
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 SIZES = ScanSizes(2, 16, 8)
@@ -55,7 +45,7 @@ def _without_compiler(_with_package: None, monkeypatch: pytest.MonkeyPatch) -> N
         raise RuntimeError("Failed to find C compiler. Please specify via CC environment variable.\nmore lines")
 
     monkeypatch.setattr(scan_kernels, "scan_problem", scan_check.scan_problem)
-    monkeypatch.setattr(scan_kernels, "_package_scan", lambda: fail)
+    monkeypatch.setattr(scan_kernels, "kernels_of_mixer", lambda: fail)
     monkeypatch.setattr(Tensor, "to", to_cpu(Tensor.to))
 
 
@@ -156,7 +146,9 @@ def test_the_package_is_tried_once_for_each_sizes(
 
 def test_the_sizes_of_a_layer() -> None:
     config = small_config(d_model=32, d_state=8, head_dim=4, expand=2)
-    assert scan_sizes(config) == ScanSizes(Mamba2Mixer(config).n_heads, 4, 8)
+    assert scan_sizes(config) == ScanSizes(Mamba2Mixer(config).n_heads, 4, 8, config.d_conv, 2, False)
+    assert scan_sizes(replace(config, aggregation="head_gate")).head_gate
+    assert scan_sizes(replace(config, arch="mamba", aggregation="head_gate")).directions == 1
 
 
 @pytest.mark.skipif(
@@ -189,78 +181,3 @@ def test_a_checkpoint_of_another_kernel_is_read(atlas: Atlas, tmp_path: Path) ->
     assert loaded.model.kernel == "mamba_ssm"
     input_ids, segment = pack([random_cells([7, 5], 0)], tail=2)
     assert torch.equal(model(input_ids, segment), expected(input_ids, segment))
-
-
-def scan_stand_in(
-    x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, chunk: int, D: Tensor, seq_idx: Tensor
-) -> Tensor:
-    assert seq_idx.dtype == torch.int32
-    assert chunk == scan_kernels.CHUNK
-    assert B.shape[2] == C.shape[2] == 1
-    return ssd(x, dt, A, B[:, :, 0], C[:, :, 0], D, make_segments(seq_idx, 3, 4, torch.float64))
-
-
-def conv_stand_in(x: Tensor, weight: Tensor, bias: Tensor, seq_idx: Tensor, activation: str) -> Tensor:
-    """SiLU(bias + sum of the taps over the tokens of the same cell) for x (batch, channels, length)."""
-    assert x.stride(1) == 1
-    assert x.stride(0) % 8 == x.stride(2) % 8 == x.storage_offset() % 8 == 0
-    assert seq_idx.dtype == torch.int32
-    assert seq_idx.is_contiguous()
-    assert activation == "silu"
-    taps = weight.shape[1]
-    windows = F.pad(x, (taps - 1, 0)).unfold(2, taps, 1)
-    same = F.pad(seq_idx, (taps - 1, 0), value=-1).unfold(1, taps, 1) == seq_idx[..., None]
-    return F.silu((windows * same[:, None] * weight[:, None]).sum(-1) + bias[:, None])
-
-
-@pytest.fixture(params=["their convolution", "our convolution"])
-def stand_ins(request: pytest.FixtureRequest) -> Any:
-    """Stand-ins for both packages, or for mamba_ssm alone."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(scan_kernels, "_package_scan", lambda: scan_stand_in)
-        convolution = conv_stand_in if request.param == "their convolution" else None
-        patch.setattr(scan_kernels, "package_convolution", lambda: convolution)
-        yield
-
-
-def on_package(model: GeneMamba) -> GeneMamba:
-    """Let the model compute on the CPU as it would on a GPU with the packages."""
-    for module in model.modules():
-        if isinstance(module, Mamba2Mixer):
-            module.package_devices = ("cpu",)
-    return model
-
-
-def outputs_and_gradients(run: Callable[..., Tensor], model: GeneMamba, lengths: list[list[int]]) -> list[Tensor]:
-    input_ids, segment = pack([random_cells(row, r) for r, row in enumerate(lengths)], tail=3)
-    states = run(input_ids, segment)[segment > 0]
-    weights = torch.randn(states.shape, dtype=states.dtype, generator=torch.Generator().manual_seed(0))
-    return [states, *torch.autograd.grad((states * weights).sum(), [*model.stack.parameters(), model.embedding.weight])]
-
-
-@pytest.mark.usefixtures("stand_ins")
-@pytest.mark.parametrize("head_dim", [4, 8])  # 16 and 8 heads; 8: the slice of the projection is used in place
-@pytest.mark.parametrize(("arch", "aggregation"), VARIANTS)
-@given(lengths=packed_lengths, taps=st.sampled_from([1, 2, 4]), seed=seeds)
-def test_the_path_to_the_packages_and_back(
-    arch: str, aggregation: str, head_dim: int, lengths: list[list[int]], taps: int, seed: int
-) -> None:
-    config = small_config(
-        arch=arch, aggregation=aggregation, d_model=32, d_state=8, head_dim=head_dim, d_conv=taps, n_layers=1
-    )
-    model = random_model(config, seed)
-    expected = outputs_and_gradients(model, model, lengths)
-    for value, wanted in zip(outputs_and_gradients(on_package(model), model, lengths), expected, strict=True):
-        # With one token in a cell the gradient of the decay is only rounding error.
-        torch.testing.assert_close(value, wanted, rtol=1e-9, atol=1e-11)
-
-
-@pytest.mark.usefixtures("stand_ins")
-def test_a_compiled_model_reaches_the_packages() -> None:
-    """The graph breaks there, and the results stay the same."""
-    config = small_config(d_model=32, d_state=8, head_dim=8)
-    model = on_package(random_model(config, seed=0))
-    expected = outputs_and_gradients(model, model, [[7, 5]])
-    compiled = torch.compile(model, backend="aot_eager")
-    for value, wanted in zip(outputs_and_gradients(compiled, model, [[7, 5]]), expected, strict=True):
-        torch.testing.assert_close(value, wanted, rtol=1e-9, atol=1e-11)

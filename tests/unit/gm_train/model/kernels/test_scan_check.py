@@ -4,48 +4,49 @@ import json
 import os
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from gm_train.model.scan_check import Scan, ScanSizes, scan_problem
-from gm_train.model.segments import make_segments
-from gm_train.model.ssd import ssd
+from gm_train.model.kernels.scan_check import Mix, ScanSizes, mix_in_pytorch, scan_problem
 
 CPU = torch.device("cpu")
 SIZES = ScanSizes(2, 16, 8)
 
 
-def right(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, seq_idx: Tensor) -> Tensor:
-    assert seq_idx.dtype == torch.int32
-    with torch.autocast("cpu", torch.bfloat16, enabled=x.dtype == torch.bfloat16):
-        return ssd(x, dt, A, B, C, D, make_segments(seq_idx, 16, 1))
+def right(columns: Tensor, cells: Tensor, *parameters: Any) -> Tensor:
+    assert cells.dtype == torch.int32
+    with torch.autocast("cpu", torch.bfloat16, enabled=columns.dtype == torch.bfloat16):
+        return mix_in_pytorch(columns, cells, *parameters)
 
 
-def across_cells(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, seq_idx: Tensor) -> Tensor:
-    return right(x, dt, A, B, C, D, torch.ones_like(seq_idx))
+def across_cells(columns: Tensor, cells: Tensor, *parameters: Any) -> Tensor:
+    return right(columns, torch.ones_like(cells), *parameters)
 
 
-def without_gradient_of_dt(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, seq: Tensor) -> Tensor:
-    return right(x, dt.detach() + 0 * dt, A, B, C, D, seq)
+def without_gradient_of_D(*inputs: Any) -> Tensor:
+    D = inputs[6]
+    return right(*inputs[:6], D.detach() + 0 * D, *inputs[7:])
 
 
-def nan(x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, seq_idx: Tensor) -> Tensor:
-    return right(x, dt, A, B, C, D, seq_idx) * torch.nan
+def nan(*inputs: Any) -> Tensor:
+    return right(*inputs) * torch.nan
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_right_scan_passes(dtype: torch.dtype) -> None:
-    assert scan_problem(right, SIZES, 64, CPU, dtype) is None
+@pytest.mark.parametrize("sizes", [SIZES, ScanSizes(2, 16, 8, 3, 1), ScanSizes(3, 8, 4, 4, 2, head_gate=True)])
+def test_a_right_scan_passes(sizes: ScanSizes, dtype: torch.dtype) -> None:
+    assert scan_problem(lambda: right, sizes, 64, CPU, dtype) is None
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(
-    ("scan", "named"), [(across_cells, "y by"), (without_gradient_of_dt, "(ddt by 1)"), (nan, "y by nan")]
+    ("scan", "named"), [(across_cells, "y by"), (without_gradient_of_D, "(dD by 1)"), (nan, "y by nan")]
 )
-def test_a_wrong_scan_is_named(scan: Scan, named: str, dtype: torch.dtype) -> None:
-    problem = scan_problem(scan, SIZES, 64, CPU, dtype)
+def test_a_wrong_scan_is_named(scan: Mix, named: str, dtype: torch.dtype) -> None:
+    problem = scan_problem(lambda: scan, SIZES, 64, CPU, dtype)
     assert problem is not None
     assert problem.startswith("computes other numbers than PyTorch here (")
     assert named in problem
@@ -64,7 +65,7 @@ def test_an_error_becomes_one_line(error: Exception, text: str, hint: bool) -> N
     def fail(*_: Tensor) -> Tensor:
         raise error
 
-    problem = scan_problem(fail, SIZES, 64, CPU)
+    problem = scan_problem(lambda: fail, SIZES, 64, CPU)
     assert problem is not None
     assert problem.startswith(f"cannot run here ({text}")
     assert ("Python's headers" in problem) == hint
@@ -74,7 +75,7 @@ def test_an_error_becomes_one_line(error: Exception, text: str, hint: bool) -> N
 def test_it_works_wherever_a_model_is_built_and_draws_no_random_numbers() -> None:
     state = torch.get_rng_state()
     with torch.device("meta"), torch.inference_mode():
-        assert scan_problem(right, SIZES, 64, CPU, torch.float32) is None
+        assert scan_problem(lambda: right, SIZES, 64, CPU, torch.float32) is None
     assert torch.equal(torch.get_rng_state(), state)
 
 
