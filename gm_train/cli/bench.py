@@ -220,8 +220,9 @@ def run_bench_model(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from gm_train.bench.model import model_plan, traffic_report
+    from gm_train.bench.model import model_plan
     from gm_train.bench.model.bench_model import run_bench_model as run_plan
+    from gm_train.bench.traffic import traffic_report
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     has_file = any("=" not in word for word in arguments.config)
