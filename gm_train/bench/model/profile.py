@@ -36,7 +36,9 @@ def profile_step(runner: ModelRunner, steps: int) -> dict[str, float]:
     on_gpu = runner.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with _ranges(runner.model), profile(activities=activities) as profiler:
-        runner.steps(steps)
+        # Not `runner.steps`, which takes one more step on a GPU.
+        for _ in range(steps):
+            runner.step()
     seconds: dict[str, float] = defaultdict(float)
     events = [event for event in profiler.events() if event.device_type == DeviceType.CPU]
     part_of_number = _parts_of_forward(events)
