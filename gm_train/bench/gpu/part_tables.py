@@ -65,8 +65,8 @@ def _losses(results: Row) -> list[str]:
     header = ["run", "losses off by", "first loss", "last loss", "first step", "later step", "whole command"]
     note = (
         f"`gm-train fit`, ten steps of {results['rows']} rows of {results['length']:,} tokens, the same cells. Off by: "
-        "the largest relative difference of a loss from the CPU's. The first step compiles. The runs shared the machine: "
-        "their times say how long a start takes, and nothing about speed."
+        "the largest relative difference of a loss from the CPU's. The first step compiles. The runs shared the "
+        "machine, so their times say how long a start takes, and nothing about speed."
     )
     return [note, table(header, rows)]
 

@@ -17,7 +17,7 @@ from gm_train.bench.model.layer_runner import LayerRunner, is_installed
 from gm_train.bench.model.loss_memory import LossMemoryRunner
 from gm_train.bench.model.model_plan import ModelPlan
 from gm_train.bench.model.model_runner import ModelRunner
-from gm_train.bench.model.profile import ProfileRunner
+from gm_train.bench.model.profile import ProfileRunner, profile_step
 from gm_train.bench.model.rooflines import KernelRunner
 from gm_train.bench.model.workload import Workload, make_batches, read_packed_rows
 from gm_train.cli.main import main
@@ -122,6 +122,15 @@ def test_a_profile_names_the_parts_of_both_passes(load: Workload) -> None:
     parts = {"matmul", "scan", "convolution", "norm and gate", "aggregation", "loss", "optimizer"}
     assert parts <= set(seconds)
     assert seconds.get("other", 0.0) < 0.5 * sum(seconds.values())
+
+
+def test_a_profile_divides_by_the_steps_that_it_has_recorded(load: Workload) -> None:
+    """On a GPU, too, where the first of some timed steps has an untimed one before it."""
+    runner = ModelRunner(Contender(GENEMAMBA, Config(model=MODEL)), [load], "cpu")
+    runner.use(0, warmup=1)
+    runner.device = torch.device("cuda")
+    profile_step(runner, steps=2)
+    assert len(runner.losses) == 1 + 2
 
 
 def test_one_layer_of_both_packages_has_the_same_parameters() -> None:
