@@ -57,8 +57,8 @@ def missing(asked: dict[str, SpecifierSet], has: Sequence[str]) -> dict[str, str
 
     Args:
         asked: packages and what is asked of their versions.
-        has: what the machine has, as `pip list --format=freeze` prints it; a name without a version counts unless
-            exactly one version is asked for.
+        has: what the machine has, as `pip list --format=freeze` prints it; a name without a version counts if any
+            newer version suffices.
     """
     there: dict[str, str | None] = {}
     for line in has:
@@ -71,7 +71,7 @@ def missing(asked: dict[str, SpecifierSet], has: Sequence[str]) -> dict[str, str
             return False
         version = there[name]
         if version is None:
-            return not any(specifier.operator == "==" for specifier in specifiers)
+            return all(specifier.operator in (">=", ">", "!=") for specifier in specifiers)
         return specifiers.contains(version, prereleases=True)
 
     return {

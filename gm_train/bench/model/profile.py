@@ -134,13 +134,12 @@ def _part_of_module(name: str, module: nn.Module) -> str | None:
         return "scan"  # what its submodules leave: the scan, step sizes, the gate's SiLU
     if isinstance(module, GatedRMSNorm):
         return "norm and gate"
+    if name.startswith("stack.aggregations."):
+        return "aggregation"  # with the products of a gate
     if isinstance(module, nn.Linear):
-        # The products of a gate count as aggregation: it uses the weight of its Linear itself.
         return "matmul"
     if last == "conv1d":
         return "convolution"
-    if name.startswith("stack.aggregations.") and name.count(".") == 2:
-        return "aggregation"
     if last == "attention":
         return "attention"
     return "loss" if name == "output" else None

@@ -17,12 +17,13 @@ from gm_train.bench.model.layer_runner import LayerRunner, is_installed
 from gm_train.bench.model.loss_memory import LossMemoryRunner
 from gm_train.bench.model.model_plan import ModelPlan
 from gm_train.bench.model.model_runner import ModelRunner
-from gm_train.bench.model.profile import ProfileRunner, profile_step
+from gm_train.bench.model.profile import ProfileRunner, _part_of_module, profile_step
 from gm_train.bench.model.rooflines import KernelRunner
 from gm_train.bench.model.workload import Workload, make_batches, read_packed_rows
 from gm_train.cli.main import main
 from gm_train.config.load import load_config
 from gm_train.config.schema import Config, ModelConfig, ObjectiveConfig
+from gm_train.model.genemamba import GeneMamba
 from tests.conftest import Atlas, write_gene_sets
 
 CPU = torch.device("cpu")
@@ -122,6 +123,13 @@ def test_a_profile_names_the_parts_of_both_passes(load: Workload) -> None:
     parts = {"matmul", "scan", "convolution", "norm and gate", "aggregation", "loss", "optimizer"}
     assert parts <= set(seconds)
     assert seconds.get("other", 0.0) < 0.5 * sum(seconds.values())
+
+
+def test_the_products_of_a_gate_belong_to_it() -> None:
+    model = GeneMamba(MODEL, 100)
+    parts = {name: _part_of_module(name, module) for name, module in model.named_modules()}
+    assert {part for name, part in parts.items() if name.startswith("stack.aggregations.")} == {"aggregation"}
+    assert parts["stack.layers.0.mixer.in_proj"] == "matmul"
 
 
 def test_a_profile_divides_by_the_steps_that_it_has_recorded(load: Workload) -> None:

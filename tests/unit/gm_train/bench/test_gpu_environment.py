@@ -89,9 +89,9 @@ def test_torch_and_the_tracker_are_never_among_the_wheels() -> None:
 def test_what_a_machine_has_is_left_out_if_its_version_suffices() -> None:
     asked = {
         "numpy": SpecifierSet(">=2.0"), "pandas": SpecifierSet(">=2.2,<3"), "zarr": SpecifierSet("==3.1.6"),
-        "h5py": SpecifierSet(">=3.12"), "scipy": SpecifierSet(">=1.13"),
+        "h5py": SpecifierSet(">=3.12"), "scipy": SpecifierSet(">=1.13"), "torchmetrics": SpecifierSet(">0.7.0,<3"),
     }  # fmt: skip
-    has = ["NumPy==2.5.2", "pandas==3.0.1", "zarr", "h5py", "# a remark", ""]
+    has = ["NumPy==2.5.2", "pandas==3.0.1", "zarr", "h5py", "torchmetrics", "# a remark", ""]
     found = wheels.missing(asked, has)
-    assert set(found) == {"pandas", "zarr", "scipy"}
+    assert set(found) == {"pandas", "zarr", "scipy", "torchmetrics"}
     assert found["zarr"] == importlib.metadata.version("zarr")
