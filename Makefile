@@ -48,11 +48,11 @@ bench: setup ## run quick benchmarks of model, loader and preparation; results i
 
 # Needs no internet and no `make setup`: what GPU_PYTHON lacks comes from WHEELS.
 gpu: ## prove and measure everything on this machine's GPU, offline, in under nine minutes [WHEELS=folder] [GPU_PYTHON=python3] [MINUTES=8]
-	$(GPU_PYTHON) -m gm_train.bench.gpu.environment --wheels "$(WHEELS)" --into .venv-gpu
+	$(GPU_PYTHON) -m gm_train.bench.offline.environment --wheels "$(WHEELS)" --into .venv-gpu
 	.venv-gpu/bin/python -m gm_train.cli bench gpu --minutes $(MINUTES)
 
 gpu-wheels: setup ## on a machine with internet, fill WHEELS for `make gpu` [GPU_PYTHON_VERSION=3.12] [HAS=packages.txt]
-	$(BIN)/python -m gm_train.bench.gpu.wheels --into "$(WHEELS)" $(if $(HAS),--has "$(HAS)") \
+	$(BIN)/python -m gm_train.bench.offline.wheels --into "$(WHEELS)" $(if $(HAS),--has "$(HAS)") \
 		$(if $(GPU_PYTHON_VERSION),--python-version $(GPU_PYTHON_VERSION))
 
 slurm: setup ## start a two-node SLURM on this machine, in .slurm

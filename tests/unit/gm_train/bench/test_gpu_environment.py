@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from packaging.specifiers import SpecifierSet
 
-from gm_train.bench.gpu import environment, wheels
+from gm_train.bench.offline import environment, wheels
 
 ROOT = environment.ROOT
 
@@ -71,7 +71,7 @@ def test_an_old_pytorch_or_none_is_refused(version: str | None, problem: str | N
 def test_the_environment_needs_nothing_but_the_standard_library() -> None:
     code = (
         "import sys; sys.path.insert(0, sys.argv[1])\n"
-        "from gm_train.bench.gpu.environment import requirements; print(len(requirements()))"
+        "from gm_train.bench.offline.environment import requirements; print(len(requirements()))"
     )
     done = subprocess.run([sys.executable, "-I", "-S", "-c", code, str(ROOT)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,4 +1,4 @@
-"""Make an environment for `make gpu` without internet: `python3 -m gm_train.bench.gpu.environment`.
+"""Make an environment for `make gpu` without internet: `python3 -m gm_train.bench.offline.environment`.
 
 PyTorch is that of the Python which runs this; whatever else gm-train needs and that Python lacks comes from a folder of
 wheels, which `wheels.py` fills. Only the standard library is imported here, since nothing else may be installed yet.
@@ -81,7 +81,7 @@ def make_environment(folder: Path, wheels: Path, wanted: Sequence[str], alone: S
 
 def main(words: Sequence[str]) -> None:
     """Make the environment that the arguments describe."""
-    parser = argparse.ArgumentParser(prog="python3 -m gm_train.bench.gpu.environment", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python3 -m gm_train.bench.offline.environment", description=__doc__)
     parser.add_argument("--wheels", type=Path, required=True, help="folder of wheels")
     parser.add_argument("--into", type=Path, required=True, help="folder of the environment")
     arguments = parser.parse_args(words)

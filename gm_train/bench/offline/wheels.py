@@ -1,4 +1,4 @@
-"""Fill a folder of wheels for `make gpu`, on a machine with internet: `python -m gm_train.bench.gpu.wheels`.
+"""Fill a folder of wheels for `make gpu`, on a machine with internet: `python -m gm_train.bench.offline.wheels`.
 
 The versions are those of the environment that runs this, which are tested. PyTorch is never among them.
 """
@@ -14,7 +14,7 @@ from pathlib import Path
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from gm_train.bench.gpu.environment import LEFT_OUT, mamba_requirement, plain_name, requirements
+from gm_train.bench.offline.environment import LEFT_OUT, mamba_requirement, plain_name, requirements
 
 #: pip matches the number of a platform exactly.
 _PLATFORMS = [f"manylinux_2_{number}_x86_64" for number in (35, 34, 31, 28, 27, 24, 17)] + ["manylinux2014_x86_64"]
@@ -104,7 +104,7 @@ def fill(folder: Path, packages: dict[str, str], python_version: str) -> None:
 
 def main(words: Sequence[str]) -> None:
     """Fill the folder that the arguments name."""
-    parser = argparse.ArgumentParser(prog="python -m gm_train.bench.gpu.wheels", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m gm_train.bench.offline.wheels", description=__doc__)
     parser.add_argument("--into", type=Path, required=True, help="folder for the wheels")
     parser.add_argument("--python-version", default="3.12", help="of the machine with the GPU (%(default)s)")
     parser.add_argument("--has", type=Path, help="what it has already: the output of pip list --format=freeze there")
