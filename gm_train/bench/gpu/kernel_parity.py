@@ -197,7 +197,7 @@ def _read(mixer: Mamba2Mixer, xBC: Tensor, dt: Tensor, cell: Tensor) -> Tensor:
     for k in range(1, min(taps, length)):
         same = (cell[:, k:] == cell[:, :-k])[..., None]
         mixed = mixed + F.pad(xBC[:, :-k] * same * mixer.conv1d.weight[:, 0, taps - 1 - k], (0, 0, k, 0))
-    x, B, C = F.silu(mixed).split([mixer.d_inner, mixer.d_state, mixer.d_state], dim=-1)
+    x, B, C = torch.split(F.silu(mixed), [mixer.d_inner, mixer.d_state, mixer.d_state], dim=-1)
     x = x.reshape(*dt.shape, -1)
     decay = torch.exp(dt * -mixer.A_log.exp())
     begins = F.pad(cell[:, 1:] != cell[:, :-1], (1, 0), value=True)

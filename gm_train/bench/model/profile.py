@@ -23,6 +23,8 @@ _MARK = "part: "
 #: Operations outside of all named ranges: residual sums, norms, the embedding, masks of cells.
 REST = "other"
 _OPTIMIZER = "optimizer"
+#: How the names of kernels begin that belong to a part, whatever operation starts them.
+_KERNELS = {"_conv_": "convolution", "_gated_norm_": "norm and gate"}
 _STEPS = 3  # profiled steps; few, since the profiler keeps every operation
 
 
@@ -43,10 +45,20 @@ def profile_step(runner: ModelRunner, steps: int) -> dict[str, float]:
     events = [event for event in profiler.events() if event.device_type == DeviceType.CPU]
     part_of_number = _parts_of_forward(events)
     for event in events:
-        own = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        if own:
-            seconds[_part(event, part_of_number)] += own / 1e6 / steps
+        for part, own in _times(event, on_gpu, part_of_number):
+            seconds[part] += own / 1e6 / steps
     return dict(sorted(seconds.items(), key=lambda item: -item[1]))
+
+
+def _times(event: Any, on_gpu: bool, part_of_number: dict[int, str]) -> Iterator[tuple[str, float]]:
+    """Part and microseconds of what an operation itself takes: on a GPU, of each kernel that it starts."""
+    if not on_gpu:
+        if event.self_cpu_time_total:
+            yield _part(event, part_of_number), event.self_cpu_time_total
+        return
+    for kernel in event.kernels:
+        named = next((part for start, part in _KERNELS.items() if kernel.name.startswith(start)), None)
+        yield named or _part(event, part_of_number), kernel.duration
 
 
 class ProfileRunner:
