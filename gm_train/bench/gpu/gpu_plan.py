@@ -35,13 +35,13 @@ PARTS = (
     GpuPart("machine", "Machine", 40),
     GpuPart("cells", "Simulated cells", 40),
     GpuPart("parity", "Parity of the kernels", 45),
-    GpuPart("losses", "Ten training steps beside the CPU's", 80, _CELLS),
+    GpuPart("losses", "Ten training steps beside the CPU's", 75, _CELLS),
     GpuPart("resume", "Resume after a stop", 45, (*_CELLS, ("losses", f"{TRAINED}/metrics.jsonl"))),
-    GpuPart("commands", "Evaluation and embedding", 35, (*_CELLS, ("losses", f"{TRAINED}/checkpoints"))),
+    GpuPart("commands", "Evaluation and embedding", 50, (*_CELLS, ("losses", f"{TRAINED}/checkpoints"))),
     GpuPart("roofline", "Tokens per second against the roofline", 80, _CELLS),
     GpuPart("profile", "Profile and traffic by part", 30, _CELLS),
     GpuPart("race", "Race with the published layer and a transformer", 95, _CELLS),
-    GpuPart("ladder", "The ladder from published to ours", 70, _CELLS),
+    GpuPart("ladder", "The ladder from published to ours", 60, _CELLS),
 )
 
 

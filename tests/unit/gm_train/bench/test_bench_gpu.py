@@ -98,13 +98,11 @@ def test_a_part_that_fails_hangs_or_is_wrong_does_not_stop_the_others(
 ) -> None:
     monkeypatch.setattr(bench_gpu, "part_command", fake_part)
     monkeypatch.setattr(bench_gpu, "_LEAST", 0.0)
-    # Enough time for all to start on a busy machine, but not for the one that hangs.
-    parts = [replace(part, needs=() if part.name == "race" else part.needs) for part in PARTS]
-    monkeypatch.setattr(
-        bench_gpu, "PARTS", tuple(replace(part, share=1 if part.name == "race" else 100) for part in parts)
-    )
+    monkeypatch.setattr(bench_gpu, "limit_of", lambda parts, left: 1.0 if parts[0].name == "race" else 600.0)
+    parts = tuple(replace(part, needs=()) if part.name == "race" else part for part in PARTS)
+    monkeypatch.setattr(bench_gpu, "PARTS", parts)
     names = ("machine", "cells", "parity", "losses", "race")
-    written, good = bench_gpu.run_bench_gpu(GpuPlan(tmp_path, "cpu", minutes=1.0, names=names))
+    written, good = bench_gpu.run_bench_gpu(GpuPlan(tmp_path, "cpu", names=names))
     assert not good
     found = json.loads(written[0].read_text())["parts"]
     states = {name: part["state"] for name, part in found.items()}
