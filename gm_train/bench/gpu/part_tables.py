@@ -57,22 +57,27 @@ def _parity(results: Row) -> list[str]:
     return [note, kernels, table(header, rows)]
 
 
-def _run_row(name: str, run: Row, off: str) -> list[str]:
-    return [name, off, f"{run['losses'][0]:.4f}", f"{run['losses'][-1]:.4f}", seconds(run["first_step_s"]),
-            seconds(run["step_s"]), seconds(run["seconds"])]  # fmt: skip
+def _run_row(name: str, run: Row, off: list[str]) -> list[str]:
+    return [
+        name,
+        *off,
+        f"{run['losses'][0]:.4f}",
+        f"{run['losses'][-1]:.4f}",
+        *(seconds(run[key]) for key in ("first_step_s", "step_s", "seconds")),
+    ]
 
 
 def _losses(results: Row) -> list[str]:
-    rows = [_run_row("CPU, fp32", results["cpu"], "-")]
-    rows += [
-        _run_row(f"device, {name}", run, f"{run['off']:.1e} (limit {run['limit']:.0e})")
-        for name, run in results["runs"].items()
-    ]
-    header = ["run", "losses off by", "first loss", "last loss", "first step", "later step", "whole command"]
+    rows = [_run_row("CPU, fp32", results["cpu"], ["-", "-"])]
+    for name, run in results["runs"].items():
+        off = [f"{off:.1e} (limit {limit:.0e})" for off, limit in zip(run["off"], run["limits"], strict=True)]
+        rows.append(_run_row(f"device, {name}", run, off))
+    header = ["run", "losses off by", "first gradient's norm off by", "first loss", "last loss", "first step"]
+    header += ["later step", "whole command"]
     note = (
         f"`gm-train fit`, ten steps of {results['rows']} rows of {results['length']:,} tokens, the same cells. Off by: "
-        "the largest relative difference of a loss from the CPU's. The first step compiles. The runs shared the "
-        "machine, so their times say how long a start takes, and nothing about speed."
+        "the largest relative difference from the CPU. The first step compiles. The runs shared the machine, so their "
+        "times say how long a start takes, and nothing about speed."
     )
     return [note, table(header, rows)]
 

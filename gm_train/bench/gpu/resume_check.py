@@ -9,7 +9,7 @@ from gm_train.bench.gpu.scene import Row, Scene
 _STOPPED = "runs/bf16-stopped"
 _HALF = STEPS // 2
 #: Largest relative difference of a loss where two runs without a stop differ, too.
-_LIMIT = 3e-2
+_LIMIT = 5e-3
 
 
 def check_resume(scene: Scene) -> None:

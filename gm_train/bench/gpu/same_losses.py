@@ -12,11 +12,12 @@ from gm_train.bench.gpu.scene import Row, Scene, say
 
 STEPS = 10
 _CPU = "runs/cpu"
-#: Run directory, settings, and the largest relative difference of a loss from the CPU's in fp32.
+#: Run directory, settings, and the largest relative differences from the CPU in fp32: of a loss, and of the first
+#: gradient's norm. On a CPU, ten steps of 24 x 512 in bf16 are off by 7e-4 and 3e-3.
 _RUNS = (
-    ("runs/fp32", ("trainer.precision=fp32",), 1e-3),
-    (TRAINED, ("trainer.precision=bf16",), 3e-2),
-    ("runs/bf16-compiled", ("trainer.precision=bf16", "trainer.compile=true"), 3e-2),
+    ("runs/fp32", ("trainer.precision=fp32",), (5e-4, 1e-3)),
+    (TRAINED, ("trainer.precision=bf16",), (5e-3, 2e-2)),
+    ("runs/bf16-compiled", ("trainer.precision=bf16", "trainer.compile=true"), (5e-3, 2e-2)),
 )
 
 
@@ -33,7 +34,7 @@ def compare_losses(scene: Scene) -> None:
         expected = read_steps(scene.out / _CPU)
         results["cpu"] = facts_of(expected, seconds)
         scene.keep(results)
-        for folder, _, limit in _RUNS:
+        for folder, _, limits in _RUNS:
             name = Path(folder).name
             try:
                 _, seconds = running[folder].result()
@@ -42,11 +43,12 @@ def compare_losses(scene: Scene) -> None:
                 scene.keep(results)
                 continue
             rows = read_steps(scene.out / folder)
-            facts = facts_of(rows, seconds) | {"limit": limit, "off": largest_difference(rows, expected)}
-            results["runs"][name] = facts
-            say(f"{name}: losses off by {facts['off']:.1e}; first step {facts['first_step_s']:.1f} s")
-            if not facts["off"] < limit:
-                results["problems"].append(f"{name}: a loss is off by {facts['off']:.1e}, more than {limit:.0e}")
+            off = [largest_difference(rows, expected), first_gradient_difference(rows, expected)]
+            results["runs"][name] = facts_of(rows, seconds) | {"off": off, "limits": list(limits)}
+            say(f"{name}: losses off by {off[0]:.1e}, the first gradient's norm by {off[1]:.1e}")
+            for what, value, limit in zip(("a loss", "the first gradient's norm"), off, limits, strict=True):
+                if not value < limit:
+                    results["problems"].append(f"{name}: {what} is off by {value:.1e}, more than {limit:.0e}")
             if read_order(rows) != read_order(expected):
                 results["problems"].append(f"{name}: it has read other cells than the CPU")
             scene.keep(results)
@@ -89,6 +91,12 @@ def largest_difference(rows: list[Row], expected: list[Row]) -> float:
     return max(
         float("inf") if loss is None or right is None else abs(loss - right) / abs(right) for loss, right in pairs
     )
+
+
+def first_gradient_difference(rows: list[Row], expected: list[Row]) -> float:
+    """Return the relative difference of the first gradient's norm; infinity if one is not a number."""
+    norm, right = (found[0]["grad_norm"] for found in (rows, expected))
+    return float("inf") if norm is None or right is None else float(abs(norm - right) / right)
 
 
 def read_order(rows: list[Row]) -> list[str]:

@@ -22,7 +22,7 @@ from gm_train.bench.gpu.gpu_plan import PARTS, READY, GpuPlan, limit_of
 from gm_train.bench.gpu.part_process import run_limited
 from gm_train.bench.gpu.resume_check import compare_resumed
 from gm_train.bench.gpu.run_part import MEASURES
-from gm_train.bench.gpu.same_losses import largest_difference
+from gm_train.bench.gpu.same_losses import first_gradient_difference, largest_difference
 from gm_train.cli.main import main
 from gm_train.model.norm import GatedRMSNorm
 
@@ -174,6 +174,12 @@ def test_the_difference_of_losses_is_relative_and_of_all_steps() -> None:
     assert largest_difference(steps(2.0, 4.0), steps(2.0, 5.0)) == pytest.approx(0.2)
     assert largest_difference(steps(2.0), steps(2.0, 4.0)) == float("inf")
     assert largest_difference(steps(2.0, None), steps(2.0, 4.0)) == float("inf")
+
+
+def test_the_first_gradient_is_compared_by_its_norm() -> None:
+    found, expected = ([{"grad_norm": norm}] for norm in (3.0, 4.0))
+    assert first_gradient_difference(found, expected) == pytest.approx(0.25)
+    assert first_gradient_difference([{"grad_norm": None}], expected) == float("inf")
 
 
 def test_resuming_is_exact_or_as_exact_as_the_device_repeats_itself() -> None:
