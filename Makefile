@@ -3,8 +3,13 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Of `make gpu`: the Python that has PyTorch with CUDA, a folder of wheels, and the minutes of all parts together.
+GPU_PYTHON ?= python3
+WHEELS ?= wheels
+MINUTES ?= 8
+
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu demo bench test test-all lint slurm slurm-down
+.PHONY: help setup setup-gpu demo bench gpu gpu-wheels test test-all lint slurm slurm-down
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -40,6 +45,15 @@ bench: setup ## run quick benchmarks of model, loader and preparation; results i
 	$(BIN)/python -m gm_train.cli bench model --quick
 	$(BIN)/python -m gm_train.cli bench loader --quick
 	$(BIN)/python -m gm_train.cli bench prepare --quick
+
+# Needs no internet and no `make setup`: what GPU_PYTHON lacks comes from WHEELS.
+gpu: ## prove and measure everything on this machine's GPU, offline, in under nine minutes [WHEELS=folder] [GPU_PYTHON=python3] [MINUTES=8]
+	$(GPU_PYTHON) -m gm_train.bench.offline.environment --wheels "$(WHEELS)" --into .venv-gpu
+	.venv-gpu/bin/python -m gm_train.cli bench gpu --minutes $(MINUTES)
+
+gpu-wheels: setup ## on a machine with internet, fill WHEELS for `make gpu` [GPU_PYTHON_VERSION=3.12] [HAS=packages.txt]
+	$(BIN)/python -m gm_train.bench.offline.wheels --into "$(WHEELS)" $(if $(HAS),--has "$(HAS)") \
+		$(if $(GPU_PYTHON_VERSION),--python-version $(GPU_PYTHON_VERSION))
 
 slurm: setup ## start a two-node SLURM on this machine, in .slurm
 	$(BIN)/python -m cluster.local_slurm up

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from data_shards.files.atomic import replace_file
 from data_shards.workers.proc import processor_name
 from data_shards.workers.progress import Progress
 from gm_train.bench.measure.turns import Say
@@ -60,6 +61,6 @@ def write_results(
         The paths of both files.
     """
     paths = [out / f"{name}.json", out / f"{name}.md"]
-    paths[0].write_text(json.dumps(results, indent=1) + "\n")
-    paths[1].write_text(render(results))
+    replace_file(paths[0], json.dumps(results, indent=1) + "\n")
+    replace_file(paths[1], render(results))
     return paths

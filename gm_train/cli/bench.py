@@ -5,11 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gm_train.cli import bench_gpu
+
 _EPILOG = """\
 examples:
   gm-train bench model --quick
   gm-train bench loader --quick
   gm-train bench prepare --quick
+  gm-train bench gpu --minutes 9
 """
 
 _MODEL_EPILOG = """\
@@ -17,7 +20,6 @@ examples:
   gm-train bench model --quick                       about two minutes on a CPU: does it run, and roughly how fast?
   gm-train bench model configs/genemamba-66m.yaml --lengths 1024,2048 --out runs/bench-66m
   gm-train bench model --store gut.zarr --lengths natural --parts race,ladder
-  gm-train bench model --gpu-report                  all parts at the published model size, on a GPU
   gm-train bench model --traffic                     bytes and launches of a layer on a GPU, counted on any machine
 
 Without --store, the first run simulates cells and keeps them in the folder cells of --out.
@@ -73,7 +75,6 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="settings of genemamba, as for `gm-train fit`; --store and --pathways name cells and gene sets",
     )
     add("--quick", action="store_true", help="a small model, few lengths, nothing compiled: about two minutes")
-    add("--gpu-report", action="store_true", help="all parts, with 24 layers of width 512 in bf16, on a GPU")
     add(
         "--traffic",
         action="store_true",
@@ -114,6 +115,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     model.set_defaults(run=run_bench_model)
     _add_loader(kinds)
     _add_prepare(kinds)
+    bench_gpu.add_parser(kinds)
 
 
 def _add_loader(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
@@ -211,7 +213,7 @@ def run_bench_model(arguments: argparse.Namespace) -> int:
     from gm_train.config.check import ConfigError
     from gm_train.config.load import load_config
 
-    modes = [name for name in ("quick", "gpu_report", "traffic") if getattr(arguments, name)]
+    modes = [name for name in ("quick", "traffic") if getattr(arguments, name)]
     if len(modes) > 1:
         raise ConfigError([" and ".join(f"--{name.replace('_', '-')}" for name in modes) + ": choose one"])
     for path in (arguments.store, arguments.pathways):
@@ -220,15 +222,14 @@ def run_bench_model(arguments: argparse.Namespace) -> int:
 
     import torch
 
-    from gm_train.bench.model import model_plan, traffic_report
+    from gm_train.bench.model import model_plan
     from gm_train.bench.model.bench_model import run_bench_model as run_plan
+    from gm_train.bench.traffic import traffic_report
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     has_file = any("=" not in word for word in arguments.config)
     sizes: tuple[str, ...] = ()
-    if arguments.gpu_report:
-        sizes = model_plan.GPU_SIZES
-    elif arguments.traffic:
+    if arguments.traffic:
         sizes = () if has_file else ("trainer.precision=bf16",)
     elif not has_file and device == "cpu":
         sizes = model_plan.QUICK_SIZES if arguments.quick else model_plan.CPU_SIZES
@@ -242,8 +243,6 @@ def run_bench_model(arguments: argparse.Namespace) -> int:
     plan = model_plan.ModelPlan(load_config(*words), device=device)
     if arguments.quick:
         plan = model_plan.quick(plan)
-    if arguments.gpu_report:
-        plan = model_plan.gpu_report(plan)
     given = {
         "parts": arguments.parts,
         "names": arguments.contenders,

@@ -59,7 +59,7 @@ def _measure(plan: ModelPlan, say: Say) -> dict[str, Any]:
     size = Vocabulary.load(store / "vocabulary.json").size
     results: dict[str, Any] = {
         "made": _made(plan),
-        "models": _models(plan, size),
+        "models": describe_models(plan, size),
         "stores": [_described(path, plan) for path in ([plan.store] if plan.store else [stores.deep, stores.natural])],
     }
     failed: list[str] = []
@@ -124,7 +124,8 @@ def _made(plan: ModelPlan) -> dict[str, Any]:
     }
 
 
-def _models(plan: ModelPlan, vocabulary_size: int) -> dict[str, Any]:
+def describe_models(plan: ModelPlan, vocabulary_size: int) -> dict[str, Any]:
+    """Return sizes, parameters and kernel of each model of the race, by name."""
     device = torch.device(plan.device)
     ours = n_parameters(plan.config.model, vocabulary_size)
     by_name = {}

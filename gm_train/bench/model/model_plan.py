@@ -4,9 +4,6 @@ import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-
-from data_shards.errors import DataError
 from gm_train.bench.measure.turns import FEWEST_STEPS
 from gm_train.bench.model import contenders, layer_runner
 from gm_train.bench.model.workload import DEEPEST
@@ -23,10 +20,6 @@ ROW = 2048
 #: Sizes for a CPU, and for a two-minute run; a configuration file replaces them.
 CPU_SIZES = ("model.d_model=256", "model.n_layers=4", "model.n_heads=4")
 QUICK_SIZES = ("model.d_model=128", "model.n_layers=2", "model.n_heads=2")
-#: Settings for a GPU; the sizes are the defaults, which are the published ones.
-GPU_SIZES = ("trainer.precision=bf16", "trainer.compile=true")
-_GPU_TOKENS = 32_768  # 16 rows of 2,048; `published` keeps whole logits and pads, so more may not fit in memory
-_GPU_STEPS = 20
 
 
 @dataclass(frozen=True)
@@ -116,24 +109,8 @@ class ModelPlan:
                 notes.append(
                     "Peak memory on a CPU is that of the process: with compiled blocks it includes the compiler."
                 )
-            notes.append("GPU: not yet run; `gm-train bench model --gpu-report` produces its report on one.")
+            notes.append("GPU: not run; `gm-train bench gpu` measures one.")
         return notes
-
-
-def gpu_report(plan: ModelPlan) -> ModelPlan:
-    """Change a plan to run all parts on a GPU.
-
-    Raises:
-        DataError: PyTorch sees no GPU.
-    """
-    if not torch.cuda.is_available():
-        raise DataError(
-            "--gpu-report needs an NVIDIA GPU that PyTorch can use for bfloat16 (torch.cuda.is_available() is False "
-            "here), and the kernels for it: pip install --no-build-isolation 'gm-train[cuda,bench]'. It takes "
-            f"{_GPU_TOKENS:,} tokens a step: where a contender runs out of memory, the report says so, and a lower "
-            "--tokens-per-step helps"
-        )
-    return replace(plan, parts=PARTS, tokens_per_step=_GPU_TOKENS, steps=_GPU_STEPS, warmup=5, device="cuda")
 
 
 def quick(plan: ModelPlan) -> ModelPlan:

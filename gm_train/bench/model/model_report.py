@@ -14,7 +14,7 @@ Row = dict[str, Any]
 def render_model(results: Row) -> str:
     """Render all sections that were run, each as a table."""
     parts = [_head(results)]
-    for key, section in _SECTIONS.items():
+    for key, section in SECTIONS.items():
         if results.get(key):
             parts.append(section(results))
     parts.append("## Left out\n\n" + "\n".join(f"- {line}" for line in results["left_out"]))
@@ -225,7 +225,8 @@ def _profile(results: Row) -> str:
     return "## Profile of a step of genemamba\n\n" + table(["part", "time", "share"], rows)
 
 
-_SECTIONS: dict[str, Callable[[Row], str]] = {
+#: Each section by the key of its results.
+SECTIONS: dict[str, Callable[[Row], str]] = {
     "race": _race,
     "layer": _layer,
     "ladder": _ladder,

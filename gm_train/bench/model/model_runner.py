@@ -40,6 +40,7 @@ class ModelRunner:
         self.optimizer = build_optimizer(self.model, config.optim)
         self._clock = Clock(self.device)
         self.losses: list[float] = []
+        self._first_step_s: float | None = None
 
     def use(self, workload: int, warmup: int) -> tuple[Shape, float]:
         """Switch to a workload and take untimed steps.
@@ -54,8 +55,8 @@ class ModelRunner:
         batches, shape = self._work[workload]
         self._batches = [move_data_to_device(batch, self.device) for batch in batches]
         self._at = 0
-        for _ in range(warmup):
-            self.step()
+        seconds = [self.step() for _ in range(warmup)]
+        self._first_step_s = seconds[0] if seconds else None
         self._at = 0
         self._memory.reset()
         targets = shape.targets / shape.tokens
@@ -106,9 +107,13 @@ class ModelRunner:
         return seconds
 
     def facts(self) -> dict[str, Any]:
-        """Return peak memory since the last `use` (bytes added since before the model), last loss, and parameters."""
+        """Return peak memory since the last `use` (bytes added since before the model), last loss, and parameters.
+
+        Also the seconds of the first step with this workload, in which kernels are compiled.
+        """
         return {
             "peak_memory": self._memory.added(),
             "loss": self.losses[-1],
+            "first_step_s": self._first_step_s,
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
         }

@@ -23,6 +23,8 @@ _MARK = "part: "
 #: Operations outside of all named ranges: residual sums, norms, the embedding, masks of cells.
 REST = "other"
 _OPTIMIZER = "optimizer"
+#: How the names of kernels begin that belong to a part, whatever operation starts them.
+_KERNELS = {"_conv_": "convolution", "_gated_norm_": "norm and gate"}
 _STEPS = 3  # profiled steps; few, since the profiler keeps every operation
 
 
@@ -36,15 +38,27 @@ def profile_step(runner: ModelRunner, steps: int) -> dict[str, float]:
     on_gpu = runner.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
     with _ranges(runner.model), profile(activities=activities) as profiler:
-        runner.steps(steps)
+        # Not `runner.steps`, which takes one more step on a GPU.
+        for _ in range(steps):
+            runner.step()
     seconds: dict[str, float] = defaultdict(float)
     events = [event for event in profiler.events() if event.device_type == DeviceType.CPU]
     part_of_number = _parts_of_forward(events)
     for event in events:
-        own = event.self_device_time_total if on_gpu else event.self_cpu_time_total
-        if own:
-            seconds[_part(event, part_of_number)] += own / 1e6 / steps
+        for part, own in _times(event, on_gpu, part_of_number):
+            seconds[part] += own / 1e6 / steps
     return dict(sorted(seconds.items(), key=lambda item: -item[1]))
+
+
+def _times(event: Any, on_gpu: bool, part_of_number: dict[int, str]) -> Iterator[tuple[str, float]]:
+    """Part and microseconds of what an operation itself takes: on a GPU, of each kernel that it starts."""
+    if not on_gpu:
+        if event.self_cpu_time_total:
+            yield _part(event, part_of_number), event.self_cpu_time_total
+        return
+    for kernel in event.kernels:
+        named = next((part for start, part in _KERNELS.items() if kernel.name.startswith(start)), None)
+        yield named or _part(event, part_of_number), kernel.duration
 
 
 class ProfileRunner:
@@ -132,13 +146,12 @@ def _part_of_module(name: str, module: nn.Module) -> str | None:
         return "scan"  # what its submodules leave: the scan, step sizes, the gate's SiLU
     if isinstance(module, GatedRMSNorm):
         return "norm and gate"
+    if name.startswith("stack.aggregations."):
+        return "aggregation"  # with the products of a gate
     if isinstance(module, nn.Linear):
-        # The products of a gate count as aggregation: it uses the weight of its Linear itself.
         return "matmul"
     if last == "conv1d":
         return "convolution"
-    if name.startswith("stack.aggregations.") and name.count(".") == 2:
-        return "aggregation"
     if last == "attention":
         return "attention"
     return "loss" if name == "output" else None

@@ -1,6 +1,6 @@
 """The sections of a report: each one starts its processes, measures, and returns rows of plain values."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -43,7 +43,13 @@ def workload(plan: ModelPlan, store: Path, length: int | None) -> Workload:
     return Workload(store, length, row, plan.tokens_per_step, n_batches=plan.steps)
 
 
-def race(racers: Sequence[Contender], workloads: dict[str, Workload], plan: ModelPlan, say: Say) -> list[Row]:
+def race(
+    racers: Sequence[Contender],
+    workloads: dict[str, Workload],
+    plan: ModelPlan,
+    say: Say,
+    keep: Callable[[list[Row]], None] | None = None,
+) -> list[Row]:
     """Time contenders on each workload, one process each. After running out of memory, one gets a new process.
 
     Args:
@@ -51,6 +57,7 @@ def race(racers: Sequence[Contender], workloads: dict[str, Workload], plan: Mode
         workloads: the workloads, by label.
         plan: steps, threads and device.
         say: takes progress lines.
+        keep: takes the rows so far after each workload.
     """
     rows: list[Row] = []
     with ExitStack() as stack:
@@ -76,6 +83,8 @@ def race(racers: Sequence[Contender], workloads: dict[str, Workload], plan: Mode
                     rows.append(row | {"out_of_memory": True})
                 else:
                     rows.append(row | measured(taken, *shapes[racer.name]) | workers[racer.name].call("facts"))
+            if keep is not None:
+                keep(rows)
     return rows
 
 
@@ -107,13 +116,14 @@ def measured(seconds: Sequence[float], shape: Shape, flops_per_token: float) -> 
     }
 
 
-def run_race(plan: ModelPlan, stores: Stores, say: Say) -> list[Row]:
+def run_race(plan: ModelPlan, stores: Stores, say: Say, keep: Callable[[list[Row]], None] | None = None) -> list[Row]:
     """Race the models over the cell lengths of the plan.
 
     Args:
         plan: contenders, lengths and steps.
         stores: simulated cells, used if the plan names no store.
         say: takes progress lines.
+        keep: takes the rows so far after each length.
     """
     names = plan.names
     store = plan.store or stores.deep
@@ -124,7 +134,7 @@ def run_race(plan: ModelPlan, stores: Stores, say: Say) -> list[Row]:
         workloads[NATURAL if natural else f"{length}"] = workload(
             plan, plan.store or (stores.natural if natural else stores.deep), length
         )
-    return race(contenders(plan.config, names, size), workloads, plan, say)
+    return race(contenders(plan.config, names, size), workloads, plan, say, keep)
 
 
 def run_layer(plan: ModelPlan, say: Say) -> list[Row]:
@@ -161,13 +171,16 @@ def run_layer(plan: ModelPlan, say: Say) -> list[Row]:
     return layers
 
 
-def run_ladder(plan: ModelPlan, stores: Stores, say: Say) -> dict[str, list[Row]]:
+def run_ladder(
+    plan: ModelPlan, stores: Stores, say: Say, keep: Callable[[dict[str, list[Row]]], None] | None = None
+) -> dict[str, list[Row]]:
     """Time the rungs from the published layer to ours, on cells of natural lengths and on full rows.
 
     Args:
         plan: steps, and the store if it names one.
         stores: simulated cells.
         say: takes progress lines.
+        keep: takes the rungs so far after each kind of cells.
     """
     rungs = ladder(plan.config, plan.compiled, torch.device(plan.device))
     loads = {
@@ -176,8 +189,19 @@ def run_ladder(plan: ModelPlan, stores: Stores, say: Say) -> dict[str, list[Row]
     }
     # The user's store has a different vocabulary, so its models differ from those of simulated cells.
     runs = [loads] if plan.store is None else [{label: load} for label, load in loads.items()]
-    rows = [row for run in runs for row in race(rungs, run, plan, lambda line: say(f"ladder: {line}"))]
-    return {label: with_speed_ups([row for row in rows if row["workload"] == label]) for label in loads}
+    done: list[Row] = []
+
+    def by_label(rows: list[Row]) -> dict[str, list[Row]]:
+        found = dict.fromkeys(row["workload"] for row in rows)
+        return {label: with_speed_ups([row for row in rows if row["workload"] == label]) for label in found}
+
+    def partly(rows: list[Row]) -> None:
+        if keep is not None:
+            keep(by_label(done + rows))
+
+    for run in runs:
+        done += race(rungs, run, plan, lambda line: say(f"ladder: {line}"), partly)
+    return by_label(done)
 
 
 def with_speed_ups(rows: list[Row]) -> list[Row]:

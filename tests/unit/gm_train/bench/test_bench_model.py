@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from torch.autograd.profiler_util import FunctionEvent
 
 from data_shards.errors import DataError
 from data_shards.tokens.vocabulary import PAD, Vocabulary
@@ -17,12 +18,13 @@ from gm_train.bench.model.layer_runner import LayerRunner, is_installed
 from gm_train.bench.model.loss_memory import LossMemoryRunner
 from gm_train.bench.model.model_plan import ModelPlan
 from gm_train.bench.model.model_runner import ModelRunner
-from gm_train.bench.model.profile import ProfileRunner
+from gm_train.bench.model.profile import ProfileRunner, _part_of_module, _times, profile_step
 from gm_train.bench.model.rooflines import KernelRunner
 from gm_train.bench.model.workload import Workload, make_batches, read_packed_rows
 from gm_train.cli.main import main
 from gm_train.config.load import load_config
 from gm_train.config.schema import Config, ModelConfig, ObjectiveConfig
+from gm_train.model.genemamba import GeneMamba
 from tests.conftest import Atlas, write_gene_sets
 
 CPU = torch.device("cpu")
@@ -122,6 +124,32 @@ def test_a_profile_names_the_parts_of_both_passes(load: Workload) -> None:
     parts = {"matmul", "scan", "convolution", "norm and gate", "aggregation", "loss", "optimizer"}
     assert parts <= set(seconds)
     assert seconds.get("other", 0.0) < 0.5 * sum(seconds.values())
+
+
+def test_kernels_of_one_operation_may_belong_to_several_parts() -> None:
+    mixer = FunctionEvent(1, "part: scan", 0, 0, 90)
+    event = FunctionEvent(2, "gm_train::mix", 0, 0, 80)
+    event.cpu_parent = mixer
+    for name, duration in (("_conv_forward_kernel", 3), ("_chunk_scan_fwd_kernel", 5), ("_gated_norm_kernel", 7)):
+        event.append_kernel(name, 0, duration)
+    assert list(_times(event, True, {})) == [("convolution", 3), ("scan", 5), ("norm and gate", 7)]
+    assert list(_times(event, False, {})) == [("scan", event.self_cpu_time_total)]
+
+
+def test_the_products_of_a_gate_belong_to_it() -> None:
+    model = GeneMamba(MODEL, 100)
+    parts = {name: _part_of_module(name, module) for name, module in model.named_modules()}
+    assert {part for name, part in parts.items() if name.startswith("stack.aggregations.")} == {"aggregation"}
+    assert parts["stack.layers.0.mixer.in_proj"] == "matmul"
+
+
+def test_a_profile_divides_by_the_steps_that_it_has_recorded(load: Workload) -> None:
+    """On a GPU, too, where the first of some timed steps has an untimed one before it."""
+    runner = ModelRunner(Contender(GENEMAMBA, Config(model=MODEL)), [load], "cpu")
+    runner.use(0, warmup=1)
+    runner.device = torch.device("cuda")
+    profile_step(runner, steps=2)
+    assert len(runner.losses) == 1 + 2
 
 
 def test_one_layer_of_both_packages_has_the_same_parameters() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from gm_train.bench.measure.peaks import Peaks, roofline_seconds
 from gm_train.bench.measure.turns import Spread
 from gm_train.bench.model import sections
-from gm_train.bench.model.model_plan import ModelPlan, gpu_report
+from gm_train.bench.model.model_plan import ModelPlan
 from gm_train.bench.model.model_report import crossover
 from gm_train.bench.model.workload import Shape
 from gm_train.cli.main import main
@@ -41,27 +41,9 @@ def test_all_problems_of_a_plan_are_listed_at_once() -> None:
         assert word in str(raised.value)
 
 
-def test_a_gpu_report_without_a_gpu_says_what_it_needs(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert main(["bench", "model", "--gpu-report", "--out", str(tmp_path / "out")]) == 1
-    assert "needs an NVIDIA GPU" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
-
-
-def test_a_gpu_report_has_every_part_at_the_published_length(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
-    plan = gpu_report(ModelPlan(Config()))
-    plan.check()
-    assert set(plan.parts) == {"race", "ladder", "kernels", "options", "loss-memory", "profile"}
-    assert (plan.device, plan.tokens_per_step, 2048 in plan.lengths) == ("cuda", 16 * 2048, True)
-    assert (plan.config.model.n_layers, plan.config.model.d_model) == (24, 512)
-
-
 def test_what_was_not_run_is_listed() -> None:
     notes = "\n".join(ModelPlan(Config(), parts=("race",), names=("genemamba",), compiled=False).left_out())
-    for word in ("ladder", "published", "torch.compile", "not yet run", "checkpoints"):
+    for word in ("ladder", "published", "torch.compile", "gm-train bench gpu", "checkpoints"):
         assert word in notes
 
 

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gm_train.bench.model.launch_counter import LaunchCounter
-from gm_train.bench.model.traffic import PARTS, layer_launches, layer_traffic
-from gm_train.bench.model.traffic_report import TOKENS
+from gm_train.bench.traffic.launch_counter import LaunchCounter
+from gm_train.bench.traffic.traffic import PARTS, layer_launches, layer_traffic
+from gm_train.bench.traffic.traffic_report import TOKENS
 from gm_train.cli.main import main
 from gm_train.config.schema import ModelConfig
 from gm_train.model.norm import GatedRMSNorm

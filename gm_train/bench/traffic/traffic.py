@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from gm_train.bench.model.launch_counter import Launch, LaunchCounter
+from gm_train.bench.traffic.launch_counter import Launch, LaunchCounter
 from gm_train.config.parts import load_part
 from gm_train.config.schema import ModelConfig
 from gm_train.model.kernels import scan_kernels

@@ -5,9 +5,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from gm_train.bench.model.traffic import kernels_to_count, layer_traffic, rows_of
 from gm_train.bench.results import made_with, write_results
 from gm_train.bench.tables import table, versions
+from gm_train.bench.traffic.traffic import kernels_to_count, layer_traffic, rows_of
 from gm_train.config.check import ConfigError
 from gm_train.config.schema import Config
 from gm_train.model.kernels import scan_kernels
