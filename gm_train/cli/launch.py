@@ -47,8 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
     """Run `gm-train launch`; return the exit code."""
     from cluster import submit
     from cluster.batch_script import launch_dir, render_batch_script, resolved
-    from cluster.launch_problems import launch_problems
+    from cluster.launch_problems import launch_problems, ranks_per_node
     from cluster.sbatch_options import LOGS
+    from gm_train.checkpoint.first_start import fix_rows_of_run
     from gm_train.config.check import ConfigError
     from gm_train.config.load import load_config
 
@@ -57,6 +58,9 @@ def run(arguments: argparse.Namespace) -> int:
     if problems:
         raise ConfigError(problems)
     config = resolved(config)
+    chosen_step = fix_rows_of_run(config, config.cluster.nodes * ranks_per_node(config))
+    if problems := launch_problems(config):
+        raise ConfigError(problems)
     run_dir = Path(config.run.dir)
     number = submit.next_number(run_dir)
     script = render_batch_script(config, number, sys.executable)
@@ -65,6 +69,8 @@ def run(arguments: argparse.Namespace) -> int:
     print(script, end="" if arguments.dry_run else "\n", flush=True)
     print(_plan(config), file=sys.stderr, flush=True)
     # After the script, which is long: otherwise the warnings would scroll out of sight.
+    if chosen_step:
+        print(chosen_step, file=sys.stderr, flush=True)
     for warning in submit.warnings(config):
         logging.getLogger(__name__).warning(warning)
     if arguments.dry_run:

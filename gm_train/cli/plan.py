@@ -48,6 +48,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise OptionError(f"--share {arguments.share:g}: must lie in 0 … 1")
     # Imported after the check of the configuration, because importing torch takes seconds.
     from cluster.launch_problems import ranks_per_node
+    from gm_train.checkpoint.first_start import fix_rows_of_run
+    from gm_train.config.check import ConfigError, rank_problems
     from gm_train.plan.advice import refuse_too_large
     from gm_train.plan.devices import ASSUMED_SHARE, DEVICES, known_device
     from gm_train.plan.make_plan import make_plan
@@ -60,6 +62,9 @@ def run(arguments: argparse.Namespace) -> int:
     of_launch = trainer.devices is None
     nodes = cluster.nodes if of_launch else trainer.num_nodes or 1
     per_node = ranks_per_node(config) if of_launch else trainer.devices or 1
+    if problems := rank_problems(config, nodes * per_node):
+        raise ConfigError(problems)
+    chosen_step = fix_rows_of_run(config, nodes * per_node)
     measured = device = None
     if arguments.measured:
         from gm_train.bench.model.measured_step import measure_step
@@ -70,6 +75,6 @@ def run(arguments: argparse.Namespace) -> int:
     elif arguments.device or (of_launch and cluster.gpus_per_node):
         device = arguments.device or known_device(cluster.gpu_type) or "h100"
     plan = make_plan(config, nodes, per_node, device, arguments.share or ASSUMED_SHARE, measured)
-    print(render_plan(plan), flush=True)
+    print(render_plan(plan) + (f"\n\n{chosen_step}" if chosen_step else ""), flush=True)
     refuse_too_large(plan)
     return 0

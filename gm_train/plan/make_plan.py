@@ -4,6 +4,7 @@ import copy
 from dataclasses import dataclass
 
 from data_shards.rows.lanes import AHEAD_BYTES
+from gm_train.checkpoint.first_start import fix_rows_of_run
 from gm_train.config.check import ConfigError, rank_problems
 from gm_train.config.micro_rows import choose_micro_rows
 from gm_train.config.schema import Config
@@ -74,7 +75,7 @@ class Plan:
     @property
     def rows(self) -> int:
         """Rows of a step, over all ranks."""
-        return self.config.data.lanes * self.config.data.rows_per_lane
+        return self.config.data.step_rows
 
     @property
     def step_s(self) -> float | None:
@@ -129,6 +130,9 @@ def make_plan(
     """
     config = copy.deepcopy(config)
     ranks = Ranks(0, n_nodes * per_node, 0, per_node)
+    if problems := rank_problems(config, ranks.world_size):
+        raise ConfigError(problems)
+    fix_rows_of_run(config, ranks.world_size)
     if problems := rank_problems(config, ranks.world_size):
         raise ConfigError(problems)
     facts = read_store_facts(config)

@@ -66,7 +66,7 @@ def announce(
     )
     if config.trainer.compile:
         print("compiling the blocks at the first step: a minute or more without output")
-    rows = config.data.lanes * config.data.rows_per_lane
+    rows = config.data.step_rows
     print(
         f"step: {rows} rows of {config.data.row_length} tokens from {config.data.lanes} lanes; "
         f"a rank's forward pass has {batches.micro_rows} rows"

@@ -47,7 +47,7 @@ def advice(config: Config, ranks: Ranks) -> str:
     """
     trainer, data = config.trainer, config.data
     ways = []
-    rows = data.lanes * data.rows_per_lane // ranks.world_size
+    rows = data.step_rows // ranks.world_size
     now = choose_micro_rows(config, ranks.world_size)
     fewer = [n for n in range(1, min(rows, now)) if rows % n == 0]
     if fewer:

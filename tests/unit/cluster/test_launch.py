@@ -255,6 +255,24 @@ def test_a_container_of_srun_needs_its_own_interpreter(tmp_path: Path, caplog: p
     assert "name the image's own interpreter" in caplog.text
 
 
+def test_a_preset_gives_each_of_64_ranks_enough(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["configs/genemamba-66m.yaml", f"run.dir={tmp_path}", "cluster.nodes=8", "cluster.gpus_per_node=8"]
+    assert main(["launch", *words, "--dry-run"]) == 0
+    assert "data.rows_per_lane=6, chosen for 64 ranks and kept by this run" in capsys.readouterr().err
+    assert "a forward pass of a rank has" not in caplog.text
+    assert main(["launch", *words, "data.rows_per_lane=1", "--dry-run"]) == 0
+    assert "a forward pass of a rank has 3 rows, 6,144 tokens: a GPU needs 32,000" in caplog.text
+
+
+def test_the_rows_of_a_step_are_written_for_the_ranks(tmp_path: Path, slurm: Path) -> None:
+    """Also ranks that see no checkpoint of the run yet train with what was printed."""
+    assert launch(tmp_path / "run", "data.rows_per_lane=null", "data.micro_rows=4") == 0
+    text = (tmp_path / "run" / "launch" / "001" / "config.yaml").read_text()
+    assert "rows_per_lane: 2" in text
+
+
 def test_small_forward_passes_on_gpus_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     large = ["data.lanes=192", "data.micro_rows=null", "trainer.precision=bf16"]
     assert launch(tmp_path / "run", *large, "cluster.nodes=8", "cluster.gpus_per_node=8", "--dry-run") == 0
