@@ -55,6 +55,7 @@ from tests.support.launch_cases import GOOD, configured, executable
         (["trainer.num_nodes=4"], ["trainer.num_nodes=4 and cluster.nodes=2", "trainer.num_nodes=null"]),
         (["trainer.devices=4"], ["trainer.devices=4 and cluster.gpus_per_node=2"]),
         (["cluster.gpus_per_node=0", "trainer.devices=4"], ["trainer.devices=4 and cluster.tasks_per_node=1"]),
+        (["cluster.gpu_memory_gb=0"], ["expected whole GB, such as 80"]),
         (["cluster.nodes=3"], ["6 ranks", "1, 2, 4, 8"]),
         (["data.micro_rows=4"], ["2 rows", "1, 2"]),
         (["cluster.nodes=0", "cluster.time=x", "cluster.env=[A]"], ["cluster.nodes", "cluster.time", "cluster.env"]),
@@ -140,9 +141,24 @@ def test_what_cannot_fit_into_the_named_gpus_is_refused(
 ) -> None:
     large = ["data.lanes=128", "data.micro_rows=32"]
     assert launch(tmp_path / "run", "cluster.gpu_type=h100", *large) == 1
-    assert "a rank needs" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "a rank needs" in error
     assert not slurm.exists()
     assert not (tmp_path / "run").exists()
+    way_out = re.search(r"data\.micro_rows=\d+", error)
+    assert way_out is not None
+    assert launch(tmp_path / "run", "cluster.gpu_type=h100", *large, way_out[0], "--dry-run") == 0
+    assert "may run out" not in capsys.readouterr().err
+
+
+def test_memory_of_gpus_that_have_no_data_sheet(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    large = ["data.lanes=128", "data.micro_rows=32", "cluster.gpu_type=v100"]
+    assert launch(tmp_path / "run", *large, "--dry-run") == 0
+    assert "not known: cluster.gpu_memory_gb=N says it" in capsys.readouterr().err
+    assert launch(tmp_path / "run", *large, "cluster.gpu_memory_gb=32", "--dry-run") == 1
+    assert "a GPU of 32 GB, taken to be as fast as H100 SXM 80 GB has 29.4 GB for it" in capsys.readouterr().err
+    assert launch(tmp_path / "run", *large, "cluster.gpu_memory_gb=100", "--dry-run") == 0
+    assert "may run out of memory: if it does, set data.micro_rows=" in capsys.readouterr().err
 
 
 def test_launch_checks_writes_and_submits(tmp_path: Path, slurm: Path, capsys: pytest.CaptureFixture) -> None:
