@@ -153,9 +153,7 @@ class ClusterConfig:
     tasks_per_node: int = 1  # ranks on a node where gpus_per_node is 0
     gpu_request: str = "gpus-per-node"  # gpus-per-node | gres: how the site wants GPUs to be requested
     gpu_type: str = ""  # GPU type within the request, such as h100
-    gpu_memory_gb: int | None = (
-        None  # memory of a GPU, for the plan of `launch`; None: as gpu_type says, if it is known
-    )
+    gpu_memory_gb: int | None = None  # memory of a GPU, for `launch`'s plan; None: as gpu_type says, if it is known
     cpus_per_task: int = 8  # cores of a rank: one for each loader worker, the others for PyTorch's threads
     memory: str = ""  # memory of a node, as sbatch --mem; empty: the site's default
     partition: str = ""  # as sbatch --partition; empty: the site's default

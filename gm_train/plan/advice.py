@@ -23,7 +23,10 @@ def tight(plan: Plan) -> str | None:
     """Warn of a memory that is too small by less than the plan's error; None if it is large enough, or not known."""
     if plan.fits or plan.cannot_fit:
         return None
-    return f"{shortage(plan)}, so that it may run out of memory: if it does, {what_would_fit(plan)}"
+    text = f"{shortage(plan)}, so that it may run out of memory: if it does, {what_would_fit(plan)}"
+    if plan.is_traced:
+        return text
+    return f"{text}. The kernels of a GPU are not installed here: with them, a plan on this machine would be exact"
 
 
 def shortage(plan: Plan) -> str:

@@ -9,6 +9,7 @@ from gm_train.config.check import ConfigError, rank_problems
 from gm_train.config.micro_rows import choose_micro_rows
 from gm_train.config.schema import Config
 from gm_train.plan.devices import ASSUMED_SHARE, DEVICES, ERROR, USABLE, Device
+from gm_train.plan.fake_kernels import kernels_are_known
 from gm_train.plan.model_size import ModelSize, model_size
 from gm_train.plan.rank_memory import RankMemory, logits_bytes, micro_batches, rank_memory
 from gm_train.plan.step_time import Measured, StepTime, modelled_time, scaled_time
@@ -36,6 +37,7 @@ class Plan:
         device: a rank's device, in words.
         device_memory: its memory in bytes; None if it is not known.
         on_gpu: whether ranks have GPUs.
+        is_traced: whether the memory is that of the kernels that compute; otherwise it is too large.
         strategy, why: how ranks share a step, and the reason.
         micro_rows: rows of a forward pass.
         memory: of a rank.
@@ -50,6 +52,7 @@ class Plan:
     device: str
     device_memory: float | None
     on_gpu: bool
+    is_traced: bool
     strategy: str
     why: str
     micro_rows: int
@@ -70,7 +73,7 @@ class Plan:
     @property
     def cannot_fit(self) -> bool:
         """Whether a rank's memory is too small, even if the plan is wrong by as much as it may be."""
-        return self.usable is not None and self.memory.total > (1 + ERROR) * self.usable
+        return self.is_traced and self.usable is not None and self.memory.total > (1 + ERROR) * self.usable
 
     @property
     def n_micro(self) -> int:
@@ -155,10 +158,26 @@ def make_plan(
         why = "auto: the memory of a rank is not known here"
     micro_rows = choose_micro_rows(config, ranks.world_size)
     need = rank_memory(config, facts.vocabulary_size, strategy, ranks.world_size, micro_rows, on_gpu)
+    is_traced = not on_gpu or kernels_are_known()
     time = None
     if measured is not None:
         time = scaled_time(measured, micro_rows * config.data.row_length)
     elif sheet.flops:
         held = size.whole if not strategy_class(strategy).shards_weights else size.whole // ranks.world_size
         time = modelled_time(config, facts.vocabulary_size, micro_rows, held, sheet, share)
-    return Plan(config, facts, size, ranks, sheet.name, memory, on_gpu, strategy, why, micro_rows, need, time, measured)
+    return Plan(
+        config,
+        facts,
+        size,
+        ranks,
+        sheet.name,
+        memory,
+        on_gpu,
+        is_traced,
+        strategy,
+        why,
+        micro_rows,
+        need,
+        time,
+        measured,
+    )

@@ -139,7 +139,7 @@ def test_a_short_plan_goes_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_what_cannot_fit_into_the_named_gpus_is_refused(
     tmp_path: Path, slurm: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    large = ["data.lanes=128", "data.micro_rows=32"]
+    large = ["data.lanes=256", "data.micro_rows=64"]
     assert launch(tmp_path / "run", "cluster.gpu_type=h100", *large) == 1
     error = capsys.readouterr().err
     assert "a rank needs" in error
@@ -157,7 +157,7 @@ def test_memory_of_gpus_that_have_no_data_sheet(tmp_path: Path, capsys: pytest.C
     assert "not known: cluster.gpu_memory_gb=N says it" in capsys.readouterr().err
     assert launch(tmp_path / "run", *large, "cluster.gpu_memory_gb=32", "--dry-run") == 1
     assert "a GPU of 32 GB, taken to be as fast as H100 SXM 80 GB has 29.4 GB for it" in capsys.readouterr().err
-    assert launch(tmp_path / "run", *large, "cluster.gpu_memory_gb=100", "--dry-run") == 0
+    assert launch(tmp_path / "run", *large, "cluster.gpu_memory_gb=80", "--dry-run") == 0
     assert "may run out of memory: if it does, set data.micro_rows=" in capsys.readouterr().err
 
 
