@@ -5,11 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gm_train.cli.bench_plan import add_plan
+
 _EPILOG = """\
 examples:
   gm-train bench model --quick
   gm-train bench loader --quick
   gm-train bench prepare --quick
+  gm-train bench plan configs/demo.yaml
 """
 
 _MODEL_EPILOG = """\
@@ -180,6 +183,7 @@ def _add_prepare(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         help="folder for the results (%(default)s)",
     )
     prepare.set_defaults(run=run_prepare)
+    add_plan(kinds)
 
 
 def _words(text: str) -> tuple[str, ...]:
