@@ -85,6 +85,8 @@ def _format_problems(config: Config) -> list[str]:
         problems.append(
             f"cluster.gpu_type={cluster.gpu_type!r}: expected a name such as h100 (`sinfo -o %G` lists them)"
         )
+    if cluster.gpu_memory_gb is not None and cluster.gpu_memory_gb < 1:
+        problems.append(f"cluster.gpu_memory_gb={cluster.gpu_memory_gb}: expected whole GB, such as 80, or null")
     if cluster.memory and not _MEMORY.fullmatch(cluster.memory):
         problems.append(
             f"cluster.memory={cluster.memory!r}: expected a number with K, M, G or T after it, such as 900G, "

@@ -19,6 +19,7 @@ from cluster.doctor.check_device import check_device
 from cluster.doctor.check_job import check_job, check_tools
 from cluster.doctor.check_kernel import check_kernel
 from cluster.doctor.check_machine import check_cores, check_software, check_strategies
+from cluster.doctor.check_memory import check_memory
 from cluster.doctor.check_network import MOST_ON_GPU, check_all_reduce
 from cluster.doctor.check_run_dir import check_run_dir, check_space, check_strategy, model_size
 from cluster.doctor.checkup import Answer, Checkup, Level, Lost, Problems, groups, node_name, spans
@@ -86,6 +87,7 @@ def _examine(checkup: Checkup, config: Config | None) -> bool:
             first = size[0].value
             gradient_bytes = 4 * first.n_parameters
             checkup.check("strategy", lambda: check_strategy(checkup, config, first))
+            checkup.check("memory", lambda: check_memory(checkup, config))
             checkup.check("space", lambda: check_space(checkup, config, first))
         checkup.check("run dir", lambda: check_run_dir(checkup, config))
         checkup.check("store", lambda: check_store(checkup, config))

@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from gm_train.cli import bench_gpu
+from gm_train.cli.bench_plan import add_plan
 
 _EPILOG = """\
 examples:
   gm-train bench model --quick
   gm-train bench loader --quick
   gm-train bench prepare --quick
+  gm-train bench plan configs/demo.yaml
   gm-train bench gpu --minutes 9
 """
 
@@ -182,6 +184,7 @@ def _add_prepare(kinds: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         help="folder for the results (%(default)s)",
     )
     prepare.set_defaults(run=run_prepare)
+    add_plan(kinds)
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """`gm-train plan`: plan a run on paper."""
 
 import argparse
+import logging
 
 _EPILOG = """\
 examples:
@@ -9,8 +10,9 @@ examples:
   gm-train plan configs/demo.yaml trainer.devices=1 --measured
 
 Ranks are those of `gm-train launch`: cluster.nodes with cluster.gpus_per_node each; or trainer.devices, if that is set.
-Without --measured, the speed is modelled from a GPU's data sheet: of --device, else cluster.gpu_type, else h100.
-Exit code 1 if a rank's memory is too small. More: docs/plan.md.
+Without --measured, the speed is modelled from a GPU's data sheet: of --device, else cluster.gpu_type, else h100. The
+memory of a GPU is that of --device, else cluster.gpu_memory_gb, else what cluster.gpu_type says.
+Exit code 1 if a rank's memory is too small by more than the plan's error. More: docs/plan.md.
 """
 
 
@@ -48,8 +50,10 @@ def run(arguments: argparse.Namespace) -> int:
         raise OptionError(f"--share {arguments.share:g}: must lie in 0 … 1")
     # Imported after the check of the configuration, because importing torch takes seconds.
     from cluster.launch_problems import ranks_per_node
-    from gm_train.plan.advice import refuse_too_large
-    from gm_train.plan.devices import ASSUMED_SHARE, DEVICES, known_device
+    from gm_train.checkpoint.first_start import fix_rows_of_run
+    from gm_train.config.check import ConfigError, rank_problems
+    from gm_train.plan.advice import refuse_too_large, tight
+    from gm_train.plan.devices import ASSUMED_SHARE, DEVICES, Device, device_of_cluster
     from gm_train.plan.make_plan import make_plan
     from gm_train.plan.render_plan import render_plan
     from gm_train.ranks.ranks import Ranks
@@ -60,7 +64,11 @@ def run(arguments: argparse.Namespace) -> int:
     of_launch = trainer.devices is None
     nodes = cluster.nodes if of_launch else trainer.num_nodes or 1
     per_node = ranks_per_node(config) if of_launch else trainer.devices or 1
-    measured = device = None
+    if problems := rank_problems(config, nodes * per_node):
+        raise ConfigError(problems)
+    chosen_step = fix_rows_of_run(config, nodes * per_node)
+    measured = None
+    device: Device | None = None
     if arguments.measured:
         from gm_train.bench.model.measured_step import measure_step
         from gm_train.plan.store_facts import read_store_facts
@@ -68,8 +76,10 @@ def run(arguments: argparse.Namespace) -> int:
         vocabulary = read_store_facts(config).vocabulary_size
         measured = measure_step(config, vocabulary, Ranks(0, nodes * per_node, 0, per_node))
     elif arguments.device or (of_launch and cluster.gpus_per_node):
-        device = arguments.device or known_device(cluster.gpu_type) or "h100"
+        device = DEVICES[arguments.device] if arguments.device else device_of_cluster(cluster)
     plan = make_plan(config, nodes, per_node, device, arguments.share or ASSUMED_SHARE, measured)
-    print(render_plan(plan), flush=True)
+    print(render_plan(plan) + (f"\n\n{chosen_step}" if chosen_step else ""), flush=True)
     refuse_too_large(plan)
+    if (warning := tight(plan)) is not None:
+        logging.getLogger(__name__).warning(warning)
     return 0

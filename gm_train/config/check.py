@@ -46,7 +46,7 @@ _CHOICES: dict[str, Iterable[str]] = {
     "task.name": ("pretrain", "classify"),
 }
 _POSITIVE = (
-    "data.lanes", "data.rows_per_lane", "data.row_length", "data.group_cells", "data.cache_mb",
+    "data.lanes", "data.row_length", "data.group_cells", "data.cache_mb",
     "model.d_model", "model.n_layers", "model.d_state", "model.d_conv", "model.expand",
     "model.head_dim", "model.chunk", "model.n_heads", "model.d_ff", "objective.temperature", "optim.lr", "optim.eps",
     "optim.clip",
@@ -163,6 +163,7 @@ def _combinations(config: Config) -> list[str]:
         if weight < 0:
             problems.append(f"data.weights={{{name}: {weight}}}: must not be negative; 0 leaves the data set out")
     for key, count in (
+        ("data.rows_per_lane", data.rows_per_lane),
         ("data.micro_rows", data.micro_rows),
         ("data.pool_blocks", data.pool_blocks),
         ("trainer.devices", trainer.devices),
@@ -170,7 +171,7 @@ def _combinations(config: Config) -> list[str]:
     ):
         if count is not None and count < 1:
             problems.append(f"{key}={count}: must be greater than 0")
-    if data.lanes > 0 and data.rows_per_lane > 0 and (data.micro_rows is None or data.micro_rows > 0):
+    if data.lanes > 0 and all(number is None or number > 0 for number in (data.rows_per_lane, data.micro_rows)):
         problems += rank_problems(config, max(1, trainer.devices or 1) * max(1, trainer.num_nodes or 1))
     return problems
 
@@ -183,8 +184,10 @@ def rank_problems(config: Config, world_size: int) -> list[str]:
             f"{world_size} ranks: do not divide data.lanes={data.lanes}, which the ranks share; these numbers of "
             f"ranks do: {_divisors(data.lanes)}"
         ]
-    rows = data.lanes * data.rows_per_lane // world_size
-    if data.micro_rows is not None and rows % data.micro_rows:
+    if data.rows_per_lane is None or data.micro_rows is None:
+        return []  # chosen to fit
+    rows = data.step_rows // world_size
+    if rows % data.micro_rows:
         return [
             f"data.micro_rows={data.micro_rows}: does not divide the {rows} rows that each of {world_size} ranks takes "
             f"in a step (data.lanes * data.rows_per_lane / ranks); null chooses one; these do: {_divisors(rows)}"

@@ -35,7 +35,7 @@ def choose_micro_rows(config: Config, world_size: int) -> int:
     data = config.data
     if data.micro_rows is not None:
         return data.micro_rows
-    rows = data.lanes * data.rows_per_lane // world_size
+    rows = data.step_rows // world_size
     most = max(1, most_tokens(config) // data.row_length)
     return max(number for number in range(1, min(rows, most) + 1) if rows % number == 0)
 
@@ -54,7 +54,7 @@ def few_tokens(config: Config, world_size: int) -> str | None:
     """
     data = config.data
     micro_rows = choose_micro_rows(config, world_size)
-    tokens, rows = micro_rows * data.row_length, data.lanes * data.rows_per_lane // world_size
+    tokens, rows = micro_rows * data.row_length, data.step_rows // world_size
     if tokens >= FEW_TOKENS:
         return None
     small = f"a forward pass of a rank has {micro_rows} rows, {tokens:,} tokens: a GPU needs {FEW_TOKENS:,} to be busy"
@@ -62,7 +62,7 @@ def few_tokens(config: Config, world_size: int) -> str | None:
         fit = [number for number in range(1, rows + 1) if rows % number == 0 and number * data.row_length >= FEW_TOKENS]
         return f"{small}; data.micro_rows={fit[0]} has {fit[0] * data.row_length:,}, if they fit into memory"
     per_lane = -(-FEW_TOKENS * world_size // (data.lanes * data.row_length))
-    times = per_lane / data.rows_per_lane
+    times = per_lane / data.fixed_rows_per_lane
     return (
         f"{small}. Take fewer ranks; or, for a new run, data.rows_per_lane={per_lane}, which makes its batch "
         f"{times:.3g} times as large (a run that has begun keeps its batch)"

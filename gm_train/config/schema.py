@@ -18,7 +18,7 @@ class DataConfig:
 
     store: str = ""  # token store made by `gm-train data shards`
     lanes: int = 192  # independent streams of blocks; the number of ranks must divide it
-    rows_per_lane: int = 1  # rows that a step takes from each lane: the global batch is lanes * rows_per_lane rows
+    rows_per_lane: int | None = 1  # rows of a step from each lane; None: fixed at the first start, enough for its ranks
     micro_rows: int | None = None  # rows of a rank's forward pass; None: as many as fit, up to 49,152 tokens
     row_length: int = 2048  # tokens in a row; whole cells are packed into rows
     pool_blocks: int | None = None  # blocks of a lane that are shuffled together; None: those of about 2^20 tokens
@@ -27,6 +27,17 @@ class DataConfig:
     max_damaged_chunks: int = 8  # token chunks that may be damaged: their cells are skipped; more end the run
     workers: int = 0  # loader processes; 0 reads in the training process
     cache_mb: int = 64  # chunk cache of a rank's reading processes, MiB
+
+    @property
+    def fixed_rows_per_lane(self) -> int:
+        """Rows of a step from each lane, once they are a number."""
+        assert self.rows_per_lane is not None, "data.rows_per_lane is fixed at the first start: fix_rows_per_lane"
+        return self.rows_per_lane
+
+    @property
+    def step_rows(self) -> int:
+        """Rows of a step, over all ranks: the global batch."""
+        return self.lanes * self.fixed_rows_per_lane
 
 
 @dataclass
@@ -142,6 +153,7 @@ class ClusterConfig:
     tasks_per_node: int = 1  # ranks on a node where gpus_per_node is 0
     gpu_request: str = "gpus-per-node"  # gpus-per-node | gres: how the site wants GPUs to be requested
     gpu_type: str = ""  # GPU type within the request, such as h100
+    gpu_memory_gb: int | None = None  # memory of a GPU, for `launch`'s plan; None: as gpu_type says, if it is known
     cpus_per_task: int = 8  # cores of a rank: one for each loader worker, the others for PyTorch's threads
     memory: str = ""  # memory of a node, as sbatch --mem; empty: the site's default
     partition: str = ""  # as sbatch --partition; empty: the site's default

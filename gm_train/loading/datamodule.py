@@ -10,6 +10,7 @@ import lightning as L
 from data_shards.errors import DataError
 from gm_train.config.check import ConfigError, rank_problems
 from gm_train.config.micro_rows import data_of_ranks
+from gm_train.config.rows_per_lane import choose_rows_per_lane
 from gm_train.config.schema import Config
 from gm_train.loading.cell_batches import CellBatches
 from gm_train.loading.open_data import OpenData, open_data
@@ -39,7 +40,7 @@ class CellDataModule(L.LightningDataModule):
         config: a checked configuration; it is copied.
 
     Attributes:
-        config: the copy, with `data.pool_blocks` set once the data are open.
+        config: the copy, with `data.rows_per_lane` and `data.pool_blocks` set once the data are open.
     """
 
     def __init__(self, config: Config) -> None:
@@ -65,6 +66,7 @@ class CellDataModule(L.LightningDataModule):
         self._ranks = Ranks(trainer.global_rank, trainer.world_size)
         if problems := rank_problems(self.config, trainer.world_size):
             raise ConfigError(problems)
+        self.config.data.rows_per_lane = choose_rows_per_lane(self.config, trainer.world_size)
         if self._data is None:
             self._data = open_data(self.config)
         if stage == "fit":  # begins anew; a checkpoint is loaded later

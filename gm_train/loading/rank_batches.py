@@ -81,7 +81,7 @@ class LaneDataset(IterableDataset[Piece | DataError]):
         reader = StoreReader(self.data.store, cache_bytes, self.data.max_damaged_chunks, self.store_hash)
         lanes = Lanes(reader, self.plan, {lane: self.lanes[lane] for lane in own}, AHEAD_BYTES // n_workers)
         for _ in range(self.n_steps):
-            examples = _examples(lanes.take(self.data.rows_per_lane), self.recipe, lanes.order)
+            examples = _examples(lanes.take(self.data.fixed_rows_per_lane), self.recipe, lanes.order)
             yield Piece(examples, lanes.positions, reader.quarantine.take_new())
 
 
@@ -182,7 +182,7 @@ class RankBatches:
     @property
     def per_step(self) -> int:
         """Number of this rank's micro-batches in a step."""
-        rows = self.data.lanes * self.data.rows_per_lane // self._ranks.world_size
+        rows = self.data.step_rows // self._ranks.world_size
         return -(-rows // self.micro_rows)
 
     def train_batches(self, device: torch.device = _CPU) -> StepLoader:

@@ -4,10 +4,12 @@ import copy
 from dataclasses import dataclass
 
 from data_shards.rows.lanes import AHEAD_BYTES
+from gm_train.checkpoint.first_start import fix_rows_of_run
 from gm_train.config.check import ConfigError, rank_problems
 from gm_train.config.micro_rows import choose_micro_rows
 from gm_train.config.schema import Config
-from gm_train.plan.devices import ASSUMED_SHARE, DEVICES, USABLE
+from gm_train.plan.devices import ASSUMED_SHARE, DEVICES, ERROR, USABLE, Device
+from gm_train.plan.fake_kernels import kernels_are_known
 from gm_train.plan.model_size import ModelSize, model_size
 from gm_train.plan.rank_memory import RankMemory, logits_bytes, micro_batches, rank_memory
 from gm_train.plan.step_time import Measured, StepTime, modelled_time, scaled_time
@@ -35,6 +37,7 @@ class Plan:
         device: a rank's device, in words.
         device_memory: its memory in bytes; None if it is not known.
         on_gpu: whether ranks have GPUs.
+        is_traced: whether the memory is that of the kernels that compute; otherwise it is too large.
         strategy, why: how ranks share a step, and the reason.
         micro_rows: rows of a forward pass.
         memory: of a rank.
@@ -49,6 +52,7 @@ class Plan:
     device: str
     device_memory: float | None
     on_gpu: bool
+    is_traced: bool
     strategy: str
     why: str
     micro_rows: int
@@ -67,6 +71,11 @@ class Plan:
         return self.usable is None or self.memory.total <= self.usable
 
     @property
+    def cannot_fit(self) -> bool:
+        """Whether a rank's memory is too small, even if the plan is wrong by as much as it may be."""
+        return self.is_traced and self.usable is not None and self.memory.total > (1 + ERROR) * self.usable
+
+    @property
     def n_micro(self) -> int:
         """Forward passes of a rank in a step."""
         return micro_batches(self.config, self.ranks.world_size, self.micro_rows)
@@ -74,7 +83,7 @@ class Plan:
     @property
     def rows(self) -> int:
         """Rows of a step, over all ranks."""
-        return self.config.data.lanes * self.config.data.rows_per_lane
+        return self.config.data.step_rows
 
     @property
     def step_s(self) -> float | None:
@@ -109,7 +118,7 @@ def make_plan(
     config: Config,
     n_nodes: int,
     per_node: int,
-    device: str | None = None,
+    device: Device | str | None = None,
     share: float = ASSUMED_SHARE,
     measured: Measured | None = None,
 ) -> Plan:
@@ -119,7 +128,8 @@ def make_plan(
         config: checked.
         n_nodes: number of nodes.
         per_node: ranks on each.
-        device: one of `DEVICES`; None: the device that was measured, or CPUs of unknown speed and memory.
+        device: what a rank computes on, or a name in `DEVICES`; None: the device that was measured, or CPUs of unknown
+            speed and memory.
         share: share of the roofline that is assumed to be reached.
         measured: a few real steps on this machine, which then take the place of the data sheet.
 
@@ -131,22 +141,43 @@ def make_plan(
     ranks = Ranks(0, n_nodes * per_node, 0, per_node)
     if problems := rank_problems(config, ranks.world_size):
         raise ConfigError(problems)
+    fix_rows_of_run(config, ranks.world_size)
+    if problems := rank_problems(config, ranks.world_size):
+        raise ConfigError(problems)
     facts = read_store_facts(config)
     size = model_size(config.model, facts.vocabulary_size)
-    sheet = DEVICES[device] if device is not None else None
-    memory = sheet.memory if sheet is not None else measured.memory if measured is not None else None
-    on_gpu = sheet is not None or (measured is not None and measured.on_gpu)
+    sheet = DEVICES[device] if isinstance(device, str) else device
+    if sheet is None and measured is not None:
+        sheet = Device(measured.device, {}, 0.0, measured.memory, "measured", measured.on_gpu)
+    elif sheet is None:
+        sheet = Device("a CPU", {}, 0.0, None, "none", on_gpu=False)
+    memory, on_gpu = sheet.memory, sheet.on_gpu
     # On devices of unknown memory, `auto` is taken to keep the model whole.
     strategy, why = choose(config.trainer.strategy, size.whole, ranks, int(memory or 1 << 62))
     if memory is None and config.trainer.strategy == "auto" and ranks.world_size > 1:
         why = "auto: the memory of a rank is not known here"
     micro_rows = choose_micro_rows(config, ranks.world_size)
     need = rank_memory(config, facts.vocabulary_size, strategy, ranks.world_size, micro_rows, on_gpu)
+    is_traced = not on_gpu or kernels_are_known()
     time = None
     if measured is not None:
         time = scaled_time(measured, micro_rows * config.data.row_length)
-    elif sheet is not None:
+    elif sheet.flops:
         held = size.whole if not strategy_class(strategy).shards_weights else size.whole // ranks.world_size
         time = modelled_time(config, facts.vocabulary_size, micro_rows, held, sheet, share)
-    name = sheet.name if sheet is not None else measured.device if measured is not None else "a CPU"
-    return Plan(config, facts, size, ranks, name, memory, on_gpu, strategy, why, micro_rows, need, time, measured)
+    return Plan(
+        config,
+        facts,
+        size,
+        ranks,
+        sheet.name,
+        memory,
+        on_gpu,
+        is_traced,
+        strategy,
+        why,
+        micro_rows,
+        need,
+        time,
+        measured,
+    )

@@ -69,7 +69,7 @@ def rank_memory(
 
 def micro_batches(config: Config, world_size: int, micro_rows: int) -> int:
     """Return the number of forward passes of a rank in a step."""
-    return config.data.lanes * config.data.rows_per_lane // world_size // micro_rows
+    return config.data.step_rows // world_size // micro_rows
 
 
 def logits_bytes(config: Config, vocabulary_size: int, micro_rows: int) -> int:

@@ -20,6 +20,7 @@ from gm_train.model.genemamba import GeneMamba
 from gm_train.model.segments import make_segments
 from gm_train.model.ssd import ssd
 from gm_train.objective.loss import computing_in
+from gm_train.plan.fake_kernels import kernels_are_known, use_kernels, without_launches
 
 _FEW_LAYERS = (1, 2)
 #: Chunks of the traced rows: memory depends on the tokens alone, and short rows take fewer operations.
@@ -48,8 +49,9 @@ def pass_memory(config: Config, vocabulary_size: int, micro_rows: int, on_gpu: b
         config: sizes, precision, activation checkpointing; `trainer.compile`, which saves some, is left out.
         vocabulary_size: number of tokens.
         micro_rows: rows of the micro-batch.
-        on_gpu: whether mamba_ssm computes the scan. Its kernels cannot be traced: what they keep is counted instead of
-            what `ssd.py` keeps; what they work with is taken to be no more.
+        on_gpu: whether the kernels of a GPU compute. They are traced if `kernels_are_known`. Otherwise what mamba_ssm
+            keeps is counted by hand in place of what `ssd.py` keeps, and the result is too large: kernels that compute
+            several operations at once keep less than PyTorch.
 
     Raises:
         DataError: the model is a transformer.
@@ -64,8 +66,11 @@ def pass_memory(config: Config, vocabulary_size: int, micro_rows: int, on_gpu: b
     rate = config.objective.mask_rate if config.objective.language == "masked" else 1.0
     n_targets = max(1, round(rate * shape[0] * shape[1]))
 
+    by_kernels = on_gpu and kernels_are_known()
+
     def traced(n_layers: int) -> PassMemory:
-        return _traced(_frozen(replace(model, n_layers=n_layers)), _frozen(trainer), vocabulary_size, shape, n_targets)
+        sizes = _frozen(replace(model, n_layers=n_layers))
+        return _traced(sizes, _frozen(trainer), vocabulary_size, shape, n_targets, by_kernels)
 
     few, more = _FEW_LAYERS
     if model.n_layers <= more:
@@ -73,7 +78,7 @@ def pass_memory(config: Config, vocabulary_size: int, micro_rows: int, on_gpu: b
     else:
         a, b = traced(few), traced(more)
         found = PassMemory(a.activations + (model.n_layers - few) * (b.activations - a.activations), b.working)
-    if not on_gpu:
+    if not on_gpu or by_kernels:
         return found
     saved = _kept_by_ssd(_frozen(model), trainer.precision, shape) - _kept_by_package(model, trainer.precision, shape)
     if trainer.activation_checkpointing:
@@ -92,10 +97,14 @@ def _frozen(settings: ModelConfig | TrainerConfig) -> str:
 
 
 @functools.lru_cache
-def _traced(model: str, trainer: str, vocabulary_size: int, shape: tuple[int, int], n_targets: int) -> PassMemory:
+def _traced(
+    model: str, trainer: str, vocabulary_size: int, shape: tuple[int, int], n_targets: int, by_kernels: bool
+) -> PassMemory:
     settings = TrainerConfig(**json.loads(trainer))
-    with FakeTensorMode():
+    with FakeTensorMode(), without_launches():
         built = GeneMamba(ModelConfig(**json.loads(model)), vocabulary_size)
+        if by_kernels:
+            use_kernels(built)
         prepare_blocks(built, settings)
         for parameter in built.parameters():
             parameter.grad = torch.zeros_like(parameter)

@@ -67,7 +67,7 @@ def announce(
     )
     if compiles(config.trainer.compile, ranks.device().type, ("cuda",) if kernel == "mamba_ssm" else ()):
         print("compiling the blocks at the first step: a minute or more without output")
-    rows = config.data.lanes * config.data.rows_per_lane
+    rows = config.data.step_rows
     print(
         f"step: {rows} rows of {config.data.row_length} tokens from {config.data.lanes} lanes; "
         f"a rank's forward pass has {batches.micro_rows} rows"

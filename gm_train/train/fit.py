@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import Strategy
 
 from data_shards.errors import DataError
 from gm_train.checkpoint.find import Checkpoint, list_checkpoints, recover, refuse_other_form
+from gm_train.checkpoint.first_start import fix_rows_per_lane
 from gm_train.checkpoint.known_cells import keep_cell_hashes
 from gm_train.checkpoint.save import About
 from gm_train.config.check import ConfigError, config_problems, rank_problems
@@ -113,6 +114,9 @@ def _fit(
 ) -> Outcome:
     checkpoint = ranks.from_first(lambda: recover(directory / "checkpoints"))
     _resolve_schedule(config, checkpoint)
+    chosen_step = fix_rows_per_lane(config, ranks.world_size, checkpoint)
+    if problems := rank_problems(config, ranks.world_size):
+        raise ConfigError(problems, everywhere=True)
     reader, tokenizer = data.reader, data.tokenizer
     saved = json.loads((checkpoint.path / "identity.json").read_text()) if checkpoint else {}
     grown = GrownStore.find(saved, reader.manifest)
@@ -151,8 +155,9 @@ def _fit(
     mirror: MlflowMirror | None = None
     if ranks.is_first:
         announce(config, reader, module, batches, checkpoint, f"{strategy} ({why})", ranks)
-        if start is not None and start.line:
-            print(start.line, flush=True)
+        for line in (chosen_step, start.line if start is not None else ""):
+            if line:
+                print(line, flush=True)
         if grown is not None and unfinished:
             print(grown.describe(position, config.data.weights), flush=True)
         mirror = MlflowMirror(config, position.step) if tracking_uri(config) else None

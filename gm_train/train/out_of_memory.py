@@ -25,9 +25,8 @@ def advising_on_memory(config: Config, ranks: Ranks) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError as error:
         first = (str(error).splitlines() or ["out of memory"])[0]
-        raise DataError(
-            f"rank {ranks.global_rank}: {first}{_in_use(ranks.device())}: {advice(config, ranks)}"
-        ) from error
+        found = f"rank {ranks.global_rank}: {first}{_in_use(ranks.device())}"
+        raise DataError(f"{found}: {advice(config, ranks)}{_planned(config, ranks)}") from error
 
 
 def _in_use(device: torch.device) -> str:
@@ -36,6 +35,24 @@ def _in_use(device: torch.device) -> str:
     most = torch.cuda.max_memory_allocated(device) / _GIB
     free, total = (n / _GIB for n in torch.cuda.mem_get_info(device))
     return f" (tensors took up to {most:.1f} GiB; {total - free:.1f} of the GPU's {total:.1f} GiB are in use)"
+
+
+def _planned(config: Config, ranks: Ranks) -> str:
+    """What the plan says of these settings, to compare with what was in use; empty if it says nothing."""
+    # Imported here: a run that does not fail needs none of it.
+    from gm_train.plan.this_device import plan_here
+
+    try:
+        plan = plan_here(config, ranks)
+    except Exception:  # whatever it is, it must not take the place of the advice
+        return ""
+    memory, total = plan.memory, plan.device_memory or 0
+    state = memory.weights + memory.gradients + memory.moments + memory.gathered
+    return (
+        f". By the plan, weights and their state take {state / 1e9:.2g} GB of this device's {total / 1e9:.3g} GB, and "
+        f"a forward and backward pass {(memory.activations + memory.working) / 1e9:.2g} GB: `gm-train plan` compares "
+        "settings"
+    )
 
 
 def advice(config: Config, ranks: Ranks) -> str:
@@ -47,7 +64,7 @@ def advice(config: Config, ranks: Ranks) -> str:
     """
     trainer, data = config.trainer, config.data
     ways = []
-    rows = data.lanes * data.rows_per_lane // ranks.world_size
+    rows = data.step_rows // ranks.world_size
     now = choose_micro_rows(config, ranks.world_size)
     fewer = [n for n in range(1, min(rows, now)) if rows % n == 0]
     if fewer:

@@ -43,7 +43,7 @@ def test_two_local_ranks_make_one_report(atlas: Atlas, tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     *lines, last = done.stdout.splitlines()
-    assert last == "12 ok, 0 WARN, 0 FAIL"
+    assert last == "13 ok, 0 WARN, 0 FAIL"
     assert all(line.startswith("ok ") for line in lines), done.stdout
     assert line_of(done.stdout, "ranks").endswith(" 0-1")
     assert "2 on 1 node" in line_of(done.stdout, "ranks")

@@ -29,3 +29,15 @@ def test_another_weight_is_another_run_and_an_unknown_data_set_is_refused(atlas:
     assert train([*words, "data.weights={second: 3}", "trainer.max_steps=4"], log) == 0, log.read_text()
     assert train([*words, "data.weights={second: 2}", "trainer.max_steps=6"], log) == 1
     assert "data.weights: {'second': 3} in the checkpoint, {'second': 2} now" in log.read_text()
+
+
+def test_the_rows_of_a_step_stay_those_of_the_first_start(atlas: Atlas, tmp_path: Path) -> None:
+    """Four ranks choose two rows of each lane; on two ranks and on one the run keeps them."""
+    log = tmp_path / "log"
+    whole = [*tiny_words(atlas.store, tmp_path / "whole"), "data.rows_per_lane=2", "trainer.max_steps=6"]
+    assert train(whole, log) == 0, log.read_text()
+    words = [*tiny_words(atlas.store, tmp_path / "run"), "data.rows_per_lane=null"]
+    for n_ranks, step in ((4, 2), (2, 4), (1, 6)):
+        assert train_ranks([*words, f"trainer.max_steps={step}"], n_ranks, log) == [0] * n_ranks, log.read_text()
+    assert log.read_text().count("data.rows_per_lane=2, chosen for 4 ranks") == 1
+    assert_close(tmp_path / "run", tmp_path / "whole")

@@ -96,9 +96,9 @@ def own_batches(cells: LoaderCells) -> Iterator[Batch]:
     reader = StoreReader(cells.store, data.cache_mb << 20)
     plan = default_plan(reader.manifest)
     lanes = Lanes(reader, plan, dict.fromkeys(range(plan.lanes), (0, 0)))
-    shape = plan.lanes * data.rows_per_lane, plan.row_length
+    shape = plan.lanes * data.fixed_rows_per_lane, plan.row_length
     for memory in itertools.cycle([(np.empty(shape, np.int64), np.empty(shape, np.int64)) for _ in range(2)]):
-        rows = lanes.take(data.rows_per_lane)
+        rows = lanes.take(data.fixed_rows_per_lane)
         ids, _ = rows.lay_out(plan.row_length, memory)
         yield Batch(len(rows.lengths), len(rows.tokens), ids.size)
 

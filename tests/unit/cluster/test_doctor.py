@@ -4,6 +4,7 @@ import fcntl
 import importlib.util
 import json
 import os
+import re
 import shutil
 from collections import namedtuple
 from pathlib import Path
@@ -69,7 +70,7 @@ def test_all_is_well_and_left_as_it_was(capsys: pytest.CaptureFixture[str], atla
     code, found = doctor(capsys, *tiny_words(atlas.store, run), f"objective.pathways={sets}")
     assert code == 0, found
     assert all(text.startswith("ok") for text in found.values())
-    of_machine, of_run = {"ranks", "software", "device", "kernel", "cores"}, {"strategy", "space", "run dir"}
+    of_machine, of_run = {"ranks", "software", "device", "kernel", "cores"}, {"strategy", "memory", "space", "run dir"}
     assert of_machine | of_run | {"store", "pathways"} == set(found)
     assert "8 gene sets" in found["pathways"]
     assert "191 cells" in found["store"]
@@ -112,6 +113,31 @@ def test_too_little_space(
     assert code == 1
     assert found["space"].startswith("FAIL 100 kB free, two checkpoints take ")
     assert "or choose another" in found["space"]
+
+
+def test_too_little_memory_for_a_pass(
+    capsys: pytest.CaptureFixture[str], atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The report says what a rank needs and has, and a way out that works."""
+    words = [*tiny_words(atlas.store, tmp_path / "run"), "data.rows_per_lane=64", "data.micro_rows=256"]
+    found = doctor(capsys, *words)[1]["memory"]
+    assert re.match(r"ok a rank needs [\d.]+ MB of [\d.]+ GB by the plan: weights and their state [\d.]+ [kM]B", found)
+    for module in ("cluster.doctor.check_memory", "gm_train.plan.this_device"):
+        monkeypatch.setattr(f"{module}.device_memory", lambda ranks: 40_000_000)
+    code, report = doctor(capsys, *words)
+    assert code == 1
+    assert "a CPU has 0.0368 GB for it (92% of 0.04 GB): set data.micro_rows=" in report["memory"]
+    rows = re.search(r"data\.micro_rows=\d+", report["memory"])
+    assert rows is not None
+    code, report = doctor(capsys, *words, rows[0])
+    assert code == 0
+    assert report["memory"].startswith("ok ")
+
+
+def test_memory_that_is_not_planned(capsys: pytest.CaptureFixture[str], atlas: Atlas, tmp_path: Path) -> None:
+    code, found = doctor(capsys, *tiny_words(atlas.store, tmp_path / "run"), "model.arch=transformer")
+    assert code == 0
+    assert found["memory"].startswith("ok not planned: model.arch=transformer")
 
 
 def test_no_store(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

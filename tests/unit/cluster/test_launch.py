@@ -55,6 +55,7 @@ from tests.support.launch_cases import GOOD, configured, executable
         (["trainer.num_nodes=4"], ["trainer.num_nodes=4 and cluster.nodes=2", "trainer.num_nodes=null"]),
         (["trainer.devices=4"], ["trainer.devices=4 and cluster.gpus_per_node=2"]),
         (["cluster.gpus_per_node=0", "trainer.devices=4"], ["trainer.devices=4 and cluster.tasks_per_node=1"]),
+        (["cluster.gpu_memory_gb=0"], ["expected whole GB, such as 80"]),
         (["cluster.nodes=3"], ["6 ranks", "1, 2, 4, 8"]),
         (["data.micro_rows=4"], ["2 rows", "1, 2"]),
         (["cluster.nodes=0", "cluster.time=x", "cluster.env=[A]"], ["cluster.nodes", "cluster.time", "cluster.env"]),
@@ -138,11 +139,26 @@ def test_a_short_plan_goes_to_stderr(tmp_path: Path, capsys: pytest.CaptureFixtu
 def test_what_cannot_fit_into_the_named_gpus_is_refused(
     tmp_path: Path, slurm: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    large = ["data.lanes=128", "data.micro_rows=32"]
+    large = ["data.lanes=256", "data.micro_rows=64"]
     assert launch(tmp_path / "run", "cluster.gpu_type=h100", *large) == 1
-    assert "a rank needs" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "a rank needs" in error
     assert not slurm.exists()
     assert not (tmp_path / "run").exists()
+    way_out = re.search(r"data\.micro_rows=\d+", error)
+    assert way_out is not None
+    assert launch(tmp_path / "run", "cluster.gpu_type=h100", *large, way_out[0], "--dry-run") == 0
+    assert "may run out" not in capsys.readouterr().err
+
+
+def test_memory_of_gpus_that_have_no_data_sheet(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    large = ["data.lanes=128", "data.micro_rows=32", "cluster.gpu_type=v100"]
+    assert launch(tmp_path / "run", *large, "--dry-run") == 0
+    assert "not known: cluster.gpu_memory_gb=N says it" in capsys.readouterr().err
+    assert launch(tmp_path / "run", *large, "cluster.gpu_memory_gb=32", "--dry-run") == 1
+    assert "a GPU of 32 GB, taken to be as fast as H100 SXM 80 GB has 29.4 GB for it" in capsys.readouterr().err
+    assert launch(tmp_path / "run", *large, "cluster.gpu_memory_gb=80", "--dry-run") == 0
+    assert "may run out of memory: if it does, set data.micro_rows=" in capsys.readouterr().err
 
 
 def test_launch_checks_writes_and_submits(tmp_path: Path, slurm: Path, capsys: pytest.CaptureFixture) -> None:
@@ -253,6 +269,24 @@ def test_warnings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytes
 def test_a_container_of_srun_needs_its_own_interpreter(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     assert launch(tmp_path / "run", "cluster.srun=[--container-image=a.sqsh]", "--dry-run") == 0
     assert "name the image's own interpreter" in caplog.text
+
+
+def test_a_preset_gives_each_of_64_ranks_enough(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture
+) -> None:
+    words = ["configs/genemamba-66m.yaml", f"run.dir={tmp_path}", "cluster.nodes=8", "cluster.gpus_per_node=8"]
+    assert main(["launch", *words, "--dry-run"]) == 0
+    assert "data.rows_per_lane=6, chosen for 64 ranks and kept by this run" in capsys.readouterr().err
+    assert "a forward pass of a rank has" not in caplog.text
+    assert main(["launch", *words, "data.rows_per_lane=1", "--dry-run"]) == 0
+    assert "a forward pass of a rank has 3 rows, 6,144 tokens: a GPU needs 32,000" in caplog.text
+
+
+def test_the_rows_of_a_step_are_written_for_the_ranks(tmp_path: Path, slurm: Path) -> None:
+    """Also ranks that see no checkpoint of the run yet train with what was printed."""
+    assert launch(tmp_path / "run", "data.rows_per_lane=null", "data.micro_rows=4") == 0
+    text = (tmp_path / "run" / "launch" / "001" / "config.yaml").read_text()
+    assert "rows_per_lane: 2" in text
 
 
 def test_small_forward_passes_on_gpus_are_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

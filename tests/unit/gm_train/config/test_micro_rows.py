@@ -26,7 +26,7 @@ from gm_train.config.schema import Config, DataConfig
     ],
 )
 def test_what_the_presets_get(words: list[str], ranks: int, rows: int) -> None:
-    config = load_config(*words)
+    config = load_config(*words, "data.rows_per_lane=1")
     assert choose_micro_rows(config, ranks) == rows == data_of_ranks(config, ranks).micro_rows
 
 
@@ -45,7 +45,7 @@ def test_the_choice_always_fits_the_ranks(ranks: int, per_rank: int, per_lane: i
 
 
 def test_the_advice_against_small_forward_passes_works() -> None:
-    config = load_config("configs/genemamba-66m.yaml")
+    config = load_config("configs/genemamba-66m.yaml", "data.rows_per_lane=1")
     assert few_tokens(config, 8) is None
     config.data.micro_rows = 3
     text = few_tokens(config, 8)

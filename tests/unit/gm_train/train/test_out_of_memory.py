@@ -25,12 +25,18 @@ def run_out(*_: Any) -> None:
 def test_a_run_ends_with_one_message(
     atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(GeneMamba, "forward", run_out)
+    def once(*_: Any) -> None:
+        monkeypatch.undo()  # the plan in the message traces the model
+        run_out()
+
+    monkeypatch.setattr(GeneMamba, "forward", once)
     assert main(["fit", *tiny_words(atlas.store, tmp_path / "run")]) == 1
     errors = capsys.readouterr().err
     (line,) = [line for line in errors.splitlines() if "out of memory" in line]
     assert line.startswith(f"gm-train: error: rank 0: {SAID}: set ")
     assert "trainer.activation_checkpointing=true" in line
+    assert "By the plan, weights and their state take 0.00" in line
+    assert "`gm-train plan` compares settings" in line
     assert "Traceback" not in errors
     assert "more lines" not in errors
 
@@ -55,6 +61,7 @@ def test_a_gpu_says_what_was_in_use(config: Config, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(Ranks, "device", lambda self: torch.device("cuda", 0))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 70 << 30)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 30, 80 << 30))
+    # No plan can be made for a GPU that is not there; the advice is given all the same.
     said = r"up to 70\.0 GiB; 79\.0 of the GPU's 80\.0 GiB are in use"
     with pytest.raises(DataError, match=said), advising_on_memory(config, Ranks()):
         run_out()
