@@ -22,6 +22,7 @@ class Segments:
     """Boundaries of a batch of packed rows: made once for each forward pass, read by every layer."""
 
     same: tuple[Tensor, ...]  # same[k - 1]: (batch, length - k, 1) bool, positions t and t + k are in one cell
+    reach: Tensor  # int8 (2, batch, length), tokens of a cell before and after each position, at most taps - 1
     forward: Direction
     reverse: Direction
     sums: Tensor  # float64 (n, chunk, chunk), sums @ values: running sums in a chunk that restart at each cell
@@ -43,6 +44,11 @@ def make_segments(segment: Tensor, chunk: int, taps: int, dtype: torch.dtype = t
     change[:, 1:] = segment[:, 1:] != segment[:, :-1]
     run = change.cumsum(1)
     same = tuple((run[:, k:] == run[:, :-k])[..., None] for k in range(1, min(taps, length)))
+
+    reach = torch.zeros(2, batch, length, dtype=torch.int8, device=segment.device)
+    for k, mask in enumerate(same, start=1):
+        reach[0, :, k:] += mask[..., 0]
+        reach[1, :, :-k] += mask[..., 0]
 
     n_chunks = -(-length // chunk)
     filled = torch.nn.functional.pad(run, (0, n_chunks * chunk - length)).view(batch, n_chunks, chunk)
@@ -67,6 +73,7 @@ def make_segments(segment: Tensor, chunk: int, taps: int, dtype: torch.dtype = t
 
     return Segments(
         same=same,
+        reach=reach,
         forward=direction(run, pair.tril(), last, before),
         reverse=direction(run.flip(1), pair.triu(), first, after),
         sums=pair.tril().view(-1, chunk, chunk).to(torch.float64),
