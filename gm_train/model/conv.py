@@ -41,6 +41,11 @@ class DepthwiseConv(nn.Module):
         Returns:
             The causal result and, if bidirectional, the mirrored one, each in the shape and type of x.
         """
+        if x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32:
+            from gm_train.model.conv_loops import conv_silu_loops  # imported late: numba takes a second
+
+            weight = self.weight.squeeze(1).T.flip(0)
+            return tuple(conv_silu_loops(x, segments.reach, weight, self.bias, bidirectional))
         same = [mask.to(x.dtype) for mask in segments.same]  # fewer than taps - 1 where rows are that short
         taps = self.weight.squeeze(1).T.flip(0)[: len(same) + 1].to(x.dtype)
         bias = self.bias.to(x.dtype)

@@ -23,6 +23,7 @@ class Segments:
 
     cells: Tensor  # int32 (2 * batch, length), `seq_idx` of the forward direction, then that of the reverse one
     same: tuple[Tensor, ...]  # same[k - 1]: (batch, length - k, 1) bool, positions t and t + k are in one cell
+    reach: Tensor  # int8 (2, batch, length), tokens of a cell before and after each position, at most taps - 1
     forward: Direction
     reverse: Direction
     sums: Tensor  # float64 (n, chunk, chunk), sums @ values: running sums in a chunk that restart at each cell
@@ -44,6 +45,11 @@ def make_segments(segment: Tensor, chunk: int, taps: int, dtype: torch.dtype = t
     change[:, 1:] = segment[:, 1:] != segment[:, :-1]
     run = change.cumsum(1)
     same = tuple((run[:, k:] == run[:, :-k])[..., None] for k in range(1, min(taps, length)))
+
+    reach = torch.zeros(2, batch, length, dtype=torch.int8, device=segment.device)
+    for k, mask in enumerate(same, start=1):
+        reach[0, :, k:] += mask[..., 0]
+        reach[1, :, :-k] += mask[..., 0]
 
     n_chunks = -(-length // chunk)
     filled = torch.nn.functional.pad(run, (0, n_chunks * chunk - length)).view(batch, n_chunks, chunk)
@@ -70,6 +76,7 @@ def make_segments(segment: Tensor, chunk: int, taps: int, dtype: torch.dtype = t
     return Segments(
         cells=cells,
         same=same,
+        reach=reach,
         forward=direction(cells[:batch], pair.tril(), last, before),
         reverse=direction(cells[batch:], pair.triu(), first, after),
         sums=pair.tril().view(-1, chunk, chunk).to(torch.float64),
