@@ -129,21 +129,38 @@ class StepLoader:
         # iter() draws a base seed from the global generator. Nothing uses it, so the generator's state is restored.
         with torch.random.fork_rng(devices=[]), children_deaf():
             items = iter(loader)
+        # A step is made before the last micro-batch of the step before is used: that one brings the counts of this.
+        waiting: MicroBatch | None = None
         for _ in range(self._dataset.n_steps):
-            begun = time.perf_counter()
-            pieces = []
-            # The loader takes one item from each worker in turn, which is the order of their lanes.
-            for _ in range(max(1, n_workers)):
-                item = next(items)
-                if isinstance(item, DataError):
-                    raise item
-                pieces.append(item)
-            positions = {lane: position for piece in pieces for lane, position in piece.positions.items()}
-            damaged = tuple(chunk for piece in pieces for chunk in piece.damaged)
-            examples = join([piece.examples for piece in pieces])
-            batches = split(examples, self._micro_rows, positions, damaged)
-            self.waited_s += time.perf_counter() - begun
-            yield from batches
+            try:
+                batches = self._step(items, max(1, n_workers))
+            except DataError:
+                if waiting is not None:
+                    yield waiting
+                raise
+            if waiting is not None:
+                yield replace(waiting, ahead=batches[0].info)
+            yield from batches[:-1]
+            waiting = batches[-1]
+        if waiting is not None:
+            yield waiting
+
+    def _step(self, items: Iterator[Piece | DataError], n_pieces: int) -> list[MicroBatch]:
+        """Make the micro-batches of the next step from the parts of all workers."""
+        begun = time.perf_counter()
+        pieces = []
+        # The loader takes one item from each worker in turn, which is the order of their lanes.
+        for _ in range(n_pieces):
+            item = next(items)
+            if isinstance(item, DataError):
+                raise item
+            pieces.append(item)
+        positions = {lane: position for piece in pieces for lane, position in piece.positions.items()}
+        damaged = tuple(chunk for piece in pieces for chunk in piece.damaged)
+        examples = join([piece.examples for piece in pieces])
+        batches = split(examples, self._micro_rows, positions, damaged)
+        self.waited_s += time.perf_counter() - begun
+        return batches
 
 
 class RankBatches:
