@@ -19,6 +19,7 @@ from gm_train.config.schema import DataConfig
 from gm_train.loading.copied_ahead import copied_ahead
 from gm_train.loading.position import Position
 from gm_train.objective.batches import Examples, MicroBatch, join, make_examples, split
+from gm_train.objective.padded_targets import padded_targets
 from gm_train.objective.recipe import Recipe
 from gm_train.ranks.ranks import Ranks
 from gm_train.ranks.signals import children_deaf
@@ -103,7 +104,7 @@ class StepLoader:
     Args:
         dataset: the steps of this rank's lanes.
         micro_rows: rows of a forward pass.
-        device: where the batches are used; to a GPU, each is copied ahead.
+        device: where the batches are used; for a GPU, targets are padded and each batch is copied ahead.
 
     Attributes:
         waited_s: seconds that training has waited for batches so far; without workers, the time to make them.
@@ -114,7 +115,10 @@ class StepLoader:
         self.waited_s = 0.0
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        return copied_ahead(self._batches(), self._device)
+        batches = self._batches()
+        if self._device.type == "cuda":
+            batches = (padded_targets(batch, self._dataset.recipe) for batch in batches)
+        return copied_ahead(batches, self._device)
 
     def _batches(self) -> Iterator[MicroBatch]:
         n_workers = min(self._dataset.data.workers, len(self._dataset.lanes))

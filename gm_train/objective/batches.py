@@ -100,6 +100,8 @@ class StepInfo:
 class MicroBatch:
     """One forward pass: tensors as in `Examples`, its step, and whether it is the step's first and last.
 
+    For a GPU, `targets` may end with pads of -1, which count for nothing.
+
     Attributes:
         ahead: with the last of a step, the counts of the next step on this rank; None if there is no next step.
     """
