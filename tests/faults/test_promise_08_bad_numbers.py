@@ -110,6 +110,31 @@ def test_promise_08_stopping_at_a_bad_step_changes_nothing(
     assert events[0] == events[1] == [("skipped", 6), ("skipped", 7), ("skipped", 8), ("rollback", 9)]
 
 
+def test_promise_08_a_crash_in_the_next_step_keeps_the_bad_one_on_record(
+    atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The result of a step is fetched in the next one, which does not end here."""
+    poison(monkeypatch, {2})
+    poisoned, calls = module.loss_sums, 0
+
+    def crashing(*arguments):  # type: ignore[no-untyped-def]
+        nonlocal calls
+        calls += 1
+        if calls == 4:
+            raise RuntimeError("the device is lost")
+        return poisoned(*arguments)
+
+    monkeypatch.setattr(module, "loss_sums", crashing)
+    with pytest.raises(RuntimeError, match="the device is lost"):
+        train(atlas, tmp_path / "run", "trainer.validate_every_steps=0")
+    assert [row["step"] for row in read_rows(tmp_path / "run" / METRICS)] == [1, 2]
+    assert [(row["event"], row["step"]) for row in read_rows(tmp_path / "run" / SKIPPED)] == [("skipped", 3)]
+    assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
+    monkeypatch.setattr(module, "loss_sums", poisoned)
+    train(atlas, tmp_path / "run")
+    assert [row["step"] for row in read_rows(tmp_path / "run" / METRICS) if "loss" in row] == list(range(1, 13))
+
+
 def test_promise_08_a_rollback_goes_before_the_first_bad_step(
     atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
