@@ -19,6 +19,7 @@ from gm_train.config.schema import DataConfig
 from gm_train.loading.copied_ahead import copied_ahead
 from gm_train.loading.position import Position
 from gm_train.objective.batches import Examples, MicroBatch, join, make_examples, split
+from gm_train.objective.padded_targets import padded_targets
 from gm_train.objective.recipe import Recipe
 from gm_train.ranks.ranks import Ranks
 from gm_train.ranks.signals import children_deaf
@@ -103,7 +104,7 @@ class StepLoader:
     Args:
         dataset: the steps of this rank's lanes.
         micro_rows: rows of a forward pass.
-        device: where the batches are used; to a GPU, each is copied ahead.
+        device: where the batches are used; for a GPU, targets are padded and each batch is copied ahead.
 
     Attributes:
         waited_s: seconds that training has waited for batches so far; without workers, the time to make them.
@@ -114,7 +115,10 @@ class StepLoader:
         self.waited_s = 0.0
 
     def __iter__(self) -> Iterator[MicroBatch]:
-        return copied_ahead(self._batches(), self._device)
+        batches = self._batches()
+        if self._device.type == "cuda":
+            batches = (padded_targets(batch, self._dataset.recipe) for batch in batches)
+        return copied_ahead(batches, self._device)
 
     def _batches(self) -> Iterator[MicroBatch]:
         n_workers = min(self._dataset.data.workers, len(self._dataset.lanes))
@@ -129,21 +133,38 @@ class StepLoader:
         # iter() draws a base seed from the global generator. Nothing uses it, so the generator's state is restored.
         with torch.random.fork_rng(devices=[]), children_deaf():
             items = iter(loader)
+        # A step is made before the last micro-batch of the step before is used: that one brings the counts of this.
+        waiting: MicroBatch | None = None
         for _ in range(self._dataset.n_steps):
-            begun = time.perf_counter()
-            pieces = []
-            # The loader takes one item from each worker in turn, which is the order of their lanes.
-            for _ in range(max(1, n_workers)):
-                item = next(items)
-                if isinstance(item, DataError):
-                    raise item
-                pieces.append(item)
-            positions = {lane: position for piece in pieces for lane, position in piece.positions.items()}
-            damaged = tuple(chunk for piece in pieces for chunk in piece.damaged)
-            examples = join([piece.examples for piece in pieces])
-            batches = split(examples, self._micro_rows, positions, damaged)
-            self.waited_s += time.perf_counter() - begun
-            yield from batches
+            try:
+                batches = self._step(items, max(1, n_workers))
+            except DataError:
+                if waiting is not None:
+                    yield waiting
+                raise
+            if waiting is not None:
+                yield replace(waiting, ahead=batches[0].info)
+            yield from batches[:-1]
+            waiting = batches[-1]
+        if waiting is not None:
+            yield waiting
+
+    def _step(self, items: Iterator[Piece | DataError], n_pieces: int) -> list[MicroBatch]:
+        """Make the micro-batches of the next step from the parts of all workers."""
+        begun = time.perf_counter()
+        pieces = []
+        # The loader takes one item from each worker in turn, which is the order of their lanes.
+        for _ in range(n_pieces):
+            item = next(items)
+            if isinstance(item, DataError):
+                raise item
+            pieces.append(item)
+        positions = {lane: position for piece in pieces for lane, position in piece.positions.items()}
+        damaged = tuple(chunk for piece in pieces for chunk in piece.damaged)
+        examples = join([piece.examples for piece in pieces])
+        batches = split(examples, self._micro_rows, positions, damaged)
+        self.waited_s += time.perf_counter() - begun
+        return batches
 
 
 class RankBatches:

@@ -44,7 +44,8 @@ class OutputLayer(nn.Module):
         Args:
             states: (..., d_model).
             embedding: (vocabulary_size, d_model), used if tied.
-            targets: int64, of the leading shape of `states`; None: return the logits.
+            targets: int64, of the leading shape of `states`, negative where nothing is predicted; None: return the
+                logits.
 
         Returns:
             Logits (..., vocabulary_size), or the cross-entropy, a scalar in nats, at least float32.
@@ -83,13 +84,17 @@ class _CrossEntropy(torch.autograd.Function):
         n_rows = max(1, LOGITS_AT_A_TIME // len(weight))
         for first in range(0, len(states), n_rows):
             part, target = states[first : first + n_rows], targets[first : first + n_rows, None]
+            is_pad = target < 0
+            target = target.clamp(min=0)
             logits = (part @ narrow.T).to(weight.dtype).add_(bias)
             logits -= logits.amax(-1, keepdim=True)
             of_target = logits.gather(1, target)
             sums = logits.exp_().sum(-1, keepdim=True)
-            total += (sums.log() - of_target).sum()
+            total += (sums.log() - of_target).masked_fill(is_pad, 0.0).sum()
             if with_gradients:
-                d_logits = logits.div_(sums).scatter_add_(1, target, of_target.new_full(of_target.shape, -1.0))
+                # Divided by infinity, the gradient of a pad is 0, without a further pass over the logits.
+                logits.div_(sums.masked_fill(is_pad, math.inf))
+                d_logits = logits.scatter_add_(1, target, is_pad.to(logits.dtype) - 1.0)
                 d_bias += d_logits.sum(0)
                 d_logits = d_logits.to(states.dtype)
                 torch.mm(d_logits, narrow, out=d_states[first : first + n_rows])

@@ -1,5 +1,6 @@
 """Turn packed rows into the tensors of a forward pass; draw hidden tokens, targets and pathway pairs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +18,9 @@ from gm_train.objective.recipe import Prediction, Recipe
 from gm_train.ranks.ranks import Ranks
 
 I64 = npt.NDArray[np.int64]
+
+#: How many numbers the ranks exchange about a step, from `StepInfo.numbers`.
+N_NUMBERS = 7
 
 
 @dataclass
@@ -69,20 +73,38 @@ class StepInfo:
     lanes: dict[int, tuple[int, int]]
     damaged: tuple[DamagedChunk, ...] = ()
 
-    def over(self, ranks: Ranks) -> "StepInfo":
-        """Sum the counts and collect the damaged chunks of all ranks; `lanes` stay those of this rank."""
-        # The hash as a signed number: its sums wrap around in the same way as unsigned ones.
+    def numbers(self) -> list[int]:
+        """The `N_NUMBERS` int64 numbers from which the counts of all ranks are made."""
+        # The hash as a signed number.
         signed = (self.sample_hash + 2**63) % 2**64 - 2**63
-        n_targets, n_pairs, n_cells, n_tokens, n_slots, sample_hash, n_damaged = ranks.sums(
-            [self.n_targets, self.n_pairs, self.n_cells, self.n_tokens, self.n_slots, signed, len(self.damaged)]
-        )
+        return [self.n_targets, self.n_pairs, self.n_cells, self.n_tokens, self.n_slots, signed, len(self.damaged)]
+
+    def summed(self, numbers: Sequence[Sequence[int]], ranks: Ranks) -> "StepInfo":
+        """Sum the counts and collect the damaged chunks of all ranks; `lanes` stay those of this rank.
+
+        Args:
+            numbers: `numbers` of each rank.
+            ranks: this process among the others.
+        """
+        sums = [sum(of_ranks) for of_ranks in zip(*numbers, strict=True)]
+        n_targets, n_pairs, n_cells, n_tokens, n_slots, sample_hash, n_damaged = sums
         damaged = tuple(chunk for of_rank in ranks.gather(self.damaged) for chunk in of_rank) if n_damaged else ()
         return StepInfo(n_targets, n_pairs, n_cells, n_tokens, n_slots, sample_hash % 2**64, self.lanes, damaged)
+
+    def over(self, ranks: Ranks) -> "StepInfo":
+        """As `summed`, after an exchange of the numbers."""
+        return self.summed(ranks.gather_numbers(self.numbers())(), ranks)
 
 
 @dataclass
 class MicroBatch:
-    """One forward pass: tensors as in `Examples`, its step, and whether it is the step's first and last."""
+    """One forward pass: tensors as in `Examples`, its step, and whether it is the step's first and last.
+
+    For a GPU, `targets` may end with pads of -1, which count for nothing.
+
+    Attributes:
+        ahead: with the last of a step, the counts of the next step on this rank; None if there is no next step.
+    """
 
     input_ids: Tensor
     segment: Tensor
@@ -93,6 +115,7 @@ class MicroBatch:
     info: StepInfo
     first: bool
     last: bool
+    ahead: StepInfo | None = None
 
 
 def make_examples(rows: Rows, recipe: Recipe, classes: I64 | None = None) -> Examples:

@@ -77,6 +77,24 @@ class Ranks:
         dist.all_reduce(tensor)
         return list(tensor.tolist())
 
+    def gather_numbers(self, numbers: Sequence[int]) -> Callable[[], list[list[int]]]:
+        """Send as many int64 numbers as the other ranks to all of them, in the background.
+
+        Returns:
+            A function that waits for the numbers of all ranks and returns them, by rank.
+        """
+        if self.world_size == 1:
+            return lambda: [list(numbers)]
+        own = torch.tensor(numbers, dtype=torch.int64)
+        everyone = torch.empty(self.world_size * len(numbers), dtype=torch.int64)
+        work = dist.all_gather_into_tensor(everyone, own, async_op=True)
+
+        def wait() -> list[list[int]]:
+            work.wait()
+            return list(everyone.view(self.world_size, -1).tolist())
+
+        return wait
+
     def gather(self, value: T) -> list[T]:
         """Return the values of all ranks, by rank, on every rank."""
         if self.world_size == 1:

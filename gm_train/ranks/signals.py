@@ -48,7 +48,14 @@ class Leaving:
 
         A signal that comes during this exchange counts at the next call.
         """
-        asked = ranks.sums([int(self._noted == number) for number in SIGNALS])
+        return self.agree_on(ranks.sums(self.noted()))
+
+    def noted(self) -> list[int]:
+        """For each of `SIGNALS`, 1 if this rank leaves because of it, else 0."""
+        return [int(self._noted == number) for number in SIGNALS]
+
+    def agree_on(self, asked: list[int]) -> signal.Signals | None:
+        """As `agree`, from the sums of `noted` over all ranks, which they have exchanged already."""
         if any(asked):
             self.agreed = SIGNALS[asked.index(max(asked))]
         return self.agreed

@@ -2,7 +2,7 @@
 
 The holder locks the file `.lock`, and writes into it which process it is. On a node that SLURM has lost, a process can
 outlive its job. The next start of that job takes over: it replaces `.lock` by a new file. The old process reads `.lock`
-before each record and each commit, finds another process in it, and stops.
+before each writing of records and each commit, finds another process in it, and stops.
 """
 
 import contextlib

@@ -5,6 +5,7 @@ import json
 import logging
 import os
 import platform
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -151,15 +152,15 @@ def write_environment(directory: Path, start_step: int, ranks: Ranks, strategy: 
     _replace(path, json.dumps({"starts": starts}, indent=1) + "\n")
 
 
-def append_row(path: Path, row: dict[str, Any]) -> None:
-    """Append one JSON line; it is handed to the operating system before this returns.
+def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Append a JSON line for each row; they are handed to the operating system before this returns.
 
     Raises:
         DataError: the disk is full or cannot be written.
     """
     try:
         with path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write("".join(json.dumps(row) + "\n" for row in rows))
     except OSError as error:
         raise DataError(
             f"{path}: cannot be written ({error.strerror}): free disk space, then start the same command again"

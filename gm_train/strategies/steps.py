@@ -6,7 +6,6 @@ optimizer state.
 """
 
 import contextlib
-import math
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -69,8 +68,10 @@ class Steps:
         """
         yield
 
-    def update(self, model: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> float:
-        """Clip the gradient and step the optimizer; skip the step if the gradient is not finite.
+    def update(self, model: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> Tensor:
+        """Clip the gradient and step the optimizer; a gradient that is not finite changes nothing.
+
+        With a fused optimizer the device decides that by itself; otherwise this waits for the norm.
 
         Args:
             model: whole or sharded.
@@ -78,16 +79,21 @@ class Steps:
             clip: largest norm of the whole gradient.
 
         Returns:
-            The norm of the whole gradient before clipping.
+            The norm of the whole gradient before clipping: float32, a scalar on the device.
         """
         norm = nn.utils.clip_grad_norm_(model.parameters(), clip)
         if isinstance(norm, DTensor):
             norm = norm.full_tensor()
-        value = float(norm)
-        if math.isfinite(value):
+        is_finite = norm.isfinite()
+        if optimizer.defaults["fused"]:
+            # torch's optimizers read this attribute, which otherwise its GradScaler sets.
+            optimizer.found_inf = (~is_finite).float()  # type: ignore[attr-defined]
+            optimizer.step()
+            del optimizer.found_inf  # type: ignore[attr-defined]
+        elif is_finite:
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
-        return value
+        return norm
 
     def is_finite(self, model: nn.Module) -> bool:
         """Whether the parameters that this rank holds are finite."""

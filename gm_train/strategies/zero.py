@@ -106,12 +106,15 @@ class Zero(Steps, DeepSpeedStrategy):
         self.deepspeed_engine.set_gradient_accumulation_boundary(last)
         yield
 
-    def update(self, model: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> float:
-        """Let DeepSpeed clip to the norm of its configuration and step; it skips a step whose norm is not finite."""
+    def update(self, model: nn.Module, optimizer: torch.optim.Optimizer, clip: float) -> Tensor:
+        """Let DeepSpeed clip to the norm of its configuration and step; it skips a step whose norm is not finite.
+
+        DeepSpeed waits for the norm.
+        """
         self.deepspeed_engine.step()
         norm = self.deepspeed_engine.get_global_grad_norm()
         assert norm is not None
-        return float(norm)
+        return torch.as_tensor(norm, dtype=torch.float32, device=self.root_device)
 
     def is_finite(self, model: nn.Module) -> bool:
         """Whether the parameters that this rank holds are finite."""

@@ -70,6 +70,11 @@ class StepCallbacks(L.Callback):
         self._callbacks, self._ranks, self._step = callbacks, ranks, step
         self._wants_stop = False
 
+    @property
+    def are_used(self) -> bool:
+        """Whether there are any callbacks."""
+        return bool(self._callbacks)
+
     def measured(self, trainer: L.Trainer, row: dict[str, float]) -> None:
         """Show the numbers of a row of `metrics.jsonl` to the callbacks."""
         if self._callbacks:

@@ -33,6 +33,7 @@ from gm_train.ranks.signals import Leaving
 from gm_train.run.lock import MARKER, RunLock, locked, mark_preempted
 from gm_train.run.loggers import LoggerThread
 from gm_train.run.mlflow_mirror import MlflowMirror, tracking_uri
+from gm_train.run.record_writer import RecordWriter
 from gm_train.run.records import (
     METRICS,
     QUARANTINE,
@@ -141,7 +142,7 @@ def _fit(
     # Data sets that are added while this process trains are for its next start.
     position.store_hash = reader.manifest.hash
 
-    module = StepModule(config, tokenizer.vocabulary.size, ranks, position.step, classes)
+    module = StepModule(config, tokenizer.vocabulary.size, ranks, leaving, position.step, classes)
     if start is not None:
         ranks.together(lambda: start.load_into(module.model, tokenizer))
     trainer = config.trainer
@@ -174,8 +175,9 @@ def _fit(
         logger.start()
     about = About(with_absolute_paths(config), identity, tokenizer, reader.manifest.hash, reader.manifest, classes)
     at_steps = StepCallbacks(callbacks, ranks, position.step)
+    writer = None if lock is None else RecordWriter(directory, lock, loggers)
     recorder = Recorder(
-        directory, position, batches, about, checkpoint, leaving, ranks, lock, loggers, at_steps, patience
+        directory, position, batches, about, checkpoint, leaving, ranks, lock, writer, at_steps, patience
     )
     status = "FAILED"
     try:

@@ -1,9 +1,9 @@
 """The work between two optimizer steps: record, validate, save, recover from bad numbers, leave when asked."""
 
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,18 @@ import lightning as L
 from data_shards.errors import DataError
 from data_shards.store.quarantine import DamagedChunk
 from data_shards.workers.progress import Progress
-from gm_train.checkpoint.find import Checkpoint, latest_whole, prune, refuse_other_form
+from gm_train.checkpoint.find import Checkpoint, prune
 from gm_train.checkpoint.save import About, save_checkpoint
 from gm_train.config.schema import DataConfig
 from gm_train.loading.position import Position
 from gm_train.loading.rank_batches import RankBatches
-from gm_train.objective.batches import MicroBatch
+from gm_train.objective.batches import MicroBatch, StepInfo
 from gm_train.ranks.ranks import Ranks
 from gm_train.ranks.signals import Leaving
 from gm_train.run.lock import RunLock
-from gm_train.run.loggers import LoggerThread
-from gm_train.run.records import METRICS, QUARANTINE, SKIPPED, append_row, read_rows, sync_rows
+from gm_train.run.record_writer import RecordWriter
+from gm_train.run.records import QUARANTINE, SKIPPED, read_rows
+from gm_train.train.bad_steps import BadSteps
 from gm_train.train.callbacks import StepCallbacks
 from gm_train.train.columns import COLUMNS, FinishedStep
 from gm_train.train.patience import Patience
@@ -32,16 +33,18 @@ from gm_train.train.validation import Validation, validate
 
 log = logging.getLogger(__name__)
 
-_BAD_WINDOW = 1000  # steps
-
 
 class Recorder(L.Callback):
     """Keeps the run directory up to date during training.
 
-    After each optimizer step, in this order: the position advances, the step is recorded, held-out cells are
-    validated, a checkpoint is committed. A step whose loss or gradient is not finite changes no weight. Too many of
-    them in a window load the weights of the last checkpoint before them again; the position still moves past the bad
-    steps. If any rank gets a signal to leave, training ends at the next step boundary, with a checkpoint.
+    After each optimizer step, in this order: the position advances, the step before is recorded, held-out cells are
+    validated, a checkpoint is committed. The result of a step is known during the next one, so that nothing waits for
+    the device. Only where it is needed at once (a checkpoint, a validation, the last step, a callback of the user) is
+    it waited for, and the step is recorded at its own end.
+
+    A step whose loss or gradient is not finite changes no weight. Too many of them in a window load the weights of the
+    last checkpoint before them again, one step later; the position still moves past the bad steps. If any rank gets a
+    signal to leave, training ends at the next step boundary, with a checkpoint.
 
     All ranks decide alike, from numbers that they have exchanged. Only rank 0 writes the records.
 
@@ -51,10 +54,10 @@ class Recorder(L.Callback):
         batches: of this rank.
         about: what checkpoints hold besides the state.
         checkpoint: the one that the run resumes from, or None.
-        leaving: knows whether a signal to leave has arrived.
+        leaving: knows whether the ranks have agreed to leave.
         ranks: this process among the others.
         lock: the lock of the run directory, on rank 0; None on the others.
-        loggers: get each row of `metrics.jsonl`, on rank 0; none on the others.
+        writer: of the records, on rank 0; None on the others.
         callbacks: the user's; they are shown each row, and called after each validation.
         patience: knows the validations so far.
     """
@@ -69,11 +72,11 @@ class Recorder(L.Callback):
         leaving: Leaving,
         ranks: Ranks,
         lock: RunLock | None,
-        loggers: Sequence[LoggerThread],
+        writer: RecordWriter | None,
         callbacks: StepCallbacks,
         patience: Patience,
     ) -> None:
-        self._loggers, self._callbacks, self._patience = loggers, callbacks, patience
+        self._writer, self._callbacks, self._patience = writer, callbacks, patience
         self.directory = directory
         self.position = position
         self._batches = batches
@@ -83,9 +86,7 @@ class Recorder(L.Callback):
         self._has_stepped = checkpoint is not None
         self._validated: tuple[int, Validation] | None = None
         events = ranks.from_first(lambda: read_rows(directory / SKIPPED))
-        rollbacks = [event["step"] for event in events if event["event"] == "rollback"]
-        self._rollbacks = len(rollbacks)
-        self._bad_steps = [event["step"] for event in events if event["step"] > max(rollbacks, default=0)]
+        self._bad_steps = BadSteps(directory, ranks, events)
         # Chunks found damaged stay damaged, whichever step a run resumes from.
         rows = ranks.from_first(lambda: read_rows(directory / QUARANTINE))
         self._damaged = {(row["data_set"], row["shard"], row["chunk"]) for row in rows}
@@ -93,6 +94,8 @@ class Recorder(L.Callback):
         self._bar: Progress | None = None
         self._clock = time.perf_counter()
         self._waited_s = 0.0
+        # The last step, while its result is not known: its position, its seconds, and those of the loader.
+        self._ended: tuple[Position, float, float] | None = None
 
     # Lightning's hooks -----------------------------------------------------------------------------------------------
 
@@ -125,7 +128,7 @@ class Recorder(L.Callback):
 
         Args:
             trainer: told to stop when the run leaves.
-            module: holds the result of the step.
+            module: knows the result of the step before.
             outputs: unused.
             batch: the micro-batch that has just ended.
             batch_idx: unused.
@@ -133,32 +136,36 @@ class Recorder(L.Callback):
         if not batch.last:
             return
         assert isinstance(module, StepModule)
-        result = module.last_result
+        self._advance(module.info)
+        if module.finished is not None:
+            self._record(trainer, module.finished)
+        step, config = self.position.step, module.config
+        goes_back = self._bad_steps.are_too_many(step, config.trainer.max_bad_steps)
+        result = module.settle() if goes_back or self._must_know(module) else None
         seconds = time.perf_counter() - self._clock
         waited_s = self._batches.waited_s
         loader_s, self._waited_s = waited_s - self._waited_s, waited_s
-        self._advance(result)
-        self._record(trainer, result, seconds, loader_s)
-        self._quarantine(result.info.damaged, self._batches.data)
-        every = module.config.trainer.validate_every_steps
-        if result.finite:
-            self._has_stepped = True
-        # Before the validation: it must score the weights that training continues with.
-        is_due = self._rolled_back(module) if not result.finite else False
-        is_due |= result.finite and self.position.step % module.config.checkpoint.every_steps == 0
-        is_due |= every > 0 and self.position.step % every == 0 and self._validate(trainer, module)
-        if is_due:
-            self._save(module)
-        trainer.should_stop |= self._patience.is_over
-        # Ignored after the last step: a finished run must not be started again.
-        if self.position.step < module.config.trainer.max_steps and self._leaving.agree(self._ranks) is not None:
-            trainer.should_stop = True
+        self._ended = replace(self.position), seconds, loader_s
+        if result is not None:
+            self._record(trainer, result)
+        self._quarantine(module.info.damaged, self._batches.data)
+        if result is not None:
+            # Before the validation: it must score the weights that training continues with.
+            if goes_back:
+                self._go_back(module)
+            is_due = goes_back or (result.finite and step % config.checkpoint.every_steps == 0)
+            is_due |= self._validates(module) and self._validate(trainer, module)
+            if is_due:
+                self._save(module)
+            trainer.should_stop |= self._patience.is_over or self._leaving.agreed is not None
         self._clock = time.perf_counter()
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         """Save the last step."""
         assert isinstance(module, StepModule)
         self._save(module)
+        if self._writer is not None:
+            self._writer.flush()
 
     def teardown(self, trainer: L.Trainer, module: L.LightningModule, stage: str) -> None:
         """Close the progress bar."""
@@ -166,30 +173,72 @@ class Recorder(L.Callback):
             self._bar.close()
 
     def on_exception(self, trainer: L.Trainer, module: L.LightningModule, exception: BaseException) -> None:
-        """Close the progress bar: Lightning skips `teardown` here, and the message would be printed into the bar."""
+        """Close the progress bar, and write what is known: Lightning skips `teardown` here.
+
+        The message would be printed into the bar.
+        """
+        assert isinstance(module, StepModule)
         if self._bar is not None:
             self._bar.close()
+        if self._writer is not None:
+            self._writer.give_up()
+            # A bad step may be the reason. The other ranks may be gone, and a GPU may have failed.
+            with contextlib.suppress(DataError, RuntimeError):
+                result = module.own_result()
+                if result is not None and not result.finite and self._ended is not None:
+                    self._skipped(self._row(result, *self._ended))
 
     # Steps ------------------------------------------------------------------------------------------------------------
 
-    def _advance(self, result: StepResult) -> None:
-        self.position.step += 1
-        self.position.cells += result.info.n_cells
-        self.position.lanes.update(result.info.lanes)
+    def _must_know(self, module: StepModule) -> bool:
+        """Whether the result of the last step is needed before the next one."""
+        step, config = self.position.step, module.config
+        is_over = step >= config.trainer.max_steps or self._leaving.agreed is not None
+        saves = step % config.checkpoint.every_steps == 0
+        return is_over or saves or self._validates(module) or self._callbacks.are_used
 
-    def _record(self, trainer: L.Trainer, result: StepResult, seconds: float, loader_s: float) -> None:
-        finished = FinishedStep(self.position, result, seconds, loader_s)
+    def _validates(self, module: StepModule) -> bool:
+        every = module.config.trainer.validate_every_steps
+        return every > 0 and self.position.step % every == 0
+
+    def _advance(self, info: StepInfo) -> None:
+        self.position.step += 1
+        self.position.cells += info.n_cells
+        self.position.lanes.update(info.lanes)
+
+    def _record(self, trainer: L.Trainer, result: StepResult) -> None:
+        """Record the step that `_ended`."""
+        assert self._ended is not None
+        row = self._row(result, *self._ended)
+        self._ended = None
+        self._callbacks.measured(trainer, {key: row[key] for key in row if isinstance(row[key], int | float)})
+        if result.finite:
+            self._has_stepped = True
+        else:
+            self._bad_steps.add(row["step"])
+        if self._writer is not None:
+            if not result.finite:
+                self._skipped(row)
+            self._append_metrics(row)
+            self._show(result, row["tokens_per_s"])
+
+    def _row(self, result: StepResult, position: Position, seconds: float, loader_s: float) -> dict[str, Any]:
+        finished = FinishedStep(position, result, seconds, loader_s)
         row = {name: value(finished) for name, value in COLUMNS.items()}
         if self._about.classes is not None:
             del row["l_lang"], row["l_pathway"]  # the loss has one part
-        self._callbacks.measured(trainer, {key: row[key] for key in row if isinstance(row[key], int | float)})
-        if not self._ranks.is_first:
-            return
-        if not result.finite:
-            keys = ("step", "position", "loss", "grad_norm", "sample_hash", "time")
-            self._append(SKIPPED, {"event": "skipped", **{key: _json(row[key]) for key in keys}})
-        self._append_metrics(row)
-        self._show(result, row["tokens_per_s"])
+        return row
+
+    def _skipped(self, row: dict[str, Any]) -> None:
+        assert self._writer is not None
+        keys = ("step", "position", "loss", "grad_norm", "sample_hash", "time")
+        self._writer.append(SKIPPED, {"event": "skipped", **{key: _json(row[key]) for key in keys}})
+
+    def _go_back(self, module: StepModule) -> None:
+        row = self._bad_steps.go_back(module, self.position.step)
+        if self._writer is not None:
+            self._writer.append(SKIPPED, row)
+        self._validated = None  # these are not the weights that were validated
 
     def _quarantine(self, chunks: tuple[DamagedChunk, ...], data: DataConfig) -> None:
         """Record damaged chunks of tokens.
@@ -201,9 +250,9 @@ class Recorder(L.Callback):
             if (key := (chunk.data_set, chunk.shard, chunk.chunk)) in self._damaged:
                 continue
             self._damaged.add(key)
-            if self._ranks.is_first:
+            if self._writer is not None:
                 log.warning("%s: %s is damaged: its cells are skipped and add no loss", data.store, chunk)
-                self._append(QUARANTINE, {"step": self.position.step, **chunk._asdict(), "time": time.time()})
+                self._writer.append(QUARANTINE, {"step": self.position.step, **chunk._asdict(), "time": time.time()})
         if len(self._damaged) > data.max_damaged_chunks:
             raise self._ranks.in_one_voice(
                 DataError(
@@ -213,16 +262,9 @@ class Recorder(L.Callback):
                 )
             )
 
-    def _append(self, name: str, row: dict[str, Any]) -> None:
-        if self._lock is not None:
-            self._lock.check()
-        append_row(self.directory / name, row)
-
     def _append_metrics(self, row: dict[str, Any]) -> None:
-        content = {key: _json(value) for key, value in row.items()}
-        self._append(METRICS, content)
-        for logger in self._loggers:
-            logger.send(content)
+        assert self._writer is not None
+        self._writer.append_metrics({key: _json(value) for key, value in row.items()})
 
     def _show(self, result: StepResult, tokens_per_s: float) -> None:
         assert self._bar is not None
@@ -251,7 +293,7 @@ class Recorder(L.Callback):
         self._validated = self.position.step, validation
         scores = validation.scores
         row = {"step": self.position.step, "position": self.position.cells, **scores, "time": time.time()}
-        if self._ranks.is_first:
+        if self._writer is not None:
             self._append_metrics(row)
         self._callbacks.measured(trainer, scores)
         self._callbacks.validated(trainer, module)
@@ -262,11 +304,10 @@ class Recorder(L.Callback):
         if self.position.step == self._saved_step or not self._has_stepped:
             return
         begun = time.perf_counter()
-        if self._ranks.is_first:
-            for name in (METRICS, SKIPPED, QUARANTINE):
-                sync_rows(self.directory / name)
+        if self._writer is not None:
+            self._writer.sync()
         # Each rank knows only the positions of its own lanes.
-        for lanes in self._ranks.gather({lane: self.position.lanes[lane] for lane in module.last_result.info.lanes}):
+        for lanes in self._ranks.gather({lane: self.position.lanes[lane] for lane in module.info.lanes}):
             self.position.lanes.update(lanes)
         steps, model, optimizer = module.steps, module.model, module.optimizer
         if not all(self._ranks.gather(steps.is_finite(model))):
@@ -296,47 +337,7 @@ class Recorder(L.Callback):
         self._saved_step = self.position.step
         self._save_seconds = time.perf_counter() - begun
         if self._ranks.is_first:
-            prune(folder, module.config.checkpoint.keep_last, before=min(self._recent_bad(), default=None))
-
-    # Bad numbers ------------------------------------------------------------------------------------------------------
-
-    def _recent_bad(self) -> list[int]:
-        return [step for step in self._bad_steps if step > self.position.step - _BAD_WINDOW]
-
-    def _rolled_back(self, module: StepModule) -> bool:
-        """Count a step that is not finite. Returns whether the run went back to earlier weights, and must save them.
-
-        Saved, because a resume must not repeat the bad steps.
-        """
-        trainer = module.config.trainer
-        step = self.position.step
-        self._bad_steps = [*self._recent_bad(), step]
-        if self._ranks.is_first:
-            log.warning("step %d: loss or gradient is not finite; the step changes no weight", step)
-        if len(self._bad_steps) <= trainer.max_bad_steps:
-            return False
-        count = f"{len(self._bad_steps)} of the last {_BAD_WINDOW:,} steps were not finite"
-        first_bad = self._bad_steps[0]
-        checkpoint = self._ranks.from_first(lambda: latest_whole(self.directory / "checkpoints", before=first_bad))
-        if checkpoint is None or self._rollbacks >= trainer.max_rollbacks:
-            why = "there is no checkpoint to go back to" if checkpoint is None else f"after {self._rollbacks} rollbacks"
-            raise self._ranks.in_one_voice(
-                DataError(
-                    f"{self.directory}: {count}, {why}: training stops. {SKIPPED} names the steps; try a lower "
-                    "optim.lr or a longer optim.warmup_steps in another run.dir"
-                )
-            )
-        # That part of the run may have had another strategy or number of ranks.
-        self._ranks.from_first(lambda: refuse_other_form(checkpoint, module.steps.form, self._ranks.world_size))
-        self._rollbacks += 1
-        self._bad_steps = []
-        module.steps.load(checkpoint, module.model, module.optimizer)
-        if self._ranks.is_first:
-            log.warning("%s: loaded the weights of step %d again; the data continues from here", count, checkpoint.step)
-            row = {"event": "rollback", "step": step, "to_step": checkpoint.step, "time": time.time()}
-            self._append(SKIPPED, row)
-        self._validated = None  # these are not the weights that were validated
-        return True
+            prune(folder, module.config.checkpoint.keep_last, before=self._bad_steps.first(self._saved_step))
 
 
 def _json(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """The training step of `gm-train fit`, read from top to bottom."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -13,8 +14,11 @@ from gm_train.objective.batches import MicroBatch, StepInfo
 from gm_train.objective.loss import computing_in, loss_sums
 from gm_train.optim import build_optimizer, learning_rate, set_learning_rate
 from gm_train.ranks.ranks import Ranks
+from gm_train.ranks.signals import Leaving
 from gm_train.strategies.steps import Steps
+from gm_train.train.late_numbers import LateNumbers
 from gm_train.train.module import GeneMambaModule
+from gm_train.train.step_exchange import StepExchange
 
 
 @dataclass(frozen=True)
@@ -39,28 +43,52 @@ class StepResult:
     finite: bool
 
 
+@dataclass(frozen=True)
+class _Unsettled:
+    """A step whose numbers are on their way: its counts, its learning rate; parts of both losses, and the norm."""
+
+    info: StepInfo
+    lr: float
+    numbers: LateNumbers
+
+
 class StepModule(GeneMambaModule):
     """A GeneMambaModule whose optimizer steps are those of a `Steps` strategy.
 
-    A step whose loss or gradient is not finite changes no weight, and the result of a step is available as it ends.
+    A step whose loss or gradient is not finite changes no weight. Nothing in a step waits for the device: the result
+    of a step is fetched during the next one.
 
     Args:
         config: the run's configuration, `optim.schedule_steps` set.
         vocabulary_size: number of tokens.
         ranks: this process among the others.
+        leaving: knows whether a signal to leave has arrived.
         step: optimizer steps that the run has done already.
         classes: what a run with `task.name=classify` learns; None for other runs.
+
+    Attributes:
+        info: counts over all ranks of the last step; `lanes` are those of this rank.
+        finished: the result of the step before the last one; None if it was settled, or there was none.
     """
 
     def __init__(
-        self, config: Config, vocabulary_size: int, ranks: Ranks, step: int = 0, classes: Classes | None = None
+        self,
+        config: Config,
+        vocabulary_size: int,
+        ranks: Ranks,
+        leaving: Leaving,
+        step: int = 0,
+        classes: Classes | None = None,
     ) -> None:
         super().__init__(config, vocabulary_size, classes)
         self.automatic_optimization = False
         self.ranks = ranks
         self.step = step
-        self._info: StepInfo
-        self.last_result: StepResult
+        self.info: StepInfo
+        self.finished: StepResult | None = None
+        self._ahead: StepInfo | None = None
+        self._unsettled: _Unsettled | None = None
+        self._exchange = StepExchange(ranks, leaving)
 
     def configure_model(self) -> None:
         """Prepare the blocks (compilation, for example) and shard the model."""
@@ -86,12 +114,13 @@ class StepModule(GeneMambaModule):
         return wrapped.optimizer
 
     def training_step(self, batch: MicroBatch, batch_idx: int) -> None:  # type: ignore[override]
-        """Add a micro-batch's gradients; after the last one of a step, step the optimizer and set `last_result`."""
+        """Add a micro-batch's gradients; after the last one of a step, step the optimizer."""
         objective = self.config.objective
         if batch.first:
-            self._info = batch.info.over(self.ranks)
+            # The first step of a start is the only one whose counts did not come with the step before.
+            self.info = batch.info.over(self.ranks) if self._ahead is None else self._ahead
             self._sums = torch.zeros(2, device=self.device)
-        n_targets, n_pairs = max(1, self._info.n_targets), max(1, self._info.n_pairs)
+        n_targets, n_pairs = max(1, self.info.n_targets), max(1, self.info.n_pairs)
 
         with self.steps.accumulating(self.model, batch.last):
             with computing_in(self.config.trainer.precision, self.device):
@@ -100,18 +129,44 @@ class StepModule(GeneMambaModule):
             self._sums += torch.stack([lang.detach() / n_targets, pathway.detach() / n_pairs])
             if batch.last:
                 # A loss that is not finite may have a finite gradient. NaN makes the norm not finite on every rank.
-                loss = loss * torch.where(self._sums.isfinite().all(), 1.0, math.nan)
+                loss = loss * (1.0 + (self._sums * 0.0).sum())
+                # The step before has ended on the device, or will soon: its numbers are fetched while this one waits
+                # in the device's queue.
+                self._exchange.begin(batch.ahead, self._own_losses())
             # All strategies average gradients over the ranks.
             self.manual_backward(loss * self.ranks.world_size)
         if batch.last:
-            self.last_result = self._update()
+            self._update()
 
-    def _update(self) -> StepResult:
+    def _own_losses(self) -> list[float]:
+        return [0.0, 0.0] if self._unsettled is None else self._unsettled.numbers.get()[:2]
+
+    def _update(self) -> None:
         optimizer = self.optimizer
         lr = learning_rate(self.step, self.config.optim)
         set_learning_rate(optimizer, lr)
-        grad_norm = self.steps.update(self.model, optimizer, self.config.optim.clip)
-        l_lang, l_pathway = self.ranks.sums(self._sums.tolist())
-        loss = l_lang + self.config.objective.gamma * l_pathway
+        norm = self.steps.update(self.model, optimizer, self.config.optim.clip)
+        numbers = LateNumbers(torch.cat([self._sums, norm[None]]))
+        losses, self._ahead = self._exchange.end()
+        self.finished = None if self._unsettled is None else self._result(self._unsettled, losses)
+        self._unsettled = _Unsettled(self.info, lr, numbers)
         self.step += 1
-        return StepResult(self._info, loss, l_lang, l_pathway, grad_norm, lr, math.isfinite(grad_norm))
+
+    def settle(self) -> StepResult:
+        """Wait for the result of the last step; all ranks call this together, once for a step."""
+        assert self._unsettled is not None
+        result = self._result(self._unsettled, self._exchange.at_once(self._own_losses()))
+        self._unsettled = None
+        return result
+
+    def own_result(self) -> StepResult | None:
+        """The result of the last step if it is not settled, without the losses of other ranks; for this rank alone."""
+        if self._unsettled is None:
+            return None
+        return self._result(self._unsettled, self._own_losses())
+
+    def _result(self, step: _Unsettled, losses: Sequence[float]) -> StepResult:
+        l_lang, l_pathway = losses
+        grad_norm = step.numbers.get()[2]
+        loss = l_lang + self.config.objective.gamma * l_pathway
+        return StepResult(step.info, loss, l_lang, l_pathway, grad_norm, step.lr, math.isfinite(grad_norm))

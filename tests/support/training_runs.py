@@ -34,10 +34,11 @@ EXACT = ("step", "position", "loss", "l_lang", "l_pathway", "grad_norm", "lr", "
 def _die_at(name: str, call: int) -> None:
     """Make this process kill itself when it calls a function of the saving code for the `call`-th time."""
     from gm_train.checkpoint import save
+    from gm_train.run import record_writer
     from gm_train.strategies import steps
     from gm_train.train import recorder
 
-    homes = {"save_by_name": steps, "_commit": save}
+    homes = {"save_by_name": steps, "_commit": save, "sync_rows": record_writer}
     module = homes.get(name, recorder)
     real, calls = getattr(module, name), 0
 

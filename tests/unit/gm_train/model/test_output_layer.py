@@ -49,6 +49,25 @@ def test_the_loss_and_its_gradients_equal_those_of_all_logits_at_once(
             torch.testing.assert_close(value, wanted, rtol=1e-12, atol=1e-12)
 
 
+@given(st.integers(0, 6), st.integers(0, 5), st.integers(1, 60), st.integers(0, 2**31))
+def test_pads_count_for_nothing(n: int, n_pads: int, at_a_time: int, seed: int) -> None:
+    layer, states, embedding, targets = layer_and_inputs(n + n_pads, False, seed, torch.float64)
+    order = torch.randperm(n + n_pads, generator=torch.Generator().manual_seed(seed))
+    pads, real = order[:n_pads], order[n_pads:].sort().values
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(output_layer, "LOGITS_AT_A_TIME", at_a_time)
+        padded = layer(states, embedding, targets.index_fill(0, pads, -1))
+        expected = layer(states[real], embedding, targets[real])
+        found, wanted = (gradients(loss, layer, states, embedding) for loss in (padded, expected))
+    torch.testing.assert_close(padded, expected, rtol=1e-12, atol=1e-12)
+    for value, other in zip(found, wanted, strict=True):
+        assert (value is None) == (other is None)
+        if value is not None:
+            torch.testing.assert_close(value, other, rtol=1e-12, atol=1e-12)
+    assert found[0] is not None
+    assert not found[0][pads].any()
+
+
 @pytest.mark.parametrize("shift", [-1e4, 1e4])
 def test_large_logits_do_not_overflow(shift: float) -> None:
     layer, states, embedding, targets = layer_and_inputs(5, False, 0, torch.float32)

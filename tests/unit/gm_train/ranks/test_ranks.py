@@ -107,13 +107,13 @@ def test_the_message_names_the_numbers_that_fit(
 
 @given(st.lists(st.integers(0, 2**64 - 1), min_size=1, max_size=5))
 def test_sample_hashes_add_up_modulo_2_to_the_64(hashes: list[int]) -> None:
-    """The ranks sum them as signed numbers."""
+    """The ranks exchange them as signed numbers."""
 
     class Others(Ranks):
-        def sums(self, values):  # type: ignore[no-untyped-def]
-            *counts, own, n_damaged = values
-            signed = torch.tensor([(h + 2**63) % 2**64 - 2**63 for h in hashes[1:]] + [own])
-            return [*counts, int(signed.sum()), n_damaged]
+        def gather_numbers(self, numbers):  # type: ignore[no-untyped-def]
+            others = [StepInfo(0, 0, 0, 0, 0, number, {}).numbers() for number in hashes[1:]]
+            everyone = torch.tensor([numbers, *others]).tolist()  # as int64
+            return lambda: everyone
 
     info = StepInfo(1, 2, 3, 4, 5, hashes[0], {0: (1, 2)}).over(Others())
     assert info == StepInfo(1, 2, 3, 4, 5, sum(hashes) % 2**64, {0: (1, 2)})

@@ -7,7 +7,7 @@ import pytest
 
 from data_shards.errors import DataError
 from gm_train.run.lock import locked
-from gm_train.run.records import append_row, forget_after, read_rows, repair_rows
+from gm_train.run.records import append_rows, forget_after, read_rows, repair_rows
 
 
 def _try_to_lock(directory: Path, answer) -> None:  # type: ignore[no-untyped-def]
@@ -42,12 +42,12 @@ def test_a_directory_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:
 def test_an_incomplete_last_line_is_not_a_row(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     for step in range(1, 6):
-        append_row(path, {"step": step})
+        append_rows(path, [{"step": step}])
     with path.open("a") as file:
         file.write('{"step": 6, "lo')
     assert [row["step"] for row in read_rows(path)] == [1, 2, 3, 4, 5]
     assert forget_after(path, 3) == 2
-    append_row(path, {"step": 4})
+    append_rows(path, [{"step": 4}])
     assert [row["step"] for row in read_rows(path)] == [1, 2, 3, 4]
 
 
@@ -58,5 +58,5 @@ def test_an_incomplete_line_is_dropped_before_rows_are_appended(tmp_path: Path) 
     path.write_text('{"step": 1}\n{"step": 9, "lo')
     repair_rows(path)
     for step in (2, 3):
-        append_row(path, {"step": step})
+        append_rows(path, [{"step": step}])
     assert [row["step"] for row in read_rows(path)] == [1, 2, 3]

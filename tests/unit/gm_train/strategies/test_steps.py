@@ -6,8 +6,13 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gm_train.config.schema import OptimConfig
+from gm_train.optim import build_optimizer
+from gm_train.ranks.ranks import Ranks
+from gm_train.strategies.single import SingleProcess
 from gm_train.strategies.steps import all_finite
 
 
@@ -49,3 +54,36 @@ def test_deepspeed_does_not_look_for_compilers() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
+
+
+def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    moments = [value for state in optimizer.state.values() for value in state.values()]
+    return [tensor.detach().clone() for tensor in (*model.parameters(), *moments)]
+
+
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_bad_gradient_changes_neither_weights_nor_moments_nor_the_count(fused: bool, bad: float) -> None:
+    """And the step after it is that of a run without it, bit for bit."""
+    results = []
+    for with_bad in (True, False):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(5, 7), nn.Linear(7, 3))
+        optimizer = build_optimizer(model, OptimConfig(fused=fused))
+        steps = SingleProcess(Ranks(), 0.1)
+        for number in range(4):
+            x = torch.linspace(-1, 1, 10).view(2, 5) * (number + 1)
+            model(x).pow(2).sum().backward()
+            if number == 2:
+                if not with_bad:
+                    optimizer.zero_grad()
+                    continue
+                model[1].weight.grad[0, 0] = bad
+                before = state_of(model, optimizer)
+                assert not steps.update(model, optimizer, 0.1).isfinite()
+                assert all(torch.equal(a, b) for a, b in zip(before, state_of(model, optimizer), strict=True))
+            else:
+                assert steps.update(model, optimizer, 0.1) > 0.1
+            assert all(parameter.grad is None for parameter in model.parameters())
+        results.append(state_of(model, optimizer))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))

@@ -1,0 +1,52 @@
+"""Pad the targets of a micro-batch to a size that does not change from step to step.
+
+On a GPU a new size costs: memory of that size is searched or allocated, and nothing that was recorded for one size can
+be replayed for another.
+"""
+
+import math
+from dataclasses import replace
+
+import torch
+
+from gm_train.objective.batches import MicroBatch
+from gm_train.objective.recipe import Recipe
+
+#: The cap of masked genes lies so many standard deviations above their mean number: one batch in 10^9 has more.
+_DEVIATIONS = 6
+_MULTIPLE = 64
+
+
+def most_targets(recipe: Recipe, n_slots: int) -> int:
+    """The number of targets to which micro-batches are padded.
+
+    Args:
+        recipe: what is drawn.
+        n_slots: positions of a micro-batch's rows.
+    """
+    if recipe.objective.language != "masked":
+        return n_slots  # a state predicts one token
+    rate = recipe.objective.mask_rate
+    likely = n_slots * rate + _DEVIATIONS * math.sqrt(n_slots * rate * (1 - rate))
+    return min(n_slots, _MULTIPLE * math.ceil(likely / _MULTIPLE))
+
+
+def padded_targets(batch: MicroBatch, recipe: Recipe) -> MicroBatch:
+    """Add targets of -1, which count for nothing. Batches of a run that learns a label are returned unchanged.
+
+    Args:
+        batch: in the machine's memory.
+        recipe: what made it.
+    """
+    if recipe.cell_classes is not None:
+        return batch
+    n_slots, n = batch.input_ids.numel(), len(batch.targets)
+    cap = most_targets(recipe, n_slots)
+    n_pads = -n % cap if n else cap
+    # Any positions do, but sums of gradients into one position would wait for each other.
+    at = torch.arange(n_pads) % n_slots
+    return replace(
+        batch,
+        target_at=torch.cat([batch.target_at, at]),
+        targets=torch.cat([batch.targets, torch.full((n_pads,), -1)]),
+    )
