@@ -57,7 +57,7 @@ class ChunkScan(torch.autograd.Function):
         y = x.new_empty(x.shape)
         entering = x.new_empty(*x.shape[:2], x.shape[3], B.shape[-1], x.shape[4]) if n_chunks > 1 else x.new_empty(0)
         kept = (x, B, C, D, row, column, total, within, into, out, carry)
-        scan = _Scan(*kept, reverse=reverse)
+        scan = _Scan(reverse, *kept)
         with torch.autocast(x.device.type, enabled=False):
             for at, first in scan.blocks(reverse):
                 xs = _heads_first(x[at])
@@ -85,7 +85,7 @@ class ChunkScan(torch.autograd.Function):
         """Compute the gradients by x, B, C, D, row, column and total."""
         *kept, entering = ctx.saved_tensors
         x, B, C, D, row, column, total = kept[:7]
-        scan = _Scan(*kept, reverse=ctx.reverse)
+        scan = _Scan(ctx.reverse, *kept)
         (grad,) = grads
         d_x, d_B, d_C, d_row, d_column, d_entered = (v.new_empty(v.shape) for v in (x, B, C, row, column, total))
         d_D = torch.zeros_like(D)
@@ -142,6 +142,7 @@ class ChunkScan(torch.autograd.Function):
 class _Scan:
     """What both passes compute for some chunks, named by slices of rows and chunks; m is the number of chunks."""
 
+    reverse: bool
     x: Tensor
     B: Tensor
     C: Tensor
@@ -153,7 +154,6 @@ class _Scan:
     into: Tensor
     out: Tensor
     carry: Tensor
-    reverse: bool
 
     def blocks(self, backwards: bool) -> Iterator[tuple[_Slices, bool]]:
         """Yield slices of rows and chunks, and whether they are the first of their rows, from the left or the right."""

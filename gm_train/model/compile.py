@@ -25,10 +25,6 @@ def prepare_blocks(model: GeneMamba, trainer: TrainerConfig) -> None:
     """
     # PyTorch's compiler triggers this warning about its own code.
     warnings.filterwarnings("ignore", message=".*_prims_common.check.*", category=FutureWarning)
-    if trainer.compile:
-        # Otherwise DDP would cut a block's graph where a gradient bucket is full. Backward passes of blocks are already
-        # short enough for sums over the ranks to overlap with them.
-        torch._dynamo.config.optimize_ddp = False
     for block in model.stack.layers:
         kernels_on = getattr(block, "kernels_on", ())
         if compiles(trainer.compile, "cuda", kernels_on):

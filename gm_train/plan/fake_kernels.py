@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gm_train.model.genemamba import GeneMamba
-from gm_train.model.scan_kernels import package_problem
+from gm_train.model.kernels.scan_kernels import package_problem
 
 #: What the wrappers of kernels ask of a device: an H200's number of multiprocessors.
 _DEVICE = SimpleNamespace(multi_processor_count=132)

@@ -3,7 +3,7 @@
 import torch
 
 from gm_train.config.schema import Config
-from gm_train.model.scan_kernels import package_devices, scan_sizes
+from gm_train.model.kernels.scan_kernels import package_devices, scan_sizes
 from gm_train.plan.devices import Device
 from gm_train.plan.make_plan import Plan, make_plan
 from gm_train.ranks.ranks import Ranks

@@ -9,8 +9,7 @@ import torch
 
 from gm_train.bench.gpu.scene import Row, Scene, say
 from gm_train.bench.measure.peaks import PeakRunner
-from gm_train.config.schema import Config
-from gm_train.model.scan_kernels import kernel_of
+from gm_train.model.kernels.scan_kernels import kernel_of
 
 
 def measure_machine(scene: Scene) -> None:
@@ -20,7 +19,7 @@ def measure_machine(scene: Scene) -> None:
     scene.keep(results)
     say(f"device: {results['device']['name']}")
     started = time.perf_counter()
-    kernel, why = chosen_kernel(scene.config(), device)
+    kernel, why = kernel_of(scene.config(), device)
     # On a GPU this compiles the kernels of the scan and tries them.
     results["kernel"] = {"kernel": kernel, "why": why, "chosen_s": time.perf_counter() - started}
     results["problems"] = (
@@ -30,11 +29,6 @@ def measure_machine(scene: Scene) -> None:
     say(f"kernel {kernel} ({why})")
     results["peaks"] = asdict(PeakRunner("bf16", scene.device).run())
     scene.keep(results)
-
-
-def chosen_kernel(config: Config, device: torch.device) -> tuple[str, str]:
-    """Return the kernel that a model gets on a device, "torch" or "mamba_ssm", and the reason."""
-    return kernel_of(config, device)
 
 
 def _device(device: torch.device) -> Row:

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gm_train.bench.gpu.device_facts import chosen_kernel
 from gm_train.bench.gpu.scene import Row, Scene, say
 from gm_train.config.parts import load_part
 from gm_train.config.schema import Config, ModelConfig
+from gm_train.model.kernels.scan_kernels import kernel_of
 from gm_train.model.layers import MambaLayer
 from gm_train.model.mixer import Mamba2Mixer
 from gm_train.model.segments import Segments, make_segments
@@ -60,7 +60,7 @@ def measure_parity(scene: Scene) -> None:
     results: Row = {"kernels": {}, "cases": [], "problems": []}
     for label, model in sizes.items():
         # A layer of sizes that the kernels do not take computes with PyTorch.
-        kernel, why = chosen_kernel(Config(model=model), device)
+        kernel, why = kernel_of(Config(model=model), device)
         results["kernels"][label] = kernel
         if device.type == "cuda" and kernel == "torch":
             results["problems"].append(f"{label}: computed by PyTorch: {why}")

@@ -5,10 +5,10 @@ import os
 
 import pytest
 import torch
+from gm_train.bench.model.launch_counter import LaunchCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gm_train.bench.model.kernel_parts import kernel_parts
-from gm_train.bench.model.launch_counter import LaunchCounter
 from gm_train.config.schema import ModelConfig
 from gm_train.model.mixer import Mamba2Mixer
 from gm_train.model.segments import make_segments
