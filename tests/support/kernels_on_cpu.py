@@ -90,7 +90,7 @@ def conv_errors(rows: Rows, channels: int, taps: int, directions: int, dtype: to
         directions: 2 to compute the mirrored form as well.
         dtype: of x.
     """
-    heads = 3
+    heads = 35
     _, segment = pack([random_cells(list(row), 0) for row in rows], tail=3)
     torch.manual_seed(0)
     batch = len(segment)
