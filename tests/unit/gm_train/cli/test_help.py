@@ -55,7 +55,7 @@ def test_the_help_has_examples_that_parse(prog: str, capsys: pytest.CaptureFixtu
         ([], "COMMAND (one of data, fit,"),
         (["data"], "COMMAND (one of simulate, medians, shards, import,"),
         (["ckpt"], "ACTION (one of list, verify, reshard)"),
-        (["bench"], "WHAT (one of model, loader, prepare, gpu)"),
+        (["bench"], "WHAT (one of model, loader, prepare, plan, gpu)"),
     ],
 )
 def test_a_missing_command_lists_the_commands(

@@ -72,6 +72,11 @@ def test_the_choice_is_said_with_what_it_leaves_to_the_user() -> None:
     assert "optim.lr" not in about_step(with_rows_per_lane(config, 1), 8)
 
 
+def test_a_number_that_is_not_fixed_yet_is_never_computed_with() -> None:
+    with pytest.raises(AssertionError, match="fixed at the first start"):
+        choose_micro_rows(load_config(PRESET), 8)
+
+
 def test_bad_input() -> None:
     with pytest.raises(ConfigError, match=r"data\.rows_per_lane=0: must be greater than 0"):
         load_config(PRESET, "data.rows_per_lane=0")
