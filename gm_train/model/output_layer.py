@@ -1,11 +1,14 @@
-"""Compute logits over the vocabulary, or their cross-entropy without ever holding all of them."""
+"""Compute logits over the vocabulary, or a cross-entropy without ever holding all of them."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from data_shards.tokens.vocabulary import FIRST_GENE
 
 #: Logits that the cross-entropy holds at a time: 128 MiB of float32.
 LOGITS_AT_A_TIME = 2**25
@@ -36,7 +39,9 @@ class OutputLayer(nn.Module):
             nn.init.uniform_(self.weight, -self.scale, self.scale)
         nn.init.zeros_(self.bias)
 
-    def forward(self, states: Tensor, embedding: Tensor, targets: Tensor | None = None) -> Tensor:
+    def forward(
+        self, states: Tensor, embedding: Tensor, targets: Tensor | None = None, shown: Tensor | None = None
+    ) -> Tensor:
         """Compute logits, or the sum of their cross-entropy.
 
         Both go through `forward`, because sharded strategies gather the module's weights around its call.
@@ -44,7 +49,9 @@ class OutputLayer(nn.Module):
         Args:
             states: (..., d_model).
             embedding: (vocabulary_size, d_model), used if tied.
-            targets: int64, of the leading shape of `states`; None: return the logits.
+            targets: int64, of the leading shape of `states`; with `shown` bool (..., vocabulary_size), the set of
+                tokens that each state predicts, over which its cross-entropy is averaged; None: return the logits.
+            shown: bool (..., vocabulary_size), tokens without a probability; so are the special ones.
 
         Returns:
             Logits (..., vocabulary_size), or the cross-entropy, a scalar in nats, at least float32.
@@ -58,10 +65,62 @@ class OutputLayer(nn.Module):
         if torch.is_autocast_enabled(device):
             states = states.to(torch.get_autocast_dtype(device))
         with_gradients = torch.is_grad_enabled()
+        of_states: _Tokens | _Sets = _Tokens(targets.flatten())
+        if shown is not None:
+            of_states = _Sets(targets.flatten(0, -2), shown.flatten(0, -2))
         loss: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-            states.flatten(0, -2), weight, self.bias, targets.flatten(), with_gradients
+            states.flatten(0, -2), weight, self.bias, of_states, with_gradients
         )
         return loss
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """One target for each state: int64 (n,)."""
+
+    targets: Tensor
+
+    def exclude(self, logits: Tensor, first: int) -> None:
+        """Every token has a probability."""
+
+    def mean_logit(self, logits: Tensor, first: int) -> Tensor:
+        """Logits of the targets of states `first` and later ones: (n_rows, 1)."""
+        return logits.gather(1, self._part(logits, first))
+
+    def subtract_from(self, probabilities: Tensor, first: int) -> Tensor:
+        """Subtract the targets' distribution in place, which gives the gradient of the logits."""
+        target = self._part(probabilities, first)
+        return probabilities.scatter_add_(1, target, probabilities.new_full(target.shape, -1.0))
+
+    def _part(self, logits: Tensor, first: int) -> Tensor:
+        return self.targets[first : first + len(logits), None]
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """A set of targets for each state, and the tokens that it shows: bool (n, vocabulary_size)."""
+
+    targets: Tensor
+    shown: Tensor
+
+    def exclude(self, logits: Tensor, first: int) -> None:
+        """Take the probability from shown and special tokens."""
+        logits.masked_fill_(self.shown[first : first + len(logits)], -torch.inf)
+        logits[:, :FIRST_GENE] = -torch.inf
+
+    def mean_logit(self, logits: Tensor, first: int) -> Tensor:
+        """Mean logits of the targets of states `first` and later ones: (n_rows, 1)."""
+        wanted, n_wanted = self._part(logits, first)
+        return logits.masked_fill(~wanted, 0.0).sum(-1, keepdim=True) / n_wanted
+
+    def subtract_from(self, probabilities: Tensor, first: int) -> Tensor:
+        """Subtract the targets' distribution in place, which gives the gradient of the logits."""
+        wanted, n_wanted = self._part(probabilities, first)
+        return probabilities.sub_(wanted.to(probabilities.dtype) / n_wanted)
+
+    def _part(self, logits: Tensor, first: int) -> tuple[Tensor, Tensor]:
+        wanted = self.targets[first : first + len(logits)]
+        return wanted, wanted.sum(-1, keepdim=True)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -74,7 +133,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, with_gradients: bool
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor, targets: _Tokens | _Sets, with_gradients: bool
     ) -> Tensor:
         narrow = weight.to(states.dtype)
         total = torch.zeros((), dtype=weight.dtype, device=states.device)
@@ -82,14 +141,15 @@ class _CrossEntropy(torch.autograd.Function):
             d_states, d_weight, d_bias = torch.empty_like(states), torch.zeros_like(weight), torch.zeros_like(bias)
         n_rows = max(1, LOGITS_AT_A_TIME // len(weight))
         for first in range(0, len(states), n_rows):
-            part, target = states[first : first + n_rows], targets[first : first + n_rows, None]
+            part = states[first : first + n_rows]
             logits = (part @ narrow.T).to(weight.dtype).add_(bias)
+            targets.exclude(logits, first)
             logits -= logits.amax(-1, keepdim=True)
-            of_target = logits.gather(1, target)
+            of_target = targets.mean_logit(logits, first)
             sums = logits.exp_().sum(-1, keepdim=True)
             total += (sums.log() - of_target).sum()
             if with_gradients:
-                d_logits = logits.div_(sums).scatter_add_(1, target, of_target.new_full(of_target.shape, -1.0))
+                d_logits = targets.subtract_from(logits.div_(sums), first)
                 d_bias += d_logits.sum(0)
                 d_logits = d_logits.to(states.dtype)
                 torch.mm(d_logits, narrow, out=d_states[first : first + n_rows])
