@@ -147,6 +147,10 @@ def _combinations(config: Config) -> list[str]:
         )
     if objective.language == "masked" and not 0 < objective.mask_rate < 1:
         problems.append(f"objective.mask_rate={objective.mask_rate}: must lie between 0 and 1")
+    if objective.language == "missing" and not (
+        len(objective.shown) == 2 and 0 < objective.shown[0] <= objective.shown[1] < 1
+    ):
+        problems.append(f"objective.shown={objective.shown}: expected [smallest, largest] share, between 0 and 1")
     if len(objective.pathway_size) != 2 or not 2 <= objective.pathway_size[0] <= objective.pathway_size[1]:
         problems.append(f"objective.pathway_size={objective.pathway_size}: expected [smallest, largest], at least 2")
     if objective.pathway_genes < 2:

@@ -24,10 +24,11 @@ AGGREGATIONS = {
     "concat": "gm_train.model.aggregation:Concat",
     "head_gate": "gm_train.model.aggregation:HeadGate",
 }
-#: `objective.language`: what a cell shows and what is predicted, `(tokens, lengths, keys, recipe) -> Prediction`.
+#: `objective.language`: what a cell shows, what is predicted, and its loss, an `Objective`.
 OBJECTIVES = {
-    "masked": "gm_train.objective.masking:predict_masked_genes",
-    "next_token": "gm_train.objective.next_token:predict_next_tokens",
+    "masked": "gm_train.objective.masking:MASKED",
+    "next_token": "gm_train.objective.next_token:NEXT_TOKEN",
+    "missing": "gm_train.objective.missing:MISSING",
 }
 #: `trainer.strategy`: how a step is divided among ranks: a Lightning strategy with `Steps`, made by `(ranks, clip)`.
 STRATEGIES = {

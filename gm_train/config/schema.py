@@ -67,15 +67,21 @@ class ModelConfig:
 class ObjectiveConfig:
     """What is trained for: the language loss and the pathway loss."""
 
-    language: str = "masked"  # masked | next_token (unidirectional model)
+    language: str = "masked"  # masked | missing (a part of a cell names its other genes) | next_token (unidirectional)
     mask_rate: float = 0.15  # share of tokens to predict
     random_rate: float = 0.1  # share of those that show a random gene instead of `<mask>`
+    shown: list[float] = field(default_factory=lambda: [0.2, 0.8])  # missing: range of the shares of a cell's parts
     gamma: float = 0.1  # weight of L_pathway
     pathways: str = ""  # GMT file of gene sets; empty: no L_pathway
     pathway_size: list[int] = field(default_factory=lambda: [10, 200])  # smallest and largest gene set that is used
     pathway_genes: int = 32  # at most so many genes are drawn in a cell
     temperature: float = 0.1  # tau of L_pathway
     paper_compat: bool = False  # allow next_token on the bidirectional model, which leaks its targets
+
+    @property
+    def target_rate(self) -> float:
+        """Share of a full row's positions that predict. For missing genes, two of a cell with a hundred tokens."""
+        return {"masked": self.mask_rate, "missing": 0.02}.get(self.language, 1.0)
 
 
 @dataclass

@@ -118,8 +118,8 @@ def _notes(results: Row) -> list[str]:
         + ", ".join(f"strength {t['strength']:g} on {ranks} ranks" for ranks, t in results["order_control"].items())
         + " (0 means plain frequency).",
     ]
-    if results["model"]["language"] == "next_token":
-        notes.append("The model was trained on next tokens, never on masked genes: its masked-gene scores mean little.")
+    if what := {"next_token": "next tokens", "missing": "missing genes"}.get(results["model"]["language"]):
+        notes.append(f"The model was trained on {what}, never on masked ones: its masked-gene scores mean little.")
     if results["model"]["label"]:
         notes.append(
             f"The model was fine-tuned for {results['model']['label']!r}; its output layer was not trained with it, so "

@@ -65,6 +65,17 @@ class GeneMamba(nn.Module):
         """
         return cast(Tensor, self.output(states, self.embedding.weight, targets))
 
+    def missing_loss(self, states: Tensor, shown: Tensor, missing: Tensor) -> Tensor:
+        """Sum the cross-entropy in nats, a scalar, of states (n, d_model) that predict sets of genes.
+
+        Args:
+            states: (n, d_model).
+            shown: bool (n, vocabulary_size), tokens that get no probability.
+            missing: bool (n, vocabulary_size), the tokens to predict, at least one in each row; their terms are
+                averaged.
+        """
+        return cast(Tensor, self.output(states, self.embedding.weight, missing, shown))
+
     def class_logits(self, states: Tensor, segment: Tensor) -> Tensor:
         """Compute logits of the classes, float32 (n_cells, n_classes), with the classifier.
 
@@ -92,9 +103,22 @@ def cell_embeddings(states: Tensor, segment: Tensor, pool: str = "mean") -> Tens
         (n_cells, d_model), in the type of `states` but at least float32: the cells of row 0 in the order of their
         segment numbers, then those of row 1, and so on. Segment numbers that a row does not use are left out.
     """
+    n = int(segment.max())
+    is_used = (segment[:, None, :] == torch.arange(1, n + 1, device=segment.device)[:, None]).any(-1)
+    return pool_cells(states, segment, n, pool)[is_used]
+
+
+def pool_cells(states: Tensor, segment: Tensor, n: int, pool: str = "mean") -> Tensor:
+    """As `cell_embeddings`, with a place for each segment number: (batch, n, d_model).
+
+    Args:
+        states: (batch, length, d_model).
+        segment: integer (batch, length), 0 on the unused tail.
+        n: the largest segment number, or more. The vectors of numbers that a row does not use have no meaning.
+        pool: one of `POOLS`.
+    """
     states = states.to(torch.promote_types(states.dtype, torch.float32))
-    numbers = torch.arange(1, int(segment.max()) + 1, device=segment.device)
+    numbers = torch.arange(1, n + 1, device=segment.device)
     member = segment[:, None, :] == numbers[:, None]  # (batch, numbers, length)
     with torch.autocast(states.device.type, enabled=False):
-        pooled = POOLS[pool](states, member)
-    return pooled[member.any(-1)]
+        return POOLS[pool](states, member)

@@ -1,11 +1,14 @@
-"""Compute logits over the vocabulary, or their cross-entropy without ever holding all of them."""
+"""Compute logits over the vocabulary, or a cross-entropy without ever holding all of them."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from data_shards.tokens.vocabulary import FIRST_GENE
 
 #: Logits that the cross-entropy holds at a time: 128 MiB of float32.
 LOGITS_AT_A_TIME = 2**25
@@ -36,7 +39,9 @@ class OutputLayer(nn.Module):
             nn.init.uniform_(self.weight, -self.scale, self.scale)
         nn.init.zeros_(self.bias)
 
-    def forward(self, states: Tensor, embedding: Tensor, targets: Tensor | None = None) -> Tensor:
+    def forward(
+        self, states: Tensor, embedding: Tensor, targets: Tensor | None = None, shown: Tensor | None = None
+    ) -> Tensor:
         """Compute logits, or the sum of their cross-entropy.
 
         Both go through `forward`, because sharded strategies gather the module's weights around its call.
@@ -44,8 +49,10 @@ class OutputLayer(nn.Module):
         Args:
             states: (..., d_model).
             embedding: (vocabulary_size, d_model), used if tied.
-            targets: int64, of the leading shape of `states`, negative where nothing is predicted; None: return the
-                logits.
+            targets: int64, of the leading shape of `states`, negative where nothing is predicted; with `shown` bool
+                (..., vocabulary_size), the set of tokens that each state predicts, over which its cross-entropy is
+                averaged; None: return the logits.
+            shown: bool (..., vocabulary_size), tokens without a probability; so are the special ones.
 
         Returns:
             Logits (..., vocabulary_size), or the cross-entropy, a scalar in nats, at least float32.
@@ -59,10 +66,76 @@ class OutputLayer(nn.Module):
         if torch.is_autocast_enabled(device):
             states = states.to(torch.get_autocast_dtype(device))
         with_gradients = torch.is_grad_enabled()
+        of_states: _Tokens | _Sets = _Tokens(targets.flatten())
+        if shown is not None:
+            of_states = _Sets(targets.flatten(0, -2), shown.flatten(0, -2))
         loss: Tensor = _CrossEntropy.apply(  # type: ignore[no-untyped-call]
-            states.flatten(0, -2), weight, self.bias, targets.flatten(), with_gradients
+            states.flatten(0, -2), weight, self.bias, of_states, with_gradients
         )
         return loss
+
+
+@dataclass(frozen=True)
+class _Tokens:
+    """One target for each of some states: int64 (n,), negative where nothing is predicted."""
+
+    targets: Tensor
+
+    def part(self, first: int, n_rows: int) -> "_Tokens":
+        """The targets of states `first` and later ones."""
+        return _Tokens(self.targets[first : first + n_rows])
+
+    @property
+    def counts(self) -> Tensor:
+        """Which states predict: bool (n, 1)."""
+        return self.targets[:, None] >= 0
+
+    def exclude(self, logits: Tensor) -> None:
+        """Every token has a probability."""
+
+    def mean_logit(self, logits: Tensor) -> Tensor:
+        """The logits of the targets, (n, 1)."""
+        return logits.gather(1, self.targets[:, None].clamp(min=0))
+
+    def gradient(self, powers: Tensor, sums: Tensor) -> Tensor:
+        """The gradient of the logits, in place of their powers (n, vocabulary_size), whose sums are (n, 1)."""
+        # Divided by infinity, the gradient of a pad is 0, without a further pass over the logits.
+        powers.div_(sums.masked_fill(~self.counts, math.inf))
+        return powers.scatter_add_(1, self.targets[:, None].clamp(min=0), -self.counts.to(powers.dtype))
+
+
+@dataclass(frozen=True)
+class _Sets:
+    """A set of targets for each of some states, and the tokens that it shows: bool (n, vocabulary_size)."""
+
+    targets: Tensor
+    shown: Tensor
+
+    def part(self, first: int, n_rows: int) -> "_Sets":
+        """The sets of states `first` and later ones."""
+        return _Sets(self.targets[first : first + n_rows], self.shown[first : first + n_rows])
+
+    @property
+    def counts(self) -> Tensor:
+        """Which states predict: bool (n, 1)."""
+        return torch.ones_like(self.targets[:, :1])
+
+    def exclude(self, logits: Tensor) -> None:
+        """Take the probability from shown and special tokens."""
+        logits.masked_fill_(self.shown, -torch.inf)
+        logits[:, :FIRST_GENE] = -torch.inf
+
+    def mean_logit(self, logits: Tensor) -> Tensor:
+        """Mean logits of the targets, (n, 1)."""
+        return logits.masked_fill(~self.targets, 0.0).sum(-1, keepdim=True) / self._n_targets
+
+    def gradient(self, powers: Tensor, sums: Tensor) -> Tensor:
+        """The gradient of the logits, in place of their powers (n, vocabulary_size), whose sums are (n, 1)."""
+        return powers.div_(sums).sub_(self.targets.to(powers.dtype) / self._n_targets)
+
+    @property
+    def _n_targets(self) -> Tensor:
+        return self.targets.sum(-1, keepdim=True)
 
 
 class _CrossEntropy(torch.autograd.Function):
@@ -75,7 +148,7 @@ class _CrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor, targets: Tensor, with_gradients: bool
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor, targets: _Tokens | _Sets, with_gradients: bool
     ) -> Tensor:
         narrow = weight.to(states.dtype)
         total = torch.zeros((), dtype=weight.dtype, device=states.device)
@@ -83,18 +156,15 @@ class _CrossEntropy(torch.autograd.Function):
             d_states, d_weight, d_bias = torch.empty_like(states), torch.zeros_like(weight), torch.zeros_like(bias)
         n_rows = max(1, LOGITS_AT_A_TIME // len(weight))
         for first in range(0, len(states), n_rows):
-            part, target = states[first : first + n_rows], targets[first : first + n_rows, None]
-            is_pad = target < 0
-            target = target.clamp(min=0)
+            part, target = states[first : first + n_rows], targets.part(first, n_rows)
             logits = (part @ narrow.T).to(weight.dtype).add_(bias)
+            target.exclude(logits)
             logits -= logits.amax(-1, keepdim=True)
-            of_target = logits.gather(1, target)
+            of_target = target.mean_logit(logits)
             sums = logits.exp_().sum(-1, keepdim=True)
-            total += (sums.log() - of_target).masked_fill(is_pad, 0.0).sum()
+            total += (sums.log() - of_target).masked_fill(~target.counts, 0.0).sum()
             if with_gradients:
-                # Divided by infinity, the gradient of a pad is 0, without a further pass over the logits.
-                logits.div_(sums.masked_fill(is_pad, math.inf))
-                d_logits = logits.scatter_add_(1, target, is_pad.to(logits.dtype) - 1.0)
+                d_logits = target.gradient(logits, sums)
                 d_bias += d_logits.sum(0)
                 d_logits = d_logits.to(states.dtype)
                 torch.mm(d_logits, narrow, out=d_states[first : first + n_rows])

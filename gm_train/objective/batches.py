@@ -14,7 +14,7 @@ from data_shards.store.quarantine import DamagedChunk
 from gm_train.config.parts import load_part
 from gm_train.objective.cell_keys import cell_keys
 from gm_train.objective.pathway import draw_pairs
-from gm_train.objective.recipe import Prediction, Recipe
+from gm_train.objective.recipe import Objective, Recipe
 from gm_train.ranks.ranks import Ranks
 
 I64 = npt.NDArray[np.int64]
@@ -31,11 +31,13 @@ class Examples:
         input_ids: int64 (rows, length), the tokens that the model sees; 0 on the unused tail and in damaged cells.
         segment: int64 (rows, length), 1 … n for the cells of a row, 0 on the unused tail.
         target_at: int64 (n_targets,), flat position (row * length + column) of the state that predicts; ascending.
-        targets: int64 (n_targets,), the token to predict there. In a run that learns a label, `target_at` is the first
-            position of each labelled cell, and `targets` its class.
-        drawn: int64 (n_cells, n_draw), flat positions of the genes drawn for L_pathway; -1 where a cell has no more.
-        positive: bool (n_cells, n_draw, n_draw), which of them share a gene set.
-        row_of_cell: int64 (n_cells,), ascending; damaged cells are left out.
+        targets: int64 (n_targets,), what it predicts, as the objective's loss reads it: usually a token. In a run that
+            learns a label, `target_at` is the first position of each labelled cell, and `targets` its class.
+        drawn: int64 (n_parts, n_draw), flat positions of the genes drawn for L_pathway, in each cell or, if the
+            objective divides cells, in each part; -1 where there are no more.
+        positive: bool (n_parts, n_draw, n_draw), which of them share a gene set.
+        row_of_part: int64 (n_parts,), ascending; damaged cells are left out.
+        n_cells: number of cells, damaged ones left out.
         n_tokens: number of tokens, those of damaged cells left out.
         sample_hash: hash of the set of cells, independent of their order, modulo 2^64.
     """
@@ -46,7 +48,8 @@ class Examples:
     targets: I64
     drawn: I64
     positive: npt.NDArray[np.bool_]
-    row_of_cell: I64
+    row_of_part: I64
+    n_cells: int
     n_tokens: int
     sample_hash: int
 
@@ -100,9 +103,10 @@ class StepInfo:
 class MicroBatch:
     """One forward pass: tensors as in `Examples`, its step, and whether it is the step's first and last.
 
-    For a GPU, `targets` may end with pads of -1, which count for nothing.
+    For a GPU, `targets` may end with pads of -1, which count for nothing, if they are tokens.
 
     Attributes:
+        most_cells: number of cells, or parts of cells, of the row that has most of them.
         ahead: with the last of a step, the counts of the next step on this rank; None if there is no next step.
     """
 
@@ -112,6 +116,7 @@ class MicroBatch:
     targets: Tensor
     drawn: Tensor
     positive: Tensor
+    most_cells: int
     info: StepInfo
     first: bool
     last: bool
@@ -130,23 +135,26 @@ def make_examples(rows: Rows, recipe: Recipe, classes: I64 | None = None) -> Exa
         classes: int64 (n_cells,), the class of each cell, negative without one: then nothing is hidden, and the classes
             are the targets. None for a run that learns no label.
     """
-    length, objective = recipe.row_length, recipe.objective
+    length = recipe.row_length
+    language: Objective = load_part("objective.language", recipe.objective.language)
+    of_cells = cell_keys(recipe.seed, rows.places[~rows.damaged], rows.cells[~rows.damaged])
+    sample_hash = int(mix64(of_cells).sum(dtype=np.uint64)) if len(of_cells) else 0
+    if classes is None and language.divide is not None:
+        rows = language.divide(rows, recipe)
     input_ids, segment = rows.lay_out(length)
     lengths, places, cells = rows.lengths, rows.places, rows.cells
     tokens = rows.tokens.astype(np.int64)
-    row_of_cell = np.repeat(np.arange(len(rows)), rows.cells_of_row)
+    row_of_part = np.repeat(np.arange(len(rows)), rows.cells_of_row)
     ends = np.cumsum(lengths)
     begin_of_row = np.concatenate([[0], ends[np.cumsum(rows.cells_of_row) - 1]])[:-1]
-    first = row_of_cell * length + ends - lengths - begin_of_row[row_of_cell]
+    first = row_of_part * length + ends - lengths - begin_of_row[row_of_part]
     if rows.damaged.any():
         whole = ~rows.damaged
         tokens = tokens[np.repeat(whole, lengths)]
-        lengths, places, cells, row_of_cell, first = (
-            of_cells[whole] for of_cells in (lengths, places, cells, row_of_cell, first)
+        lengths, places, cells, row_of_part, first = (
+            of_parts[whole] for of_parts in (lengths, places, cells, row_of_part, first)
         )
         classes = None if classes is None else classes[whole]
-    keys = cell_keys(recipe.seed, places, cells)
-    sample_hash = int(mix64(keys).sum(dtype=np.uint64)) if len(keys) else 0
     if classes is not None:
         labelled = classes >= 0
         return Examples(
@@ -156,13 +164,15 @@ def make_examples(rows: Rows, recipe: Recipe, classes: I64 | None = None) -> Exa
             classes[labelled],
             np.empty((len(lengths), 0), dtype=np.int64),
             np.empty((len(lengths), 0, 0), dtype=bool),
-            row_of_cell,
+            row_of_part,
+            len(of_cells),
             len(tokens),
             sample_hash,
         )
     flat = np.repeat(first - np.cumsum(lengths) + lengths, lengths)
     flat += np.arange(len(tokens))
-    prediction: Prediction = load_part("objective.language", objective.language)(tokens, lengths, keys, recipe)
+    keys = cell_keys(recipe.seed, places, cells)
+    prediction = language.predict(tokens, lengths, keys, recipe)
     target_at = flat[prediction.states]
     input_ids.reshape(-1)[flat[prediction.hidden]] = prediction.visible[prediction.hidden]
 
@@ -170,17 +180,20 @@ def make_examples(rows: Rows, recipe: Recipe, classes: I64 | None = None) -> Exa
         drawn = np.empty((len(lengths), 0), dtype=np.int64)
         positive = np.empty((len(lengths), 0, 0), dtype=bool)
     else:
-        drawn, positive = draw_pairs(tokens, prediction.hidden, lengths, keys, recipe.pathways, objective.pathway_genes)
+        drawn, positive = draw_pairs(
+            tokens, prediction.hidden, lengths, keys, recipe.pathways, recipe.objective.pathway_genes
+        )
         drawn = np.where(drawn >= 0, flat[drawn], -1)
 
     return Examples(
         input_ids,
         segment,
         target_at,
-        tokens[prediction.targets],
+        prediction.targets,
         drawn,
         positive,
-        row_of_cell,
+        row_of_part,
+        len(of_cells),
         len(tokens),
         sample_hash,
     )
@@ -201,7 +214,8 @@ def join(parts: list[Examples]) -> Examples:
         np.concatenate([part.targets for part in parts]),
         np.concatenate([np.where(part.drawn >= 0, part.drawn + shift * length, -1) for part, shift in pairs]),
         np.concatenate([part.positive for part in parts]),
-        np.concatenate([part.row_of_cell + shift for part, shift in pairs]),
+        np.concatenate([part.row_of_part + shift for part, shift in pairs]),
+        sum(part.n_cells for part in parts),
         sum(part.n_tokens for part in parts),
         sum(part.sample_hash for part in parts) % (1 << 64),
     )
@@ -225,7 +239,7 @@ def split(
     info = StepInfo(
         n_targets=len(examples.targets),
         n_pairs=int(examples.positive.sum()),
-        n_cells=len(examples.row_of_cell),
+        n_cells=examples.n_cells,
         n_tokens=examples.n_tokens,
         n_slots=n_rows * length,
         sample_hash=examples.sample_hash,
@@ -236,8 +250,8 @@ def split(
     for first in range(0, n_rows, micro_rows):
         last = first + micro_rows
         target = slice(*np.searchsorted(examples.target_at, [first * length, last * length]))
-        cell = slice(*np.searchsorted(examples.row_of_cell, [first, last]))
-        drawn = examples.drawn[cell]
+        part = slice(*np.searchsorted(examples.row_of_part, [first, last]))
+        drawn = examples.drawn[part]
         batches.append(
             MicroBatch(
                 input_ids=torch.from_numpy(examples.input_ids[first:last]),
@@ -245,7 +259,8 @@ def split(
                 target_at=torch.from_numpy(examples.target_at[target] - first * length),
                 targets=torch.from_numpy(examples.targets[target]),
                 drawn=torch.from_numpy(np.where(drawn >= 0, drawn - first * length, -1)),
-                positive=torch.from_numpy(examples.positive[cell]),
+                positive=torch.from_numpy(examples.positive[part]),
+                most_cells=int(examples.segment[first:last].max(initial=0)),
                 info=info,
                 first=first == 0,
                 last=last >= n_rows,

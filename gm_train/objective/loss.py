@@ -6,9 +6,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from gm_train.config.parts import load_part
+from gm_train.config.schema import ObjectiveConfig
 from gm_train.model.genemamba import GeneMamba
 from gm_train.objective.batches import MicroBatch
 from gm_train.objective.pathway import pathway_loss_sum
+from gm_train.objective.recipe import Objective
 
 
 def computing_in(precision: str, device: torch.device) -> AbstractContextManager[object]:
@@ -37,7 +40,7 @@ def target_logits(model: GeneMamba, states: Tensor, batch: MicroBatch) -> Tensor
     return model.class_logits(states, batch.segment)[cell]
 
 
-def loss_sums(model: GeneMamba, batch: MicroBatch, temperature: float) -> tuple[Tensor, Tensor]:
+def loss_sums(model: GeneMamba, batch: MicroBatch, objective: ObjectiveConfig) -> tuple[Tensor, Tensor]:
     """Sum L_lang over the targets and L_pathway over the pairs of a micro-batch.
 
     With a classifier, the first sum is the cross-entropy of the labelled cells, weighted by class, and the second is 0.
@@ -45,7 +48,7 @@ def loss_sums(model: GeneMamba, batch: MicroBatch, temperature: float) -> tuple[
     Args:
         model: the model.
         batch: the micro-batch.
-        temperature: tau of L_pathway.
+        objective: names L_lang, and has the temperature of L_pathway.
 
     Returns:
         Two scalars.
@@ -55,9 +58,8 @@ def loss_sums(model: GeneMamba, batch: MicroBatch, temperature: float) -> tuple[
         logits = target_logits(model, states, batch)
         loss = functional.cross_entropy(logits, batch.targets, model.classifier.class_weights, reduction="sum")
         return loss, loss.new_zeros(())
-    states = states.flatten(0, 1)
-    # The output layer gets only the positions that predict.
-    lang = model.language_loss(states[batch.target_at], batch.targets)
+    language: Objective = load_part("objective.language", objective.language)
+    lang = language.loss(model, states, batch)
     if batch.drawn.shape[1] == 0:
         return lang, lang.new_zeros(())
-    return lang, pathway_loss_sum(states, batch.drawn, batch.positive, temperature)
+    return lang, pathway_loss_sum(states.flatten(0, 1), batch.drawn, batch.positive, objective.temperature)

@@ -11,7 +11,8 @@ from data_shards.compiled import compiled
 from data_shards.hashing import U64, fold, mix64_scalar
 from data_shards.tokens.vocabulary import FIRST_GENE, MASK
 from gm_train.objective.cell_keys import uniform_scalar
-from gm_train.objective.recipe import Prediction, Recipe
+from gm_train.objective.recipe import Objective, Prediction, Recipe
+from gm_train.objective.token_loss import token_loss
 
 _PURPOSE_SELECT, _PURPOSE_REPLACE, _PURPOSE_GENE = 1, 2, 3
 
@@ -85,4 +86,7 @@ def predict_masked_genes(
         tokens, lengths, keys, recipe.vocabulary_size, objective.mask_rate, objective.random_rate
     )
     at = np.flatnonzero(hidden)
-    return Prediction(visible, hidden, at, at)
+    return Prediction(visible, hidden, at, tokens[at])
+
+
+MASKED = Objective(predict_masked_genes, token_loss)

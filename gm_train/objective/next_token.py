@@ -4,7 +4,8 @@ import numpy as np
 import numpy.typing as npt
 
 from data_shards.hashing import U64
-from gm_train.objective.recipe import Prediction, Recipe
+from gm_train.objective.recipe import Objective, Prediction, Recipe
+from gm_train.objective.token_loss import token_loss
 
 I64 = npt.NDArray[np.int64]
 
@@ -36,4 +37,7 @@ def predict_next_tokens(tokens: I64, lengths: I64, keys: U64, recipe: Recipe) ->
         recipe: unused.
     """
     states, targets = next_token_targets(lengths)
-    return Prediction(tokens, np.zeros(len(tokens), dtype=bool), states, targets)
+    return Prediction(tokens, np.zeros(len(tokens), dtype=bool), states, tokens[targets])
+
+
+NEXT_TOKEN = Objective(predict_next_tokens, token_loss)

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 import torch
 
+from gm_train.config.parts import load_part
 from gm_train.objective.batches import MicroBatch
-from gm_train.objective.recipe import Recipe
+from gm_train.objective.recipe import Objective, Recipe
 
 #: The cap of masked genes lies so many standard deviations above their mean number: one batch in 10^9 has more.
 _DEVIATIONS = 6
@@ -32,13 +33,14 @@ def most_targets(recipe: Recipe, n_slots: int) -> int:
 
 
 def padded_targets(batch: MicroBatch, recipe: Recipe) -> MicroBatch:
-    """Add targets of -1, which count for nothing. Batches of a run that learns a label are returned unchanged.
+    """Add targets of -1, which count for nothing, where targets are tokens. Other batches are returned unchanged.
 
     Args:
         batch: in the machine's memory.
         recipe: what made it.
     """
-    if recipe.cell_classes is not None:
+    language: Objective = load_part("objective.language", recipe.objective.language)
+    if recipe.cell_classes is not None or language.divide is not None:
         return batch
     n_slots, n = batch.input_ids.numel(), len(batch.targets)
     cap = most_targets(recipe, n_slots)

@@ -75,7 +75,7 @@ def micro_batches(config: Config, world_size: int, micro_rows: int) -> int:
 def logits_bytes(config: Config, vocabulary_size: int, micro_rows: int) -> int:
     """Return the bytes of the logits that the loss holds at a time, and of their copy in the type of the products."""
     objective = config.objective
-    rate = objective.mask_rate if objective.language == "masked" else 1.0
+    rate = objective.target_rate
     targets = round(rate * micro_rows * config.data.row_length)
     narrow = 2 if config.trainer.precision == "bf16" else 0
     return min(targets, max(1, LOGITS_AT_A_TIME // vocabulary_size)) * vocabulary_size * (_WIDE + narrow)

@@ -64,7 +64,7 @@ def modelled_time(
     """
     precision, objective = config.trainer.precision, config.objective
     slots = micro_rows * config.data.row_length
-    rate = objective.mask_rate if objective.language == "masked" else 1.0
+    rate = objective.target_rate
     narrow = 2 if precision == "bf16" else 4
     kernels = costs(
         replace(config.model, chunk=CHUNK), vocabulary_size, slots, max(1, round(rate * slots)), n_held, narrow

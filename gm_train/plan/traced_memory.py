@@ -63,7 +63,7 @@ def pass_memory(config: Config, vocabulary_size: int, micro_rows: int, on_gpu: b
         precision=config.trainer.precision, activation_checkpointing=config.trainer.activation_checkpointing
     )
     shape = _short_rows(micro_rows * config.data.row_length, model.chunk)
-    rate = config.objective.mask_rate if config.objective.language == "masked" else 1.0
+    rate = config.objective.target_rate
     n_targets = max(1, round(rate * shape[0] * shape[1]))
 
     by_kernels = on_gpu and kernels_are_known()

@@ -129,8 +129,7 @@ def _announce_coverage(config: Config, reader: StoreReader, recipe: Recipe, plan
     rows = Lanes(reader, plan, {0: (0, 0)}).take(_COVERAGE_ROWS)
     annotated = recipe.pathways.annotated
     examples = make_examples(rows, recipe)
-    n_cells = len(examples.row_of_cell)
-    pairs = examples.positive.sum() / 2 / n_cells
+    pairs = examples.positive.sum() / 2 / examples.n_cells
     print(
         f"pathways {config.objective.pathways}: {recipe.pathways.n_sets} sets in use, "
         f"{annotated[FIRST_GENE:].mean():.1%} of genes, {annotated[rows.tokens].mean():.1%} of tokens, "

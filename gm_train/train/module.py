@@ -141,7 +141,7 @@ class GeneMambaModule(L.LightningModule):
             self._counts = self._over_ranks(counts).clamp(min=1)
             self._sums = torch.zeros(2, device=self.device)
         with computing_in(self.config.trainer.precision, self.device):
-            sums = torch.stack(loss_sums(self.model, batch, self.config.objective.temperature))
+            sums = torch.stack(loss_sums(self.model, batch, self.config.objective))
         shares = sums / self._counts
         self._sums += shares.detach()
         if batch.last:
@@ -172,7 +172,7 @@ class GeneMambaModule(L.LightningModule):
             self._add_classes(micro_batch, is_own)
             return
         with computing_in(self.config.trainer.precision, self.device):
-            lang, pathway = loss_sums(self.model, micro_batch, self.config.objective.temperature)
+            lang, pathway = loss_sums(self.model, micro_batch, self.config.objective)
         if is_own:
             counts = len(micro_batch.targets), int(micro_batch.positive.sum())
             self._validation += torch.tensor([float(lang), float(pathway), *counts], device=self.device)

@@ -124,7 +124,7 @@ class StepModule(GeneMambaModule):
 
         with self.steps.accumulating(self.model, batch.last):
             with computing_in(self.config.trainer.precision, self.device):
-                lang, pathway = loss_sums(self.model, batch, objective.temperature)
+                lang, pathway = loss_sums(self.model, batch, objective)
             loss = lang / n_targets + objective.gamma * pathway / n_pairs
             self._sums += torch.stack([lang.detach() / n_targets, pathway.detach() / n_pairs])
             if batch.last:

@@ -68,7 +68,7 @@ def _losses(model: GeneMamba, batches: list[MicroBatch], config: Config, ranks: 
     for batch, is_own in Turns(batches, ranks):
         batch = move_data_to_device(batch, device)
         with computing_in(config.trainer.precision, device):
-            losses = loss_sums(model, batch, config.objective.temperature)
+            losses = loss_sums(model, batch, config.objective)
         if is_own:
             sums += torch.stack(losses).double().cpu()
             n_targets += len(batch.targets)

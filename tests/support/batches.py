@@ -34,6 +34,7 @@ def batch_of(rows: Sequence[Sequence[Sequence[int]]], labelled: Sequence[int], l
         torch.tensor([i % 3 for i in labelled]),
         torch.empty(n_cells, 0, dtype=torch.int64),
         torch.empty(n_cells, 0, 0, dtype=torch.bool),
+        int(segment.max()),
         info,
         True,
         True,

@@ -33,16 +33,19 @@ def small_config(**changes: Any) -> ModelConfig:
     return ModelConfig(**(sizes | changes))
 
 
-def random_model(config: ModelConfig, seed: int, dtype: torch.dtype = torch.float64) -> GeneMamba:
+def random_model(
+    config: ModelConfig, seed: int, dtype: torch.dtype = torch.float64, vocabulary_size: int = VOCABULARY
+) -> GeneMamba:
     """Make a model with noise on all parameters, since some initial values are ones or zeros.
 
     Args:
         config: of the model.
         seed: of parameters and noise.
         dtype: of the parameters.
+        vocabulary_size: number of tokens.
     """
     torch.manual_seed(seed)
-    model = GeneMamba(config, VOCABULARY).to(dtype)
+    model = GeneMamba(config, vocabulary_size).to(dtype)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))

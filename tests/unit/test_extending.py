@@ -136,12 +136,13 @@ def test_a_part_is_refused_until_it_is_listed(atlas: Atlas, tmp_path: Path) -> N
 
 def test_the_objective_hides_a_quarter_and_shows_the_rest(atlas: Atlas) -> None:
     add("An objective")
-    predict = parts.load_part("objective.language", "tail")
+    predict = parts.load_part("objective.language", "tail").predict
     lengths = np.array([8, 3, 5])
     tokens = np.arange(2, 18)
     found = predict(tokens, lengths, np.zeros(3, np.uint64), None)
-    assert found.targets.tolist() == [6, 7, 15]
-    assert found.visible[found.targets].tolist() == [1, 1, 1]
+    assert found.states.tolist() == [6, 7, 15]
+    assert found.targets.tolist() == [8, 9, 17]
+    assert found.visible[found.states].tolist() == [1, 1, 1]
     assert found.visible[~found.hidden].tolist() == tokens[~found.hidden].tolist()
 
 

@@ -39,7 +39,7 @@ class StepRunner:
         self._config, self._device = config, torch.device(device)
         torch.manual_seed(0)
         self._ids = torch.randint(2, vocabulary_size, (rows, length), device=self._device)
-        rate = config.objective.mask_rate if config.objective.language == "masked" else 1.0
+        rate = config.objective.target_rate
         self._at = torch.randperm(rows * length, device=self._device)[: max(1, round(rate * rows * length))]
         self._memory = PeakMemory(self._device)
         self._model = GeneMamba(config.model, vocabulary_size).to(self._device)

@@ -78,7 +78,7 @@ class ModelRunner:
                 logits = self.model.logits(states[batch.target_at]).float()
                 loss = F.cross_entropy(logits, batch.targets)
             else:
-                lang, pathway = loss_sums(self.model, batch, config.objective.temperature)
+                lang, pathway = loss_sums(self.model, batch, config.objective)
                 loss = lang / max(1, batch.info.n_targets)
                 loss = loss + config.objective.gamma * pathway / max(1, batch.info.n_pairs)
         torch.autograd.backward(loss)

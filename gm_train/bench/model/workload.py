@@ -221,6 +221,7 @@ def _pad(rows: Rows, row_length: int) -> MicroBatch:
         targets=input_ids[:, 1:].flatten(),
         drawn=torch.empty(len(cells), 0, dtype=torch.int64),
         positive=torch.empty(len(cells), 0, 0, dtype=torch.bool),
+        most_cells=1,
         info=info,
         first=True,
         last=True,

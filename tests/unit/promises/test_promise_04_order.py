@@ -180,7 +180,7 @@ def check(case: Case) -> None:
             assert np.array_equal(by_lane(per_rank, data, "segment"), examples.segment)
             infos = [batches[-1].info for batches in per_rank]
             assert sum(info.sample_hash for info in infos) % 2**64 == examples.sample_hash
-            assert sum(info.n_cells for info in infos) == len(examples.row_of_cell)
+            assert sum(info.n_cells for info in infos) == examples.n_cells
             assert sum(info.n_targets for info in infos) == len(examples.targets)
             for info in infos:
                 lanes |= info.lanes

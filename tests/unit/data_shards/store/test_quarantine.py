@@ -127,7 +127,7 @@ def test_a_lost_cell_has_no_target_no_pair_and_changes_no_other(stores: tuple[Pa
     assert np.array_equal(now.targets, before.targets[kept])
     assert 0 < len(now.targets) < len(before.targets)
     assert now.n_tokens == int((ids > 0).sum() - lost.sum())
-    assert len(now.row_of_cell) == int((~b.damaged).sum())
+    assert now.n_cells == int((~b.damaged).sum())
     assert now.sample_hash != before.sample_hash
 
 

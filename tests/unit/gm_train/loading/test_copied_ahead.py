@@ -19,7 +19,7 @@ GPU = torch.device("cuda", 0)
 def batch(number: int) -> MicroBatch:
     tensor = torch.tensor([number])
     info = StepInfo(1, 0, 1, 1, 1, 0, {0: (number, 0)})
-    return MicroBatch(tensor, tensor, tensor, tensor, tensor, tensor > 0, info, True, True)
+    return MicroBatch(tensor, tensor, tensor, tensor, tensor, tensor > 0, 1, info, True, True)
 
 
 @pytest.fixture

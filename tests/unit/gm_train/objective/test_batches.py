@@ -57,7 +57,7 @@ def test_layout_keeps_every_token(rows: Rows) -> None:
         numbers = np.repeat([*range(1, len(row.lengths) + 1), 0], [*row.lengths, LENGTH - n])
         assert made.segment[index].tolist() == numbers.tolist()
     assert made.n_tokens == int(rows.lengths[~rows.damaged].sum())
-    assert len(made.row_of_cell) == int((~rows.damaged).sum())
+    assert made.n_cells == int((~rows.damaged).sum())
     assert (made.targets > 1).all()
     # A hidden token never shows itself, and is never drawn for a pathway pair.
     assert (made.input_ids.reshape(-1)[made.target_at] != made.targets).all()

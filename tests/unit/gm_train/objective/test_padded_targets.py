@@ -75,12 +75,18 @@ def test_loss_and_gradients_are_the_same() -> None:
     results = []
     for one in (batch, padded_targets(batch, recipe("masked"))):
         model = random_model(small_config(), seed=0)
-        lang, _ = loss_sums(model, one, 0.1)
+        lang, _ = loss_sums(model, one, recipe("masked").objective)
         lang.backward()  # type: ignore[no-untyped-call]
         results.append([lang.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
     assert len(results[0]) > 5
     for found, expected in zip(*results, strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_parts_of_cells_are_not_padded() -> None:
+    """Their targets are distances."""
+    (batch,) = batches(recipe("missing"), 1)
+    assert padded_targets(batch, recipe("missing")) is batch
 
 
 def test_labels_are_not_padded() -> None:

@@ -123,7 +123,7 @@ def test_the_trainer_accumulates_steps(config: Config, tmp_path: Path) -> None:
     stream = iter(data.train_dataloader())
     for _ in range(2):
         for batch in (next(stream), next(stream)):
-            lang, pathway = loss_sums(expected.model, batch, config.objective.temperature)
+            lang, pathway = loss_sums(expected.model, batch, config.objective)
             info = batch.info
             (lang / info.n_targets + config.objective.gamma * pathway / info.n_pairs).div(2).backward()
     torch.nn.utils.clip_grad_norm_(expected.model.parameters(), config.optim.clip)
