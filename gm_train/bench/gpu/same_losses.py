@@ -59,7 +59,8 @@ def fit_words(scene: Scene, folder: str, *settings: str, steps: int = STEPS) -> 
     sizes, cells = scene.sizes, scene.cells
     return [
         "fit", *sizes.model, f"run.dir={scene.out / folder}", f"data.store={cells / FIT_STORE}",
-        f"data.lanes={sizes.fit_rows}", f"data.row_length={sizes.fit_length}", "data.pool_blocks=2",
+        f"data.lanes={sizes.fit_rows}", "data.rows_per_lane=1", f"data.row_length={sizes.fit_length}",
+        "data.pool_blocks=2",
         f"objective.pathways={(cells / ATLAS).with_suffix('.gmt')}", "optim.warmup_steps=2",
         f"optim.schedule_steps={STEPS}", f"trainer.max_steps={steps}", "trainer.validate_every_steps=0",
         "tracking.loggers=[]", *settings,
