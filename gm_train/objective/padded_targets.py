@@ -29,7 +29,7 @@ def most_targets(recipe: Recipe, n_slots: int) -> int:
         return n_slots  # a state predicts one token
     rate = recipe.objective.mask_rate
     likely = n_slots * rate + _DEVIATIONS * math.sqrt(n_slots * rate * (1 - rate))
-    return min(n_slots, _MULTIPLE * math.ceil(likely / _MULTIPLE))
+    return min(n_slots, _MULTIPLE * max(1, math.ceil(likely / _MULTIPLE)))
 
 
 def padded_targets(batch: MicroBatch, recipe: Recipe) -> MicroBatch:

@@ -68,6 +68,7 @@ def test_the_cap_is_not_reached_in_practice() -> None:
     drawn = np.random.default_rng(0).binomial(n_slots, 0.15, 100_000)
     assert drawn.max() < cap < 1.07 * n_slots * 0.15
     assert most_targets(recipe("masked", 1.0), n_slots) == n_slots
+    assert most_targets(recipe("masked", 0.0), n_slots) > 0
 
 
 def test_loss_and_gradients_are_the_same() -> None:
