@@ -53,8 +53,9 @@ def test_promise_10_four_ranks_and_uneven_shards(
         ["model.arch=mamba", "objective.language=next_token", "model.norm=none"],
         ["model.aggregation=concat", "data.micro_rows=2"],
         ["model.arch=transformer", "model.d_ff=96", "model.tie_output=true"],
+        ["objective.language=missing"],
     ],
-    ids=["tied", "unidirectional", "concat", "transformer"],
+    ids=["tied", "unidirectional", "concat", "transformer", "missing"],
 )
 def test_promise_10_variants_of_the_model(
     atlas: Atlas, words: list[str], tmp_path: Path, strategy: str, variant: list[str]
