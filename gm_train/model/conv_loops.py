@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data_shards.compiled import compiled
 from gm_train.model.powers import VECTORS, sigmoid
-from gm_train.model.threads import in_threads
+from gm_train.model.threads import copy_of, in_threads
 
 #: Tokens of a part of the backward pass: parts are fixed, so that sums do not depend on the number of threads.
 TOKENS = 64
@@ -122,7 +122,7 @@ def conv_silu_loops(x: Tensor, reach: Tensor, weight: Tensor, bias: Tensor, bidi
     flat, strides = _flat(x)
     outs = [torch.empty(x.shape) for _ in range(1 + bidirectional)]
     rows = [_rows(out) for out in outs]
-    given = flat, strides, reach.numpy(), weight.contiguous().numpy(), bias.numpy(), rows[0], _second(rows)
+    given = flat, strides, reach.numpy(), copy_of(weight), copy_of(bias), rows[0], _second(rows)
     in_threads(lambda first, last: _forward(*given, first, last), len(rows[0]))
     return outs
 
@@ -146,7 +146,7 @@ def conv_silu_loops_backward(
     d_x = torch.empty(x.shape)
     parts = torch.empty(_n_parts(x), len(weight) + 1, x.shape[2])
     given = (
-        flat, strides, reach.numpy(), weight.contiguous().numpy(), bias.numpy(), rows[0], _second(rows), _rows(d_x),
+        flat, strides, reach.numpy(), copy_of(weight), copy_of(bias), rows[0], _second(rows), _rows(d_x),
         parts.numpy(),
     )  # fmt: skip
     in_threads(lambda first, last: _backward(*given, first, last), len(parts))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data_shards.compiled import compiled
 from gm_train.model.powers import VECTORS, dot, sigmoid
-from gm_train.model.threads import in_threads
+from gm_train.model.threads import copy_of, in_threads
 
 #: Tokens of a part of the backward pass: parts are fixed, so that sums do not depend on the number of threads.
 TOKENS = 64
@@ -94,7 +94,7 @@ def gated_norm_loops(z: Tensor, ys: list[Tensor], weight: Tensor, eps: float) ->
     flat, step = _flat(z)
     rows, outs = [_rows(y) for y in ys], [torch.empty(y.shape) for y in ys]
     scales = torch.empty(len(ys), len(rows[0]))
-    given = (flat, step, rows[0], rows[-1], weight.numpy(), np.float32(eps), _rows(outs[0]), _rows(outs[-1]))
+    given = (flat, step, rows[0], rows[-1], copy_of(weight), np.float32(eps), _rows(outs[0]), _rows(outs[-1]))
     in_threads(lambda first, last: _forward(*given, scales.numpy(), first, last), len(rows[0]))
     return [*outs, scales]
 
@@ -118,7 +118,7 @@ def gated_norm_loops_backward(
     d_z, *d_ys = (torch.empty(value.shape) for value in (z, *ys))
     parts = torch.empty(_n_parts(z), len(weight))
     given = (
-        of_rows[0], of_rows[-1], flat, step, rows[0], rows[-1], weight.numpy(), scales.numpy(), _rows(d_z),
+        of_rows[0], of_rows[-1], flat, step, rows[0], rows[-1], copy_of(weight), scales.numpy(), _rows(d_z),
         _rows(d_ys[0]), _rows(d_ys[-1]), parts.numpy(),
     )  # fmt: skip
     in_threads(lambda first, last: _backward(*given, first, last), len(parts))

@@ -114,7 +114,7 @@ def missing_loss(model: GeneMamba, states: Tensor, batch: MicroBatch) -> Tensor:
     length = batch.segment.shape[1]
     row, number = batch.target_at // length, batch.segment.flatten()[batch.target_at]
     pooled = pool_cells(states, batch.segment, batch.most_cells)[row, number - 1]
-    shown = _shown_genes(batch, model.output.bias.shape[0])
+    shown = _shown_genes(batch, model.embedding.num_embeddings)
     other = torch.searchsorted(batch.target_at, batch.target_at + batch.targets)
     return model.missing_loss(pooled, shown, shown[other])
 
