@@ -237,7 +237,7 @@ def measure_interpreted() -> dict[str, dict[str, float]]:
     """
     command = [sys.executable, "-m", "tests.support.triton_on_cpu"]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=1800, env=environment)
     if done.returncode:
         raise RuntimeError(done.stderr)
     errors: dict[str, dict[str, float]] = json.loads(done.stdout)

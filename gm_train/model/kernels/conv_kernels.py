@@ -83,13 +83,15 @@ def _conv_backward_kernel(  # type: ignore[no-untyped-def]
     batch = tl.program_id(2).to(tl.int64)
     x += batch * stride_batch
     d_x += batch * d_stride_batch
+    first = tl.program_id(0) * TILES
+    last = tl.minimum(first + TILES, tl.cdiv(length, TOKENS))
     if tl.program_id(1) < tiles_x:
         channels = tl.program_id(1) * CHANNELS + tl.arange(0, CHANNELS)
         of_layer = channels < width
         kind = tl.arange(0, SUMS)[:, None]
         sums = tl.zeros((SUMS, CHANNELS), dtype=tl.float32)
-        for i in range(TILES):
-            t = (tl.program_id(0) * TILES + i) * TOKENS + tl.arange(0, TOKENS)
+        for tile in range(first, last):
+            t = tile * TOKENS + tl.arange(0, TOKENS)
             own = _cell(cells, batch, t, length, t < length)
             total = tl.zeros((TOKENS, CHANNELS), dtype=tl.float32)
             for direction in tl.static_range(2 if TWO else 1):
@@ -119,8 +121,8 @@ def _conv_backward_kernel(  # type: ignore[no-untyped-def]
     else:
         # The columns behind x are the step sizes: add up the gradients of both directions.
         heads = (tl.program_id(1) - tiles_x) * CHANNELS + tl.arange(0, CHANNELS)
-        for i in range(TILES):
-            t = (tl.program_id(0) * TILES + i) * TOKENS + tl.arange(0, TOKENS)
+        for tile in range(first, last):
+            t = tile * TOKENS + tl.arange(0, TOKENS)
             inside = (t < length)[:, None] & (heads < n_heads)[None, :]
             place = d_steps + (batch * length + t[:, None]) * n_heads + heads[None, :]
             d_step = tl.load(place, mask=inside, other=0.0)
