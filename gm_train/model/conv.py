@@ -42,7 +42,7 @@ class DepthwiseConv(nn.Module):
             The causal result and, if bidirectional, the mirrored one, each in the shape and type of x.
         """
         if x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32:
-            from gm_train.model.conv_loops import conv_silu_loops  # imported late: numba takes a second
+            from gm_train.model.conv_loops import conv_silu_loops  # imported late: numba takes a second to import
 
             weight = self.weight.squeeze(1).T.flip(0)
             return tuple(conv_silu_loops(x, segments.reach, weight, self.bias, bidirectional))

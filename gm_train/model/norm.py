@@ -41,7 +41,7 @@ class GatedRMSNorm(RMSNorm):
             For each y, the result in its shape and type.
         """
         if z.device.type == "cpu" and all(value.dtype == torch.float32 for value in (z, self.weight, *ys)):
-            from gm_train.model.norm_loops import gated_norm_loops  # imported late: numba takes a second
+            from gm_train.model.norm_loops import gated_norm_loops  # imported late: numba takes a second to import
 
             return tuple(gated_norm_loops(z, list(ys), self.weight, self.eps)[:-1])
         gate = F.silu(z)
