@@ -13,12 +13,11 @@ strongly negative exponents, which a decay has.
 """
 
 import math
-from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gm_train.model.chunk_scan import ChunkScan
 from gm_train.model.segments import Segments
 
 DT_FLOOR = 1e-30  # keeps the logarithm finite where softplus underflows
@@ -51,82 +50,19 @@ def ssd(
     if fill:
         x, dt, B, C = F.pad(x, (0, 0, 0, 0, 0, fill)), *(F.pad(v, (0, 0, 0, fill)) for v in (dt, B, C))
     n_chunks = (length + fill) // chunk
-    n = batch * n_chunks
     bounds = segments.reverse if reverse else segments.forward
-    x, B, C = x.reshape(n, chunk, heads, width), B.reshape(n, chunk, -1), C.reshape(n, chunk, -1)
+    x, B, C = (value.view(batch, n_chunks, chunk, *value.shape[2:]) for value in (x, B, C))
 
     # Sums of dt A from the start of the chunk, or of the cell if that is later, to each position: including the
     # position (forward) or up to the one before (reverse). They are a matrix product in float64, which neither autocast
     # nor TF32 narrows. Since each cell starts at zero, its neighbours do not even change the rounding.
-    log_decay = (dt * (A / math.log(2))).view(n, chunk, heads)
+    log_decay = (dt * (A / math.log(2))).view(-1, chunk, heads)
     inclusive = (segments.sums @ log_decay.double()).to(dt.dtype)
-    total = inclusive[:, -1:]
-    if reverse:
-        exclusive = inclusive - log_decay
-        level, to_exit, from_entry = -exclusive, exclusive, total - exclusive
-    else:
-        level, to_exit, from_entry = inclusive, total - inclusive, inclusive
-
-    log_dt = dt.clamp(min=DT_FLOOR).log2().view(n, chunk, heads)
-    row, column = level.transpose(1, 2), (log_dt - level).transpose(1, 2)
-    products = C @ B.transpose(1, 2)
-    scores: Tensor = _Scores.apply(products, row, column, D, bounds.within)  # type: ignore[no-untyped-call]
-    y = (scores @ x.transpose(1, 2)).transpose(1, 2)
-    if n_chunks > 1:
-        weight = (to_exit + log_dt + bounds.into).exp2()
-        states = B.transpose(1, 2) @ (x * weight[..., None]).view(n, chunk, -1)
-        entering = _carry(states.view(batch, n_chunks, -1, heads, width), total.exp2(), bounds.carry, reverse)
-        carried = (C @ entering.view(n, -1, heads * width)).view(n, chunk, heads, width)
-        y = carried * (from_entry + bounds.out).exp2()[..., None] + y
-    return y.reshape(batch, length + fill, heads, width)[:, :length].to(x.dtype)
-
-
-class _Scores(torch.autograd.Function):
-    """scores_ij = products_ij 2^(row_i + column_j + within_ij), plus D on the diagonal.
-
-    The gradient is written by hand because autograd makes twice as many passes over arrays of (n, heads, chunk, chunk).
-    """
-
-    @staticmethod
-    def forward(ctx: Any, products: Tensor, row: Tensor, column: Tensor, D: Tensor, within: Tensor) -> Tensor:
-        # The mask is added before the power: where i may not read j, the exponent is positive and could overflow.
-        decay = (row[..., :, None] + column[..., None, :]).add_(within).exp2_()
-        scores = products[:, None] * decay
-        scores.diagonal(dim1=-2, dim2=-1).add_(D[:, None])
-        ctx.save_for_backward(products, decay)
-        return scores.to(products.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        (grad,) = grads
-        products, decay = ctx.saved_tensors
-        d_D = grad.diagonal(dim1=-2, dim2=-1).sum((0, 2), dtype=decay.dtype)
-        weighted = grad * decay
-        d_products = weighted.sum(1).to(products.dtype)
-        weighted *= products[:, None]
-        d_row = weighted.sum(-1) * math.log(2)
-        d_column = weighted.sum(-2) * math.log(2)
-        return d_products, d_row, d_column, d_D, None
-
-
-def _carry(states: Tensor, decay: Tensor, carry: Tensor, reverse: bool) -> Tensor:
-    """Compute the state that enters each chunk from what each chunk adds to the state that leaves it.
-
-    Args:
-        states: (batch, n_chunks, d_state, heads, head_dim), what each chunk adds.
-        decay: (batch * n_chunks, 1, heads), over a whole chunk.
-        carry: bool (batch, n_chunks, 1), whether the entering state also leaves.
-
-    Returns:
-        The entering states, in the shape of `states`.
-    """
-    batch, n_chunks, _, heads, _ = states.shape
-    keep = (decay.view(batch, n_chunks, 1, heads, 1) * carry[..., None, None]).unbind(1)
-    leaving = states.unbind(1)
-    state = torch.zeros_like(leaving[0])
-    entering = [state]
-    order = range(n_chunks - 1, 0, -1) if reverse else range(n_chunks - 1)
-    for c in order:
-        state = torch.addcmul(leaving[c], state, keep[c])
-        entering.append(state)
-    return torch.stack(entering[::-1] if reverse else entering, dim=1)
+    total = inclusive[:, -1].view(batch, n_chunks, heads)
+    level = (log_decay - inclusive if reverse else inclusive).view(batch, n_chunks, chunk, heads)
+    log_dt = dt.clamp(min=DT_FLOOR).log2().view_as(level)
+    y: Tensor = ChunkScan.apply(  # type: ignore[no-untyped-call]
+        x, B, C, D, level.transpose(2, 3).contiguous(), (log_dt - level).transpose(2, 3).contiguous(), total,
+        bounds.within, bounds.into, bounds.out, bounds.carry, reverse,
+    )  # fmt: skip
+    return y.reshape(batch, length + fill, heads, width)[:, :length]
