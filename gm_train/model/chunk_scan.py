@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 #: Elements of an array of scores that is worked on at a time on a CPU: about a dozen such arrays are in use.
-_SCORES_AT_A_TIME = 2**17
+_SCORES_AT_A_TIME = 2**18
 #: Powers of 2 below this exponent count as zero. On many CPUs, products of numbers near the smallest that a type can
 #: hold (2^-126 in float32) take a hundred times as long as others.
 _SMALLEST = -100.0

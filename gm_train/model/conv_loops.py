@@ -13,33 +13,16 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_shards.compiled import compiled
+from gm_train.model.powers import VECTORS, sigmoid
 from gm_train.model.threads import in_threads
 
 #: Tokens of a part of the backward pass: parts are fixed, so that sums do not depend on the number of threads.
 TOKENS = 64
 
-_LOG2_E = np.float32(1.4426950408889634)
-_LEAST, _MOST = np.float32(-126), np.float32(126)
-_ONE, _BIAS, _MANTISSA = np.float32(1), np.int32(127), np.int32(23)
-# 2^r for |r| <= 1/2: Taylor's coefficients ln(2)^k / k!, to 1e-7.
-_C1, _C2, _C3 = np.float32(0.6931471806), np.float32(0.2402265070), np.float32(0.05550410866)
-_C4, _C5, _C6 = np.float32(0.009618129108), np.float32(0.001333355815), np.float32(0.0001540353039)
-
-# LLVM cannot turn a call of expf into vectors. Without checks for division by zero, and with products and sums joined,
-# it does so with the whole loop.
-_vectors = {"error_model": "numpy", "fastmath": {"contract"}}
+_ONE = np.float32(1)
 
 
-@compiled(inline="always", **_vectors)
-def _sigmoid(value: Any) -> Any:
-    exponent = min(max(-value * _LOG2_E, _LEAST), _MOST)
-    whole = np.rint(exponent)
-    r = exponent - whole
-    power = _ONE + r * (_C1 + r * (_C2 + r * (_C3 + r * (_C4 + r * (_C5 + r * _C6)))))
-    return _ONE / (_ONE + power * np.int32((np.int32(whole) + _BIAS) << _MANTISSA).view(np.float32))
-
-
-@compiled(**_vectors)
+@compiled(**VECTORS)
 def _filter(x: Any, start: int, step: int, reach: int, weight: Any, bias: Any, out: Any) -> None:
     """out = bias + sum over k up to `reach` of weight_k x_(k-th row before, or after, that at `start`)."""
     width = len(bias)
@@ -54,7 +37,7 @@ def _filter(x: Any, start: int, step: int, reach: int, weight: Any, bias: Any, o
             out[c] += tap[c] * row[c]
 
 
-@compiled(**_vectors)
+@compiled(**VECTORS)
 def _forward(
     x: Any, strides: Any, reach: Any, weight: Any, bias: Any, causal: Any, mirrored: Any, first: int, last: int
 ) -> None:
@@ -67,10 +50,10 @@ def _forward(
             step = strides[1] if direction else -strides[1]
             _filter(x, start, step, reach[direction, b, t], weight, bias, out)
             for c in range(len(bias)):
-                out[c] *= _sigmoid(out[c])
+                out[c] *= sigmoid(out[c])
 
 
-@compiled(**_vectors)
+@compiled(**VECTORS)
 def _backward(
     x: Any, strides: Any, reach: Any, weight: Any, bias: Any, d_causal: Any, d_mirrored: Any, d_x: Any, parts: Any,
     first: int, last: int,
@@ -90,7 +73,7 @@ def _backward(
                 grad = d_mirrored[b * length + t] if direction else d_causal[b * length + t]
                 _filter(x, b * strides[0] + t * strides[1], step, reach[direction, b, t], weight, bias, out)
                 for c in range(width):
-                    s = _sigmoid(out[c])
+                    s = sigmoid(out[c])
                     out[c] = grad[c] * s * (_ONE + out[c] * (_ONE - s))
         sums = parts[part]
         sums[:] = 0
