@@ -57,7 +57,7 @@ class ChunkScan(torch.autograd.Function):
         y = x.new_empty(x.shape)
         entering = x.new_empty(*x.shape[:2], x.shape[3], B.shape[-1], x.shape[4]) if n_chunks > 1 else x.new_empty(0)
         kept = (x, B, C, D, row, column, total, within, into, out, carry)
-        scan = _Scan(*kept, reverse=reverse)
+        scan = _Scan(*kept, reverse)
         with torch.autocast(x.device.type, enabled=False):
             for at, first in scan.blocks(reverse):
                 xs = _heads_first(x[at])
@@ -83,9 +83,8 @@ class ChunkScan(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         """Compute the gradients by x, B, C, D, row, column and total."""
-        *kept, entering = ctx.saved_tensors
-        x, B, C, D, row, column, total = kept[:7]
-        scan = _Scan(*kept, reverse=ctx.reverse)
+        x, B, C, D, row, column, total, within, into, out, carry, entering = ctx.saved_tensors
+        scan = _Scan(x, B, C, D, row, column, total, within, into, out, carry, ctx.reverse)
         (grad,) = grads
         d_x, d_B, d_C, d_row, d_column, d_entered = (v.new_empty(v.shape) for v in (x, B, C, row, column, total))
         d_D = torch.zeros_like(D)

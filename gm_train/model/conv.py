@@ -59,7 +59,7 @@ class DepthwiseConv(nn.Module):
             weight = self.weight.squeeze(1)
             return tuple(conv_silu(x, segments.forward.seq_idx, weight, self.bias, bidirectional).unbind(0))
         if x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32 and not as_read:
-            from gm_train.model.conv_loops import conv_silu_loops  # imported late: numba takes a second
+            from gm_train.model.conv_loops import conv_silu_loops  # imported late: numba takes a second to import
 
             weight = self.weight.squeeze(1).T.flip(0)
             return tuple(conv_silu_loops(x, segments.reach, weight, self.bias, bidirectional))

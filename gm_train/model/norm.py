@@ -56,7 +56,7 @@ class GatedRMSNorm(RMSNorm):
             if norm_kernels.takes(z):
                 return tuple(norm_kernels.gated_norm(z, list(ys), self.weight, self.eps))
         if z.device.type == "cpu" and all(value.dtype == torch.float32 for value in (z, self.weight, *ys)):
-            from gm_train.model.norm_loops import gated_norm_loops  # imported late: numba takes a second
+            from gm_train.model.norm_loops import gated_norm_loops  # imported late: numba takes a second to import
 
             return tuple(gated_norm_loops(z, list(ys), self.weight, self.eps)[:-1])
         gate = F.silu(z)
