@@ -86,12 +86,12 @@ class Ranks:
         if self.world_size == 1:
             return lambda: [list(numbers)]
         own = torch.tensor(numbers, dtype=torch.int64)
-        everyone = torch.empty(self.world_size * len(numbers), dtype=torch.int64)
-        work = dist.all_gather_into_tensor(everyone, own, async_op=True)
+        everyone = [torch.empty_like(own) for _ in range(self.world_size)]
+        work = dist.all_gather(everyone, own, async_op=True)
 
         def wait() -> list[list[int]]:
             work.wait()
-            return list(everyone.view(self.world_size, -1).tolist())
+            return [of_rank.tolist() for of_rank in everyone]
 
         return wait
 
