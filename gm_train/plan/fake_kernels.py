@@ -13,8 +13,8 @@ from gm_train.model.kernels.scan_kernels import package_problem
 
 #: What the wrappers of kernels ask of a device: an H200's number of multiprocessors.
 _DEVICE = SimpleNamespace(multi_processor_count=132)
-#: Attributes of a model's parts: the types of device on which they use kernels, and whether one uses causal_conv1d.
-_ON_KERNELS = {"package_devices": ("cpu",), "fused_on": ("cpu",), "kernels_on": ("cpu",), "on_package": False}
+#: Attributes of a model's parts: the types of device on which they use kernels.
+_ON_KERNELS = ("package_devices", "kernels_on")
 
 
 def kernels_are_known() -> bool:
@@ -23,15 +23,15 @@ def kernels_are_known() -> bool:
 
 
 def use_kernels(model: GeneMamba) -> None:
-    """Let a model on the CPU call the kernels that it calls on a GPU; causal_conv1d is left out.
+    """Let a model on the CPU call the kernels that it calls on a GPU.
 
     Args:
         model: changed in place.
     """
     for module in model.modules():
-        for name, value in _ON_KERNELS.items():
+        for name in _ON_KERNELS:
             if hasattr(module, name):
-                setattr(module, name, value)
+                setattr(module, name, ("cpu",))
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """Real training jobs: launch them as a user does, halt them between two steps, signal single ranks."""
 
 import json
+import math
 import os
 import signal
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from typing import Any
 from data_shards.workers import proc
 from gm_train.checkpoint.find import list_checkpoints
 from gm_train.cli.main import main
+from gm_train.run.records import METRICS, read_rows
 from tests.slurm.conftest import FINAL, Slurm, poll
-from tests.support.training_runs import history
 
 LOCAL_CPU = str(Path(__file__).parents[2] / "configs/cluster/local-cpu.yaml")
 #: Seconds to wait for what takes a few seconds on an idle machine.
@@ -39,9 +40,12 @@ class Job:
     number: int
     run: Path
 
-    def step(self) -> int:
-        """The last recorded step; 0 if there is none yet."""
-        return max((row["step"] for row in history(self.run)), default=0)
+    def step(self, when: float = math.inf) -> int:
+        """The last step with a row of a time up to `when` (seconds since 1970); 0 if there is none yet.
+
+        A row is made one step later, and written at most a second after that or with the next checkpoint.
+        """
+        return max((row["step"] for row in read_rows(self.run / METRICS) if row["time"] <= when), default=0)
 
     def saved(self) -> list[int]:
         """The steps of the checkpoints."""
