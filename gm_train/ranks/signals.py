@@ -1,12 +1,16 @@
 """Signals that ask a run to leave. They set a flag; the training then saves at its next step and ends."""
 
+import atexit
 import contextlib
+import multiprocessing
 import os
 import signal
 from collections.abc import Iterator
 from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import TYPE_CHECKING, Any
+from weakref import WeakSet
 
 from gm_train.ranks.launch_local import SIGNALS, is_first
 
@@ -70,8 +74,10 @@ class Leaving:
 def children_deaf() -> Iterator[None]:
     """Let processes that are started inside ignore the signals.
 
-    Schedulers send signals to the whole process group; the parent alone decides what to do.
+    Schedulers send signals to the whole process group; the parent alone decides what to do. At its own exit it kills
+    those that are left: multiprocessing would ask them by SIGTERM, and wait for them forever.
     """
+    earlier = set(multiprocessing.active_children())
     before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         # Starting multiprocessing's resource tracker unblocks SIGTERM and SIGINT. The first process would start it, so
@@ -81,3 +87,13 @@ def children_deaf() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        _deaf.update(set(multiprocessing.active_children()) - earlier)
+
+
+_deaf: "WeakSet[BaseProcess]" = WeakSet()
+
+
+@atexit.register  # later than multiprocessing's own, and so called before it
+def _kill_deaf() -> None:
+    for child in list(_deaf):
+        child.kill()
