@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gm_train.model.loops import cpu
+
 #: Elements of an array of scores that is worked on at a time on a CPU: about a dozen such arrays are in use.
 _SCORES_AT_A_TIME = 2**18
 #: Powers of 2 below this exponent count as zero. On many CPUs, products of numbers near the smallest that a type can
@@ -159,7 +161,7 @@ class _Scan:
         """Yield slices of rows and chunks, and whether they are the first of their rows, from the left or the right."""
         batch, n_chunks, heads, chunk = self.row.shape
         # A compiler would see each block anew.
-        whole = self.x.device.type != "cpu" or torch.compiler.is_compiling()
+        whole = not cpu.on_cpu(self.x) or torch.compiler.is_compiling()
         at_once = batch * n_chunks if whole else max(1, _SCORES_AT_A_TIME // (heads * chunk * chunk))
         n_rows, several = max(1, at_once // n_chunks), min(at_once, n_chunks)
         for r in range(0, batch, n_rows):

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gm_train.model.loops import cpu
 from gm_train.model.segments import Segments
 
 
@@ -41,8 +42,8 @@ class DepthwiseConv(nn.Module):
         Returns:
             The causal result and, if bidirectional, the mirrored one, each in the shape and type of x.
         """
-        if x.device.type == "cpu" and x.dtype == self.weight.dtype == torch.float32:
-            from gm_train.model.conv_loops import conv_silu_loops  # imported late: numba takes a second to import
+        if cpu.on_cpu(x) and x.dtype == self.weight.dtype == torch.float32:
+            from gm_train.model.loops.conv_loops import conv_silu_loops  # imported late: numba takes a second to import
 
             weight = self.weight.squeeze(1).T.flip(0)
             return tuple(conv_silu_loops(x, segments.reach, weight, self.bias, bidirectional))

@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gm_train.model.loops import cpu
+
 
 class RMSNorm(nn.Module):
     """RMSNorm over the last dimension, computed in the type of the weight."""
@@ -40,8 +42,10 @@ class GatedRMSNorm(RMSNorm):
         Returns:
             For each y, the result in its shape and type.
         """
-        if z.device.type == "cpu" and all(value.dtype == torch.float32 for value in (z, self.weight, *ys)):
-            from gm_train.model.norm_loops import gated_norm_loops  # imported late: numba takes a second to import
+        if cpu.on_cpu(z) and all(value.dtype == torch.float32 for value in (z, self.weight, *ys)):
+            from gm_train.model.loops.norm_loops import (
+                gated_norm_loops,  # imported late: numba takes a second to import
+            )
 
             return tuple(gated_norm_loops(z, list(ys), self.weight, self.eps)[:-1])
         gate = F.silu(z)

@@ -8,8 +8,8 @@ from gm_train.checkpoint.first_start import fix_rows_of_run
 from gm_train.config.check import ConfigError, rank_problems
 from gm_train.config.micro_rows import choose_micro_rows
 from gm_train.config.schema import Config
+from gm_train.model.kernels import scan_kernels
 from gm_train.plan.devices import ASSUMED_SHARE, DEVICES, ERROR, USABLE, Device
-from gm_train.plan.fake_kernels import kernels_are_known
 from gm_train.plan.model_size import ModelSize, model_size
 from gm_train.plan.rank_memory import RankMemory, logits_bytes, micro_batches, rank_memory
 from gm_train.plan.step_time import Measured, StepTime, modelled_time, scaled_time
@@ -158,7 +158,7 @@ def make_plan(
         why = "auto: the memory of a rank is not known here"
     micro_rows = choose_micro_rows(config, ranks.world_size)
     need = rank_memory(config, facts.vocabulary_size, strategy, ranks.world_size, micro_rows, on_gpu)
-    is_traced = not on_gpu or kernels_are_known()
+    is_traced = not on_gpu or scan_kernels.package_problem() is None
     time = None
     if measured is not None:
         time = scaled_time(measured, micro_rows * config.data.row_length)

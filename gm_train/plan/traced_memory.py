@@ -4,6 +4,7 @@ Nothing is computed and no memory is used: any machine can trace any size. Layer
 what each further layer adds.
 """
 
+import contextlib
 import functools
 import json
 from dataclasses import asdict, dataclass, replace
@@ -17,10 +18,11 @@ from data_shards.errors import DataError
 from gm_train.config.schema import Config, ModelConfig, TrainerConfig
 from gm_train.model.compile import prepare_blocks
 from gm_train.model.genemamba import GeneMamba
+from gm_train.model.kernels import scan_kernels
+from gm_train.model.kernels.fake_gpu import as_on_a_gpu, use_kernels
 from gm_train.model.segments import make_segments
 from gm_train.model.ssd import ssd
 from gm_train.objective.loss import computing_in
-from gm_train.plan.fake_kernels import kernels_are_known, use_kernels, without_launches
 
 _FEW_LAYERS = (1, 2)
 #: Chunks of the traced rows: memory depends on the tokens alone, and short rows take fewer operations.
@@ -49,8 +51,8 @@ def pass_memory(config: Config, vocabulary_size: int, micro_rows: int, on_gpu: b
         config: sizes, precision, activation checkpointing; `trainer.compile`, which saves some, is left out.
         vocabulary_size: number of tokens.
         micro_rows: rows of the micro-batch.
-        on_gpu: whether the kernels of a GPU compute. They are traced if `kernels_are_known`. Otherwise what mamba_ssm
-            keeps is counted by hand in place of what `ssd.py` keeps, and the result is too large: kernels that compute
+        on_gpu: whether the kernels of a GPU compute. They are traced where mamba_ssm is installed. Otherwise what
+            mamba_ssm keeps is counted by hand in place of what `ssd.py` keeps, and the result is too large: kernels that compute
             several operations at once keep less than PyTorch.
 
     Raises:
@@ -66,11 +68,11 @@ def pass_memory(config: Config, vocabulary_size: int, micro_rows: int, on_gpu: b
     rate = config.objective.target_rate
     n_targets = max(1, round(rate * shape[0] * shape[1]))
 
-    by_kernels = on_gpu and kernels_are_known()
+    by_kernels = on_gpu and scan_kernels.package_problem() is None
 
     def traced(n_layers: int) -> PassMemory:
         sizes = _frozen(replace(model, n_layers=n_layers))
-        return _traced(sizes, _frozen(trainer), vocabulary_size, shape, n_targets, by_kernels)
+        return _traced(sizes, _frozen(trainer), vocabulary_size, shape, n_targets, on_gpu, by_kernels)
 
     few, more = _FEW_LAYERS
     if model.n_layers <= more:
@@ -98,10 +100,16 @@ def _frozen(settings: ModelConfig | TrainerConfig) -> str:
 
 @functools.lru_cache
 def _traced(
-    model: str, trainer: str, vocabulary_size: int, shape: tuple[int, int], n_targets: int, by_kernels: bool
+    model: str,
+    trainer: str,
+    vocabulary_size: int,
+    shape: tuple[int, int],
+    n_targets: int,
+    on_gpu: bool,
+    by_kernels: bool,
 ) -> PassMemory:
     settings = TrainerConfig(**json.loads(trainer))
-    with FakeTensorMode(), without_launches():
+    with FakeTensorMode(), as_on_a_gpu() if on_gpu else contextlib.nullcontext():
         built = GeneMamba(ModelConfig(**json.loads(model)), vocabulary_size)
         if by_kernels:
             use_kernels(built)

@@ -1,6 +1,9 @@
 """A sanity check: time one Mamba-2 layer of the package `transformers` and one of ours, forward and backward."""
 
+import contextlib
 import importlib.util
+import sys
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -69,11 +72,27 @@ class LayerRunner:
         return {"peak_memory": self._memory.added(), "parameters": parameters}
 
 
+@contextlib.contextmanager
+def _hidden(package: str) -> Iterator[None]:
+    """Let imports inside the block find that a package is missing."""
+    before = sys.modules.get(package)
+    sys.modules[package] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[package]
+        if before is not None:
+            sys.modules[package] = before
+
+
 def _theirs(model: ModelConfig, chunk: int) -> torch.nn.Module:
     # Imported late: the package is optional.
     from transformers.models.mamba2.configuration_mamba2 import Mamba2Config
-    from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer as Theirs
     from transformers.utils import logging
+
+    # Where mamba_ssm has been imported before, it would call a fused kernel that asks for causal-conv1d too.
+    with _hidden("mamba_ssm"):
+        from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer as Theirs
 
     # Silence the warning that its compiled kernels are missing; the report names what runs.
     be_quiet: Any = logging.set_verbosity_error

@@ -1,17 +1,16 @@
 """Count the kernels that a computation launches, and the bytes that they move, on fake tensors: nothing is computed."""
 
-import importlib.util
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch._library.custom_ops import OPDEFS
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+
+from gm_train.model.kernels.fake_gpu import as_on_a_gpu
 
 #: Operations that only write their first argument.
 _FILL = ("copy_", "fill_", "zero_")
@@ -87,37 +86,9 @@ class LaunchCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _record(self, name: str, arrays: Iterable[Tensor]) -> None:
         self.launches.append(Launch(self.part, self.backward, name, sum(map(_bytes, arrays)), self._operation))
 
-    @contextmanager
-    def counting_triton(self) -> Iterator[None]:
-        """Record the launches of Triton kernels inside the block instead of compiling and running the kernels.
-
-        A kernel that is tuned counts with its first configuration.
-        """
-        if importlib.util.find_spec("triton") is None:
-            yield  # nothing can launch a kernel
-            return
-        from triton.runtime.autotuner import Autotuner, Heuristics
-        from triton.runtime.jit import JITFunction
-
-        def launch(kernel: Any, *args: Any, **kwargs: Any) -> None:
-            names = tuple(kernel.arg_names)
-            values = dict(zip(names, args, strict=False)) | kwargs
-            if isinstance(kernel, Autotuner):
-                kernel.best_config = kernel.configs[0]
-                if kernel.best_config.pre_hook is not None:
-                    kernel.best_config.pre_hook(values)
-            arrays = {id(array): array for array in values.values() if isinstance(array, Tensor)}
-            self._record(getattr(kernel.fn, "__name__", "kernel"), arrays.values())
-
-        # A fake tensor stands for one on a GPU, whose index the wrappers of kernels pass on.
-        with (
-            _replaced(JITFunction, "run", launch),
-            _replaced(Autotuner, "run", launch),
-            _replaced(Heuristics, "run", launch),
-            _replaced(torch.cuda, "device", nullcontext),
-            _replaced(torch.cuda, "get_device_properties", lambda device: _DEVICE),
-        ):
-            yield
+    def as_on_a_gpu(self) -> AbstractContextManager[None]:
+        """Compute as on a GPU inside the block; the launches of Triton kernels are recorded and not made."""
+        return as_on_a_gpu(self._record)
 
     @contextmanager
     def in_backward(self, nodes: Iterable[tuple[Any, str]], otherwise: str) -> Iterator[None]:
@@ -144,20 +115,6 @@ class LaunchCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.backward = False
             for handle in handles:
                 handle.remove()
-
-
-#: What wrappers of kernels ask of a device: an H200's number of multiprocessors.
-_DEVICE = SimpleNamespace(multi_processor_count=132)
-
-
-@contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
-    before = getattr(owner, name)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        setattr(owner, name, before)
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -17,6 +17,7 @@ from gm_train.bench.traffic.launch_counter import Launch, LaunchCounter
 from gm_train.config.parts import load_part
 from gm_train.config.schema import ModelConfig
 from gm_train.model.kernels import scan_kernels
+from gm_train.model.kernels.fake_gpu import use_kernels
 from gm_train.model.layers import MambaLayer
 from gm_train.model.mixer import Mamba2Mixer
 from gm_train.model.segments import make_segments
@@ -95,12 +96,12 @@ def layer_launches(model: ModelConfig, tokens: int, precision: str, kernel: str)
         aggregation = load_part("model.aggregation", model.aggregation)(model.d_model) if layer.bidirectional else None
         mixer = layer.mixer
         assert isinstance(mixer, Mamba2Mixer)
-        layer.kernels_on = mixer.package_devices = ("cpu",) if kernel == "mamba_ssm" else ()
+        use_kernels(layer, kernel == "mamba_ssm")
         x = torch.empty(rows, length, model.d_model, requires_grad=True)
         segments = make_segments(torch.ones(rows, length, dtype=torch.int64), model.chunk, model.d_conv)
         counter = LaunchCounter()
         parts = _Parts(counter, _modules(layer, mixer, aggregation))
-        with counter, counter.counting_triton():
+        with counter, counter.as_on_a_gpu():
             with computing_in(precision, _CPU), parts:
                 out = layer(x, segments, aggregation)
             parts.claim(out, "gate")  # the residual connection of a layer without aggregation

@@ -175,8 +175,9 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
     if grad is None:
         return None, None, None, None
-    d_x, d_both, d_weight, d_bias = gate_backward(grad, *ctx.saved_tensors)
-    return d_x, d_both, d_weight, d_bias.to(ctx.saved_tensors[2].dtype)
+    saved = ctx.saved_tensors  # activation checkpointing lets it be read only once
+    d_x, d_both, d_weight, d_bias = gate_backward(grad, *saved)
+    return d_x, d_both, d_weight, d_bias.to(saved[2].dtype)
 
 
 gate.register_autograd(_backward, setup_context=_keep)

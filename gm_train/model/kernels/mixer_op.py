@@ -133,10 +133,11 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None
 
 
 def _backward(ctx: Any, grad: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    parameters = ctx.saved_tensors[2:8]
     if grad is None:
         return (None,) * 11
-    d_columns, of_conv, of_scan, d_weight = mix_backward(grad, *ctx.saved_tensors, ctx.eps)
+    saved = ctx.saved_tensors  # activation checkpointing lets it be read only once
+    parameters = saved[2:8]
+    d_columns, of_conv, of_scan, d_weight = mix_backward(grad, *saved, ctx.eps)
     d_A_log, d_dt_bias, d_D = of_scan.unbind(0)
     d_taps = of_conv[:-1].T.contiguous().unsqueeze(1)
     made = (d_taps, of_conv[-1], d_dt_bias, d_A_log, d_D, d_weight)

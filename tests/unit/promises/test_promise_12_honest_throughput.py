@@ -1,5 +1,6 @@
 """Promise 12: FLOPs by a formula that agrees with PyTorch's counter, real tokens, and a baseline of equal size."""
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -43,8 +44,14 @@ def _attention_backward(grad: Any, q: Any, k: Any, v: Any, *args: Any, **kwargs:
     return 2 * _attention(q, k, v)
 
 
-# The counter does not know the CPU's kernel.
+def _adding(total: Any, one: Any, other: Any, *args: Any, **kwargs: Any) -> int:
+    return 2 * math.prod(one) * int(other[-1])
+
+
+# The counter knows neither the CPU's kernel nor products that add in place.
 KERNELS = {
+    torch.ops.aten.addmm_: _adding,
+    torch.ops.aten.baddbmm_: _adding,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _attention_backward,
 }

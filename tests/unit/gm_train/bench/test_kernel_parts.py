@@ -5,10 +5,10 @@ import os
 
 import pytest
 import torch
-from gm_train.bench.model.launch_counter import LaunchCounter
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gm_train.bench.model.kernel_parts import kernel_parts
+from gm_train.bench.traffic.launch_counter import LaunchCounter
 from gm_train.config.schema import ModelConfig
 from gm_train.model.mixer import Mamba2Mixer
 from gm_train.model.segments import make_segments
@@ -26,7 +26,7 @@ def test_a_part_launches_its_own_kernels(arch: str, aggregation: str) -> None:
         columns = torch.empty(2, 300, mixer.in_proj.out_features, dtype=torch.bfloat16)
         cells = make_segments(torch.ones(2, 300, dtype=torch.int64), 64, 4).cells[: 4 if arch == "bimamba" else 2]
         counter = LaunchCounter()
-        with counter, counter.counting_triton():
+        with counter, counter.as_on_a_gpu():
             parts = kernel_parts(mixer, columns, cells)
             launched = {}
             for name, run in parts.items():

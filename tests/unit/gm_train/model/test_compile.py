@@ -98,6 +98,7 @@ def one_rank() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("one_rank")
+@torch._dynamo.config.patch(optimize_ddp=True)
 def test_a_block_of_real_size_stays_whole_under_ddp(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its weights fill more than the first bucket of gradients, at which the compiler would cut it."""
     compile_, compiled = torch.compile, []
@@ -107,7 +108,6 @@ def test_a_block_of_real_size_stays_whole_under_ddp(monkeypatch: pytest.MonkeyPa
         return graph.forward
 
     monkeypatch.setattr(torch, "compile", lambda forward, dynamic: compile_(forward, backend=backend, dynamic=dynamic))
-    monkeypatch.setattr(torch._dynamo.config, "optimize_ddp", True)
     model = random_model(small_config(d_model=512, head_dim=64, n_layers=2), seed=0, dtype=torch.float32)
     model.output.requires_grad_(False)
     torch._dynamo.reset()

@@ -16,11 +16,11 @@ from gm_train.config.check import ConfigError
 from gm_train.config.load import load_config
 from gm_train.config.schema import Config
 from gm_train.model.genemamba import GeneMamba
+from gm_train.model.kernels import scan_kernels
+from gm_train.model.kernels.fake_gpu import as_on_a_gpu, use_kernels
 from gm_train.objective.loss import computing_in
-from gm_train.plan import fake_kernels
 from gm_train.plan.advice import refuse_too_large, tight
 from gm_train.plan.devices import DEVICES, device_of_cluster, known_device
-from gm_train.plan.fake_kernels import use_kernels, without_launches
 from gm_train.plan.make_plan import Plan, make_plan
 from gm_train.plan.rank_memory import rank_memory
 from gm_train.plan.render_plan import render_plan, summary
@@ -59,7 +59,7 @@ def test_the_kernels_of_a_gpu_keep_what_autograd_saves(words: list[str]) -> None
             kept[tensor.untyped_storage()._cdata] = tensor.untyped_storage().nbytes()
             return tensor
 
-        with FakeTensorMode(), without_launches():
+        with FakeTensorMode(), as_on_a_gpu():
             model = GeneMamba(replace(config.model, n_layers=n_layers), 1000)
             use_kernels(model)
             ids = torch.zeros((rows, length), dtype=torch.int64)
@@ -84,7 +84,7 @@ def test_without_the_kernels_a_plan_counts_more_and_refuses_nothing(monkeypatch:
     exact = planned(*words)
     assert exact.is_traced
     assert exact.cannot_fit
-    monkeypatch.setattr(fake_kernels, "package_problem", lambda: "is not installed")
+    monkeypatch.setattr(scan_kernels, "package_problem", lambda: "is not installed")
     by_hand = planned(*words)
     assert by_hand.memory.total > exact.memory.total
     refuse_too_large(by_hand)

@@ -95,6 +95,7 @@ def micro_batch(first: bool, last: bool) -> MicroBatch:
         positions + 2,
         torch.zeros(CELLS, DRAWN, dtype=torch.int64, device=GPU),
         torch.ones(CELLS, DRAWN, DRAWN, dtype=torch.bool, device=GPU),
+        1,
         info,
         first,
         last,

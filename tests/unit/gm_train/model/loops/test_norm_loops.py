@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from gm_train.model.loops.norm_loops import TOKENS, gated_norm_loops
 from gm_train.model.norm import GatedRMSNorm
-from gm_train.model.norm_loops import TOKENS, gated_norm_loops
 from tests.support.small_models import relative_error
 
 

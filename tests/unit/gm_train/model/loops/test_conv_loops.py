@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gm_train.model.conv import DepthwiseConv
-from gm_train.model.conv_loops import TOKENS, conv_silu_loops
+from gm_train.model.loops.conv_loops import TOKENS, conv_silu_loops
 from gm_train.model.segments import make_segments
 from tests.support.small_models import relative_error
 
