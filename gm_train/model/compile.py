@@ -16,8 +16,9 @@ from gm_train.model.genemamba import GeneMamba
 def prepare_blocks(model: GeneMamba, trainer: TrainerConfig) -> None:
     """Compile each block, and recompute its activations in the backward pass, as `trainer` says.
 
-    Only the blocks' `forward` is replaced, so parameters keep their names, and the hooks with which a sharded strategy
-    gathers a block's weights run outside of it. Blocks share their compiled code.
+    Only the blocks' `forward` is replaced, so parameters keep their names, and the hooks with which FSDP2 gathers a
+    block's weights run outside of it. DeepSpeed's gather those of a block's parts within it, where the compiler stops.
+    Blocks share their compiled code.
 
     Args:
         model: the model, not yet sharded.

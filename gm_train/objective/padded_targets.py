@@ -12,6 +12,7 @@ import torch
 from gm_train.config.parts import load_part
 from gm_train.objective.batches import MicroBatch
 from gm_train.objective.recipe import Objective, Recipe
+from gm_train.objective.token_loss import token_loss
 
 #: The cap of masked genes lies so many standard deviations above their mean number: one batch in 10^9 has more.
 _DEVIATIONS = 6
@@ -40,7 +41,7 @@ def padded_targets(batch: MicroBatch, recipe: Recipe) -> MicroBatch:
         recipe: what made it.
     """
     language: Objective = load_part("objective.language", recipe.objective.language)
-    if recipe.cell_classes is not None or language.divide is not None:
+    if recipe.cell_classes is not None or language.loss is not token_loss:
         return batch
     n_slots, n = batch.input_ids.numel(), len(batch.targets)
     cap = most_targets(recipe, n_slots)

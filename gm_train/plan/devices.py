@@ -6,9 +6,9 @@ from dataclasses import dataclass, replace
 from gm_train.config.schema import ClusterConfig
 
 #: Share of the roofline that a step is assumed to reach; it was not measured. At 24 x 512 in bf16 the roofline of an
-#: H200's data sheet is 1.27 million tokens a second. The bytes and launches of today's kernels, counted, give 0.15 to
-#: 0.19.
-ASSUMED_SHARE = 0.13
+#: H200's data sheet is 1.27 million tokens a second. What the layers move, counted (`gm-train bench model --traffic`),
+#: allows at most 0.9 million, if nothing else takes time. A plan assumes half of that.
+ASSUMED_SHARE = 0.35
 #: Share of a device's memory that a run may fill; the rest is the CUDA context and gaps between allocations.
 USABLE = 0.92
 #: Share by which a planned memory may be wrong: what the comparison with real steps on CPUs allows

@@ -52,8 +52,8 @@ def pass_memory(config: Config, vocabulary_size: int, micro_rows: int, on_gpu: b
         vocabulary_size: number of tokens.
         micro_rows: rows of the micro-batch.
         on_gpu: whether the kernels of a GPU compute. They are traced where mamba_ssm is installed. Otherwise what
-            mamba_ssm keeps is counted by hand in place of what `ssd.py` keeps, and the result is too large: kernels that compute
-            several operations at once keep less than PyTorch.
+            mamba_ssm keeps is counted by hand in place of what `ssd.py` keeps, and the result is too large: kernels
+            that compute several operations at once keep less than PyTorch.
 
     Raises:
         DataError: the model is a transformer.

@@ -18,7 +18,8 @@ _EVERY_S = 1.0
 class RecordWriter:
     """Writes records, as long as this start holds the lock of the run directory.
 
-    Rows of `metrics.jsonl` wait for at most a second, and `flush` writes them; other records are written at once.
+    Rows of `metrics.jsonl` wait until one comes a second or more after the last write, or until `flush`. Other records
+    are written at once.
 
     Args:
         directory: the run directory.
@@ -56,8 +57,8 @@ class RecordWriter:
             DataError: another start has taken over, or the disk is full or cannot be written.
         """
         if self._waiting:
+            self._write(METRICS, self._waiting)
             rows, self._waiting = self._waiting, []
-            self._write(METRICS, rows)
             self._written = time.monotonic()
             for row in rows:
                 for logger in self._loggers:

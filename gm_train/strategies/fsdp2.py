@@ -51,4 +51,5 @@ def shard_layers(model: GeneMamba, mesh: DeviceMesh) -> None:
     # A gate that all layers share stays in the root's group: it is gathered once a pass, not once a layer.
     fully_shard(model, mesh=mesh)
     register_fsdp_forward_method(model, "language_loss")
+    register_fsdp_forward_method(model, "missing_loss")
     register_fsdp_forward_method(model, "class_logits")

@@ -41,10 +41,12 @@ class Steps:
     Attributes:
         form: the format of the state that `save` writes, as recorded in a checkpoint.
         shards_weights: whether a rank holds only a part of the weights.
+        may_compile: whether blocks can be one graph each, so that they are compiled on GPUs unless a setting says no.
     """
 
     form = BY_NAME
     shards_weights = False
+    may_compile = True
 
     def __init__(self, ranks: Ranks, clip: float) -> None:
         raise TypeError(f"{type(self).__name__} must define __init__ and call that of its Lightning strategy")

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from gm_train.checkpoint.find import BY_NAME, Checkpoint, load_whole
 from gm_train.model.genemamba import GeneMamba
+from gm_train.model.mixer import Mamba2Mixer
 from gm_train.ranks.ranks import Ranks
 from gm_train.strategies.steps import BYTES_PER_PARAMETER, Steps, all_finite
 
@@ -95,9 +96,14 @@ class Zero(Steps, DeepSpeedStrategy):
     # Steps -----------------------------------------------------------------------------------------------------------
 
     def shard(self, model: GeneMamba) -> None:
-        """Tell stage 3 about the weight that the output layer shares with the embedding."""
-        if self.stage == 3 and model.output.weight is None:
-            # Stage 3 gathers the parameters that a module owns; the tied output layer uses one of the embedding's.
+        """Tell stage 3 which parameters a module uses that are not its own."""
+        if self.stage != 3:
+            return
+        # The kernels of a mixer read the parameters of its parts, whose own forward they do not call.
+        for mixer in (module for module in model.modules() if isinstance(module, Mamba2Mixer)):
+            for parameter in (mixer.conv1d.weight, mixer.conv1d.bias, mixer.norm.weight):
+                deepspeed.zero.register_external_parameter(mixer, parameter)
+        if model.output.weight is None:  # the tied output layer uses the embedding's
             deepspeed.zero.register_external_parameter(model.output, model.embedding.weight)
 
     @contextlib.contextmanager
@@ -203,3 +209,4 @@ class Zero3(Zero):
     stage = 3
     form = "zero3"
     shards_weights = True
+    may_compile = False  # weights are gathered by code within a block

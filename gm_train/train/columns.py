@@ -1,6 +1,5 @@
 """The columns of `metrics.jsonl`, one row per optimizer step. To add a column, list it here."""
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,20 +9,31 @@ from gm_train.train.step_module import StepResult
 
 
 @dataclass(frozen=True)
-class FinishedStep:
-    """An optimizer step that has just ended.
+class EndedStep:
+    """An optimizer step that has ended on rank 0; a GPU may still compute.
 
     Attributes:
         position: the run's position after the step.
-        result: losses, gradient norm and counts over all ranks.
-        seconds: wall-clock time of the step, without validation and checkpoints.
+        seconds: wall-clock time of rank 0's step, without validation and checkpoints.
         loader_s: seconds of it that rank 0 waited for its loader.
+        time: when it ended, in seconds since 1970.
     """
 
     position: Position
-    result: StepResult
     seconds: float
     loader_s: float
+    time: float
+
+
+@dataclass(frozen=True)
+class FinishedStep(EndedStep):
+    """An optimizer step whose result is known.
+
+    Attributes:
+        result: losses, gradient norm and counts over all ranks.
+    """
+
+    result: StepResult
 
 
 #: Name of each column, and the function that returns its value. JSON has no NaN: such numbers are written as null.
@@ -41,5 +51,5 @@ COLUMNS: dict[str, Callable[[FinishedStep], Any]] = {
     "tokens": lambda step: step.result.info.n_tokens,
     "fill": lambda step: step.result.info.n_tokens / step.result.info.n_slots,
     "sample_hash": lambda step: f"{step.result.info.sample_hash:016x}",
-    "time": lambda step: time.time(),
+    "time": lambda step: step.time,
 }

@@ -26,7 +26,7 @@ from gm_train.run.record_writer import RecordWriter
 from gm_train.run.records import QUARANTINE, SKIPPED, read_rows
 from gm_train.train.bad_steps import BadSteps
 from gm_train.train.callbacks import StepCallbacks
-from gm_train.train.columns import COLUMNS, FinishedStep
+from gm_train.train.columns import COLUMNS, EndedStep, FinishedStep
 from gm_train.train.patience import Patience
 from gm_train.train.step_module import StepModule, StepResult
 from gm_train.train.validation import Validation, validate
@@ -94,8 +94,8 @@ class Recorder(L.Callback):
         self._bar: Progress | None = None
         self._clock = time.perf_counter()
         self._waited_s = 0.0
-        # The last step, while its result is not known: its position, its seconds, and those of the loader.
-        self._ended: tuple[Position, float, float] | None = None
+        # The last step, while its result is not known.
+        self._ended: EndedStep | None = None
 
     # Lightning's hooks -----------------------------------------------------------------------------------------------
 
@@ -145,7 +145,7 @@ class Recorder(L.Callback):
         seconds = time.perf_counter() - self._clock
         waited_s = self._batches.waited_s
         loader_s, self._waited_s = waited_s - self._waited_s, waited_s
-        self._ended = replace(self.position), seconds, loader_s
+        self._ended = EndedStep(replace(self.position), seconds, loader_s, time.time())
         if result is not None:
             self._record(trainer, result)
         self._quarantine(module.info.damaged, self._batches.data)
@@ -186,7 +186,9 @@ class Recorder(L.Callback):
             with contextlib.suppress(DataError, RuntimeError):
                 result = module.own_result()
                 if result is not None and not result.finite and self._ended is not None:
-                    self._skipped(self._row(result, *self._ended))
+                    row = self._row(result, self._ended)
+                    # Losses are sums over all ranks.
+                    self._skipped(row if self._ranks.world_size == 1 else row | {"loss": None})
 
     # Steps ------------------------------------------------------------------------------------------------------------
 
@@ -209,7 +211,7 @@ class Recorder(L.Callback):
     def _record(self, trainer: L.Trainer, result: StepResult) -> None:
         """Record the step that `_ended`."""
         assert self._ended is not None
-        row = self._row(result, *self._ended)
+        row = self._row(result, self._ended)
         self._ended = None
         self._callbacks.measured(trainer, {key: row[key] for key in row if isinstance(row[key], int | float)})
         if result.finite:
@@ -222,8 +224,8 @@ class Recorder(L.Callback):
             self._append_metrics(row)
             self._show(result, row["tokens_per_s"])
 
-    def _row(self, result: StepResult, position: Position, seconds: float, loader_s: float) -> dict[str, Any]:
-        finished = FinishedStep(position, result, seconds, loader_s)
+    def _row(self, result: StepResult, ended: EndedStep) -> dict[str, Any]:
+        finished = FinishedStep(**vars(ended), result=result)
         row = {name: value(finished) for name, value in COLUMNS.items()}
         if self._about.classes is not None:
             del row["l_lang"], row["l_pathway"]  # the loss has one part
@@ -283,6 +285,8 @@ class Recorder(L.Callback):
 
     def _validate(self, trainer: L.Trainer, module: StepModule) -> bool:
         """Validate. Returns whether the run has a patience and this is its best validation."""
+        if self._writer is not None:
+            self._writer.flush()  # a validation may take minutes
         batches = self._ranks.together(self._batches.validation_batches)
         if not batches:
             return False

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
@@ -92,7 +92,10 @@ class StepModule(GeneMambaModule):
 
     def configure_model(self) -> None:
         """Prepare the blocks (compilation, for example) and shard the model."""
-        prepare_blocks(self.model, self.config.trainer)
+        trainer = self.config.trainer
+        if trainer.compile is None and not self.steps.may_compile:
+            trainer = replace(trainer, compile=False)
+        prepare_blocks(self.model, trainer)
         self.steps.shard(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -126,8 +126,8 @@ def test_promise_06_asked_to_leave_and_back(start: Launch, undisturbed: Path, tm
 @pytest.mark.slow
 def test_promise_06_the_time_limit(slurm: Slurm, start: Launch, undisturbed: Path) -> None:
     """SLURM itself sends USR1 to all processes of the ranks, including loader workers."""
-    # USR1 comes 30 to 60 s after the start. The next start may get it, too; then there is a third one.
-    job = start("cluster.time=2", "cluster.signal_seconds=60", "data.workers=1")
+    # USR1 comes 90 to 120 s after the start. The next start may get it, too; then there is a third one.
+    job = start("cluster.time=3", "cluster.signal_seconds=60", "data.workers=1")
     job.wait_for_step(3)
     step = job.halt()  # so that the job does not finish first; SLURM wakes the ranks before it signals them
     job.wait_for_requeue(1)

@@ -20,7 +20,8 @@ def in_threads(work: Callable[[int, int], None], n: int) -> None:
     """
     threads = max(1, min(torch.get_num_threads(), n))
     cuts = [n * i // threads for i in range(threads + 1)]
-    others = [_pool(os.getpid(), threads - 1).submit(work, *cuts[i : i + 2]) for i in range(1, threads)]
+    pool = _pool(os.getpid(), torch.get_num_threads())
+    others = [pool.submit(work, *cuts[i : i + 2]) for i in range(1, threads)]
     work(0, cuts[1])
     for other in others:
         other.result()
