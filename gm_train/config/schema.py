@@ -123,9 +123,7 @@ class TrainerConfig:
     devices: int | None = None  # ranks on a node; None: as many as the launcher started, 1 without a launcher
     num_nodes: int | None = None  # nodes; None: as many as the launcher uses
     precision: str = "fp32"  # fp32 | bf16 (compute; parameters and decay stay fp32)
-    compile: bool | None = (
-        None  # compile each block, for a minute or more; None: on GPUs with mamba_ssm, but not zero3
-    )
+    compile: bool | None = None  # compile each block, for a minute or more; None: on GPUs with mamba_ssm, but not zero3
     activation_checkpointing: bool = False  # keep only each block's input; compute the rest again for the gradient
     validate_every_steps: int = 1000  # steps between two validations; 0: never
     validation_cells: int = 2048  # at most so many held-out cells in a validation

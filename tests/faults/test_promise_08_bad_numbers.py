@@ -20,9 +20,9 @@ def poison(monkeypatch: pytest.MonkeyPatch, bad: set[int], value: float = float(
     real = module.loss_sums
     calls = -1
 
-    def poisoned(model, batch, temperature):  # type: ignore[no-untyped-def]
+    def poisoned(model, batch, objective):  # type: ignore[no-untyped-def]
         nonlocal calls
-        lang, pathway = real(model, batch, temperature)
+        lang, pathway = real(model, batch, objective)
         if torch.is_grad_enabled():
             calls += 1
             if calls in bad:

@@ -15,9 +15,9 @@ def _poison(values: dict[int, float]) -> None:
 
     real, calls = module.loss_sums, -1
 
-    def poisoned(model: Any, batch: Any, temperature: float) -> Any:
+    def poisoned(model: Any, batch: Any, objective: Any) -> Any:
         nonlocal calls
-        lang, pathway = real(model, batch, temperature)
+        lang, pathway = real(model, batch, objective)
         if torch.is_grad_enabled():
             calls += 1
             if calls in values:

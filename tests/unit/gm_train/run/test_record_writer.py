@@ -65,3 +65,18 @@ def test_nothing_is_written_after_another_start_has_taken_over(tmp_path: Path) -
         writer.give_up()
     assert steps(tmp_path) == logger.steps == [1]
     assert not (tmp_path / SKIPPED).exists()
+
+
+def test_rows_that_could_not_be_written_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with locked(tmp_path) as lock:
+        writer, logger = writer_of(tmp_path, lock)
+        with monkeypatch.context() as full:
+            full.setattr(record_writer, "append_rows", lambda path, rows: _raise(DataError("the disk is full")))
+            with pytest.raises(DataError, match="the disk is full"):
+                writer.append_metrics({"step": 1})
+        writer.give_up()
+    assert steps(tmp_path) == logger.steps == [1]
+
+
+def _raise(error: Exception) -> None:
+    raise error

@@ -1,6 +1,8 @@
 """The run directory: it has one writer, and its records survive a kill."""
 
 import multiprocessing
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -59,4 +61,30 @@ def test_an_incomplete_line_is_dropped_before_rows_are_appended(tmp_path: Path) 
     repair_rows(path)
     for step in (2, 3):
         append_rows(path, [{"step": step}])
+    assert [row["step"] for row in read_rows(path)] == [1, 2, 3]
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+from data_shards.errors import DataError
+from gm_train.run.records import append_rows
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+path = Path(sys.argv[1])
+append_rows(path, [{"step": 1}])
+size = path.stat().st_size + 7  # a part of a row fits
+resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+try:
+    append_rows(path, [{"step": 2}, {"step": 3}])
+except DataError as error:
+    print(error)
+resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+append_rows(path, [{"step": 2}, {"step": 3}])
+"""
+
+
+def test_a_disk_that_is_full_for_a_while_damages_no_row(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, check=True)
+    assert f"{path}: cannot be written" in done.stdout
     assert [row["step"] for row in read_rows(path)] == [1, 2, 3]
