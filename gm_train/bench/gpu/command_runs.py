@@ -9,6 +9,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from data_shards.errors import DataError
 from gm_train.bench.gpu.gpu_cells import ATLAS, FEW
 from gm_train.bench.gpu.gpu_plan import TRAINED
 from gm_train.bench.gpu.scene import Row, Scene
@@ -36,22 +37,32 @@ def run_commands(scene: Scene) -> None:
                 scene.command, "embed", checkpoint, cells / source, out, "--precision", precision, on_cpu=name == "cpu"
             )
         for name, (_, precision) in embeddings.items():
-            text, seconds = running[name].result()
+            try:
+                text, seconds = running[name].result()
+            except DataError as error:
+                results["problems"].append(f"embed ({name}): {error}")
+                scene.keep(results)
+                continue
             vectors[name] = read_vectors(scene.out / f"embedded-{name}.h5ad")
             rate = next((line for line in text.splitlines() if "cells/s" in line), "")
             results[f"embed_{name}"] = {"seconds": seconds, "precision": precision, "rate": rate}
             scene.keep(results)
-        expected = vectors["cpu"]
-        results["embed_off"] = relative_norm(vectors["device"][: len(expected)], expected)
-        if not results["embed_off"] < LIMIT:
-            results["problems"].append(
-                f"embed: the vectors are off by {results['embed_off']:.1e}, more than {LIMIT:.0e}"
-            )
-        scene.keep(results)
-        _, seconds = scores.result()
-        results["eval"] = read_scores(json.loads((evaluated / "eval.json").read_text()), seconds)
-        if not results["eval"]["finite"]:
-            results["problems"].append("eval: a score is not finite")
+        if len(vectors) == len(embeddings):
+            expected = vectors["cpu"]
+            results["embed_off"] = relative_norm(vectors["device"][: len(expected)], expected)
+            if not results["embed_off"] < LIMIT:
+                results["problems"].append(
+                    f"embed: the vectors are off by {results['embed_off']:.1e}, more than {LIMIT:.0e}"
+                )
+            scene.keep(results)
+        try:
+            _, seconds = scores.result()
+        except DataError as error:
+            results["problems"].append(f"eval: {error}")
+        else:
+            results["eval"] = read_scores(json.loads((evaluated / "eval.json").read_text()), seconds)
+            if not results["eval"]["finite"]:
+                results["problems"].append("eval: a score is not finite")
         scene.keep(results)
 
 
