@@ -118,8 +118,19 @@ def _notes(results: Row) -> list[str]:
         + ", ".join(f"strength {t['strength']:g} on {ranks} ranks" for ranks, t in results["order_control"].items())
         + " (0 means plain frequency).",
     ]
-    if what := {"next_token": "next tokens", "missing": "missing genes"}.get(results["model"]["language"]):
+    notes.append(
+        f"Of a cell divided for the missing genes, {results['shown_rate']:.0%} of the genes are shown on average. "
+        "Cross-entropy is over all genes that are not shown. PCA and nearest neighbours see the expression of the "
+        "shown genes, of which the model sees the order; they were tuned on training cells."
+    )
+    language = results["model"]["language"]
+    if what := {"next_token": "next tokens", "missing": "missing genes"}.get(language):
         notes.append(f"The model was trained on {what}, never on masked ones: its masked-gene scores mean little.")
+    if language != "missing":
+        notes.append(
+            "The model was not trained to name missing genes from its pooled state: its missing-gene scores mean "
+            "little."
+        )
     if results["model"]["label"]:
         notes.append(
             f"The model was fine-tuned for {results['model']['label']!r}; its output layer was not trained with it, so "

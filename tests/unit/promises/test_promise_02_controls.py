@@ -20,9 +20,8 @@ from gm_train.evaluation.cells import EvaluationCells, read_cells
 from gm_train.evaluation.figures import RANKS
 from gm_train.evaluation.frequency_controls import BIN_SMOOTHING, RANK_BINS, Frequency, FrequencyByRank
 from gm_train.evaluation.masked_genes import MaskedCells, Predictor, score_masked
-from gm_train.evaluation.masked_task import MaskedGenesTask
 from gm_train.evaluation.order_control import NEIGHBOURS, OrderControl
-from gm_train.evaluation.probe_task import ProbeTask
+from gm_train.evaluation.tasks import TASKS
 from tests.support.evaluation_cases import VOCABULARY, answers, mask, ragged, random_cells
 from tests.unit.gm_train.evaluation.test_score_table import make_results
 
@@ -169,7 +168,7 @@ def test_hidden_positions_depend_on_the_seed_and_the_cell_alone(pbmc: tuple[Eval
 @pytest.mark.parametrize("ranks", RANKS)
 @pytest.mark.parametrize(
     ("kind", "control"),
-    [("masked", name) for name in MaskedGenesTask.controls] + [("probes", name) for name in ProbeTask.controls],
+    [(task.key, name) for task in TASKS for name in task.controls],
 )
 def test_a_table_without_a_control_fails(kind: str, control: str, ranks: str) -> None:
     results = make_results()

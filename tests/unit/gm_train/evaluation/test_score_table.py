@@ -7,6 +7,7 @@ import pytest
 from gm_train.evaluation import score_table
 from gm_train.evaluation.figures import RANKS, figure
 from gm_train.evaluation.masked_task import MaskedGenesTask
+from gm_train.evaluation.missing_task import MissingGenesTask
 from gm_train.evaluation.probe_task import ProbeTask
 
 
@@ -32,6 +33,11 @@ def make_results() -> dict[str, Any]:
             for ranks, values in entropy.items()
             for name, value in zip(names, values, strict=True)
         ],
+        "missing": [
+            {"ranks": ranks, "scored": name, "cross_entropy": figure([value]), "found": figure([10 * value, 9 * value])}
+            for ranks in RANKS
+            for name, value in zip(("model", *MissingGenesTask.controls), (5.0, 6.0, 4.0, 7.0, 8.0), strict=True)
+        ],
         "probes": [
             {
                 "ranks": ranks,
@@ -51,12 +57,13 @@ def test_a_figure_is_mean_and_sample_deviation() -> None:
 
 
 def test_verdicts_name_the_controls_that_win() -> None:
-    plain, dithered, *probes = score_table.verdicts(make_results())
+    plain, dithered, missing, _, *probes = score_table.verdicts(make_results())
     assert "beats frequency by rank (5.21), frequency (5.81), random weights (6.81); loses to order control" in plain
     assert "neighbouring genes alone could explain its score" in plain
     assert "beats order control" in dithered
     assert "Neighbouring genes reveal almost nothing here" in dithered
     assert "trained on plain ranks" in dithered
+    assert "beats PCA (6.00), frequency (7.00), random weights (8.00); loses to nearest neighbours (4.00)" in missing
     assert all("beats random weights (50.0); loses to PCA (82.0)" in sentence for sentence in probes)
 
 
@@ -65,7 +72,7 @@ def test_differences_within_the_noise_count_as_level() -> None:
     for row in results["probes"]:
         if row["scored"] == "PCA":
             row["linear_accuracy"] = figure([61.0, 63.5])
-    assert "is level with PCA" in score_table.verdicts(results)[2]
+    assert "is level with PCA" in score_table.verdicts(results)[4]
 
 
 def test_a_model_that_beats_the_order_control_is_credited() -> None:
@@ -80,16 +87,16 @@ def test_text_and_markdown_show_every_row_note_and_verdict() -> None:
     results = make_results()
     for render in (score_table.render_text, score_table.render_markdown):
         text = render(results)
-        for name in (*MaskedGenesTask.controls, *ProbeTask.controls, "model"):
+        for name in (*MaskedGenesTask.controls, *MissingGenesTask.controls, *ProbeTask.controls, "model"):
             assert text.count(f"{name} ") >= 2
         assert "2.91 ± 0.01*" in text  # the best of the column
         assert "A note." in text
         assert all(verdict in text for verdict in score_table.verdicts(results))
-        assert text.count("as the model was trained") == 2
+        assert text.count("as the model was trained") == 3
 
 
 def test_without_probes_there_are_no_probe_tables() -> None:
     results = make_results() | {"probes": [], "label": None}
-    assert len(score_table.blocks(results)) == 2
+    assert len(score_table.blocks(results)) == 4
     with pytest.raises(ValueError, match="masked scores on plain ranks lack: "):
         score_table.check_controls(results | {"masked": []})
