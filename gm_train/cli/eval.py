@@ -8,6 +8,7 @@ from pathlib import Path
 _EPILOG = """\
 examples:
   gm-train eval runs/demo pbmc.h5ad --label bulk_labels
+  gm-train eval runs/demo pbmc.h5ad --label bulk_labels --embedding obsm:X_scVI --embedding theirs.npy
   gm-train eval runs/atlas/checkpoints/step-00010000 donors/*.h5ad --label cell_type --max-cells 5000
 
 Give the count files that the store was made from: the held-out cells are ranked again, plain and dithered.
@@ -33,6 +34,13 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--label", metavar="KEY", help="column of obs that the probes predict, such as cell_type (default: no probes)"
     )
     parser.add_argument(
+        "--embedding",
+        action="append",
+        default=[],
+        metavar="obsm:KEY|FILE.npy",
+        help="vectors that were made elsewhere, to probe beside the model's; may be given several times",
+    )
+    parser.add_argument(
         "--max-cells", type=int, default=2_000, metavar="N", help="maximal number of cells to read (%(default)s)"
     )
     parser.add_argument(
@@ -55,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
     from gm_train.checkpoint.find import load_model, open_checkpoint
     from gm_train.evaluation.cells import read_cells
     from gm_train.evaluation.evaluate import evaluate
+    from gm_train.evaluation.other_embeddings import read_embeddings
     from gm_train.evaluation.score_table import render_text
     from gm_train.run.mlflow_mirror import send_report
     from gm_train.train.run_report import EVAL_DIR, write_report
@@ -62,6 +71,8 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("max_cells", "mask_seeds"):
         if getattr(arguments, name) < 1:
             raise OptionError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
+    if arguments.embedding and arguments.label is None:
+        raise OptionError("--embedding: vectors are scored by probes, which need --label")
     checkpoint = open_checkpoint(arguments.checkpoint)
     given = arguments.checkpoint.resolve()
     run_dir = given if (given / "checkpoints").is_dir() else given.parent.parent
@@ -86,11 +97,12 @@ def run(arguments: argparse.Namespace) -> int:
             raise DataError(f"{message}; name the right one with --store, or this one to use it all the same")
         logging.getLogger(__name__).warning(message)
     cells = read_cells(store, arguments.files, tokenizer, arguments.label, arguments.max_cells)
+    embeddings = read_embeddings(arguments.embedding, cells)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained_on = "dithered" if tokenizer.dither else "plain"
     print(f"{len(cells.row):,} cells; scoring the model and its controls on plain and dithered ranks", flush=True)
     scored = {"step": checkpoint.step, "path": str(checkpoint.path.resolve()), "hash": checkpoint.hash}
-    evaluation = evaluate(model.to(device), config, cells, trained_on, arguments.mask_seeds, scored)
+    evaluation = evaluate(model.to(device), config, cells, trained_on, arguments.mask_seeds, scored, embeddings)
     print(render_text(evaluation.results))
     print("drawing", flush=True)
     written = evaluation.write(arguments.out or run_dir / EVAL_DIR)

@@ -43,6 +43,8 @@ class EvaluationCells:
         expression: float32 (n_cells, n_genes), log1p of counts per 10,000, over the genes of the vocabulary.
         held_out: bool (n_cells,); the others are training cells.
         data_set, row: int64 (n_cells,), number of each cell's data set in the store, and its row there.
+        source_row: int64 (n_cells,), its row in the count file.
+        files: number of each data set to its count file.
         label: name of the column of obs; None without labels.
         labels: object (n_cells,), str or None where a cell has none; None without labels.
         n_empty: cells left out because they have no token.
@@ -55,6 +57,8 @@ class EvaluationCells:
     held_out: npt.NDArray[np.bool_]
     data_set: I64
     row: I64
+    source_row: I64
+    files: dict[int, Path]
     label: str | None
     labels: Labels | None
     n_empty: int
@@ -99,11 +103,12 @@ def read_cells(
     counted = _match(store, manifest, files)
     where = {which: entry for which, entry in enumerate(manifest.datasets) if entry.name in counted}
     data_set, row, held_out = _choose(store, where, max_cells, held_out_split)
-    parts = []
+    parts, source_rows = [], [np.zeros(0, np.int64)]
     with Progress(total=len(row), desc="reading cells", unit=" cells") as bar:
         for which, entry in where.items():
             rows = row[data_set == which]
             source_row = _obs_column(store, entry, SOURCE_ROW).to_numpy()[rows]
+            source_rows.append(source_row)
             with open_counts(counted[entry.name], entry.count_options) as counts:
                 parts += _read(counts, source_row, tokenizer, entry.min_mapped, bar)
     plain, dithered = (Ragged.concatenate([part[i] for part in parts]) for i in (0, 1))
@@ -117,6 +122,8 @@ def read_cells(
         held_out[kept],
         data_set[kept],
         row[kept],
+        np.concatenate(source_rows)[kept],
+        {which: counted[entry.name] for which, entry in where.items()},
         label,
         None if labels is None else labels[kept],
         plain.n_cells - len(kept),

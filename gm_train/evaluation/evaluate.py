@@ -55,7 +55,13 @@ class Evaluation:
 
 
 def evaluate(
-    model: GeneMamba, config: Config, cells: EvaluationCells, trained_on: str, mask_seeds: int, checkpoint: Row
+    model: GeneMamba,
+    config: Config,
+    cells: EvaluationCells,
+    trained_on: str,
+    mask_seeds: int,
+    checkpoint: Row,
+    embeddings: dict[str, F32] | None = None,
 ) -> Evaluation:
     """Score a model and its controls.
 
@@ -66,12 +72,13 @@ def evaluate(
         trained_on: "plain" or "dithered", the ranks that the model was trained on.
         mask_seeds: how often genes are hidden anew, each time with another model of random weights.
         checkpoint: the checkpoint that the model is from: its `step`, `path` and `hash`.
+        embeddings: name to vectors of the same cells that were made elsewhere, float32 (n_cells, n_features).
 
     Raises:
         DataError: no gene is hidden.
     """
     precision = default_precision(config, next(model.parameters()).device)
-    subject = Subject(model, config, cells, trained_on, mask_seeds, precision)
+    subject = Subject(model, config, cells, trained_on, mask_seeds, precision, embeddings or {})
     tasks = [task(subject) for task in TASKS]
     rows: dict[str, list[Row]] = {task.key: [] for task in tasks}
     n_scores = len(RANKS) * sum(task.n_scores for task in tasks)

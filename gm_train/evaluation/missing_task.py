@@ -21,7 +21,6 @@ class MissingGenesTask(EvaluationTask):
         ("found", "found %", "Missing genes found (%)", 1, True),
     )
     controls = (PCA, NEIGHBOURS, FREQUENCY, RANDOM)
-    required = True
     panel = ("found", "Missing genes", "found, % (higher is better)", 1)
 
     def __init__(self, subject: Subject) -> None:

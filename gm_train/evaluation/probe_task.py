@@ -31,7 +31,7 @@ class ProbeTask(EvaluationTask):
         self._split = ProbeSplit.of(cells.labels, cells.held_out) if cells.labels is not None else None
         self._pca: F32 | None = None
         if self._split is not None and self._split.usable:
-            self.n_scores = 1 + (1 + len(self.controls)) * PROBE_SEEDS
+            self.n_scores = 1 + (1 + len(self.controls) + len(subject.embeddings)) * PROBE_SEEDS
             self._pca = principal_components(cells.expression, ~cells.held_out)
 
     def rows(self, ranks: str, advance: Callable[[], object]) -> list[Row]:
@@ -42,14 +42,16 @@ class ProbeTask(EvaluationTask):
         cells = subject.cells.ranked(ranks)
         embedded = embed_cells(subject.model, cells, precision=subject.precision)
         advance()
-        scores: dict[str, list[dict[str, float]]] = {MODEL: [], PCA: [], RANDOM: []}
+        others = {**subject.embeddings, PCA: pca}
+        scores: dict[str, list[dict[str, float]]] = {name: [] for name in (MODEL, *others, RANDOM)}
         for seed in range(PROBE_SEEDS):
             random = embed_cells(subject.random_model(seed), cells, precision=subject.precision)
-            for name, features in ((MODEL, embedded), (PCA, pca), (RANDOM, random)):
+            for name, features in {MODEL: embedded, **others, RANDOM: random}.items():
                 scores[name].append(probe(features, self._split, seed))
                 advance()
         if ranks == subject.trained_on:
             self.features = {f"GeneMamba, {ranks} ranks": embedded, f"PCA, {pca.shape[1]} components": pca}
+            self.features |= subject.embeddings
         return [{"ranks": ranks, "scored": name, **figures(runs)} for name, runs in scores.items()]
 
     def facts(self) -> Row:

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
@@ -25,6 +25,7 @@ class Subject:
         trained_on: "plain" or "dithered", the ranks that the model was trained on.
         mask_seeds: how often genes are hidden anew.
         precision: "fp32", or "bf16" for autocast.
+        embeddings: name to vectors that were made elsewhere, float32 (n_cells, n_features).
     """
 
     model: GeneMamba
@@ -33,6 +34,7 @@ class Subject:
     trained_on: str
     mask_seeds: int
     precision: str = "fp32"
+    embeddings: dict[str, F32] = field(default_factory=dict)
 
     @property
     def vocabulary_size(self) -> int:

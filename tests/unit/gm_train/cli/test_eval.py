@@ -4,6 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
+import anndata as ad
+import numpy as np
 import pytest
 import torch
 from mlflow.tracking import MlflowClient
@@ -14,8 +16,7 @@ from gm_train.checkpoint.find import latest_whole, open_checkpoint
 from gm_train.cli.main import main
 from gm_train.config.load import load_config
 from gm_train.evaluation import score_table
-from gm_train.evaluation.masked_task import MaskedGenesTask
-from gm_train.evaluation.probe_task import ProbeTask
+from gm_train.evaluation.tasks import TASKS
 from gm_train.model.genemamba import GeneMamba
 from gm_train.train.fit import fit
 from gm_train.train.run_report import write_report
@@ -49,8 +50,28 @@ def test_the_command_writes_tables_pictures_and_report(
         assert (trained / "eval" / name).read_bytes().startswith(b"\x89PNG")
     report = (trained / "report.html").read_text()
     assert report.count("data:image/png;base64,") == 3
-    assert all(name in report for name in (*MaskedGenesTask.controls, *ProbeTask.controls))
+    assert all(name in report for task in TASKS for name in task.controls)
     assert "http" not in report  # nothing is fetched
+
+
+def test_vectors_that_were_made_elsewhere_are_probed_beside_the_model(
+    trained: Path, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    types = ad.read_h5ad(atlas.files[1]).obs["cell_type"].cat.codes.to_numpy()
+    np.save(tmp_path / "theirs.npy", np.eye(types.max() + 1, dtype=np.float32)[types])
+    given = ["--embedding", str(tmp_path / "theirs.npy")]
+    command = ["eval", str(trained), str(atlas.files[1]), "--mask-seeds", "1", "--out", str(tmp_path / "out")]
+    assert main([*command, "--label", "cell_type", *given]) == 0
+    rows = json.loads((tmp_path / "out" / "eval.json").read_text())["probes"]
+    found = {row["scored"]: row["knn_accuracy"]["mean"] for row in rows if row["ranks"] == "plain"}
+    assert list(found) == ["model", "theirs", "PCA", "random weights"]
+    assert found["theirs"] == 100.0
+    assert found["model"] < 100.0
+    assert main([*command, *given]) == 2
+    assert "probes, which need --label" in capsys.readouterr().err
+    assert evaluate(trained, atlas, "--label", "cell_type", "--out", str(tmp_path / "two"), *given) == 1
+    assert "has rows of one count file, and 2 are given" in capsys.readouterr().err
+    assert not (tmp_path / "two").exists()
 
 
 def test_all_models_are_scored_in_the_precision_of_the_run(
