@@ -20,7 +20,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "eval",
         help="score a checkpoint on held-out cells, beside controls",
-        description="Score a checkpoint on held-out cells: prediction of masked genes, and probes.\n"
+        description="Score a checkpoint on held-out cells: prediction of masked and of missing genes, and probes.\n"
         "Every score is shown beside its controls.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -44,7 +44,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--max-cells", type=int, default=2_000, metavar="N", help="maximal number of cells to read (%(default)s)"
     )
     parser.add_argument(
-        "--mask-seeds", type=int, default=3, metavar="N", help="number of random masks per cell (%(default)s)"
+        "--mask-seeds",
+        type=int,
+        default=3,
+        metavar="N",
+        help="how often genes are hidden anew (%(default)s)",
     )
     parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder for eval.json, eval.md and pictures (default: RUN/eval)"

@@ -1,4 +1,4 @@
-"""Evaluate a model: masked-gene scores and probes, with every control, on plain and dithered ranks."""
+"""Evaluate a model: hidden genes, missing genes and probes, with every control, on plain and dithered ranks."""
 
 import json
 from dataclasses import dataclass
@@ -126,9 +126,12 @@ def _notes(results: Row) -> list[str]:
         + " (0 means plain frequency).",
     ]
     notes.append(
-        f"Of a cell divided for the missing genes, {results['shown_rate']:.0%} of the genes are shown on average. "
+        f"Of a cell divided for the missing genes, each gene is shown with probability {results['shown_rate']:.0%}. "
         "Cross-entropy is over all genes that are not shown. PCA and nearest neighbours see the expression of the "
-        "shown genes, of which the model sees the order; they were tuned on training cells."
+        f"shown genes, of which the model sees the order; they learn from {results['cells']['train']:,} training cells "
+        "and are tuned on some of them. More cells (--max-cells) make them stronger."
+        if results["missing"]
+        else "There are no scores of missing genes: no training cell or no held-out cell has several genes."
     )
     language = results["model"]["language"]
     if what := {"next_token": "next tokens", "missing": "missing genes"}.get(language):
@@ -141,7 +144,7 @@ def _notes(results: Row) -> list[str]:
     if results["model"]["label"]:
         notes.append(
             f"The model was fine-tuned for {results['model']['label']!r}; its output layer was not trained with it, so "
-            "its masked-gene scores mean little."
+            "its scores of masked and missing genes mean little."
         )
     if results["cells"]["without_tokens"]:
         notes.append(f"{results['cells']['without_tokens']:,} cells have no gene of the vocabulary and are left out.")

@@ -1,39 +1,39 @@
 """Controls of the missing-gene scores: frequency, a regression on principal components, and nearest neighbours.
 
-Each is fitted on training cells that are divided like the cells it is scored on, and tuned on a part of them. It sees
-the expression of the shown genes, of which the model sees the order alone.
+Each is fitted on training cells that are divided like the cells it is scored on. The last two see the expression of the
+shown genes, of which the model sees the order alone; they are tuned on training cells.
+
+A control says how likely a cell has a gene, e. Given that the gene is not shown, it is missing with the probability
+e (1 - s) / (1 - s e), where s is the share of genes that are shown.
 """
 
 from collections.abc import Callable, Iterator
-from functools import partial
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse
 import torch
 from sklearn.decomposition import PCA
-from sklearn.linear_model import Ridge
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor
 
 from data_shards.tokens.vocabulary import FIRST_GENE
 from gm_train.embedding.ragged import Ragged
-from gm_train.evaluation.figures import NEIGHBOURS
-from gm_train.evaluation.figures import PCA as PCA_CONTROL
-from gm_train.evaluation.frequency_controls import F32, F64, corpus_frequency
-from gm_train.evaluation.missing_genes import DividedCells, Guess
+from gm_train.evaluation import figures
+from gm_train.evaluation.missing_genes import SHOWN, DividedCells, Guess
 from gm_train.evaluation.principal_components import N_COMPONENTS
 
 #: Settings that the controls are tuned over: the penalty of the regression, and the number of neighbours.
-PENALTIES = (10.0, 100.0, 1000.0)
-NUMBERS_OF_NEIGHBOURS = (10, 30, 100)
-#: Weight of the corpus frequency, in expected genes of a cell, beside what is expected from the shown ones.
-SMOOTHINGS = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 100.0)
-#: Training cells that settings are compared on, at most; and how many there must be to compare any.
-TUNING_CELLS, _FEW = 300, 12
+PENALTIES = (3.0, 10.0, 30.0, 100.0, 300.0, 1000.0)
+NUMBERS_OF_NEIGHBOURS = (5, 10, 20, 50, 100, 200)
+#: Weight of a gene's frequency beside what is expected from the shown genes; 1 is frequency alone.
+FREQUENCY_WEIGHTS = (0.003, 0.01, 0.03, 0.1, 0.2, 0.4, 0.7, 1.0)
+#: Training cells that settings are compared on, at most. Where there are fewer, each is used once, in `_FOLDS` parts.
+TUNING_CELLS, _FOLDS = 300, 4
 #: Cells that are answered at once.
 _GROUP = 64
 
+F32 = npt.NDArray[np.float32]
 #: Takes coordinates of cells, (n, components); returns how likely each has each gene, (n, vocabulary).
 Expectation = Callable[[F32], F32]
 
@@ -44,15 +44,20 @@ class Components:
     Attributes:
         coordinates: float32 (n_cells, components), of the training cells.
         presence: float32 (n_cells, vocabulary), 1 where a cell has a gene, shown or missing.
+        frequency: float32 (vocabulary,), share of the training cells that have a gene, after adding one that has it and
+            one that has not; 0 for special tokens.
     """
 
     def __init__(self, train: DividedCells, vocabulary_size: int) -> None:
         x = train.expression
         n = min(N_COMPONENTS, train.n_cells - 1, x.shape[1] - 1)
-        varies = n > 0 and (x.multiply(x).mean(0) - np.square(x.mean(0))).max() > 0
+        varies = n > 0 and (x.max(0) - x.min(0)).toarray().any()
         self._pca = PCA(n, svd_solver="arpack", random_state=0).fit(x) if varies else None
         self.coordinates = self.project(train)
         self.presence = _presence(train.shown, vocabulary_size) + _presence(train.missing, vocabulary_size)
+        frequency = (np.asarray(self.presence.sum(0))[0] + 1) / (train.n_cells + 2)
+        frequency[:FIRST_GENE] = 0.0
+        self.frequency = frequency.astype(np.float32)
 
     def project(self, cells: DividedCells) -> F32:
         """Coordinates of cells: float32 (n_cells, components); zeros if the training cells are all alike."""
@@ -69,8 +74,18 @@ def _presence(cells: Ragged, vocabulary_size: int) -> scipy.sparse.csr_matrix:
 def by_regression(space: Components, penalty: float) -> Expectation:
     """Expect genes by ridge regression from the coordinates, in units of the largest one's deviation."""
     scale = space.coordinates.std(0).max() or 1.0
-    ridge = Ridge(penalty).fit(space.coordinates / scale, space.presence.toarray())
-    return lambda coordinates: np.clip(ridge.predict(coordinates / scale), 0, 1).astype(np.float32)
+    x = space.coordinates.astype(np.float64) / scale
+    means, presence = x.mean(0), space.presence
+    average = np.asarray(presence.mean(0))[0]
+    # The normal equations, with the sparse presence as it is.
+    products = (presence.T @ (x - means)).T  # the mean of presence drops out: deviations of x sum to zero
+    weights = np.linalg.solve((x - means).T @ (x - means) + penalty * np.eye(x.shape[1]), products)
+
+    def expect(coordinates: F32) -> F32:
+        found = (coordinates / scale - means) @ weights + average
+        return np.asarray(np.clip(found, 0, 1), dtype=np.float32)
+
+    return expect
 
 
 def by_neighbours(space: Components, neighbours: float) -> Expectation:
@@ -85,92 +100,92 @@ def by_neighbours(space: Components, neighbours: float) -> Expectation:
     return expect
 
 
-def frequency_guess(train: DividedCells, vocabulary_size: int) -> Guess:
-    """Make the guess of corpus frequency."""
-    frequency = _frequency(train, vocabulary_size)
-    return _guess(lambda cells: np.zeros((cells.n_cells, vocabulary_size), np.float32), frequency, 1.0)
-
-
 #: The methods of the tuned controls, and the settings that each is tried with.
 METHODS: dict[str, tuple[Callable[[Components, float], Expectation], tuple[float, ...]]] = {
-    PCA_CONTROL: (by_regression, PENALTIES),
-    NEIGHBOURS: (by_neighbours, NUMBERS_OF_NEIGHBOURS),
+    figures.PCA: (by_regression, PENALTIES),
+    figures.NEIGHBOURS: (by_neighbours, NUMBERS_OF_NEIGHBOURS),
 }
 
 
-def tuned_guesses(train: DividedCells, vocabulary_size: int) -> tuple[dict[str, Guess], dict[str, dict[str, float]]]:
-    """Make the guess of each of `METHODS`, with the setting and smoothing that are best on some training cells.
+def fitted_guesses(train: DividedCells, vocabulary_size: int) -> tuple[dict[str, Guess], dict[str, dict[str, float]]]:
+    """Make the guesses of frequency and of each of `METHODS`, with the settings that are best on training cells.
 
     Args:
-        train: divided training cells.
+        train: divided training cells, at least one.
         vocabulary_size: number of tokens, specials included.
 
     Returns:
-        The guesses, fitted on all training cells; and the `setting` and `smoothing` of each.
+        The guesses, fitted on all training cells; and the `setting` and `frequency_weight` of each method.
     """
-    tuned = {
-        name: {"setting": settings[0], "smoothing": SMOOTHINGS[len(SMOOTHINGS) // 2]}
-        for name, (_, settings) in METHODS.items()
-    }
-    if train.n_cells >= _FEW:
-        order = np.random.default_rng(0).permutation(train.n_cells)
-        n = min(train.n_cells // 4, TUNING_CELLS)
-        tuning, fitting = train.take(order[:n]), train.take(order[n:])
-        space, frequency = Components(fitting, vocabulary_size), _frequency(fitting, vocabulary_size)
-        coordinates = space.project(tuning)
-        for name, (method, settings) in METHODS.items():
-            scores = {}
-            for setting in settings:
-                expected = method(space, setting)(coordinates)
-                for smoothing in SMOOTHINGS:
-                    scores[setting, smoothing] = _cross_entropy(expected, frequency, smoothing, tuning)
-            setting, smoothing = min(scores, key=lambda tried: scores[tried])
-            tuned[name] = {"setting": setting, "smoothing": smoothing}
-    space, frequency = Components(train, vocabulary_size), _frequency(train, vocabulary_size)
-    guesses = {}
+    tuned = _tune(train, vocabulary_size)
+    space = Components(train, vocabulary_size)
+    guesses = {figures.FREQUENCY: _guess(space, lambda coordinates: space.frequency[None], 1.0)}
     for name, (method, _) in METHODS.items():
         expect = method(space, tuned[name]["setting"])
-        guesses[name] = _guess(partial(_projected, space, expect), frequency, tuned[name]["smoothing"])
+        guesses[name] = _guess(space, expect, tuned[name]["frequency_weight"])
     return guesses, tuned
 
 
-def _projected(space: Components, expect: Expectation, cells: DividedCells) -> F32:
-    return expect(space.project(cells))
+def _tune(train: DividedCells, vocabulary_size: int) -> dict[str, dict[str, float]]:
+    order = np.random.default_rng(0).permutation(train.n_cells)
+    if train.n_cells >= _FOLDS * TUNING_CELLS:
+        folds = [order[:TUNING_CELLS]]
+    else:
+        folds = [order[i::_FOLDS] for i in range(_FOLDS)]
+    sums: dict[str, dict[tuple[float, float], float]] = {name: {} for name in METHODS}
+    for fold in folds:
+        rest = np.setdiff1d(order, fold)
+        if not len(fold) or not len(rest):
+            continue
+        space, tuning = Components(train.take(rest), vocabulary_size), train.take(fold)
+        coordinates = space.project(tuning)
+        for name, (method, settings) in METHODS.items():
+            for setting in settings:
+                expected = method(space, setting)(coordinates)
+                for weight in FREQUENCY_WEIGHTS:
+                    log_shares = _log_shares(expected, space.frequency, weight, tuning)
+                    entropy = _entropies(log_shares, tuning.missing).sum()
+                    sums[name][setting, weight] = sums[name].get((setting, weight), 0.0) + entropy
+    found = {}
+    for name, scores in sums.items():
+        # One training cell leaves nothing to compare: then frequency alone.
+        setting, weight = min(scores, key=lambda tried: scores[tried]) if scores else (METHODS[name][1][0], 1.0)
+        found[name] = {"setting": setting, "frequency_weight": weight}
+    return found
 
 
-def _cross_entropy(expected: F32, frequency: F64, smoothing: float, cells: DividedCells) -> float:
-    """The score of `_guess`, without its distributions."""
-    sums = np.zeros((cells.n_cells, 2))
-    of_missing = []
-    for number in range(cells.n_cells):
-        for part, sign in ((np.arange(FIRST_GENE, len(frequency)), 1), (cells.shown.cell(number), -1)):
-            sums[number] += sign * expected[number, part].sum(), sign * frequency[part].sum()
-        part = cells.missing.cell(number)
-        of_missing.append(np.log(expected[number, part] + smoothing * frequency[part]).mean())
-    return float((np.log(sums @ [1.0, smoothing]) - of_missing).mean())
+def _entropies(log_shares: F32, missing: Ragged) -> npt.NDArray[np.float64]:
+    """The cross-entropy of each cell: float64 (n_cells,)."""
+    lengths = missing.lengths
+    number = np.repeat(np.arange(missing.n_cells), lengths)
+    of_missing = log_shares[number, missing.tokens.astype(np.int64)].astype(np.float64)
+    return -np.bincount(number, of_missing, missing.n_cells) / lengths
 
 
-def _frequency(train: DividedCells, vocabulary_size: int) -> F64:
-    return corpus_frequency(Ragged.concatenate([train.shown, train.missing]), vocabulary_size)
-
-
-def _guess(expected: Callable[[DividedCells], F32], frequency: F64, smoothing: float) -> Guess:
-    """Probabilities in proportion to what is expected plus the smoothed frequency, among genes that are not shown.
+def _log_shares(expected: F32, frequency: F32, weight: float, cells: DividedCells) -> F32:
+    """Log probabilities of the next missing gene: float32 (n_cells, vocabulary); minus infinity for shown genes.
 
     Args:
-        expected: says how likely each cell has each gene, float32 (n_cells, vocabulary).
-        frequency: float64 (vocabulary,).
-        smoothing: weight of the frequency.
+        expected: how likely each cell has each gene, float32 (n_cells, vocabulary).
+        frequency: of `Components`.
+        weight: of the frequency.
+        cells: of which the shown genes are ruled out.
     """
+    has = np.float32(1 - weight) * expected + np.float32(weight) * frequency
+    missing = has / (1 - np.float32(SHOWN) * has)
+    missing = np.broadcast_to(missing, (cells.n_cells, missing.shape[1])).copy()
+    missing[:, :FIRST_GENE] = 0.0
+    missing[np.repeat(np.arange(cells.n_cells), cells.shown.lengths), cells.shown.tokens.astype(np.int64)] = 0.0
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.log(missing / missing.sum(1, keepdims=True)), dtype=np.float32)
 
+
+def _guess(space: Components, expect: Expectation, weight: float) -> Guess:
     def guess(cells: DividedCells) -> Iterator[tuple[npt.NDArray[np.int64], Tensor]]:
-        shares = expected(cells) + np.float32(smoothing) * frequency.astype(np.float32)
-        shares[:, :FIRST_GENE] = 0.0
         for start in range(0, cells.n_cells, _GROUP):
             numbers = np.arange(start, min(start + _GROUP, cells.n_cells))
-            rows = shares[numbers]
-            for row, number in zip(rows, numbers, strict=True):
-                row[cells.shown.cell(int(number))] = 0.0
-            yield numbers, torch.log_softmax(torch.from_numpy(rows).log(), dim=-1)
+            some = cells.take(numbers)
+            log_shares = _log_shares(expect(space.project(some)), space.frequency, weight, some)
+            yield numbers, torch.from_numpy(log_shares)
 
     return guess

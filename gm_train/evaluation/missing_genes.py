@@ -13,12 +13,10 @@ import scipy.sparse
 import torch
 from torch import Tensor
 
-from data_shards.errors import DataError
-from data_shards.hashing import U64, uniform
+from data_shards.hashing import U64, fold, mix64, uniform
 from data_shards.tokens.vocabulary import FIRST_GENE
 from gm_train.embedding.ragged import Ragged, padded_batches
 from gm_train.model.genemamba import GeneMamba, cell_embeddings
-from gm_train.objective.cell_keys import token_hashes
 from gm_train.objective.loss import computing_in
 
 #: Probability with which a gene is shown. It does not depend on training, so that scores of runs can be compared.
@@ -32,7 +30,7 @@ class DividedCells:
 
     Attributes:
         shown, missing: their tokens, in the order of the cell.
-        expression: float32 (n_cells, n_genes), log1p of counts per 10,000 of the genes that are shown, 0 elsewhere.
+        expression: float32 (n_cells, n_genes), log1p of counts per 10,000 counts of shown genes; 0 for other genes.
     """
 
     shown: Ragged
@@ -72,11 +70,14 @@ def divide(cells: Ragged, expression: scipy.sparse.csr_matrix, keys: U64) -> Div
 
     Args:
         cells: the cells.
-        expression: float32 (n_cells, n_genes) of the same cells, by gene of the vocabulary.
+        expression: float32 (n_cells, n_genes) of the same cells, log1p of counts in some unit, by gene of the
+            vocabulary.
         keys: uint64 (n_cells,), from `cell_keys`: the random key of each cell.
     """
-    is_shown = uniform(token_hashes(keys, cells.lengths, _PURPOSE)) < SHOWN
     number = np.repeat(np.arange(cells.n_cells), cells.lengths)
+    # Of the gene and not of its rank, so that plain and dithered ranks show the same genes.
+    hashes = mix64(mix64(keys ^ np.uint64(fold(_PURPOSE)))[number] ^ cells.tokens.astype(np.uint64))
+    is_shown = uniform(hashes) < SHOWN
     n_shown = np.bincount(number[is_shown], minlength=cells.n_cells)
     kept = np.flatnonzero((n_shown > 0) & (n_shown < cells.lengths))
     genes = cells.tokens[is_shown].astype(np.int64) - FIRST_GENE
@@ -87,7 +88,13 @@ def divide(cells: Ragged, expression: scipy.sparse.csr_matrix, keys: U64) -> Div
         lengths = np.bincount(number[chosen], minlength=cells.n_cells)
         return Ragged(cells.tokens[chosen], np.concatenate([[0], np.cumsum(lengths)])).take(kept)
 
-    return DividedCells(part(is_shown), part(~is_shown), expression.multiply(of_shown).tocsr()[kept])
+    shown_expression = expression.multiply(of_shown).tocsr()[kept]
+    # The total of a whole cell would tell how much is missing.
+    counts = np.expm1(shown_expression.data)
+    of_cell = np.repeat(np.arange(len(kept)), np.diff(shown_expression.indptr))
+    totals = np.bincount(of_cell, counts, len(kept))
+    shown_expression.data = np.log1p(10_000 * counts / totals[of_cell]).astype(np.float32)
+    return DividedCells(part(is_shown), part(~is_shown), shown_expression)
 
 
 def score_missing(guess: Guess, cells: DividedCells) -> MissingScore:
@@ -96,11 +103,10 @@ def score_missing(guess: Guess, cells: DividedCells) -> MissingScore:
     Genes that are equally likely count as if in a random order.
 
     Raises:
-        DataError: there are no cells.
-        ValueError: the guess did not answer for each cell once.
+        ValueError: the guess did not answer for each cell once, or there are no cells.
     """
     if not cells.n_cells:
-        raise DataError("no held-out cell has two genes: evaluate more cells (--max-cells)")
+        raise ValueError("there are no cells to score")
     answers = np.zeros(cells.n_cells, dtype=np.int64)
     entropy, found = np.zeros(cells.n_cells), np.zeros(cells.n_cells)
     for numbers, log_probs in guess(cells):

@@ -6,8 +6,8 @@ from dataclasses import asdict
 import numpy as np
 
 from gm_train.evaluation.figures import FREQUENCY, MODEL, NEIGHBOURS, PCA, RANDOM, RANKS, Row, compare, figures
-from gm_train.evaluation.missing_controls import frequency_guess, tuned_guesses
-from gm_train.evaluation.missing_genes import SHOWN, Guess, MissingScore, divide, model_guess, score_missing
+from gm_train.evaluation.missing_controls import fitted_guesses
+from gm_train.evaluation.missing_genes import SHOWN, MissingScore, divide, model_guess, score_missing
 from gm_train.evaluation.task import EvaluationTask, Subject
 from gm_train.objective.cell_keys import cell_keys
 
@@ -26,42 +26,41 @@ class MissingGenesTask(EvaluationTask):
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
         self.n_scores = (1 + len(self.controls)) * subject.mask_seeds
-        self._settings: dict[str, list[dict[str, dict[str, float]]]] = {}
+        self._tuned: dict[str, list[dict[str, dict[str, float]]]] = {}
+        self._n_scored: dict[str, list[int]] = {}
 
     def rows(self, ranks: str, advance: Callable[[], object]) -> list[Row]:
         """Score the model and each control on the same divided cells, for each mask seed."""
         subject, cells, size = self.subject, self.subject.cells, self.subject.vocabulary_size
         scores: dict[str, list[MissingScore]] = {name: [] for name in (MODEL, *self.controls)}
-        settings: list[dict[str, dict[str, float]]] = []
+        self._tuned[ranks], self._n_scored[ranks] = [], []
         for seed in range(subject.mask_seeds):
             keys = cell_keys(seed, cells.data_set, cells.row)
             train, held_out = (
                 divide(cells.ranked(ranks).take(some), cells.expression[some], keys[some])
                 for some in (np.flatnonzero(~cells.held_out), np.flatnonzero(cells.held_out))
             )
-            tuned, chosen = tuned_guesses(train, size)
-            settings.append(chosen)
-            guesses: dict[str, Guess] = {
-                MODEL: model_guess(subject.model, subject.precision),
-                **tuned,
-                FREQUENCY: frequency_guess(train, size),
-                RANDOM: model_guess(subject.random_model(seed), subject.precision),
-            }
-            for name, guess in guesses.items():
-                scores[name].append(score_missing(guess, held_out))
+            if not train.n_cells or not held_out.n_cells:
+                return []  # too few cells have several genes
+            guesses, tuned = fitted_guesses(train, size)
+            self._tuned[ranks].append(tuned)
+            self._n_scored[ranks].append(held_out.n_cells)
+            guesses[MODEL] = model_guess(subject.model, subject.precision)
+            guesses[RANDOM] = model_guess(subject.random_model(seed), subject.precision)
+            for name, made in scores.items():
+                made.append(score_missing(guesses[name], held_out))
                 advance()
-        self._settings[ranks] = settings
         return [{"ranks": ranks, "scored": name, **figures([asdict(s) for s in runs])} for name, runs in scores.items()]
 
     def facts(self) -> Row:
-        """The share of genes that is shown, and the tuned settings of the controls for each seed."""
-        return {"shown_rate": SHOWN, "missing_controls": self._settings}
+        """The share of genes that is shown; and for each seed the cells scored and the settings of the controls."""
+        return {"shown_rate": SHOWN, "missing_cells": self._n_scored, "missing_controls": self._tuned}
 
     @staticmethod
     def title(results: Row, ranks: str) -> str:
         """The title of the table of one kind of ranks."""
         return (
-            f"Missing genes of {results['cells']['held_out']:,} held-out cells, {ranks} ranks "
+            f"Missing genes of {results['missing_cells'][ranks][0]:,} held-out cells, {ranks} ranks "
             f"(mean ± sd, mask seeds: {results['mask_seeds']})"
         )
 

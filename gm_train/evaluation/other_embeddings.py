@@ -1,10 +1,12 @@
 """Embeddings that were made elsewhere, to be scored beside the model's on the same cells."""
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import anndata.io
+import h5py
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse
@@ -68,8 +70,8 @@ def read_embedding(given: str, cells: EvaluationCells) -> tuple[str, F32]:
     for which, array in values.items():
         here = cells.data_set == which
         rows = cells.source_row[here]
-        if len(array) <= rows.max(initial=-1):
-            raise DataError(f"{places[which]}: has {len(array):,} rows, but {cells.files[which]} has more cells")
+        if len(array) != (n_cells := _n_cells(cells.files[which])):
+            raise DataError(f"{places[which]}: has {len(array):,} rows, but {cells.files[which]} has {n_cells:,} cells")
         features[here] = array[rows]
         if not (finite := np.isfinite(features[here]).all(1)).all():
             raise DataError(f"{places[which]}: row {rows[~finite][0]:,} (from 0) has a value that is not finite")
@@ -79,20 +81,39 @@ def read_embedding(given: str, cells: EvaluationCells) -> tuple[str, F32]:
 def _read_npy(path: Path) -> npt.NDArray[Any]:
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise DataError(f"{path}: not an array that numpy.save wrote ({error}), nor obsm:KEY") from error
+    if not isinstance(array, np.ndarray):
+        array.close()
+        raise DataError(f"{path}: holds several arrays: save one with numpy.save")
     return _numbers(array, str(path))
 
 
 def _read_obsm(path: Path, key: str) -> npt.NDArray[Any]:
-    obsm = open_root(path).get("obsm", {})
-    if key not in obsm:
-        there = ", ".join(sorted(obsm)) or "nothing"
-        raise DataError(f"{path}: no obsm[{key!r}]; there is {there}")
-    element = anndata.io.read_elem(obsm[key])
+    with _opened(path) as root:
+        obsm = root.get("obsm", {})
+        if key not in obsm:
+            there = ", ".join(sorted(obsm)) or "nothing"
+            raise DataError(f"{path}: no obsm[{key!r}]; there is {there}")
+        element = anndata.io.read_elem(obsm[key])
     if scipy.sparse.issparse(element):
         element = element.toarray()
     return _numbers(np.asarray(element), f"{path}: obsm[{key!r}]")
+
+
+def _n_cells(path: Path) -> int:
+    with _opened(path) as root:
+        return len(root["obs"][root["obs"].attrs["_index"]])
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    root = open_root(path)
+    try:
+        yield root
+    finally:
+        if isinstance(root, h5py.File):
+            root.close()
 
 
 def _numbers(array: npt.NDArray[Any], place: str) -> npt.NDArray[Any]:

@@ -107,7 +107,8 @@ def draw_embeddings(embeddings: dict[str, npt.NDArray[np.float32]], labels: Labe
 def _two_dimensions(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     """Compute t-SNE: float32 (n_cells, 2)."""
     perplexity = min(30.0, (len(features) - 1) / 3)
-    return np.asarray(TSNE(perplexity=perplexity, init="pca", random_state=0).fit_transform(features), dtype=np.float32)
+    init = "pca" if features.shape[1] > 1 else "random"
+    return np.asarray(TSNE(perplexity=perplexity, init=init, random_state=0).fit_transform(features), dtype=np.float32)
 
 
 def _short(name: str) -> str:

@@ -43,9 +43,8 @@ class GatedRMSNorm(RMSNorm):
             For each y, the result in its shape and type.
         """
         if cpu.on_cpu(z) and all(value.dtype == torch.float32 for value in (z, self.weight, *ys)):
-            from gm_train.model.loops.norm_loops import (
-                gated_norm_loops,  # imported late: numba takes a second to import
-            )
+            # Imported late: numba takes a second to import.
+            from gm_train.model.loops.norm_loops import gated_norm_loops
 
             return tuple(gated_norm_loops(z, list(ys), self.weight, self.eps)[:-1])
         gate = F.silu(z)

@@ -137,7 +137,7 @@ def _kept_by_ssd(model: str, precision: str, shape: tuple[int, int]) -> int:
     inner = sizes.expand * sizes.d_model
     heads = inner // sizes.head_dim
     narrow = torch.bfloat16 if precision == "bf16" else torch.float32
-    with FakeTensorMode():
+    with FakeTensorMode(), as_on_a_gpu():
 
         def made(*widths: int, dtype: torch.dtype) -> Tensor:
             return torch.zeros(*shape, *widths, dtype=dtype).requires_grad_()

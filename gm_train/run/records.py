@@ -157,15 +157,17 @@ def append_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Append a JSON line for each row; they are handed to the operating system before this returns.
 
     Raises:
-        DataError: the disk is full or cannot be written; the file is as it was before.
+        DataError: the disk is full or cannot be written. What was written in part is removed, if that can be done.
     """
-    size = path.stat().st_size if path.exists() else 0
+    size = None
     try:
+        size = path.stat().st_size if path.exists() else 0
         with path.open("a") as file:
             file.write("".join(json.dumps(row) + "\n" for row in rows))
     except OSError as error:
-        with contextlib.suppress(OSError):
-            os.truncate(path, size)  # a line that is cut would damage the next one
+        if size is not None:
+            with contextlib.suppress(OSError):
+                os.truncate(path, size)  # a line that is cut would damage the next one
         raise DataError(
             f"{path}: cannot be written ({error.strerror}): free disk space, then start the same command again"
         ) from error

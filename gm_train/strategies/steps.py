@@ -52,6 +52,11 @@ class Steps:
         raise TypeError(f"{type(self).__name__} must define __init__ and call that of its Lightning strategy")
 
     @classmethod
+    def compile_setting(cls, setting: bool | None) -> bool | None:
+        """`trainer.compile` under this strategy: None only where blocks may be compiled."""
+        return setting if setting is not None or cls.may_compile else False
+
+    @classmethod
     def state_bytes(cls, n_parameters: int, world_size: int) -> int:
         """Bytes of weights, gradients and moments, all float32, that a rank holds between two steps."""
         held = BYTES_PER_PARAMETER * n_parameters

@@ -33,6 +33,7 @@ def announce(
     batches: RankBatches,
     checkpoint: Checkpoint | None,
     strategy: str,
+    compile_setting: bool | None,
     ranks: Ranks,
 ) -> None:
     """Print the store, the model, the step, the ranks and, if there is one, the checkpoint that is resumed.
@@ -44,6 +45,7 @@ def announce(
         batches: hold the recipe and the plan of rows.
         checkpoint: the one to resume from, or None.
         strategy: its name and why it was chosen.
+        compile_setting: `trainer.compile` under this strategy.
         ranks: this process among the others.
     """
     manifest = reader.manifest
@@ -65,7 +67,7 @@ def announce(
         f"model {model.arch} {model.n_layers} x {model.d_model}, {variant}: {n_parameters:,} parameters; "
         f"kernel {kernel} ({why})"
     )
-    if compiles(config.trainer.compile, ranks.device().type, ("cuda",) if kernel == "mamba_ssm" else ()):
+    if compiles(compile_setting, ranks.device().type, ("cuda",) if kernel == "mamba_ssm" else ()):
         print("compiling the blocks at the first step: a minute or more without output")
     rows = config.data.step_rows
     print(

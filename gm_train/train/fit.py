@@ -155,7 +155,8 @@ def _fit(
     unfinished = position.step < trainer.max_steps and not patience.is_over
     mirror: MlflowMirror | None = None
     if ranks.is_first:
-        announce(config, reader, module, batches, checkpoint, f"{strategy} ({why})", ranks)
+        compile_setting = chosen.compile_setting(config.trainer.compile)
+        announce(config, reader, module, batches, checkpoint, f"{strategy} ({why})", compile_setting, ranks)
         for line in (chosen_step, start.line if start is not None else ""):
             if line:
                 print(line, flush=True)

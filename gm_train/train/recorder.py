@@ -187,7 +187,7 @@ class Recorder(L.Callback):
                 result = module.own_result()
                 if result is not None and not result.finite and self._ended is not None:
                     row = self._row(result, self._ended)
-                    # Losses are sums over all ranks.
+                    # This rank knows only its own part of the loss.
                     self._skipped(row if self._ranks.world_size == 1 else row | {"loss": None})
 
     # Steps ------------------------------------------------------------------------------------------------------------

@@ -93,9 +93,7 @@ class StepModule(GeneMambaModule):
     def configure_model(self) -> None:
         """Prepare the blocks (compilation, for example) and shard the model."""
         trainer = self.config.trainer
-        if trainer.compile is None and not self.steps.may_compile:
-            trainer = replace(trainer, compile=False)
-        prepare_blocks(self.model, trainer)
+        prepare_blocks(self.model, replace(trainer, compile=self.steps.compile_setting(trainer.compile)))
         self.steps.shard(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:

@@ -45,7 +45,7 @@ def as_on_a_gpu(launched: Callable[[str, list[Tensor]], None] = _nothing) -> Ite
         launched: called with a kernel's name and its arrays instead of each launch.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(_replaced(cpu, "on_cpu", lambda *tensors: False))
+        stack.enter_context(_replaced(cpu, "on_cpu", lambda tensor: False))
         # A fake tensor stands for one on a GPU, whose index the wrappers of kernels pass on.
         stack.enter_context(_replaced(torch.cuda, "device", contextlib.nullcontext))
         stack.enter_context(_replaced(torch.cuda, "get_device_properties", lambda device: _DEVICE))

@@ -59,12 +59,13 @@ def test_vectors_that_were_made_elsewhere_are_probed_beside_the_model(
 ) -> None:
     types = ad.read_h5ad(atlas.files[1]).obs["cell_type"].cat.codes.to_numpy()
     np.save(tmp_path / "theirs.npy", np.eye(types.max() + 1, dtype=np.float32)[types])
-    given = ["--embedding", str(tmp_path / "theirs.npy")]
+    np.save(tmp_path / "narrow.npy", types[:, None] + 1)
+    given = ["--embedding", str(tmp_path / "theirs.npy"), "--embedding", str(tmp_path / "narrow.npy")]
     command = ["eval", str(trained), str(atlas.files[1]), "--mask-seeds", "1", "--out", str(tmp_path / "out")]
     assert main([*command, "--label", "cell_type", *given]) == 0
     rows = json.loads((tmp_path / "out" / "eval.json").read_text())["probes"]
     found = {row["scored"]: row["knn_accuracy"]["mean"] for row in rows if row["ranks"] == "plain"}
-    assert list(found) == ["model", "theirs", "PCA", "random weights"]
+    assert list(found) == ["model", "theirs", "narrow", "PCA", "random weights"]
     assert found["theirs"] == 100.0
     assert found["model"] < 100.0
     assert main([*command, *given]) == 2

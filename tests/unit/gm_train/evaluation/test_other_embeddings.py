@@ -78,7 +78,10 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> EvaluationCells:
         ("obsm:X_scVI", r"no obsm\['X_scVI'\]; there is X_holed, X_pca"),
         ("obsm:X_holed", r"obsm\['X_holed'\]: row \d+ \(from 0\) has a value that is not finite"),
         ("missing.npy", r"missing\.npy: not an array that numpy\.save wrote \(.*No such file"),
-        ("short.npy", r"short\.npy: has 5 rows, but .*cells\.h5ad has more cells"),
+        ("short.npy", r"short\.npy: has 59 rows, but .*cells\.h5ad has 60 cells"),
+        ("long.npy", r"long\.npy: has 61 rows, but .*cells\.h5ad has 60 cells"),
+        ("empty.npy", r"empty\.npy: not an array that numpy\.save wrote"),
+        ("several.npz", r"several\.npz: holds several arrays: save one with numpy\.save"),
         ("flat.npy", r"flat\.npy: is float32 of shape \(60,\); wanted are numbers, cells x features"),
         ("text.npy", r"text\.npy: is <U1 of shape \(60, 1\)"),
         ("objects.npy", r"objects\.npy: not an array that numpy\.save wrote \(.*objects"),
@@ -86,13 +89,16 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> EvaluationCells:
 )
 def test_what_does_not_fit_is_refused(given: str, message: str, cells: EvaluationCells, tmp_path: Path) -> None:
     arrays = {
-        "short": VECTORS[:5],
+        "short": VECTORS[:-1],
+        "long": np.concatenate([VECTORS, VECTORS[:1]]),
         "flat": VECTORS[:, 0],
         "text": np.full((N_CELLS, 1), "a"),
         "objects": np.full((N_CELLS, 1), None),
     }
     for name, array in arrays.items():
         np.save(tmp_path / f"{name}.npy", array)
+    (tmp_path / "empty.npy").touch()
+    np.savez(tmp_path / "several.npz", VECTORS)
     with pytest.raises(DataError, match=message):
         read_embedding(given if given.startswith("obsm:") else str(tmp_path / given), cells)
 

@@ -22,6 +22,7 @@ def make_results() -> dict[str, Any]:
         "label": {"key": "cell_type", "held_out": 140},
         "mask_seeds": 2,
         "probe_seeds": 3,
+        "missing_cells": {ranks: [140] for ranks in RANKS},
         "masked": [
             {
                 "ranks": ranks,
