@@ -142,11 +142,11 @@ def _match(store: Location, manifest: Manifest, files: Sequence[Path]) -> dict[s
     entries = {entry.name: entry for entry in manifest.datasets}
     paths = {}
     for path in files:
+        if not path.exists():
+            raise DataError(f"{path}: no such file")
         entry = entries.get(path.stem)
         if entry is None:
             raise DataError(f"{path}: not of {store}, whose data sets are {', '.join(entries)}: pass their count files")
-        if not path.exists():
-            raise DataError(f"{path}: no such file")
         if hash_path(path) != entry.source_hash:
             raise DataError(f"{path}: not the file that {store} was made from (its hash differs): pass that file")
         paths[entry.name] = path

@@ -79,6 +79,8 @@ def read_embedding(given: str, cells: EvaluationCells) -> tuple[str, F32]:
 
 
 def _read_npy(path: Path) -> npt.NDArray[Any]:
+    if not path.exists():
+        raise DataError(f"{path}: no such file; an array of the count files is named obsm:KEY")
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:
@@ -93,8 +95,8 @@ def _read_obsm(path: Path, key: str) -> npt.NDArray[Any]:
     with _opened(path) as root:
         obsm = root.get("obsm", {})
         if key not in obsm:
-            there = ", ".join(sorted(obsm)) or "nothing"
-            raise DataError(f"{path}: no obsm[{key!r}]; there is {there}")
+            there = f"there is {', '.join(sorted(obsm))}" if len(obsm) else "the file has no arrays there"
+            raise DataError(f"{path}: no obsm[{key!r}]; {there}")
         element = anndata.io.read_elem(obsm[key])
     if scipy.sparse.issparse(element):
         element = element.toarray()

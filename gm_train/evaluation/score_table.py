@@ -64,7 +64,7 @@ def blocks(results: Row) -> list[tuple[str, list[str], list[list[str]]]]:
                 continue
             title = task.title(results, ranks)
             if ranks == results["model"]["trained_on"]:
-                title += ", as the model was trained"
+                title += ", ranks as in its training"
             tables.append((title, ["", *(heading for _, heading, *_ in task.columns)], _cells(rows, task.columns)))
     return tables
 

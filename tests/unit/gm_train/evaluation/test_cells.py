@@ -62,6 +62,7 @@ def test_data_sets_whose_files_are_not_given_are_named(atlas: Atlas) -> None:
 
 def test_files_and_tokenizers_of_other_stores_are_refused(atlas: Atlas, tmp_path: Path) -> None:
     tokenizer = Tokenizer.load(atlas.store)
+    (tmp_path / "third.h5ad").touch()
     with pytest.raises(DataError, match=r"not of .* whose data sets are first, second"):
         read_cells(atlas.store, [tmp_path / "third.h5ad"], tokenizer)
     changed = write_cells(tmp_path / "first.h5ad", 150, 80, seed=9)

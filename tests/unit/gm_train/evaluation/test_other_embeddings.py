@@ -77,7 +77,7 @@ def cells(tmp_path_factory: pytest.TempPathFactory) -> EvaluationCells:
     [
         ("obsm:X_scVI", r"no obsm\['X_scVI'\]; there is X_holed, X_pca"),
         ("obsm:X_holed", r"obsm\['X_holed'\]: row \d+ \(from 0\) has a value that is not finite"),
-        ("missing.npy", r"missing\.npy: not an array that numpy\.save wrote \(.*No such file"),
+        ("missing.npy", r"missing\.npy: no such file; an array of the count files is named obsm:KEY"),
         ("short.npy", r"short\.npy: has 59 rows, but .*cells\.h5ad has 60 cells"),
         ("long.npy", r"long\.npy: has 61 rows, but .*cells\.h5ad has 60 cells"),
         ("empty.npy", r"empty\.npy: not an array that numpy\.save wrote"),

@@ -93,7 +93,7 @@ def test_text_and_markdown_show_every_row_note_and_verdict() -> None:
         assert "2.91 ± 0.01*" in text  # the best of the column
         assert "A note." in text
         assert all(verdict in text for verdict in score_table.verdicts(results))
-        assert text.count("as the model was trained") == 3
+        assert text.count("ranks as in its training") == 3
 
 
 def test_without_probes_there_are_no_probe_tables() -> None:
