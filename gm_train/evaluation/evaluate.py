@@ -129,7 +129,7 @@ def _notes(results: Row) -> list[str]:
         f"Of a cell divided for the missing genes, each gene is shown with probability {results['shown_rate']:.0%}. "
         "Cross-entropy is over all genes that are not shown. PCA and nearest neighbours see the expression of the "
         f"shown genes, of which the model sees the order; they learn from {results['cells']['train']:,} training cells "
-        "and are tuned on some of them. More cells (--max-cells) make them stronger."
+        "and are tuned on some of them. Where the store has more, --max-cells gives them more."
         if results["missing"]
         else "There are no scores of missing genes: no training cell or no held-out cell has several genes."
     )

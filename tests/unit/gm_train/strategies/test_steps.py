@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gm_train.config.schema import OptimConfig
 from gm_train.optim import build_optimizer
 from gm_train.ranks.ranks import Ranks
+from gm_train.strategies.choose import strategy_class
 from gm_train.strategies.single import SingleProcess
 from gm_train.strategies.steps import all_finite
 
@@ -87,3 +88,12 @@ def test_a_bad_gradient_changes_neither_weights_nor_moments_nor_the_count(fused:
             assert all(parameter.grad is None for parameter in model.parameters())
         results.append(state_of(model, optimizer))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+@pytest.mark.parametrize("name", ["single", "ddp", "fsdp2", "zero2", "zero3"])
+def test_blocks_are_compiled_by_default_where_they_can_be_one_graph(name: str) -> None:
+    """Zero3 gathers weights within a block; a setting is followed under every strategy."""
+    kind = strategy_class(name)
+    assert kind.compile_setting(None) is (False if name == "zero3" else None)
+    assert kind.compile_setting(True) is True
+    assert kind.compile_setting(False) is False
