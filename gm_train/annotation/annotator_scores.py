@@ -19,7 +19,7 @@ from gm_train.embedding.embed_cells import F32, embed_cells
 from gm_train.evaluation.cells import EvaluationCells
 from gm_train.evaluation.figures import Row, figures
 from gm_train.evaluation.principal_components import principal_components
-from gm_train.evaluation.probes import SUBSAMPLE, ProbeSplit, probe
+from gm_train.evaluation.probes.probes import SUBSAMPLE, ProbeSplit, probe
 from gm_train.evaluation.task import Subject
 from gm_train.model.classes import Calibration, Classes
 from gm_train.model.genemamba import GeneMamba

@@ -23,7 +23,7 @@ from data_shards.tokens.drift import measure_drift
 from data_shards.tokens.tokenizer import Tokenizer
 from data_shards.workers.progress import Progress
 from gm_train.embedding.ragged import Ragged
-from gm_train.evaluation.probes import Labels
+from gm_train.evaluation.labels import Labels
 
 #: Cells of counts read at once.
 _ROWS = 4_096

@@ -10,7 +10,7 @@ from sklearn.manifold import TSNE
 
 from gm_train.evaluation import figures
 from gm_train.evaluation.figures import Row
-from gm_train.evaluation.probes import Labels
+from gm_train.evaluation.labels import Labels
 from gm_train.evaluation.tasks import TASKS
 
 #: Largest number of cells drawn: t-SNE of more cells takes minutes and shows nothing more.

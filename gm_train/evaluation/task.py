@@ -8,9 +8,10 @@ from typing import ClassVar
 import torch
 
 from gm_train.config.schema import Config
-from gm_train.embedding.embed_cells import F32
+from gm_train.embedding.embed_cells import F32, embed_cells
 from gm_train.evaluation.cells import EvaluationCells
 from gm_train.evaluation.figures import Columns, Row
+from gm_train.evaluation.principal_components import principal_components
 from gm_train.model.genemamba import GeneMamba
 
 
@@ -35,6 +36,19 @@ class Subject:
     mask_seeds: int
     precision: str = "fp32"
     embeddings: dict[str, F32] = field(default_factory=dict)
+    _kept: dict[str, F32] = field(default_factory=dict, repr=False)
+
+    def embedded(self, ranks: str) -> F32:
+        """Embed all cells with one kind of ranks, once: float32 (n_cells, d_model)."""
+        if ranks not in self._kept:
+            self._kept[ranks] = embed_cells(self.model, self.cells.ranked(ranks), precision=self.precision)
+        return self._kept[ranks]
+
+    def pca(self) -> F32:
+        """Principal components of the expression, fitted to the training cells, of all cells; computed once."""
+        if "pca" not in self._kept:
+            self._kept["pca"] = principal_components(self.cells.expression, ~self.cells.held_out)
+        return self._kept["pca"]
 
     @property
     def vocabulary_size(self) -> int:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gm_train.embedding.ragged import Ragged
-from gm_train.evaluation.masked_genes import MaskedCells, mask_cells
+from gm_train.evaluation.masked.masked_genes import MaskedCells, mask_cells
 from gm_train.objective.cell_keys import cell_keys
 
 VOCABULARY = 14

@@ -18,9 +18,9 @@ from gm_train.embedding.ragged import Ragged
 from gm_train.evaluation import score_table
 from gm_train.evaluation.cells import EvaluationCells, read_cells
 from gm_train.evaluation.figures import RANKS
-from gm_train.evaluation.frequency_controls import BIN_SMOOTHING, RANK_BINS, Frequency, FrequencyByRank
-from gm_train.evaluation.masked_genes import MaskedCells, Predictor, score_masked
-from gm_train.evaluation.order_control import NEIGHBOURS, OrderControl
+from gm_train.evaluation.masked.frequency_controls import BIN_SMOOTHING, RANK_BINS, Frequency, FrequencyByRank
+from gm_train.evaluation.masked.masked_genes import MaskedCells, Predictor, score_masked
+from gm_train.evaluation.masked.order_control import NEIGHBOURS, OrderControl
 from gm_train.evaluation.tasks import TASKS
 from tests.support.evaluation_cases import VOCABULARY, answers, mask, ragged, random_cells
 from tests.unit.gm_train.evaluation.test_score_table import make_results

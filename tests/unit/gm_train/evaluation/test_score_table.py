@@ -6,9 +6,9 @@ import pytest
 
 from gm_train.evaluation import score_table
 from gm_train.evaluation.figures import RANKS, figure
-from gm_train.evaluation.masked_task import MaskedGenesTask
-from gm_train.evaluation.missing_task import MissingGenesTask
-from gm_train.evaluation.probe_task import ProbeTask
+from gm_train.evaluation.masked.masked_task import MaskedGenesTask
+from gm_train.evaluation.missing.missing_task import MissingGenesTask
+from gm_train.evaluation.probes.probe_task import ProbeTask
 
 
 def make_results() -> dict[str, Any]:

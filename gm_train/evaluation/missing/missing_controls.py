@@ -20,7 +20,7 @@ from torch import Tensor
 from data_shards.tokens.vocabulary import FIRST_GENE
 from gm_train.embedding.ragged import Ragged
 from gm_train.evaluation import figures
-from gm_train.evaluation.missing_genes import SHOWN, DividedCells, Guess
+from gm_train.evaluation.missing.missing_genes import SHOWN, DividedCells, Guess
 from gm_train.evaluation.principal_components import N_COMPONENTS
 
 #: Settings that the controls are tuned over: the penalty of the regression, and the number of neighbours.

@@ -11,6 +11,8 @@ from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from gm_train.evaluation.labels import Labels
+
 #: Neighbours that the kNN probe asks.
 NEIGHBOURS = 10
 #: Each probe seed fits on this share of the training cells, drawn anew.
@@ -18,8 +20,6 @@ SUBSAMPLE = 0.8
 #: Inverse strengths of the logistic regression's penalty.
 PENALTIES = (0.001, 0.01, 0.1, 1.0)
 _FOLDS = 3
-
-Labels = npt.NDArray[np.object_]
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ from dataclasses import asdict
 import numpy as np
 
 from gm_train.evaluation.figures import FREQUENCY, MODEL, NEIGHBOURS, PCA, RANDOM, RANKS, Row, compare, figures
-from gm_train.evaluation.missing_controls import fitted_guesses
-from gm_train.evaluation.missing_genes import SHOWN, MissingScore, divide, model_guess, score_missing
+from gm_train.evaluation.missing.missing_controls import fitted_guesses
+from gm_train.evaluation.missing.missing_genes import SHOWN, MissingScore, divide, model_guess, score_missing
 from gm_train.evaluation.task import EvaluationTask, Subject
 from gm_train.objective.cell_keys import cell_keys
 

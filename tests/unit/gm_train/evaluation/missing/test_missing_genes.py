@@ -14,8 +14,14 @@ from torch import Tensor
 from data_shards.tokens.vocabulary import FIRST_GENE
 from gm_train.config.schema import ModelConfig
 from gm_train.evaluation.figures import FREQUENCY, NEIGHBOURS, PCA
-from gm_train.evaluation.missing_controls import METHODS, Components, by_neighbours, by_regression, fitted_guesses
-from gm_train.evaluation.missing_genes import DividedCells, Guess, divide, model_guess, score_missing
+from gm_train.evaluation.missing.missing_controls import (
+    METHODS,
+    Components,
+    by_neighbours,
+    by_regression,
+    fitted_guesses,
+)
+from gm_train.evaluation.missing.missing_genes import DividedCells, Guess, divide, model_guess, score_missing
 from gm_train.model.genemamba import GeneMamba
 from gm_train.objective.cell_keys import cell_keys
 from tests.support.evaluation_cases import VOCABULARY, ragged, random_cells

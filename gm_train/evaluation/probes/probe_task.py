@@ -2,10 +2,9 @@
 
 from collections.abc import Callable
 
-from gm_train.embedding.embed_cells import F32, embed_cells
+from gm_train.embedding.embed_cells import embed_cells
 from gm_train.evaluation.figures import MODEL, PCA, RANDOM, RANKS, Row, compare, figures
-from gm_train.evaluation.principal_components import principal_components
-from gm_train.evaluation.probes import ProbeSplit, probe
+from gm_train.evaluation.probes.probes import ProbeSplit, probe
 from gm_train.evaluation.task import EvaluationTask, Subject
 
 #: Seeds of the probes' subsamples; each seed also draws the random weights of its control.
@@ -29,18 +28,15 @@ class ProbeTask(EvaluationTask):
         super().__init__(subject)
         cells = subject.cells
         self._split = ProbeSplit.of(cells.labels, cells.held_out) if cells.labels is not None else None
-        self._pca: F32 | None = None
         if self._split is not None and self._split.usable:
             self.n_scores = 1 + (1 + len(self.controls) + len(subject.embeddings)) * PROBE_SEEDS
-            self._pca = principal_components(cells.expression, ~cells.held_out)
 
     def rows(self, ranks: str, advance: Callable[[], object]) -> list[Row]:
         """Probe the model's embeddings and those of each control, for each probe seed."""
-        subject, pca = self.subject, self._pca
+        subject = self.subject
         assert self._split is not None
-        assert pca is not None
         cells = subject.cells.ranked(ranks)
-        embedded = embed_cells(subject.model, cells, precision=subject.precision)
+        embedded, pca = subject.embedded(ranks), subject.pca()
         advance()
         others = {**subject.embeddings, PCA: pca}
         scores: dict[str, list[dict[str, float]]] = {name: [] for name in (MODEL, *others, RANDOM)}

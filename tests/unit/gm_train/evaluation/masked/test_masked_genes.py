@@ -9,8 +9,8 @@ from data_shards.tokens.vocabulary import MASK
 from gm_train.config.schema import ModelConfig
 from gm_train.embedding.embed_cells import embed_cells
 from gm_train.embedding.ragged import Ragged, padded_batches
-from gm_train.evaluation import masked_genes
-from gm_train.evaluation.masked_genes import model_predictor, score_masked
+from gm_train.evaluation.masked import masked_genes
+from gm_train.evaluation.masked.masked_genes import model_predictor, score_masked
 from gm_train.evaluation.principal_components import principal_components
 from gm_train.model.genemamba import GeneMamba
 from tests.support.evaluation_cases import VOCABULARY, answers, fixed, mask, ragged, random_cells

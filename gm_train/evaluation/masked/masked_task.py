@@ -18,9 +18,9 @@ from gm_train.evaluation.figures import (
     gap,
     row_of,
 )
-from gm_train.evaluation.frequency_controls import Frequency, FrequencyByRank
-from gm_train.evaluation.masked_genes import Predictor, Score, mask_cells, model_predictor, score_masked
-from gm_train.evaluation.order_control import OrderControl
+from gm_train.evaluation.masked.frequency_controls import Frequency, FrequencyByRank
+from gm_train.evaluation.masked.masked_genes import Predictor, Score, mask_cells, model_predictor, score_masked
+from gm_train.evaluation.masked.order_control import OrderControl
 from gm_train.evaluation.task import EvaluationTask, Subject
 from gm_train.objective.cell_keys import cell_keys
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from data_shards.tokens.vocabulary import FIRST_GENE
 from gm_train.embedding.ragged import Ragged
-from gm_train.evaluation.masked_genes import MaskedCells
+from gm_train.evaluation.masked.masked_genes import MaskedCells
 
 #: Bins of the relative rank (rank divided by the cell's length).
 RANK_BINS = 32

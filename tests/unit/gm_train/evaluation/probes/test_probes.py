@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from gm_train.evaluation.probes import ProbeSplit, probe
+from gm_train.evaluation.probes.probes import ProbeSplit, probe
 
 LABELS = np.array(["a", "b", None, "a", "b", "rare", "a", None, "b"], dtype=object)
 HELD_OUT = np.array([0, 0, 0, 1, 1, 1, 0, 1, 0], dtype=bool)

@@ -14,8 +14,8 @@ import scipy.sparse
 
 from data_shards.tokens.vocabulary import MASK, PAD
 from gm_train.embedding.ragged import Ragged
-from gm_train.evaluation.frequency_controls import F32, F64, I64, Answer, answer, corpus_frequency, log_share
-from gm_train.evaluation.masked_genes import MaskedCells, mask_cells, score_masked
+from gm_train.evaluation.masked.frequency_controls import F32, F64, I64, Answer, answer, corpus_frequency, log_share
+from gm_train.evaluation.masked.masked_genes import MaskedCells, mask_cells, score_masked
 from gm_train.objective.cell_keys import cell_keys
 
 #: Distance of each neighbour that is used, and its weight relative to the nearest ones.
