@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from gm_train.config.schema import ModelConfig
 from gm_train.model.conv import DepthwiseConv
 from gm_train.model.kernels import scan_kernels
+from gm_train.model.loops import cpu
 from gm_train.model.norm import GatedRMSNorm
 from gm_train.model.segments import Segments
 from gm_train.model.ssd import ssd
@@ -117,6 +118,13 @@ class Mamba2Mixer(nn.Module):
         return [self._scan(m, dt, A, segments, reverse=i == 1) for i, m in enumerate(mixed)]
 
     def _scan(self, xBC: Tensor, dt: Tensor, A: Tensor, segments: Segments, reverse: bool) -> Tensor:
+        if cpu.on_cpu(xBC):
+            from gm_train.model.loops import scan_loops  # imported late: numba takes a second to import
+
+            if scan_loops.takes(xBC, dt, segments.chunk, self.d_state):
+                runs = segments.cells[: len(xBC)]
+                y: Tensor = scan_loops.scan_loops(xBC, dt, A, self.D, runs, self.d_state, segments.chunk, reverse)[0]
+                return y
         x, B, C = torch.split(xBC, [self.d_inner, self.d_state, self.d_state], dim=-1)
         x = x.view(*x.shape[:-1], self.n_heads, -1)
         return ssd(x, dt, A, B, C, self.D, segments, reverse)

@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_shards.compiled import compiled
+from gm_train.model.loops.arrays import copy_of
 from gm_train.model.loops.powers import VECTORS, dot, sigmoid
-from gm_train.model.loops.threads import copy_of, in_threads
+from gm_train.model.loops.threads import in_threads
 
 #: Tokens of a part of the backward pass: parts are fixed, so that sums do not depend on the number of threads.
 TOKENS = 64

@@ -1,14 +1,11 @@
-"""Run a compiled loop on as many threads as PyTorch uses, and give it parameters."""
+"""Run a compiled loop on as many threads as PyTorch uses."""
 
 import functools
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 
 def in_threads(work: Callable[[int, int], None], n: int) -> None:
@@ -31,8 +28,3 @@ def in_threads(work: Callable[[int, int], None], n: int) -> None:
 def _pool(process: int, threads: int) -> ThreadPoolExecutor:
     """The threads of a process: after a fork, those of its parent do not exist."""
     return ThreadPoolExecutor(threads, thread_name_prefix="gm-train-loops")
-
-
-def copy_of(parameter: Tensor) -> NDArray[Any]:
-    """Copy a parameter into a contiguous array: a strategy that shards it could not free memory that NumPy reads."""
-    return parameter.detach().clone(memory_format=torch.contiguous_format).numpy()

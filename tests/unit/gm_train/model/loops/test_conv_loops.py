@@ -9,6 +9,7 @@ from torch import Tensor
 from gm_train.model.conv import DepthwiseConv
 from gm_train.model.loops.conv_loops import TOKENS, conv_silu_loops
 from gm_train.model.segments import make_segments
+from tests.support.packed_rows import packed
 from tests.support.small_models import relative_error
 
 CHANNELS = 24
@@ -27,17 +28,6 @@ def convolve(x: Tensor, segment: Tensor, taps: int, bidirectional: bool) -> list
     assert isinstance(total, Tensor)
     gradients = torch.autograd.grad(total, [wider, conv.weight, conv.bias])
     return [*outputs, gradients[0][..., 5 : 5 + CHANNELS], *gradients[1:]]
-
-
-def packed(lengths: list[list[int]]) -> Tensor:
-    """Segments of rows that hold cells of these lengths; shorter rows end in an unused tail."""
-    length = max(map(sum, lengths))
-    segment = torch.zeros(len(lengths), length, dtype=torch.int64)
-    for row, cells in zip(segment, lengths, strict=True):
-        ends = torch.tensor(cells).cumsum(0).tolist()
-        for number, (n, end) in enumerate(zip(cells, ends, strict=True), start=1):
-            row[end - n : end] = number
-    return segment
 
 
 rows_of_cells = st.lists(st.lists(st.integers(1, 2 * TOKENS), min_size=1, max_size=4), min_size=1, max_size=3)

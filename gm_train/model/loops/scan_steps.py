@@ -1,0 +1,96 @@
+"""Small steps of the scan's loops in `scan_states.py` and `scan_outputs.py`, in float32."""
+
+from typing import Any
+
+import numpy as np
+
+from data_shards.compiled import compiled
+from gm_train.model.loops.powers import VECTORS, power_of_2
+
+#: Powers of 2 below this exponent count as zero: numbers near the smallest in float32 are slow on many CPUs.
+_SMALLEST = np.float32(-100)
+_ZERO = np.float32(0)
+
+
+@compiled(inline="always", **VECTORS)
+def decay(exponent: Any) -> Any:
+    """2^exponent."""
+    return power_of_2(exponent) if exponent >= _SMALLEST else _ZERO
+
+
+@compiled(**VECTORS)
+def borders(runs: Any, begin: int, end: int, reverse: bool) -> Any:
+    """The cells whose states enter and leave a chunk; no cell has the number -1."""
+    if reverse:
+        return (runs[end] if end < len(runs) else -1), runs[begin]
+    return (runs[begin - 1] if begin else -1), runs[end - 1]
+
+
+@compiled(**VECTORS)
+def rows(flat: Any, start: int, step: int, m: int, out: Any) -> None:
+    """Copy m rows and fill the rest with zeros."""
+    for t in range(m):
+        value, row = flat[start + t * step : start + t * step + out.shape[1]], out[t]
+        for p in range(len(row)):
+            row[p] = value[p]
+    out[m:] = _ZERO
+
+
+@compiled(**VECTORS)
+def scaled_rows(flat: Any, start: int, step: int, m: int, scale: Any, out: Any) -> None:
+    """Copy m rows times a factor each, and fill the rest with zeros."""
+    for t in range(m):
+        value, row, factor = flat[start + t * step : start + t * step + out.shape[1]], out[t], scale[t]
+        for p in range(len(row)):
+            row[p] = value[p] * factor
+    out[m:] = _ZERO
+
+
+@compiled(**VECTORS)
+def plus_scaled(value: Any, other: Any, scale: Any, m: int, flat: Any, start: int, step: int) -> None:
+    """Write m rows: value + scale * other, with a factor for each row."""
+    for t in range(m):
+        row = flat[start + t * step : start + t * step + value.shape[1]]
+        one, two, factor = value[t], other[t], scale[t]
+        for p in range(len(row)):
+            row[p] = one[p] + factor * two[p]
+
+
+@compiled(**VECTORS)
+def add_rows(value: Any, m: int, total: Any) -> None:
+    """Add m rows to a total."""
+    for t in range(m):
+        one, row = value[t], total[t]
+        for p in range(len(row)):
+            row[p] += one[p]
+
+
+@compiled(**VECTORS)
+def transposed(value: Any, out: Any) -> None:
+    """Copy the transposed matrix: faster than a product of the BLAS library with a transposed second matrix."""
+    for i in range(len(out)):
+        row = out[i]
+        for j in range(len(row)):
+            row[j] = value[j, i]
+
+
+@compiled(**VECTORS)
+def powers(exponents: Any, more: Any, runs: Any, cell: int, out: Any) -> None:
+    """2^(exponents + more) at the positions of one cell, 0 at others."""
+    for t in range(len(runs)):
+        value = decay(exponents[t] + more)
+        out[t] = value if runs[t] == cell else _ZERO
+    out[len(runs) :] = _ZERO
+
+
+@compiled(**VECTORS)
+def readable(runs: Any, reverse: bool, low: Any, high: Any) -> None:
+    """The range of positions that each position reads in its chunk."""
+    m = len(runs)
+    for t in range(m):
+        same = t > 0 and runs[t] == runs[t - 1]
+        low[t], high[t] = (low[t - 1] if same else t), t + 1
+    if reverse:
+        for t in range(m - 1, -1, -1):
+            same = t < m - 1 and runs[t] == runs[t + 1]
+            low[t], high[t] = t, high[t + 1] if same else t + 1

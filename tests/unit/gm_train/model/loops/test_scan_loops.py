@@ -1,0 +1,123 @@
+"""The compiled loops of the scan: against the products of `ssd.py` in float64, on packed cells of any length."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from gm_train.model.loops.scan_loops import LARGEST_PRODUCT, scan_loops, takes
+from gm_train.model.segments import Segments, make_segments
+from gm_train.model.ssd import ssd
+from tests.support.packed_rows import packed
+from tests.support.small_models import relative_error
+
+HEADS, WIDTH, D_STATE, CHUNK = 3, 8, 12, 16
+
+
+def arrays(segment: Tensor, width: int, d_state: int, seed: int = 0) -> list[Tensor]:
+    """x, B and C in one array, dt, A, D and weights of the outputs, float32."""
+    draw = torch.Generator().manual_seed(seed)
+    shape = tuple(segment.shape)
+    xBC = torch.randn(*shape, HEADS * width + 2 * d_state, generator=draw)
+    dt = 0.2 * torch.rand(*shape, HEADS, generator=draw)
+    A, D = -16 * torch.rand(HEADS, generator=draw), torch.randn(HEADS, generator=draw)
+    return [xBC, dt, A, D, torch.randn(*shape, HEADS, width, generator=draw)]
+
+
+def by_loops(inputs: list[Tensor], segments: Segments, d_state: int, reverse: bool) -> list[Tensor]:
+    """Outputs and gradients; x, B and C are a slice of wider rows."""
+    xBC, dt, A, D, weights = inputs
+    wider = torch.nn.functional.pad(xBC, (5, 9)).requires_grad_()
+    rest = [value.clone().requires_grad_() for value in (dt, A, D)]
+    y = scan_loops(wider[..., 5:-9], *rest, segments.cells[: len(xBC)], d_state, segments.chunk, reverse)[0]
+    d_wider, *others = torch.autograd.grad((y * weights).sum(), [wider, *rest])
+    return [y, d_wider[..., 5:-9], *others]
+
+
+def by_products(inputs: list[Tensor], segments: Segments, d_state: int, reverse: bool) -> list[Tensor]:
+    """The same from `ssd`, in float64."""
+    *leaves, weights = (value.double() for value in inputs)
+    xBC, dt, A, D = (value.requires_grad_() for value in leaves)
+    x, B, C = torch.split(xBC, [xBC.shape[2] - 2 * d_state, d_state, d_state], dim=-1)
+    y = ssd(x.unflatten(-1, (HEADS, -1)), dt, A, B, C, D, segments, reverse)
+    return [y, *torch.autograd.grad((y * weights).sum(), [xBC, dt, A, D])]
+
+
+def errors(segment: Tensor, width: int, d_state: int, chunk: int, reverse: bool, seed: int = 0) -> list[float]:
+    """Relative errors of y and of the gradients by xBC, dt, A and D."""
+    inputs = arrays(segment, width, d_state, seed)
+    segments = make_segments(segment, chunk, 4, torch.float64)
+    pairs = zip(
+        by_loops(inputs, segments, d_state, reverse), by_products(inputs, segments, d_state, reverse), strict=True
+    )
+    return [relative_error(value, exact) for value, exact in pairs]
+
+
+rows_of_cells = st.lists(st.lists(st.integers(1, 3 * CHUNK), min_size=1, max_size=5), min_size=1, max_size=3)
+
+
+@settings(max_examples=60, deadline=None)
+@given(lengths=rows_of_cells, reverse=st.booleans(), seed=st.integers(0, 99))
+def test_float32_equals_products_in_float64(lengths: list[list[int]], reverse: bool, seed: int) -> None:
+    *found, of_A, of_D = errors(packed(lengths), WIDTH, D_STATE, CHUNK, reverse, seed)
+    assert max(*found, of_D) < 5e-6
+    assert of_A < 5e-5  # a small difference of large sums
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("width", "d_state", "chunk"), [(64, 64, 64), (48, 24, 64), (8, 16, 7), (1, 1, 1)])
+def test_any_size_that_fits(width: int, d_state: int, chunk: int, reverse: bool) -> None:
+    assert max(errors(packed([[200], [30, 1, 64, 100]]), width, d_state, chunk, reverse)) < 5e-5
+
+
+def test_neighbours_and_threads_do_not_change_a_bit() -> None:
+    segment = packed([[32, 70, 50], [5, 60]])
+    inputs = arrays(segment, WIDTH, D_STATE)
+    segments = make_segments(segment, CHUNK, 4)
+    threads = torch.get_num_threads()
+    try:
+        results = []
+        for n in (1, 3):
+            torch.set_num_threads(n)
+            results.append([by_loops(inputs, segments, D_STATE, reverse) for reverse in (False, True)])
+    finally:
+        torch.set_num_threads(threads)
+    for one, other in zip(*results, strict=True):
+        assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    # The second cell of the first row begins at a chunk's border, as it does alone.
+    alone = [value[:1, 32:102] if value.dim() > 1 else value for value in inputs]
+    for reverse in (False, True):
+        found = by_loops(alone, make_segments(packed([[70]]), CHUNK, 4), D_STATE, reverse)
+        for part, whole in zip(found[:3], results[0][reverse][:3], strict=True):
+            assert torch.equal(part[0], whole[0, 32:102])
+
+
+def test_step_sizes_of_zero_and_strong_decay_stay_finite() -> None:
+    segment = packed([[100]])
+    inputs = arrays(segment, WIDTH, D_STATE)
+    inputs[1][0, ::7] = 0
+    inputs[1][0, 1::7] = 10
+    segments = make_segments(segment, CHUNK, 4, torch.float64)
+    for reverse in (False, True):
+        found = by_loops(inputs, segments, D_STATE, reverse)
+        assert all(value.isfinite().all() for value in found)
+        assert relative_error(found[0], by_products(inputs, segments, D_STATE, reverse)[0]) < 1e-4
+
+
+def test_what_the_loops_take() -> None:
+    segment = packed([[20]])
+    xBC, dt, *_ = arrays(segment, WIDTH, D_STATE)
+    assert takes(xBC, dt, CHUNK, D_STATE)
+    assert not takes(xBC.double(), dt.double(), CHUNK, D_STATE)
+    assert not takes(xBC.bfloat16(), dt, CHUNK, D_STATE)
+    assert not takes(xBC, dt, LARGEST_PRODUCT // CHUNK // WIDTH + 1, D_STATE)
+    assert not takes(xBC[:0], dt[:0], CHUNK, D_STATE)
+
+
+def test_the_operation_is_registered_completely() -> None:
+    segments = make_segments(packed([[7, 20]]), CHUNK, 4)
+    xBC, dt, A, D, _ = arrays(segments.cells[:1], WIDTH, D_STATE)
+    inputs = [value.requires_grad_() for value in (xBC, dt, A, D)]
+    for reverse in (False, True):
+        torch.library.opcheck(scan_loops, (*inputs, segments.cells[:1], D_STATE, CHUNK, reverse))
