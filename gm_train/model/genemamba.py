@@ -76,19 +76,15 @@ class GeneMamba(nn.Module):
         """
         return cast(Tensor, self.output(states, self.embedding.weight, missing, shown))
 
-    def class_logits(self, states: Tensor, segment: Tensor) -> Tensor:
+    def class_logits(self, embeddings: Tensor) -> Tensor:
         """Compute logits of the classes, float32 (n_cells, n_classes), with the classifier.
 
         Args:
-            states: (batch, length, d_model).
-            segment: integer (batch, length), 0 on the unused tail.
-
-        Returns:
-            One row a cell, in the order of `cell_embeddings`.
+            embeddings: float32 (n_cells, d_model), from `cell_embeddings` or `pool_cells`.
         """
         assert self.classifier is not None
-        with torch.autocast(states.device.type, enabled=False):
-            return cast(Tensor, self.classifier(cell_embeddings(states, segment)))
+        with torch.autocast(embeddings.device.type, enabled=False):
+            return cast(Tensor, self.classifier(embeddings))
 
 
 def cell_embeddings(states: Tensor, segment: Tensor, pool: str = "mean") -> Tensor:

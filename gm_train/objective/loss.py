@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from gm_train.config.parts import load_part
 from gm_train.config.schema import ObjectiveConfig
-from gm_train.model.genemamba import GeneMamba
+from gm_train.model.genemamba import GeneMamba, pool_cells
 from gm_train.objective.batches import MicroBatch
 from gm_train.objective.pathway import pathway_loss_sum
 from gm_train.objective.recipe import Objective
@@ -32,12 +32,8 @@ def target_logits(model: GeneMamba, states: Tensor, batch: MicroBatch) -> Tensor
         states: (rows, length, d_model), of the micro-batch.
         batch: the micro-batch.
     """
-    # The cells of row r have the numbers n_r + 1, n_r + 2, ..., where n_r cells are in the rows before it.
-    in_row = batch.segment.amax(1)
-    before = in_row.cumsum(0) - in_row
-    row = batch.target_at // batch.segment.shape[1]
-    cell = before[row] + batch.segment.flatten()[batch.target_at] - 1
-    return model.class_logits(states, batch.segment)[cell]
+    row, number = batch.target_at // batch.segment.shape[1], batch.segment.flatten()[batch.target_at]
+    return model.class_logits(pool_cells(states, batch.segment, batch.most_cells)[row, number - 1])
 
 
 def loss_sums(model: GeneMamba, batch: MicroBatch, objective: ObjectiveConfig) -> tuple[Tensor, Tensor]:

@@ -27,6 +27,7 @@ from gm_train.loading.open_data import OpenData, open_data
 from gm_train.loading.position import Position
 from gm_train.loading.rank_batches import RankBatches
 from gm_train.model.kernels.scan_kernels import kernel_of
+from gm_train.ranks.allocator import keep_freed_memory
 from gm_train.ranks.launch_local import PREEMPTIONS
 from gm_train.ranks.ranks import Ranks, find_ranks, joined
 from gm_train.ranks.signals import Leaving
@@ -93,6 +94,7 @@ def fit(config: Config, leaving: Leaving | None = None) -> Outcome:
     ranks = find_ranks(config.trainer)
     if problems := rank_problems(config, ranks.world_size):
         raise ConfigError(problems, everywhere=True)
+    keep_freed_memory(ranks.device())
     directory = Path(config.run.dir)
     with contextlib.ExitStack() as stack:
         stack.enter_context(joined(ranks, alone=config.trainer.strategy not in WITHOUT_GROUP))

@@ -120,14 +120,14 @@ def scan_errors(kernel: str, size: Size, reverse: bool, dtype: str) -> dict[str,
     }
     segments = make_segments(segment, size.chunk, 4)
     with torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bf16"):
-        y = (ssd if kernel == "torch" else _package_ssd)(**leaves, segments=segments, reverse=reverse)
+        y = (ssd if kernel == "torch" else package_ssd)(**leaves, segments=segments, reverse=reverse)
     gradients = torch.autograd.grad((y.double() * weights).sum(), list(leaves.values()))
     used = (segment > 0)[:, :, None, None]
     errors = {"y": relative_error(y * used, wanted_y)}
     return errors | {f"d{n}": relative_error(g, wanted[n]) for n, g in zip(leaves, gradients, strict=True)}
 
 
-def _package_ssd(
+def package_ssd(
     x: Tensor, dt: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, segments: Segments, reverse: bool
 ) -> Tensor:
     """One of both directions, which the kernels scan in one call."""

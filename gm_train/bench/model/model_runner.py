@@ -16,6 +16,7 @@ from gm_train.bench.model.contenders import Contender
 from gm_train.bench.model.workload import Shape, Workload, make_batches
 from gm_train.objective.loss import computing_in, loss_sums
 from gm_train.optim import build_optimizer
+from gm_train.ranks.allocator import keep_freed_memory
 
 
 class ModelRunner:
@@ -29,6 +30,7 @@ class ModelRunner:
 
     def __init__(self, contender: Contender, workloads: Sequence[Workload], device: str) -> None:
         self.contender, self.device = contender, torch.device(device)
+        keep_freed_memory(self.device)  # as a training does
         config = contender.config
         self._work = [
             make_batches(workload, config.objective, contender.padded, contender.all_positions)

@@ -86,7 +86,8 @@ def scan_loops_backward(
     by_y, of_y = flat(grad.reshape(batch, length, inner).contiguous())
     of_runs, of_dt = runs.numpy(), _contiguous(dt)
     of_A, of_D = copy_of(A), copy_of(D)
-    of_states, by_total, zero = (torch.zeros(value.shape).numpy() for value in (kept[3], kept[2], kept[2]))
+    of_states, by_total = torch.empty(states.shape).numpy(), torch.empty(total.shape).numpy()
+    zero = torch.zeros(total.shape).numpy()
     read = (
         by_y,
         of_y,

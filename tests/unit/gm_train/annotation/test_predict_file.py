@@ -18,6 +18,7 @@ from gm_train.annotation import predict_file as module
 from gm_train.annotation.predict_file import PredictOptions, predict_file
 from gm_train.checkpoint.find import best_checkpoint, load_model, open_checkpoint
 from gm_train.cli.main import main
+from gm_train.model.genemamba import cell_embeddings
 from tests.conftest import Atlas
 from tests.support.count_files import draw_counts, write_counts
 
@@ -49,7 +50,7 @@ def test_probabilities_are_those_of_each_cell_alone(annotator: Path, atlas: Atla
             tokens, indptr = tokenizer.encode(chunk, columns)
             for cell in np.split(tokens.astype(np.int64), indptr[1:-1]):
                 ids = torch.from_numpy(cell)[None]
-                logits = model.class_logits(model(ids, torch.ones_like(ids)), torch.ones_like(ids))
+                logits = model.class_logits(cell_embeddings(model(ids, torch.ones_like(ids)), torch.ones_like(ids)))
                 expected.append(torch.softmax(logits[0] / calibration.temperature, 0).numpy())
     probabilities = found.obsm["genemamba_probabilities"]
     assert np.abs(probabilities - np.array(expected)).max() < 1e-6

@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import gm_train.train.step_module as home
 from gm_train.config.load import load_config
+from gm_train.model.classes import Classes
 from gm_train.objective.batches import MicroBatch, StepInfo
 from gm_train.ranks.ranks import Ranks
 from gm_train.ranks.signals import Leaving
@@ -29,6 +30,13 @@ WORDS = [
     "model.d_state=8", "model.head_dim=16", "model.chunk=32", "optim.warmup_steps=1", "trainer.max_steps=9",
     "optim.schedule_steps=9", "data.lanes=2", "model.kernel=torch",
 ]  # fmt: skip
+
+#: What a run may learn; each shares the micro-batches below.
+LEARNED = {
+    "masked genes": ["objective.language=masked"],
+    "missing genes": ["objective.language=missing"],
+    "a label": ["task.name=classify", "task.label=type"],
+}
 
 aten = torch.ops.aten
 #: Operations whose result has a size that only the device knows.
@@ -103,8 +111,9 @@ def micro_batch(first: bool, last: bool) -> MicroBatch:
     )
 
 
-def test_steps_do_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Three steps of two micro-batches each, with both losses."""
+@pytest.mark.parametrize("words", LEARNED.values(), ids=LEARNED)
+def test_steps_do_not_wait_for_the_device(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps of two micro-batches each, with both losses, or of a label."""
     monkeypatch.setattr(home, "LateNumbers", OnItsWay)
     monkeypatch.setattr(OnItsWay, "begun", 0)
     # AdamW's fused kernel has an implementation on this device, but a check that does not know it.
@@ -112,7 +121,8 @@ def test_steps_do_not_wait_for_the_device(monkeypatch: pytest.MonkeyPatch) -> No
     # Nor is there autocast on it.
     monkeypatch.setattr(torch, "autocast", lambda *arguments, **named: contextlib.nullcontext())
     monkeypatch.setattr(torch, "is_autocast_enabled", lambda *device: False)
-    module = Bare(load_config(*WORDS), VOCABULARY, Ranks(), Leaving()).to(GPU)
+    classes = Classes("type", ("a", "b", "c"), (9, 9, 9)) if "task.name=classify" in words else None
+    module = Bare(load_config(*WORDS, *words), VOCABULARY, Ranks(), Leaving(), classes=classes).to(GPU)
     module.adamw = module.configure_optimizers()
     batches = [micro_batch(number % 2 == 0, number % 2 == 1) for number in range(6)]
     with Waits() as waits:

@@ -179,7 +179,7 @@ def fine_tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Tensor, 
     model, _, _ = load_model(checkpoint)
     input_ids, segment = pack([[cell] for cell in random_cells([11, 4], seed=5)], tail=3)
     with torch.no_grad():
-        return folder / "out", input_ids, model.class_logits(model(input_ids, segment), segment)
+        return folder / "out", input_ids, model.class_logits(cell_embeddings(model(input_ids, segment), segment))
 
 
 def test_a_classifier_with_torch_alone(fine_tuned: tuple[Path, Tensor, Tensor], tmp_path: Path) -> None:
