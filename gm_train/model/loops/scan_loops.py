@@ -146,11 +146,15 @@ def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
     xBC, dt, A, D, runs, _, _, reverse = inputs
     ctx.save_for_backward(xBC, dt, A, D, runs, *output[1:])
     ctx.reverse = reverse
+    ctx.set_materialize_grads(False)  # nothing depends on the states that are kept: no zeros for their gradients
 
 
-def _backward_of(ctx: Any, grads: list[Tensor]) -> tuple[Any, ...]:
+def _backward_of(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+    grad = grads[0]
+    if grad is None:
+        return (None,) * 8
     xBC, dt, A, D, runs, *kept = ctx.saved_tensors
-    d_xBC, d_dt, d_A, d_D = scan_loops_backward(grads[0], xBC, dt, A, D, runs, kept, ctx.reverse)
+    d_xBC, d_dt, d_A, d_D = scan_loops_backward(grad, xBC, dt, A, D, runs, kept, ctx.reverse)
     return d_xBC, d_dt, d_A.sum(0), d_D.sum(0), None, None, None, None
 
 
