@@ -21,7 +21,7 @@ from gm_train.evaluation.figures import (
 from gm_train.evaluation.masked.frequency_controls import Frequency, FrequencyByRank
 from gm_train.evaluation.masked.masked_genes import Predictor, Score, mask_cells, model_predictor, score_masked
 from gm_train.evaluation.masked.order_control import OrderControl
-from gm_train.evaluation.task import EvaluationTask, Subject
+from gm_train.evaluation.task import EvaluationTask, Subject, note_if_tuned
 from gm_train.objective.cell_keys import cell_keys
 
 #: Share of a cell's genes that is hidden. It does not depend on training, so that scores of runs can be compared.
@@ -40,7 +40,6 @@ class MaskedGenesTask(EvaluationTask):
         ("top10", "top-10 %", "Hidden gene among the first ten (%)", 1, True),
     )
     controls = (ORDER, BY_RANK, FREQUENCY, RANDOM)
-    required = True
     panel = ("cross_entropy", "Hidden genes", "cross-entropy, nats (lower is better)", 2)
 
     def __init__(self, subject: Subject) -> None:
@@ -73,12 +72,8 @@ class MaskedGenesTask(EvaluationTask):
         return [{"ranks": ranks, "scored": name, **figures([asdict(s) for s in runs])} for name, runs in scores.items()]
 
     def facts(self) -> Row:
-        """The mask rate and seeds, and the tuned settings of the order control."""
-        return {
-            "mask_rate": MASK_RATE,
-            "mask_seeds": self.subject.mask_seeds,
-            "order_control": self._order_control,
-        }
+        """The mask rate, and the tuned settings of the order control."""
+        return {"mask_rate": MASK_RATE, "order_control": self._order_control}
 
     @staticmethod
     def title(results: Row, ranks: str) -> str:
@@ -110,3 +105,19 @@ class MaskedGenesTask(EvaluationTask):
                 sentence += f" It was trained on {trained_on} ranks, not on {ranks} ones."
             sentences.append(sentence)
         return sentences
+
+    @staticmethod
+    def notes(results: Row) -> list[str]:
+        """What is counted, how the order control was tuned, and models that were not trained on masked genes."""
+        tuned = ", ".join(
+            f"strength {found['strength']:g} on {ranks} ranks" for ranks, found in results["order_control"].items()
+        )
+        notes = [
+            f"{results['mask_rate']:.0%} of a cell's genes are hidden behind the mask token. Cross-entropy is over all "
+            f"{results['cells']['genes']:,} genes for every row. Count controls use {results['cells']['train']:,} "
+            "training cells with the same kind of ranks, and never guess a visible gene; the model may.",
+            f"The order control was tuned on training cells: {tuned} (0 means plain frequency).",
+        ]
+        if what := {"next_token": "next tokens", "missing": "missing genes"}.get(results["model"]["language"]):
+            notes.append(f"The model was trained on {what}, never on masked ones: its masked-gene scores mean little.")
+        return notes + note_if_tuned(results, "masked")

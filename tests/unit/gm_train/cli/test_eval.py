@@ -205,6 +205,42 @@ def test_a_run_is_evaluated_from_any_folder_and_with_a_store_that_moved(
     assert evaluate(run, atlas, "--out", out, "--store", f"{moved}/cells.zarr") == 0
 
 
+@pytest.mark.parametrize("tasks", [["masked"], ["missing"], ["probes"], ["probes,masked"], ["missing", "masked"]])
+def test_only_the_tasks_that_are_asked_for_run(tasks: list[str], trained: Path, atlas: Atlas, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    wanted = {key for word in tasks for key in word.split(",")}
+    assert evaluate(run, atlas, "--label", "cell_type", "--tasks", *tasks) == 0
+    results = json.loads((run / "eval" / "eval.json").read_text())
+    assert set(results["tasks"]["asked"]) == set(results["tasks"]["scored"]) == wanted
+    assert {task.key for task in TASKS if results.get(task.key)} == wanted
+    assert (run / "eval" / "eval-scores.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "eval" / "eval-embedding.png").is_file() == ("probes" in wanted)
+    shown = (run / "report.html").read_text(), (run / "eval" / "eval.md").read_text()
+    assert main(["export", str(run), str(tmp_path / "card")]) == 0
+    for text in (*shown, (tmp_path / "card" / "README.md").read_text()):
+        assert f"Only these tasks were asked for (--tasks): {', '.join(results['tasks']['asked'])}." in text
+        for key, heading in (("masked", "Hidden genes of"), ("missing", "Missing genes of"), ("probes", "frozen emb")):
+            assert (heading in text) == (key in wanted)
+        assert ("hidden behind the mask token" in text) == ("masked" in wanted)
+
+
+def test_tasks_that_cannot_be_done_or_that_do_not_exist_are_refused(
+    trained: Path, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    shutil.rmtree(run / "eval", ignore_errors=True)
+    assert evaluate(run, atlas, "--tasks", "probes") == 1
+    assert "--tasks probes: nothing can be scored. There are no probes, because no label" in capsys.readouterr().err
+    assert evaluate(run, atlas, "--tasks", "masked,cells") == 2
+    known = ", ".join(sorted(task.key for task in TASKS))
+    assert f"--tasks cells: no such task: there are {known}" in capsys.readouterr().err
+    assert evaluate(run, atlas, "--tasks", ",") == 2
+    assert "--tasks names no task: there are " in capsys.readouterr().err
+    assert evaluate(run, atlas, "--label", "cell_type", "--tasks", "masked", "--embedding", "obsm:X_scVI") == 2
+    assert "--embedding: none of the tasks scores vectors that were made elsewhere: add " in capsys.readouterr().err
+    assert not (run / "eval").exists()
+
+
 def test_wrong_words_are_refused_with_one_message(
     trained: Path, atlas: Atlas, capsys: pytest.CaptureFixture[str]
 ) -> None:

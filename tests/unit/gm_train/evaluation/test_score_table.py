@@ -1,5 +1,6 @@
 """Score tables: means over seeds, verdicts, and the text and Markdown that show them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ def make_results() -> dict[str, Any]:
     entropy = {"plain": (3.5, 2.9, 5.2, 5.8, 6.8), "dithered": (5.5, 5.81, 5.8, 5.82, 6.8)}
     accuracy = {"model": 62.0, "PCA": 82.0, "random weights": 50.0}
     return {
+        "tasks": {"asked": ["masked", "missing", "probes"], "scored": ["masked", "missing", "probes"]},
         "model": {"trained_on": "plain"},
         "cells": {"train": 558, "held_out": 142, "genes": 765},
         "label": {"key": "cell_type", "held_out": 140},
@@ -96,8 +98,21 @@ def test_text_and_markdown_show_every_row_note_and_verdict() -> None:
         assert text.count("ranks as in its training") == 3
 
 
-def test_without_probes_there_are_no_probe_tables() -> None:
+def test_only_tasks_that_were_scored_must_be_there() -> None:
     results = make_results() | {"probes": [], "label": None}
+    with pytest.raises(ValueError, match="probes scores on plain ranks lack: PCA, model, random weights"):
+        score_table.check_controls(results)
+    results["tasks"]["scored"].remove("probes")
     assert len(score_table.blocks(results)) == 4
     with pytest.raises(ValueError, match="masked scores on plain ranks lack: "):
         score_table.check_controls(results | {"masked": []})
+    # Earlier versions named no tasks.
+    del results["tasks"]
+    assert len(score_table.blocks(results)) == 4
+
+
+@pytest.mark.parametrize("render", [score_table.render_text, score_table.render_markdown])
+def test_tables_say_what_level_means(render: Callable[[dict[str, Any]], str]) -> None:
+    assert '"level with" a control if their means differ by no more than two standard deviations' in render(
+        make_results()
+    )
