@@ -69,10 +69,10 @@ def blocks(results: Row) -> list[tuple[str, list[str], list[list[str]]]]:
             rows = [row for row in results.get(task.key, []) if row["ranks"] == ranks]
             if not rows:
                 continue
-            title = task.title(results, ranks)
-            if ranks == results["model"]["trained_on"]:
-                title += ", ranks as in its training"
-            tables.append((title, ["", *(heading for _, heading, *_ in task.columns)], _cells(rows, task.columns)))
+            as_trained = ", ranks as in its training" if ranks == results["model"]["trained_on"] else ""
+            for title, columns in task.tables(results, ranks):
+                headings = ["", *(heading for _, heading, *_ in columns)]
+                tables.append((title + as_trained, headings, _cells(rows, columns)))
     return tables
 
 
