@@ -1,7 +1,7 @@
 """The cells of an evaluation, tokenised again from their counts: a store's tokens do not give dithered ranks."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +11,6 @@ import pyarrow.parquet
 import scipy.sparse
 
 from data_shards.counts.count_file import CountFile, open_counts
-from data_shards.counts.count_loops import cell_totals, map_genes, normalise
 from data_shards.errors import DataError
 from data_shards.files.atomic import hash_path
 from data_shards.files.location import Location, open_file
@@ -23,6 +22,7 @@ from data_shards.tokens.drift import measure_drift
 from data_shards.tokens.tokenizer import Tokenizer
 from data_shards.workers.progress import Progress
 from gm_train.embedding.ragged import Ragged
+from gm_train.evaluation.cell_counts import CellCounts
 from gm_train.evaluation.labels import Labels
 
 #: Cells of counts read at once.
@@ -49,6 +49,8 @@ class EvaluationCells:
         labels: object (n_cells,), str or None where a cell has none; None without labels.
         n_empty: cells left out because they have no token.
         missing: data sets of the store whose files were not given.
+        tokenizer: that of the model.
+        counts: number of each data set to the counts of its held-out cells, in the order of the cells.
     """
 
     plain: Ragged
@@ -63,6 +65,8 @@ class EvaluationCells:
     labels: Labels | None
     n_empty: int
     missing: tuple[str, ...]
+    tokenizer: Tokenizer
+    counts: dict[int, CellCounts]
 
     def ranked(self, ranks: str) -> Ragged:
         """The tokens on "plain" or "dithered" ranks."""
@@ -104,13 +108,19 @@ def read_cells(
     where = {which: entry for which, entry in enumerate(manifest.datasets) if entry.name in counted}
     data_set, row, held_out = _choose(store, where, max_cells, held_out_split)
     parts, source_rows = [], [np.zeros(0, np.int64)]
+    held_out_counts: dict[int, CellCounts] = {}
     with Progress(total=len(row), desc="reading cells", unit=" cells") as bar:
         for which, entry in where.items():
             rows = row[data_set == which]
             source_row = _obs_column(store, entry, SOURCE_ROW).to_numpy()[rows]
             source_rows.append(source_row)
             with open_counts(counted[entry.name], entry.count_options) as counts:
-                parts += _read(counts, source_row, tokenizer, entry.min_mapped, bar)
+                read, kept_counts = _read(
+                    counts, source_row, held_out[data_set == which], tokenizer, entry.min_mapped, bar
+                )
+            parts += read
+            if kept_counts is not None:
+                held_out_counts[which] = kept_counts
     plain, dithered = (Ragged.concatenate([part[i] for part in parts]) for i in (0, 1))
     expression = scipy.sparse.vstack([part[2] for part in parts], format="csr")
     labels = None if label is None else _labels(store, where, label, data_set, row)
@@ -128,6 +138,8 @@ def read_cells(
         None if labels is None else labels[kept],
         plain.n_cells - len(kept),
         tuple(entry.name for entry in manifest.datasets if entry.name not in counted),
+        tokenizer,
+        held_out_counts,
     )
 
 
@@ -188,28 +200,35 @@ def _choose(
 
 
 def _read(
-    counts: CountFile, rows: I64, tokenizer: Tokenizer, min_mapped: float, bar: Progress
-) -> list[tuple[Ragged, Ragged, scipy.sparse.csr_matrix]]:
-    """Read ascending rows of a file: plain tokens, dithered tokens and expression, for each stretch of the file."""
+    counts: CountFile,
+    rows: I64,
+    held_out: npt.NDArray[np.bool_],
+    tokenizer: Tokenizer,
+    min_mapped: float,
+    bar: Progress,
+) -> tuple[list[tuple[Ragged, Ragged, scipy.sparse.csr_matrix]], CellCounts | None]:
+    """Read ascending rows of a file.
+
+    Returns:
+        Plain tokens, dithered tokens and expression, for each stretch of the file; and the counts of the held-out cells
+        that have a token, None if there are no such cells.
+    """
     columns = tokenizer.bind(counts, min_mapped)
-    plain, dithered = replace(tokenizer, dither=False), replace(tokenizer, dither=True)
-    n_genes = len(tokenizer.vocabulary.genes)
-    parts, scaled_counts = [], []
+    parts, scaled_counts, kept = [], [], []
     for stretch in np.unique(rows // _ROWS):
-        wanted = rows[rows // _ROWS == stretch]
+        here = rows // _ROWS == stretch
         for first, chunk in counts.chunks(_ROWS, start=stretch * _ROWS, stop=(stretch + 1) * _ROWS):
-            cells = chunk[wanted - first]
-            indptr, genes, values = map_genes(cells.indptr, cells.indices, cells.data, columns.numbers, n_genes)
-            scaled = normalise(indptr, values, cell_totals(cells.indptr, cells.data), 10_000.0)
-            scaled_counts.append((genes, scaled))
-            expression = scipy.sparse.csr_matrix(
-                (np.log1p(scaled).astype(np.float32), genes, indptr), shape=(len(wanted), n_genes)
-            )
-            parts.append((Ragged(*plain.encode(cells, columns)), Ragged(*dithered.encode(cells, columns)), expression))
-        bar.update(len(wanted))
+            cells = CellCounts(chunk[rows[here] - first], columns, tokenizer)
+            scaled = cells.scaled()
+            scaled_counts.append((scaled.indices, scaled.data))
+            parts.append((cells.ranked("plain"), cells.ranked("dithered"), scaled.log1p().astype(np.float32)))
+            kept.append(cells.counts[held_out[here] & (parts[-1][0].lengths > 0)])
+        bar.update(int(here.sum()))
     if scaled_counts:
         measure_drift(counts.name, tokenizer, *(np.concatenate(each) for each in zip(*scaled_counts, strict=True)))
-    return parts
+    if not sum(part.shape[0] for part in kept):
+        return parts, None
+    return parts, CellCounts(scipy.sparse.vstack(kept, format="csr"), columns, tokenizer)
 
 
 def _labels(store: Location, where: dict[int, DatasetEntry], label: str, data_set: I64, row: I64) -> Labels:

@@ -18,6 +18,8 @@ MAX_DRAWN = 1_500
 #: Labels with a colour of their own; the rarer ones share one colour.
 MAX_COLOURED = 19
 DPI = 150
+#: Panels of scores side by side.
+_ACROSS = 3
 
 _COLOURS = {
     figures.MODEL: "#c44e52",
@@ -33,8 +35,13 @@ _COLOURS = {
 def draw_scores(results: Row, path: Path) -> None:
     """Draw one column of each task as bars, on both kinds of ranks (PNG)."""
     panels = [task for task in TASKS if results.get(task.key)]
-    figure = Figure(figsize=(5.2 * len(panels), 3.6), layout="constrained")
-    for axis, task in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+    across = min(_ACROSS, len(panels))
+    down = -(-len(panels) // across)
+    figure = Figure(figsize=(5.2 * across, 3.6 * down), layout="constrained")
+    axes = figure.subplots(down, across, squeeze=False).ravel()
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    for axis, task in zip(axes[: len(panels)], panels, strict=True):
         rows = results[task.key]
         column, title, unit, decimals = task.panel
         names = list(dict.fromkeys(row["scored"] for row in rows))

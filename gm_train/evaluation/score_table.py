@@ -8,6 +8,12 @@ _LABEL: Columns = (
     ("macro_f1", "macro-F1 %", "macro-F1 (%)", 1, True),
 )
 
+#: What a reader of the tables and of the verdicts must know.
+LEGEND = (
+    '± is one standard deviation over seeds. The model is "level with" a control if their means differ by no more than '
+    "two standard deviations of the difference."
+)
+
 
 def check_controls(results: Row) -> None:
     """Refuse results that lack the model's score or one of its controls.
@@ -17,7 +23,8 @@ def check_controls(results: Row) -> None:
     """
     for task in TASKS:
         rows = results.get(task.key, [])
-        for ranks in RANKS if rows or task.required else ():
+        # Earlier versions did not say which tasks were scored.
+        for ranks in RANKS if rows or task.key in results.get("tasks", {"scored": []})["scored"] else ():
             missing = {MODEL, *task.controls} - {row["scored"] for row in rows if row["ranks"] == ranks}
             if missing:
                 raise ValueError(f"{task.key} scores on {ranks} ranks lack: {', '.join(sorted(missing))}")
@@ -92,7 +99,12 @@ def render_text(results: Row) -> str:
     parts = [f"Scores of {scored_checkpoint(results)}", ""]
     for title, headings, lines in blocks(results):
         parts += [title, *aligned(headings, lines), ""]
-    parts += ["* best of the column", *results["notes"], "", *(f"- {verdict}" for verdict in verdicts(results))]
+    parts += [
+        f"* best of the column. {LEGEND}",
+        *results["notes"],
+        "",
+        *(f"- {verdict}" for verdict in verdicts(results)),
+    ]
     return "\n".join(parts) + "\n"
 
 
@@ -102,5 +114,10 @@ def render_markdown(results: Row) -> str:
     for title, headings, lines in blocks(results):
         parts += [f"### {title}", "", f"| {' | '.join(headings)} |", "|---|" + "---:|" * (len(headings) - 1)]
         parts += [f"| {' | '.join(text.strip() for text in line)} |" for line in lines] + [""]
-    parts += [r"\* best of the column", *results["notes"], "", *(f"- {verdict}" for verdict in verdicts(results))]
+    parts += [
+        rf"\* best of the column. {LEGEND}",
+        *results["notes"],
+        "",
+        *(f"- {verdict}" for verdict in verdicts(results)),
+    ]
     return "\n".join(parts) + "\n"

@@ -70,19 +70,20 @@ class EvaluationTask(ABC):
         subject: the model and the cells.
 
     Attributes:
-        key: the name of the task's rows in `eval.json`.
+        key: the name of the task in `--tasks`, and of its rows in `eval.json`.
         columns: the columns of its tables.
         controls: rows that must be there besides the model's own.
-        required: whether an evaluation without this task is incomplete.
+        takes_embeddings: whether it also scores vectors that were made elsewhere (`Subject.embeddings`).
         panel: what is drawn: column, title (a format string over the results), label of the axis, decimals.
-        n_scores: number of calls of `advance` on one kind of ranks; 0 if the task cannot be done for this subject.
+        n_scores: number of calls of `advance` on one kind of ranks; 0 if the task cannot be done for this subject
+            (`notes` says why).
         features: title to embeddings that are drawn, float32 (n_cells, n_features); may be empty.
     """
 
     key: ClassVar[str]
     columns: ClassVar[Columns]
     controls: ClassVar[tuple[str, ...]]
-    required: ClassVar[bool] = False
+    takes_embeddings: ClassVar[bool] = False
     panel: ClassVar[tuple[str, str, str, int]]
 
     def __init__(self, subject: Subject) -> None:
@@ -113,5 +114,26 @@ class EvaluationTask(ABC):
 
     @staticmethod
     def verdicts(results: Row) -> list[str]:
-        """Sentences on what the rows show."""
+        """Sentences on what the rows show; called only if there are rows."""
         return []
+
+    @staticmethod
+    def notes(results: Row) -> list[str]:
+        """Sentences on how the numbers were made, or why there are none; called once facts and rows are there."""
+        return []
+
+
+def note_if_tuned(results: Row, what: str) -> list[str]:
+    """The note of a task that asks the output layer of a model that was fine-tuned without it; otherwise none.
+
+    Args:
+        results: of an evaluation.
+        what: the genes that the task scores, such as "masked".
+    """
+    label = results["model"]["label"]
+    if not label:
+        return []
+    return [
+        f"The model was fine-tuned for {label!r}; its output layer was not trained with it, so its scores of {what} "
+        "genes mean little."
+    ]

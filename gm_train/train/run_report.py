@@ -155,6 +155,7 @@ def _evaluation(run_dir: Path, last_step: int) -> list[str]:
     parts.append(f"<p class=notes>Scores of {html.escape(score_table.scored_checkpoint(results))}</p>")
     verdicts = [f"<li>{html.escape(line)}</li>" for line in score_table.verdicts(results)]
     parts += ["<ul class=verdicts>", *verdicts, "</ul>"]
+    parts.append(f"<p class=notes>Bold is best of the column. {html.escape(score_table.LEGEND)}</p>")
     parts += [_table(*block) for block in score_table.blocks(results)]
     parts += [f"<p class=notes>{html.escape(note)}</p>" for note in results["notes"]]
     pictures = sorted(directory.glob("eval-*.png"), reverse=True)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from gm_train.evaluation.figures import FREQUENCY, MODEL, ORDER, RANKS, Row, compare, figures, gap, row_of
 from gm_train.evaluation.masked.masked_genes import Score, score_masked
 from gm_train.evaluation.masked.masked_trials import CONTROLS, MASK_RATE, MaskedTrials
-from gm_train.evaluation.task import EvaluationTask, Subject
+from gm_train.evaluation.task import EvaluationTask, Subject, note_if_tuned
 
 #: If the order control and frequency differ by less (nats), the neighbours of a hidden gene reveal almost nothing.
 NEGLIGIBLE = 0.05
@@ -22,7 +22,6 @@ class MaskedGenesTask(EvaluationTask):
         ("top10", "top-10 %", "Hidden gene among the first ten (%)", 1, True),
     )
     controls = CONTROLS
-    required = True
     panel = ("cross_entropy", "Hidden genes", "cross-entropy, nats (lower is better)", 2)
 
     def __init__(self, subject: Subject) -> None:
@@ -42,12 +41,8 @@ class MaskedGenesTask(EvaluationTask):
         return [{"ranks": ranks, "scored": name, **figures([asdict(s) for s in runs])} for name, runs in scores.items()]
 
     def facts(self) -> Row:
-        """The mask rate and seeds, and the tuned settings of the order control."""
-        return {
-            "mask_rate": MASK_RATE,
-            "mask_seeds": self.subject.mask_seeds,
-            "order_control": self._order_control,
-        }
+        """The mask rate, and the tuned settings of the order control."""
+        return {"mask_rate": MASK_RATE, "order_control": self._order_control}
 
     @staticmethod
     def title(results: Row, ranks: str) -> str:
@@ -79,3 +74,19 @@ class MaskedGenesTask(EvaluationTask):
                 sentence += f" It was trained on {trained_on} ranks, not on {ranks} ones."
             sentences.append(sentence)
         return sentences
+
+    @staticmethod
+    def notes(results: Row) -> list[str]:
+        """What is counted, how the order control was tuned, and models that were not trained on masked genes."""
+        tuned = ", ".join(
+            f"strength {found['strength']:g} on {ranks} ranks" for ranks, found in results["order_control"].items()
+        )
+        notes = [
+            f"{results['mask_rate']:.0%} of a cell's genes are hidden behind the mask token. Cross-entropy is over all "
+            f"{results['cells']['genes']:,} genes for every row. Count controls use {results['cells']['train']:,} "
+            "training cells with the same kind of ranks, and never guess a visible gene; the model may.",
+            f"The order control was tuned on training cells: {tuned} (0 means plain frequency).",
+        ]
+        if what := {"next_token": "next tokens", "missing": "missing genes"}.get(results["model"]["language"]):
+            notes.append(f"The model was trained on {what}, never on masked ones: its masked-gene scores mean little.")
+        return notes + note_if_tuned(results, "masked")

@@ -22,6 +22,7 @@ class ProbeTask(EvaluationTask):
         ("knn_macro_f1", "kNN F1 %", "Macro-F1 of nearest neighbours (%)", 1, True),
     )
     controls = (PCA, RANDOM)
+    takes_embeddings = True
     panel = ("linear_accuracy", "Linear probe of {label[key]}", "accuracy, % (higher is better)", 0)
 
     def __init__(self, subject: Subject) -> None:
@@ -79,3 +80,22 @@ class ProbeTask(EvaluationTask):
             for column in (ProbeTask.columns[0], ProbeTask.columns[2])
             for ranks in RANKS
         ]
+
+    @staticmethod
+    def notes(results: Row) -> list[str]:
+        """Why there are no probes, and the cells that are left out of them."""
+        label = results["label"]
+        if label is None:
+            return ["There are no probes, because no label was given (--label)."]
+        notes = []
+        if not results[ProbeTask.key]:
+            notes.append(
+                f"There are no probes, because too few training cells have {label['key']!r}, all have the same value, "
+                "or no held-out cell has one of their values."
+            )
+        if label["unlabelled"]:
+            notes.append(f"{label['unlabelled']:,} cells have no {label['key']!r} and are left out of the probes.")
+        if label["unseen"]:
+            kinds = ", ".join(f"{name} ({count})" for name, count in label["unseen"].items())
+            notes.append(f"Held-out cells with labels that no training cell has are left out of the probes: {kinds}.")
+        return notes

@@ -66,8 +66,45 @@ def _linear(seed: int) -> GridSearchCV:
     return GridSearchCV(regression, {"logisticregression__C": PENALTIES}, cv=folds)
 
 
+@dataclass(frozen=True)
+class FittedProbes:
+    """Classifiers that were fitted on frozen embeddings of training cells.
+
+    Attributes:
+        by_name: "linear" and "knn" to a classifier of features, or to the one label of the cells it was fitted on.
+    """
+
+    by_name: dict[str, GridSearchCV | KNeighborsClassifier | str]
+
+    @classmethod
+    def fit(cls, features: npt.NDArray[np.float32], split: ProbeSplit, seed: int) -> "FittedProbes":
+        """Fit a logistic regression on standardised features and a kNN by cosine.
+
+        Args:
+            features: float32 (n_cells, n_features).
+            split: labels and cells; those held out are not looked at.
+            seed: of the subsample of training cells.
+        """
+        generator = np.random.default_rng(seed)
+        chosen = generator.permutation(split.train)[: max(2, round(SUBSAMPLE * len(split.train)))]
+        labels = split.labels[chosen].astype(str)
+        if len(set(labels)) == 1:
+            return cls({"linear": labels[0], "knn": labels[0]})
+        knn = KNeighborsClassifier(min(NEIGHBOURS, len(chosen)), metric="cosine")
+        return cls(
+            {name: probe.fit(features[chosen], labels) for name, probe in (("linear", _linear(seed)), ("knn", knn))}
+        )
+
+    def predict(self, features: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.str_]]:
+        """Predict the labels of cells, (n_cells,), with each classifier from float32 (n_cells, n_features)."""
+        return {
+            name: np.full(len(features), probe) if isinstance(probe, str) else probe.predict(features)
+            for name, probe in self.by_name.items()
+        }
+
+
 def probe(features: npt.NDArray[np.float32], split: ProbeSplit, seed: int) -> dict[str, float]:
-    """Fit a logistic regression on standardised features and a kNN by cosine; score both on the held-out cells.
+    """Fit both probes and score them on the held-out cells.
 
     Held-out cells count as wrong if their label is not in the subsample by chance.
 
@@ -79,20 +116,9 @@ def probe(features: npt.NDArray[np.float32], split: ProbeSplit, seed: int) -> di
     Returns:
         Accuracy and macro-F1 (over the labels of the held-out cells) of both, in %.
     """
-    labels = split.labels.astype(str)
-    generator = np.random.default_rng(seed)
-    n_fit = max(2, round(SUBSAMPLE * len(split.train)))
-    fit = generator.permutation(split.train)[:n_fit]
-    truth = labels[split.held_out]
+    truth = split.labels[split.held_out].astype(str)
     scores = {}
-    for name, classifier in (
-        ("linear", _linear(seed)),
-        ("knn", KNeighborsClassifier(min(NEIGHBOURS, len(fit)), metric="cosine")),
-    ):
-        if len(set(labels[fit])) > 1:
-            guess = classifier.fit(features[fit], labels[fit]).predict(features[split.held_out])
-        else:
-            guess = np.full(len(truth), labels[fit[0]])
+    for name, guess in FittedProbes.fit(features, split, seed).predict(features[split.held_out]).items():
         scores[f"{name}_accuracy"] = 100 * float(accuracy_score(truth, guess))
         f1 = f1_score(truth, guess, labels=np.unique(truth), average="macro", zero_division=0.0)
         scores[f"{name}_macro_f1"] = 100 * float(f1)

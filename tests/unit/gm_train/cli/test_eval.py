@@ -16,7 +16,7 @@ from gm_train.checkpoint.find import latest_whole, open_checkpoint
 from gm_train.cli.main import main
 from gm_train.config.load import load_config
 from gm_train.evaluation import score_table
-from gm_train.evaluation.tasks import TASKS
+from gm_train.evaluation.tasks import TASKS, choose_tasks
 from gm_train.model.genemamba import GeneMamba
 from gm_train.train.fit import fit
 from gm_train.train.run_report import write_report
@@ -50,7 +50,7 @@ def test_the_command_writes_tables_pictures_and_report(
         assert (trained / "eval" / name).read_bytes().startswith(b"\x89PNG")
     report = (trained / "report.html").read_text()
     assert report.count("data:image/png;base64,") == 3
-    assert all(name in report for task in TASKS for name in task.controls)
+    assert all(name in report for task in choose_tasks(()) for name in task.controls)
     assert "http" not in report  # nothing is fetched
 
 
@@ -203,6 +203,69 @@ def test_a_run_is_evaluated_from_any_folder_and_with_a_store_that_moved(
     assert f"{here / 'data/cells.zarr'}: no such store" in error
     assert "If the store of this model has moved, name it with --store" in error
     assert evaluate(run, atlas, "--out", out, "--store", f"{moved}/cells.zarr") == 0
+
+
+@pytest.mark.parametrize("tasks", [["masked"], ["missing"], ["probes"], ["probes,masked"], ["missing", "masked"]])
+def test_only_the_tasks_that_are_asked_for_run(tasks: list[str], trained: Path, atlas: Atlas, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    wanted = {key for word in tasks for key in word.split(",")}
+    assert evaluate(run, atlas, "--label", "cell_type", "--tasks", *tasks) == 0
+    results = json.loads((run / "eval" / "eval.json").read_text())
+    assert set(results["tasks"]["asked"]) == set(results["tasks"]["scored"]) == wanted
+    assert {task.key for task in TASKS if results.get(task.key)} == wanted
+    assert (run / "eval" / "eval-scores.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "eval" / "eval-embedding.png").is_file() == ("probes" in wanted)
+    shown = (run / "report.html").read_text(), (run / "eval" / "eval.md").read_text()
+    assert main(["export", str(run), str(tmp_path / "card")]) == 0
+    for text in (*shown, (tmp_path / "card" / "README.md").read_text()):
+        assert f"Only these tasks were asked for (--tasks): {', '.join(results['tasks']['asked'])}." in text
+        for key, heading in (("masked", "Hidden genes of"), ("missing", "Missing genes of"), ("probes", "frozen emb")):
+            assert (heading in text) == (key in wanted)
+        assert ("hidden behind the mask token" in text) == ("masked" in wanted)
+
+
+def test_the_published_reconstruction_is_scored_on_request_alone_and_says_that_it_proves_nothing(
+    trained: Path, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    assert evaluate(run, atlas, "--tasks", "reconstruction") == 0
+    results = json.loads((run / "eval" / "eval.json").read_text())
+    assert results["tasks"]["scored"] == ["reconstruction"]
+    assert "paper_reconstruction" not in results
+    assert evaluate(run, atlas, "--tasks", "reconstruction", "--paper-reconstruction") == 0
+    results = json.loads((run / "eval" / "eval.json").read_text())
+    assert results["tasks"]["scored"] == ["reconstruction", "paper_reconstruction"]
+    copies = [row for row in results["paper_reconstruction"] if row["scored"] == "copy machine"]
+    assert [(row["ranks"], row["distance"]["mean"], row["exact"]["mean"]) for row in copies] == [
+        ("plain", 11.0, 0.0),
+        ("dithered", 11.0, 0.0),
+    ]
+    for text in ((run / "report.html").read_text(), (run / "eval" / "eval.md").read_text()):
+        assert "Repeated cells on plain ranks prove nothing about what the model knows" in text
+        assert "There is no order of hidden genes" not in text
+    capsys.readouterr()
+    out = tmp_path / "few"
+    few = ["eval", str(run), *map(str, atlas.files), "--max-cells", "8", "--paper-reconstruction", "--out", str(out)]
+    assert main(few) == 1
+    assert "--paper-reconstruction joins 10 cells, but 2 held-out cells are scored" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_tasks_that_cannot_be_done_or_that_do_not_exist_are_refused(
+    trained: Path, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    shutil.rmtree(run / "eval", ignore_errors=True)
+    assert evaluate(run, atlas, "--tasks", "probes") == 1
+    assert "--tasks probes: nothing can be scored. There are no probes, because no label" in capsys.readouterr().err
+    assert evaluate(run, atlas, "--tasks", "masked,cells") == 2
+    known = ", ".join(sorted(task.key for task in choose_tasks(())))
+    assert f"--tasks cells: no such task: there are {known}" in capsys.readouterr().err
+    assert evaluate(run, atlas, "--tasks", ",") == 2
+    assert "--tasks names no task: there are " in capsys.readouterr().err
+    assert evaluate(run, atlas, "--label", "cell_type", "--tasks", "masked", "--embedding", "obsm:X_scVI") == 2
+    assert "--embedding: none of the tasks scores vectors that were made elsewhere: add " in capsys.readouterr().err
+    assert not (run / "eval").exists()
 
 
 def test_wrong_words_are_refused_with_one_message(

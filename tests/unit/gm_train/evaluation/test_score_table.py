@@ -1,5 +1,6 @@
 """Score tables: means over seeds, verdicts, and the text and Markdown that show them."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -9,6 +10,9 @@ from gm_train.evaluation.figures import RANKS, figure
 from gm_train.evaluation.masked.masked_task import MaskedGenesTask
 from gm_train.evaluation.missing.missing_task import MissingGenesTask
 from gm_train.evaluation.probes.probe_task import ProbeTask
+from gm_train.evaluation.reconstruction.paper_reconstruction_task import PaperReconstructionTask
+from gm_train.evaluation.reconstruction.reconstruction_task import ReconstructionTask
+from gm_train.evaluation.tasks import TASKS
 
 
 def make_results() -> dict[str, Any]:
@@ -17,6 +21,7 @@ def make_results() -> dict[str, Any]:
     entropy = {"plain": (3.5, 2.9, 5.2, 5.8, 6.8), "dithered": (5.5, 5.81, 5.8, 5.82, 6.8)}
     accuracy = {"model": 62.0, "PCA": 82.0, "random weights": 50.0}
     return {
+        "tasks": {key: [task.key for task in TASKS] for key in ("asked", "scored")},
         "model": {"trained_on": "plain"},
         "cells": {"train": 558, "held_out": 142, "genes": 765},
         "label": {"key": "cell_type", "held_out": 140},
@@ -48,6 +53,14 @@ def make_results() -> dict[str, Any]:
             for ranks in RANKS
             for name, value in accuracy.items()
         ],
+        **{
+            task.key: [
+                {"ranks": ranks, "scored": name, **{key: figure([0.5, 0.6]) for key, *_ in task.columns}}
+                for ranks in RANKS
+                for name in ("model", *task.controls)
+            ]
+            for task in (ReconstructionTask, PaperReconstructionTask)
+        },
         "notes": ["A note."],
     }
 
@@ -58,7 +71,7 @@ def test_a_figure_is_mean_and_sample_deviation() -> None:
 
 
 def test_verdicts_name_the_controls_that_win() -> None:
-    plain, dithered, missing, _, *probes = score_table.verdicts(make_results())
+    plain, dithered, missing, _, *probes = score_table.verdicts(make_results())[:8]
     assert "beats frequency by rank (5.21), frequency (5.81), random weights (6.81); loses to order control" in plain
     assert "neighbouring genes alone could explain its score" in plain
     assert "beats order control" in dithered
@@ -93,11 +106,24 @@ def test_text_and_markdown_show_every_row_note_and_verdict() -> None:
         assert "2.91 ± 0.01*" in text  # the best of the column
         assert "A note." in text
         assert all(verdict in text for verdict in score_table.verdicts(results))
-        assert text.count("ranks as in its training") == 3
+        assert text.count("ranks as in its training") == len(TASKS)
 
 
-def test_without_probes_there_are_no_probe_tables() -> None:
+def test_only_tasks_that_were_scored_must_be_there() -> None:
     results = make_results() | {"probes": [], "label": None}
-    assert len(score_table.blocks(results)) == 4
+    with pytest.raises(ValueError, match="probes scores on plain ranks lack: PCA, model, random weights"):
+        score_table.check_controls(results)
+    results["tasks"]["scored"].remove("probes")
+    assert len(score_table.blocks(results)) == 2 * (len(TASKS) - 1)
     with pytest.raises(ValueError, match="masked scores on plain ranks lack: "):
         score_table.check_controls(results | {"masked": []})
+    # Earlier versions named no tasks.
+    del results["tasks"]
+    assert len(score_table.blocks(results)) == 2 * (len(TASKS) - 1)
+
+
+@pytest.mark.parametrize("render", [score_table.render_text, score_table.render_markdown])
+def test_tables_say_what_level_means(render: Callable[[dict[str, Any]], str]) -> None:
+    assert '"level with" a control if their means differ by no more than two standard deviations' in render(
+        make_results()
+    )
