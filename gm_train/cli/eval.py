@@ -109,6 +109,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.store is not None:
             raise
         raise DataError(f"{error}. If the store of this model has moved, name it with --store") from error
+    other_store = False
     trained_store = json.loads((checkpoint.path / "identity.json").read_text())["store"]
     if (earlier := manifest.before_adding(trained_store)) is not None:
         new = ", ".join(entry.name for entry in manifest.datasets[len(earlier.datasets) :])
@@ -118,13 +119,17 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.store is None:
             raise DataError(f"{message}; name the right one with --store, or this one to use it all the same")
         logging.getLogger(__name__).warning(message)
+        other_store = True
     cells = read_cells(store, arguments.files, tokenizer, arguments.label, arguments.max_cells)
     embeddings = read_embeddings(arguments.embedding, cells)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained_on = "dithered" if tokenizer.dither else "plain"
     print(f"{len(cells.row):,} cells; scoring the model and its controls on plain and dithered ranks", flush=True)
     scored = {"step": checkpoint.step, "path": str(checkpoint.path.resolve()), "hash": checkpoint.hash}
-    evaluation = evaluate(model.to(device), config, cells, trained_on, arguments.mask_seeds, scored, embeddings, tasks)
+    seeds = arguments.mask_seeds
+    evaluation = evaluate(
+        model.to(device), config, cells, trained_on, seeds, scored, embeddings, tasks, other_store=other_store
+    )
     print(render_text(evaluation.results))
     print("drawing", flush=True)
     written = evaluation.write(arguments.out or run_dir / EVAL_DIR)

@@ -1,5 +1,6 @@
 """The cells of an evaluation, tokenised again from their counts: a store's tokens do not give dithered ranks."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,6 +68,21 @@ class EvaluationCells:
     missing: tuple[str, ...]
     tokenizer: Tokenizer
     counts: dict[int, CellCounts]
+
+    @property
+    def hash(self) -> str:
+        """A hash of all that scores depend on, besides the model and labels: genes, cells, their tokens and split."""
+        digest = hashlib.sha256(self.tokenizer.vocabulary.hash.encode())
+        for array in (
+            self.plain.tokens,
+            self.dithered.tokens,
+            self.plain.indptr,
+            self.data_set,
+            self.row,
+            self.held_out,
+        ):
+            digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
+        return digest.hexdigest()
 
     def ranked(self, ranks: str) -> Ragged:
         """The tokens on "plain" or "dithered" ranks."""

@@ -65,6 +65,7 @@ def evaluate(
     checkpoint: Row,
     embeddings: dict[str, F32] | None = None,
     chosen: Sequence[type[EvaluationTask]] = (),
+    other_store: bool = False,
 ) -> Evaluation:
     """Score a model and its controls.
 
@@ -77,6 +78,7 @@ def evaluate(
         checkpoint: the checkpoint that the model is from: its `step`, `path` and `hash`.
         embeddings: name to vectors of the same cells that were made elsewhere, float32 (n_cells, n_features).
         chosen: the tasks to run; empty for all.
+        other_store: whether the cells are of a store that the model was not trained on.
 
     Raises:
         DataError: none of the tasks can be done for these cells, or no gene is hidden.
@@ -91,7 +93,7 @@ def evaluate(
             for task in tasks:
                 if task.n_scores:
                     rows[task.key] += task.rows(ranks, bar.update)
-    results = _facts(subject, checkpoint, tasks)
+    results = _facts(subject, checkpoint, tasks, other_store)
     for task in tasks:
         results |= task.facts()
     results |= rows
@@ -103,7 +105,7 @@ def evaluate(
     return Evaluation(results, {title: f for task in tasks for title, f in task.features.items()}, cells)
 
 
-def _facts(subject: Subject, checkpoint: Row, tasks: Sequence[EvaluationTask]) -> Row:
+def _facts(subject: Subject, checkpoint: Row, tasks: Sequence[EvaluationTask], other_store: bool) -> Row:
     """The entries of `eval.json` that do not depend on scores: the model, its cells and the tasks."""
     config, cells = subject.config, subject.cells
     return {
@@ -126,6 +128,9 @@ def _facts(subject: Subject, checkpoint: Row, tasks: Sequence[EvaluationTask]) -
             "genes": subject.vocabulary_size - FIRST_GENE,
             "without_tokens": cells.n_empty,
             "data_sets_left_out": list(cells.missing),
+            "label": cells.label,
+            "hash": cells.hash,
+            "other_store": other_store,
         },
     }
 
@@ -140,4 +145,9 @@ def _notes(results: Row) -> list[str]:
         notes.append(f"{results['cells']['without_tokens']:,} cells have no gene of the vocabulary and are left out.")
     if left_out := results["cells"]["data_sets_left_out"]:
         notes.append(f"Data sets of the store whose count files were not given are left out: {', '.join(left_out)}.")
+    if results["cells"]["other_store"]:
+        notes.append(
+            "The cells are of a store that this model was not trained on: it may have been trained on cells that are "
+            "held out there."
+        )
     return notes

@@ -1,0 +1,130 @@
+"""Compare runs: settings, compute, and scores with their controls; as text, Markdown, JSON and a picture."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_shards.errors import DataError, OptionError
+from data_shards.files.atomic import replace_file
+from gm_train.comparison.comparable import comparable
+from gm_train.comparison.compared_run import read_run
+from gm_train.comparison.comparison_picture import draw_comparison
+from gm_train.comparison.comparison_table import render_markdown
+from gm_train.comparison.run_groups import RunGroup, different_settings, group_runs
+from gm_train.comparison.score_differences import compare_scores
+from gm_train.evaluation.figures import RANKS, Row
+from gm_train.evaluation.tasks import TASKS
+
+#: Groups whose tokens differ by more than this share were not trained with equal compute.
+EQUAL = 0.05
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """The result of `compare_runs`.
+
+    Attributes:
+        results: everything in the tables, ready for JSON.
+        groups: the runs.
+    """
+
+    results: dict[str, Any]
+    groups: list[RunGroup]
+
+    def write(self, directory: Path) -> list[Path]:
+        """Write `compare.md`, `compare.png` and `compare.json` in place of those of an earlier comparison.
+
+        Returns:
+            Their paths.
+
+        Raises:
+            DataError: they cannot be written.
+        """
+        table, picture, content = (directory / f"compare.{ending}" for ending in ("md", "png", "json"))
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            # `compare.json` goes first and comes last: it must not stand beside pictures of other runs.
+            content.unlink(missing_ok=True)
+            replace_file(table, render_markdown(self.results))
+            draw_comparison(self.results, self.groups, picture)
+            replace_file(content, json.dumps(self.results, indent=1) + "\n")
+        except OSError as error:
+            raise DataError(f"{directory}: cannot be written ({error.strerror}): choose another --out") from error
+        return [table, picture, content]
+
+
+def compare_runs(paths: Sequence[Path]) -> Comparison:
+    """Compare runs with the first one.
+
+    Args:
+        paths: run directories, at least two.
+
+    Raises:
+        OptionError: fewer than two runs are given, or one is given twice.
+        DataError: a path is no run, or a file of a run is damaged.
+    """
+    if len(paths) < 2:
+        raise OptionError(f"{', '.join(map(str, paths))}: one run cannot be compared: give two or more run directories")
+    seen: dict[Path, Path] = {}
+    for path in paths:
+        if (first := seen.setdefault(path.resolve(), path)) is not path:
+            raise OptionError(f"{path}: is the same run as {first}: give each run once")
+    runs = [read_run(path) for path in paths]
+    groups = group_runs(runs)
+    kept, warnings = comparable(runs)
+    of_group = {group.label: [kept[run.name] for run in group.runs if run.name in kept] for group in groups}
+    results: dict[str, Any] = {
+        "groups": [
+            {
+                "label": group.label,
+                "runs": [{"name": run.name, "seed": run.config.run.seed, **run.compute()} for run in group.runs],
+            }
+            for group in groups
+        ],
+        "settings": different_settings(groups),
+        "scores": {task.key: rows for task in TASKS if (rows := compare_scores(groups, of_group, task))},
+        "titles": _titles(list(kept.values())),
+        "warnings": warnings,
+    }
+    results["notes"] = _notes(results, groups)
+    return Comparison(results, groups)
+
+
+def _titles(evaluations: Sequence[Row]) -> dict[str, dict[str, str]]:
+    """The titles of each task: of its tables by ranks, and of its `panel`; by the first evaluation that scored it."""
+    titles = {}
+    for task in TASKS:
+        scored = next((found for found in evaluations if found.get(task.key)), None)
+        if scored is not None:
+            tables = {ranks: task.title(scored, ranks) for ranks in RANKS}
+            titles[task.key] = tables | {"panel": task.panel[1].format(**scored)}
+    return titles
+
+
+def _notes(results: dict[str, Any], groups: Sequence[RunGroup]) -> list[str]:
+    """What a reader must know about the numbers."""
+    notes = []
+    tokens = [sum(run["tokens"] for run in group["runs"]) / len(group["runs"]) for group in results["groups"]]
+    if max(tokens) > (1 + EQUAL) * min(tokens):
+        each = ", ".join(f"{group.label} {n:,.0f}" for group, n in zip(groups, tokens, strict=True))
+        notes.append(f"Compute is not equal: tokens of a run are {each}.")
+    if len({run["processor"] for group in results["groups"] for run in group["runs"]}) > 1:
+        notes.append("Hours are of different processors.")
+    questions = {(run.config.task.name, run.config.objective.language) for group in groups for run in group.runs}
+    if len(questions) > 1:
+        notes.append("Losses of different objectives answer different questions: do not compare their heights.")
+    if results["scores"]:
+        notes.append(
+            "± of a group of several runs is one standard deviation over its runs; of a single run, over the mask or "
+            "probe seeds of its evaluation. A difference is level if it is within two of its standard deviations."
+        )
+        if any(len(group.runs) == 1 for group in groups):
+            notes.append(
+                "The spread of a single run does not hold what another training seed would change: train with several "
+                "values of run.seed and give all the runs."
+            )
+    else:
+        notes.append("No scores can be compared: no run has an evaluation that names its cells.")
+    return notes

@@ -1,0 +1,95 @@
+"""Format a comparison as text and Markdown."""
+
+from typing import Any
+
+from gm_train.evaluation.figures import RANKS, Columns, Row
+from gm_train.evaluation.score_table import aligned
+from gm_train.evaluation.tasks import TASKS
+
+Block = tuple[str, list[str], list[list[str]]]
+
+
+def blocks(results: dict[str, Any]) -> list[Block]:
+    """Format every table of a comparison as its title, its headings and its rows."""
+    tables = [_compute(results), *_settings(results)]
+    for task in TASKS:
+        rows = results["scores"].get(task.key, [])
+        for ranks in RANKS:
+            if here := [row for row in rows if row["ranks"] == ranks]:
+                headings = ["", *(heading for _, heading, *_ in task.columns)]
+                tables.append(
+                    (results["titles"][task.key][ranks], headings, [_score_line(row, task.columns) for row in here])
+                )
+    return tables
+
+
+def _compute(results: dict[str, Any]) -> Block:
+    headings = ["", "group", "seed", "steps", "scored", "cells", "tokens", "parameters", "hours", "rank-hours"]
+    lines = []
+    for group in results["groups"]:
+        for run in group["runs"]:
+            counts = [run[key] for key in ("steps", "scored_step", "cells", "tokens", "parameters")]
+            hours = [f"{run[key]:.2f}" for key in ("hours", "rank_hours")]
+            shown = ["-" if count is None else f"{count:,}" for count in counts]
+            lines.append([run["name"], group["label"], str(run["seed"]), *shown, *hours])
+    return "Runs, and what they cost", headings, lines
+
+
+def _settings(results: dict[str, Any]) -> list[Block]:
+    labels = [group["label"] for group in results["groups"]]
+    lines = [[key, *map(str, values)] for key, values in results["settings"].items()]
+    return [("Settings that differ", ["", *labels], lines)] if lines else []
+
+
+def _score_line(row: Row, columns: Columns) -> list[str]:
+    """Format a row of scores: of a group, of a difference, or of a control."""
+    sign = "+" if row["kind"] == "difference" else ""
+    name = row["scored"] + (f", mean of {row['runs']} runs" if row.get("runs", 1) > 1 else "")
+    line = [name]
+    for key, _, _, decimals, _ in columns:
+        found = row[key]
+        spread = "" if found["sd"] is None else f" ± {found['sd']:.{decimals}f}"
+        line.append(f"{found['mean']:{sign}.{decimals}f}{spread} {found.get('outcome', '')}".rstrip())
+    return line
+
+
+def verdicts(results: dict[str, Any]) -> list[str]:
+    """A sentence for each difference in the main column of each task: better, worse or level."""
+    sentences = []
+    for task in TASKS:
+        key = task.panel[0]
+        _, _, what, decimals, _ = next(column for column in task.columns if column[0] == key)
+        for row in results["scores"].get(task.key, []):
+            if row["kind"] != "difference":
+                continue
+            found, (label, base) = row[key], row["scored"].split(" - ")
+            spread = "" if found["sd"] is None else f" ± {found['sd']:.{decimals}f}"
+            verdict = {
+                "better": f"{label} is better than {base}",
+                "worse": f"{label} is worse than {base}",
+                "level": f"{label} is level with {base}, within two standard deviations",
+            }.get(found["outcome"], f"{label} against {base} is unknown, because no score has a spread")
+            sentences.append(f"{what} on {row['ranks']} ranks: {verdict} ({found['mean']:+.{decimals}f}{spread}).")
+    return sentences
+
+
+def render_text(results: dict[str, Any]) -> str:
+    """Format a comparison for a terminal: warnings first."""
+    parts = [f"WARNING: {warning}" for warning in results["warnings"]]
+    parts += [""] if parts else []
+    for title, headings, lines in blocks(results):
+        parts += [title, *aligned(headings, lines), ""]
+    parts += [*results["notes"], "", *(f"- {verdict}" for verdict in verdicts(results))]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def render_markdown(results: dict[str, Any]) -> str:
+    """Format a comparison as Markdown: warnings first."""
+    parts = ["# Runs side by side", ""]
+    for warning in results["warnings"]:
+        parts += [f"> **Warning**: {warning}", ""]
+    for title, headings, lines in blocks(results):
+        parts += [f"### {title}", "", f"| {' | '.join(headings)} |", "|---|" + "---:|" * (len(headings) - 1)]
+        parts += [f"| {' | '.join(line)} |" for line in lines] + [""]
+    parts += [*(f"{note}\n" for note in results["notes"]), *(f"- {verdict}" for verdict in verdicts(results))]
+    return "\n".join([*parts, "", "![losses and scores](compare.png)"]) + "\n"
