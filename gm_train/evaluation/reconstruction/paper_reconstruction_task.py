@@ -5,9 +5,11 @@ from dataclasses import asdict
 
 import numpy as np
 
+from gm_train.embedding.ragged import Ragged
 from gm_train.evaluation.figures import MODEL, RANDOM, RANKS, Row, figures, row_of
 from gm_train.evaluation.reconstruction.paper_reconstruction import (
     GROUP,
+    I64,
     PaperScore,
     copied_input,
     copy_machine,
@@ -42,12 +44,13 @@ class PaperReconstructionTask(EvaluationTask):
         subject = self.subject
         cells = subject.cells.ranked(ranks).take(np.flatnonzero(subject.cells.held_out))
         scores: dict[str, list[PaperScore]] = {}
-        for name, answers in (
-            (MODEL, lambda: repeated_by(subject.model, cells, subject.precision)),
-            (COPY, lambda: copy_machine(cells)),
-            (INPUT, lambda: copied_input(cells)),
-        ):
-            scores[name] = score_groups(cells, answers())
+        machines: dict[str, Callable[[Ragged], I64]] = {
+            MODEL: lambda shown: repeated_by(subject.model, shown, subject.precision),
+            COPY: copy_machine,
+            INPUT: copied_input,
+        }
+        for name, machine in machines.items():
+            scores[name] = score_groups(cells, machine(cells))
             advance()
         scores[RANDOM] = []
         for seed in range(subject.mask_seeds):
