@@ -25,6 +25,7 @@ _COLOURS = {
     figures.MODEL: "#c44e52",
     figures.PCA: "#4c72b0",
     figures.NEIGHBOURS: "#7f9bc8",
+    figures.VARIABLE: "#7f9bc8",
     figures.ORDER: "#4c72b0",
     figures.BY_RANK: "#7f9bc8",
     figures.FREQUENCY: "#a9bbd9",

@@ -112,6 +112,11 @@ class EvaluationTask(ABC):
     def title(results: Row, ranks: str) -> str:
         """The title of the table of one kind of ranks."""
 
+    @classmethod
+    def tables(cls, results: Row, ranks: str) -> list[tuple[str, Columns]]:
+        """The tables of one kind of ranks, as title and columns; more than one if the columns need it."""
+        return [(cls.title(results, ranks), cls.columns)]
+
     @staticmethod
     def verdicts(results: Row) -> list[str]:
         """Sentences on what the rows show; called only if there are rows."""

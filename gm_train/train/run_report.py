@@ -158,6 +158,8 @@ def _evaluation(run_dir: Path, last_step: int) -> list[str]:
     parts.append(f"<p class=notes>Bold is best of the column. {html.escape(score_table.LEGEND)}</p>")
     parts += [_table(*block) for block in score_table.blocks(results)]
     parts += [f"<p class=notes>{html.escape(note)}</p>" for note in results["notes"]]
+    if checks := [f"<li>{html.escape(line)}</li>" for line in score_table.checks(results)]:
+        parts += ["<h3>Checks</h3>", "<ul class=verdicts>", *checks, "</ul>"]
     pictures = sorted(directory.glob("eval-*.png"), reverse=True)
     return parts + [_picture(picture, picture.stem.replace("-", " ")) for picture in pictures]
 
