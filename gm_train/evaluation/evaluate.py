@@ -14,6 +14,7 @@ from gm_train.embedding.embed import default_precision
 from gm_train.embedding.embed_cells import F32
 from gm_train.evaluation import score_table
 from gm_train.evaluation.cells import EvaluationCells
+from gm_train.evaluation.checks.checks import run_checks
 from gm_train.evaluation.embedding_maps import Colouring, draw_maps, has_umap
 from gm_train.evaluation.figures import RANKS, Row
 from gm_train.evaluation.score_pictures import draw_scores
@@ -108,6 +109,7 @@ def evaluate(
     if features and not has_umap():
         notes.append("The maps of embeddings are t-SNE: for UMAPs, pip install 'gm-train[eval]'.")
     results["notes"] = notes + _notes(results)
+    results["checks"] = run_checks(subject, results)
     return Evaluation(results, features, cells)
 
 

@@ -50,6 +50,11 @@ def read_gmt(path: Path) -> dict[str, list[str]]:
     return sets
 
 
+def fitting_sets(sets: Mapping[str, list[str]], size: tuple[int, int]) -> list[list[str]]:
+    """The sets with a number of different genes within `size`, smallest and largest, as the file counts them."""
+    return [genes for genes in sets.values() if size[0] <= len(set(genes)) <= size[1]]
+
+
 @dataclass(frozen=True)
 class PathwayIndex:
     """The gene sets of each token, as bits.
@@ -77,7 +82,7 @@ class PathwayIndex:
         Raises:
             DataError: no set is left.
         """
-        fitting = [genes for genes in sets.values() if size[0] <= len(set(genes)) <= size[1]]
+        fitting = fitting_sets(sets, size)
         known = [{token_of[gene] for gene in genes if gene in token_of} for genes in fitting]
         used = [sorted(tokens) for tokens in known if len(tokens) > 1]
         if not used:
@@ -98,6 +103,19 @@ class PathwayIndex:
         return np.asarray(self.bits.any(axis=1))
 
 
+def tokens_of_names(tokenizer: Tokenizer) -> dict[str, int]:
+    """The token of each name that gene sets may use: gene ids, and symbols to which the gene table gives one id."""
+    token_of = dict(tokenizer.vocabulary.token_of)
+    if tokenizer.gene_table is None:
+        return token_of
+    symbols = {
+        symbol: token_of[next(iter(ids))]
+        for symbol, ids in tokenizer.gene_table.ids_of.items()
+        if len(ids) == 1 and next(iter(ids)) in token_of
+    }
+    return symbols | token_of
+
+
 def pathways_of(objective: ObjectiveConfig, tokenizer: Tokenizer) -> PathwayIndex | None:
     """Read the gene sets that a run trains on; None if it trains without.
 
@@ -108,16 +126,9 @@ def pathways_of(objective: ObjectiveConfig, tokenizer: Tokenizer) -> PathwayInde
     """
     if not objective.pathways or objective.gamma == 0:
         return None
-    token_of = tokenizer.vocabulary.token_of
-    if tokenizer.gene_table is not None:
-        symbols = {
-            symbol: token_of[next(iter(ids))]
-            for symbol, ids in tokenizer.gene_table.ids_of.items()
-            if len(ids) == 1 and next(iter(ids)) in token_of
-        }
-        token_of = symbols | token_of
     low, high = objective.pathway_size
-    return PathwayIndex.build(read_gmt(Path(objective.pathways)), token_of, tokenizer.vocabulary.size, (low, high))
+    sets, token_of = read_gmt(Path(objective.pathways)), tokens_of_names(tokenizer)
+    return PathwayIndex.build(sets, token_of, tokenizer.vocabulary.size, (low, high))
 
 
 @compiled()

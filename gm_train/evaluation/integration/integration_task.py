@@ -148,8 +148,11 @@ class IntegrationTask(EvaluationTask):
         columns = [column for column in IntegrationTask.columns if column[0] in rows[0]]
         for column in columns:
             # Vectors that are shuffled among the cells of a type have the model's own Avg_bio and scGraph.
-            controls = (PCA, BY_TYPE, RANDOM) if column[0] == "avg_batch" else (PCA, BY_BATCH, RANDOM)
-            sentences += [compare(rows, ranks, controls, column) for ranks in RANKS]
+            shown_elsewhere = BY_BATCH if column[0] == "avg_batch" else BY_TYPE
+            others = [
+                name for name in dict.fromkeys(row["scored"] for row in rows) if name not in (MODEL, shown_elsewhere)
+            ]
+            sentences += [compare(rows, ranks, others, column) for ranks in RANKS]
         if len(columns) == len(IntegrationTask.columns):
             for ranks in RANKS:
                 model, pca = (row_of(rows, ranks, name) for name in (MODEL, PCA))
