@@ -10,6 +10,7 @@ examples:
   gm-train eval runs/demo pbmc.h5ad --label bulk_labels
   gm-train eval runs/demo pbmc.h5ad --label bulk_labels --tasks probes
   gm-train eval runs/demo pbmc.h5ad --label bulk_labels --embedding obsm:X_scVI --embedding theirs.npy
+  gm-train eval runs/atlas donors/*.h5ad --label cell_type --batch assay
   gm-train eval runs/atlas/checkpoints/step-00010000 donors/*.h5ad --label cell_type --max-cells 5000
 
 Give the count files that the store was made from: the held-out cells are ranked again, plain and dithered.
@@ -33,6 +34,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("--store", help="token store, a folder or a URL (default: the run's data.store)")
     parser.add_argument(
         "--label", metavar="KEY", help="column of obs that the probes predict, such as cell_type (default: no probes)"
+    )
+    parser.add_argument(
+        "--batch",
+        metavar="KEY",
+        help="column of obs with batches, such as donor_id: scores batch integration (default: no such scores)",
     )
     parser.add_argument(
         "--tasks",
@@ -95,6 +101,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise OptionError(f"--embedding: none of the tasks scores vectors that were made elsewhere: add {takers}")
     if arguments.embedding and arguments.label is None:
         raise OptionError("--embedding: vectors are scored by probes, which need --label")
+    if arguments.batch is not None and arguments.label is None:
+        raise OptionError("--batch: batches are compared among cells of one type, which needs --label")
     checkpoint = open_checkpoint(arguments.checkpoint)
     given = arguments.checkpoint.resolve()
     run_dir = given if (given / "checkpoints").is_dir() else given.parent.parent
@@ -120,7 +128,7 @@ def run(arguments: argparse.Namespace) -> int:
             raise DataError(f"{message}; name the right one with --store, or this one to use it all the same")
         logging.getLogger(__name__).warning(message)
         other_store = True
-    cells = read_cells(store, arguments.files, tokenizer, arguments.label, arguments.max_cells)
+    cells = read_cells(store, arguments.files, tokenizer, arguments.label, arguments.max_cells, batch=arguments.batch)
     embeddings = read_embeddings(arguments.embedding, cells)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained_on = "dithered" if tokenizer.dither else "plain"

@@ -15,8 +15,9 @@ from gm_train.embedding.embed_cells import F32
 from gm_train.evaluation import score_table
 from gm_train.evaluation.cells import EvaluationCells
 from gm_train.evaluation.checks.checks import run_checks
+from gm_train.evaluation.embedding_maps import Colouring, draw_maps, has_umap
 from gm_train.evaluation.figures import RANKS, Row
-from gm_train.evaluation.score_pictures import draw_embeddings, draw_scores
+from gm_train.evaluation.score_pictures import draw_scores
 from gm_train.evaluation.task import EvaluationTask, Subject
 from gm_train.evaluation.tasks import choose_tasks
 from gm_train.model.genemamba import GeneMamba
@@ -28,8 +29,8 @@ class Evaluation:
 
     Attributes:
         results: everything in the tables, ready for JSON.
-        embeddings: title to features of all cells, float32 (n_cells, n_features), of the model and of PCA; empty
-            without probes.
+        embeddings: title to features of all cells, float32 (n_cells, n_features), for maps; empty without probes and
+            scores of integration.
         cells: the cells that were scored.
     """
 
@@ -50,9 +51,13 @@ class Evaluation:
             old.unlink(missing_ok=True)
         replace_file(written[1], score_table.render_markdown(self.results))
         draw_scores(self.results, written[2])
-        if self.embeddings and self.cells.labels is not None:
-            written.append(directory / "eval-embedding.png")
-            draw_embeddings(self.embeddings, self.cells.labels, str(self.cells.label), written[-1])
+        colourings = []
+        if self.cells.labels is not None:
+            colourings.append(Colouring(str(self.cells.label), self.cells.labels, numbered=True))
+        if self.cells.batches is not None:
+            colourings.append(Colouring(str(self.cells.batch), self.cells.batches, numbered=False))
+        if self.embeddings and colourings:
+            written += draw_maps(self.embeddings, colourings, directory, "eval-embedding")
         replace_file(written[0], json.dumps(self.results, indent=1) + "\n")
         return written
 
@@ -102,9 +107,12 @@ def evaluate(
     notes = [note for task in tasks for note in task.notes(results)]
     if not results["tasks"]["scored"]:
         raise DataError(f"--tasks {','.join(rows)}: nothing can be scored. {' '.join(notes)}")
+    features = {title: f for task in tasks for title, f in task.features.items()}
+    if features and not has_umap():
+        notes.append("The maps of embeddings are t-SNE: for UMAPs, pip install 'gm-train[eval]'.")
     results["notes"] = notes + _notes(results)
     results["checks"] = run_checks(subject, results)
-    return Evaluation(results, {title: f for task in tasks for title, f in task.features.items()}, cells)
+    return Evaluation(results, features, cells)
 
 
 def _facts(subject: Subject, checkpoint: Row, tasks: Sequence[EvaluationTask], other_store: bool) -> Row:

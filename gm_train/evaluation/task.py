@@ -50,6 +50,23 @@ class Subject:
             self._kept["pca"] = principal_components(self.cells.expression, ~self.cells.held_out)
         return self._kept["pca"]
 
+    def random_embedded(self, ranks: str, seed: int) -> F32:
+        """Embed all cells with random weights of a seed, once: float32 (n_cells, d_model)."""
+        key = f"random {seed} {ranks}"
+        if key not in self._kept:
+            model = self.random_model(seed)
+            self._kept[key] = embed_cells(model, self.cells.ranked(ranks), precision=self.precision)
+        return self._kept[key]
+
+    def drawn(self) -> dict[str, F32]:
+        """Title to embeddings for maps: the model's on the ranks of its training, PCA's, and those made elsewhere."""
+        pca = self.pca()
+        return {
+            f"GeneMamba, {self.trained_on} ranks": self.embedded(self.trained_on),
+            f"PCA, {pca.shape[1]} components": pca,
+            **self.embeddings,
+        }
+
     @property
     def vocabulary_size(self) -> int:
         """Number of tokens."""

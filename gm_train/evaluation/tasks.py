@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from data_shards.errors import OptionError
+from gm_train.evaluation.integration.integration_task import IntegrationTask
 from gm_train.evaluation.masked.masked_task import MaskedGenesTask
 from gm_train.evaluation.missing.missing_task import MissingGenesTask
 from gm_train.evaluation.probes.probe_task import ProbeTask
@@ -15,6 +16,7 @@ TASKS: tuple[type[EvaluationTask], ...] = (
     MaskedGenesTask,
     MissingGenesTask,
     ProbeTask,
+    IntegrationTask,
     ReconstructionTask,
     PaperReconstructionTask,
 )

@@ -17,6 +17,7 @@ from gm_train.checkpoint.find import latest_whole, open_checkpoint
 from gm_train.cli.main import main
 from gm_train.config.load import load_config
 from gm_train.evaluation import score_table
+from gm_train.evaluation.integration.integration_task import IntegrationTask
 from gm_train.evaluation.tasks import TASKS, choose_tasks
 from gm_train.model.genemamba import GeneMamba
 from gm_train.train.fit import fit
@@ -47,7 +48,7 @@ def test_the_command_writes_tables_pictures_and_report(
     assert (results["cells"]["train"], results["cells"]["held_out"]) == (60, 20)
     assert results["cells"]["genes"] == len(tokenizer.vocabulary.genes)
     assert results["cells"]["data_sets_left_out"] == []
-    for name in ("eval-scores.png", "eval-embedding.png"):
+    for name in ("eval-scores.png", "eval-embedding-1.png", "eval-embedding-2.png"):
         assert (trained / "eval" / name).read_bytes().startswith(b"\x89PNG")
     report = (trained / "report.html").read_text()
     assert [found["check"] for found in results["checks"]] == [
@@ -59,8 +60,9 @@ def test_the_command_writes_tables_pictures_and_report(
         assert html.escape(found["text"]) in report
         assert found["text"] in (trained / "eval" / "eval.md").read_text()
     assert "two standard deviations" in report
-    assert report.count("data:image/png;base64,") == 3
-    assert all(name in report for task in choose_tasks(()) for name in task.controls)
+    assert report.count("data:image/png;base64,") == 4
+    assert all(name in report for task in choose_tasks(()) if task.key != "integration" for name in task.controls)
+    assert "Batch integration was not scored: columns of obs with types and batches are needed: add --batch." in report
     assert "http" not in report  # nothing is fetched
 
 
@@ -84,6 +86,50 @@ def test_vectors_that_were_made_elsewhere_are_probed_beside_the_model(
     assert evaluate(trained, atlas, "--label", "cell_type", "--out", str(tmp_path / "two"), *given) == 1
     assert "has rows of one count file, and 2 are given" in capsys.readouterr().err
     assert not (tmp_path / "two").exists()
+
+
+def test_batch_integration_is_scored_and_drawn_by_batch(
+    trained: Path, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("scib_metrics")
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    words = ["--label", "cell_type", "--batch", "donor_id", "--tasks", "integration"]
+    assert evaluate(run, atlas, *words) == 0
+    results = json.loads((run / "eval" / "eval.json").read_text())
+    assert results["tasks"]["scored"] == ["integration"]
+    assert {row["scored"] for row in results["integration"]} == {"model", *IntegrationTask.controls}
+    of = results["integration_of"]
+    assert (of["batches"], of["types"]) == (6, 2)
+    printed, report = capsys.readouterr().out, (run / "report.html").read_text()
+    for text in (printed, report):
+        assert "Integration of 6 'donor_id' over 2 'cell_type'" in text.replace("&#x27;", "'")
+        assert "random by batch" in text
+    assert report.count("data:image/png;base64,") == 6
+    for name in ("1", "1-2", "2", "2-2"):
+        assert (run / "eval" / f"eval-embedding-{name}.png").is_file()
+
+
+def test_batches_that_cannot_be_scored_are_refused(
+    trained: Path, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(tmp_path / "out")
+    for words, code, message in (
+        (["--batch", "donor_id"], 2, "--batch: batches are compared among cells of one type, which needs --label"),
+        (["--label", "cell_type", "--batch", "nothing"], 1, "no column 'nothing' in obs: --batch can be one of "),
+        (["--label", "cell_type", "--tasks", "integration"], 1, "nothing can be scored. Batch integration was not"),
+        (
+            ["--label", "cell_type", "--batch", "cell_type", "--tasks", "integration"],
+            1,
+            "'cell_type' is nested in 'cell_type'",
+        ),
+    ):
+        assert evaluate(trained, atlas, *words, "--out", out) == code
+        assert message in capsys.readouterr().err
+    monkeypatch.setattr("gm_train.evaluation.integration.integration_task.has_scib_metrics", lambda: False)
+    words = ["--label", "cell_type", "--batch", "donor_id", "--tasks", "integration", "--out", out]
+    assert evaluate(trained, atlas, *words) == 1
+    assert "scib-metrics is not installed: pip install 'gm-train[eval]'" in capsys.readouterr().err
+    assert not Path(out).exists()
 
 
 def test_all_models_are_scored_in_the_precision_of_the_run(
@@ -116,7 +162,7 @@ def test_the_same_checkpoint_scores_the_same_and_out_moves_the_files(
     first, second = ((tmp_path / out / "eval.json").read_text() for out in ("first", "second"))
     assert first == second
     assert json.loads(first)["probes"] == []
-    assert not (tmp_path / "first" / "eval-embedding.png").exists()
+    assert not (tmp_path / "first" / "eval-embedding-1.png").exists()
 
 
 def test_scores_name_their_checkpoint_and_older_ones_are_marked(
@@ -151,7 +197,7 @@ def test_scores_name_their_checkpoint_and_older_ones_are_marked(
     assert "<h2>Evaluation at step 16</h2>" in page()
     assert marked not in page()
     assert named not in page()
-    assert not (run / "eval" / "eval-embedding.png").exists()
+    assert not (run / "eval" / "eval-embedding-1.png").exists()
     assert page().count("data:image/png;base64,") == 2
 
 
@@ -241,7 +287,7 @@ def test_only_the_tasks_that_are_asked_for_run(tasks: list[str], trained: Path, 
     assert set(results["tasks"]["asked"]) == set(results["tasks"]["scored"]) == wanted
     assert {task.key for task in TASKS if results.get(task.key)} == wanted
     assert (run / "eval" / "eval-scores.png").read_bytes().startswith(b"\x89PNG")
-    assert (run / "eval" / "eval-embedding.png").is_file() == ("probes" in wanted)
+    assert (run / "eval" / "eval-embedding-1.png").is_file() == ("probes" in wanted)
     shown = (run / "report.html").read_text(), (run / "eval" / "eval.md").read_text()
     assert main(["export", str(run), str(tmp_path / "card")]) == 0
     for text in (*shown, (tmp_path / "card" / "README.md").read_text()):

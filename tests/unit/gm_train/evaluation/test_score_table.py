@@ -7,6 +7,7 @@ import pytest
 
 from gm_train.evaluation import score_table
 from gm_train.evaluation.figures import RANKS, figure
+from gm_train.evaluation.integration.integration_task import PARTS, IntegrationTask
 from gm_train.evaluation.masked.masked_task import MaskedGenesTask
 from gm_train.evaluation.missing.missing_task import MissingGenesTask
 from gm_train.evaluation.probes.probe_task import ProbeTask
@@ -34,6 +35,26 @@ def make_results() -> dict[str, Any]:
         "mask_seeds": 2,
         "probe_seeds": 3,
         "missing_cells": {ranks: [140] for ranks in RANKS},
+        "integration_of": {
+            "label": "cell_type",
+            "batch": "donor",
+            "cells": 140,
+            "only_held_out": True,
+            "without": 2,
+            "types": 7,
+            "batches": 3,
+            "types_of_scgraph": 5,
+            "seeds": 3,
+        },
+        "integration": [
+            {
+                "ranks": ranks,
+                "scored": name,
+                **{key: figure([value, value + 0.01]) for key, *_ in (*IntegrationTask.columns, *PARTS)},
+            }
+            for ranks in RANKS
+            for name, value in zip(("model", *IntegrationTask.controls), (0.6, 0.7, 0.65, 0.2, 0.4), strict=True)
+        ],
         "masked": [
             {
                 "ranks": ranks,
@@ -78,13 +99,16 @@ def test_a_figure_is_mean_and_sample_deviation() -> None:
 
 
 def test_verdicts_name_the_controls_that_win() -> None:
-    plain, dithered, missing, _, *probes = score_table.verdicts(make_results())[:8]
+    plain, dithered, missing, _, *others = score_table.verdicts(make_results())[:14]
+    integration, probes = others[-6:], others[:-6]
     assert "beats frequency by rank (5.21), frequency (5.81), random weights (6.81); loses to order control" in plain
     assert "neighbouring genes alone could explain its score" in plain
     assert "beats order control" in dithered
     assert "Neighbouring genes reveal almost nothing here" in dithered
     assert "trained on plain ranks" in dithered
     assert "beats PCA (6.00), frequency (7.00), random weights (8.00); loses to nearest neighbours (4.00)" in missing
+    assert "(0.605) beats random by batch (0.205), random weights (0.405); loses to PCA (0.705)" in integration[0]
+    assert "beats random weights (0.405); loses to PCA (0.705), random by type (0.655)" in integration[2]
     assert [sentence.split(" on ")[0] for sentence in probes[::2]] == [
         "Accuracy of a linear probe (%)",
         "Accuracy of nearest neighbours (%)",
@@ -116,7 +140,8 @@ def test_text_and_markdown_show_every_row_note_and_verdict() -> None:
     results = make_results()
     for render in (score_table.render_text, score_table.render_markdown):
         text = render(results)
-        for name in (*MaskedGenesTask.controls, *MissingGenesTask.controls, *ProbeTask.controls, "model"):
+        tasks = (MaskedGenesTask, MissingGenesTask, ProbeTask, IntegrationTask)
+        for name in ("model", *(name for task in tasks for name in task.controls)):
             assert text.count(f"{name} ") >= 2
         assert "2.91 ± 0.01*" in text  # the best of the column
         assert "A note." in text
