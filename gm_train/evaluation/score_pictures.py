@@ -43,7 +43,7 @@ def draw_scores(results: Row, path: Path) -> None:
         axis.set_axis_off()
     for axis, task in zip(axes[: len(panels)], panels, strict=True):
         rows = results[task.key]
-        column, title, unit, decimals = task.panel
+        column, title, unit, decimals = task.panel_of(rows)
         names = list(dict.fromkeys(row["scored"] for row in rows))
         width = 0.8 / len(names)
         for i, name in enumerate(names):

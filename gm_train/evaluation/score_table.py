@@ -72,7 +72,9 @@ def blocks(results: Row) -> list[tuple[str, list[str], list[list[str]]]]:
             title = task.title(results, ranks)
             if ranks == results["model"]["trained_on"]:
                 title += ", ranks as in its training"
-            tables.append((title, ["", *(heading for _, heading, *_ in task.columns)], _cells(rows, task.columns)))
+            for added, columns in task.tables(rows):
+                headings = ["", *(heading for _, heading, *_ in columns)]
+                tables.append((title + added, headings, _cells(rows, columns)))
     return tables
 
 

@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from data_shards.errors import OptionError
 from gm_train.evaluation.masked.masked_task import MaskedGenesTask
 from gm_train.evaluation.missing.missing_task import MissingGenesTask
+from gm_train.evaluation.pairs.pairs_task import PairsTask
 from gm_train.evaluation.probes.probe_task import ProbeTask
+from gm_train.evaluation.robustness.robustness_task import RobustnessTask
 from gm_train.evaluation.task import EvaluationTask
 
 #: The tasks in the order of their tables.
-TASKS: tuple[type[EvaluationTask], ...] = (MaskedGenesTask, MissingGenesTask, ProbeTask)
+TASKS: tuple[type[EvaluationTask], ...] = (MaskedGenesTask, MissingGenesTask, ProbeTask, PairsTask, RobustnessTask)
 
 
 def choose_tasks(names: Sequence[str]) -> tuple[type[EvaluationTask], ...]:

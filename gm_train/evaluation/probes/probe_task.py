@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-from gm_train.embedding.embed_cells import embed_cells
 from gm_train.evaluation.figures import MODEL, PCA, RANDOM, RANKS, Row, compare, figures
 from gm_train.evaluation.probes.probes import ProbeSplit, probe
 from gm_train.evaluation.task import EvaluationTask, Subject
@@ -36,13 +35,12 @@ class ProbeTask(EvaluationTask):
         """Probe the model's embeddings and those of each control, for each probe seed."""
         subject = self.subject
         assert self._split is not None
-        cells = subject.cells.ranked(ranks)
         embedded, pca = subject.embedded(ranks), subject.pca()
         advance()
         others = {**subject.embeddings, PCA: pca}
         scores: dict[str, list[dict[str, float]]] = {name: [] for name in (MODEL, *others, RANDOM)}
         for seed in range(PROBE_SEEDS):
-            random = embed_cells(subject.random_model(seed), cells, precision=subject.precision)
+            random = subject.random_embedded(ranks, seed)
             for name, features in {MODEL: embedded, **others, RANDOM: random}.items():
                 scores[name].append(probe(features, self._split, seed))
                 advance()
