@@ -1,27 +1,29 @@
 """The robustness task: what is kept of an embedding when the counts of its cells are disturbed."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import scipy.sparse
 
 from gm_train.embedding.embed_cells import F32, embed_cells
 from gm_train.embedding.ragged import Ragged
 from gm_train.evaluation.figures import MODEL, PCA, RANDOM, RANKS, Columns, Row, compare, figures
 from gm_train.evaluation.principal_components import fit_components
-from gm_train.evaluation.probes.probes import FittedProbes, ProbeSplit
+from gm_train.evaluation.probes.probes import ProbeSplit
 from gm_train.evaluation.robustness.disturbances import DISTURBANCES, disturb
-from gm_train.evaluation.robustness.movement import movement
+from gm_train.evaluation.robustness.robustness_scores import (
+    PROBES,
+    Disturbed,
+    Representation,
+    score_robustness,
+)
 from gm_train.evaluation.task import EvaluationTask, Subject
 from gm_train.model.genemamba import GeneMamba
 
 #: Seeds of disturbances, of the probes' subsamples, and of random weights.
 SEEDS = 3
 
-_PROBES = {"knn": "nearest neighbours", "linear": "a linear probe"}
 _MOVED: Columns = (
     *((f"moved_{d.key}", d.heading, f"Movement, {d.heading}", 2, False) for d in DISTURBANCES),
     ("moved", "mean", "Movement of embeddings (1 is the nearest other cell)", 2, False),
@@ -36,24 +38,11 @@ def _accuracies(probe: str, name: str) -> Columns:
     )
 
 
-@dataclass(frozen=True)
-class Representation:
-    """A way to embed cells.
-
-    Attributes:
-        undisturbed: vectors of all cells of the evaluation, float32 (n_cells, n_features).
-        embed: takes tokens and expression of cells, and returns their vectors.
-    """
-
-    undisturbed: F32
-    embed: Callable[[Ragged, scipy.sparse.csr_matrix], F32]
-
-
 class RobustnessTask(EvaluationTask):
     """Accuracy of probes on disturbed held-out cells, and how far their embeddings move."""
 
     key = "robustness"
-    columns = (*(column for probe, name in _PROBES.items() for column in _accuracies(probe, name)), *_MOVED)
+    columns = (*(column for probe, name in PROBES.items() for column in _accuracies(probe, name)), *_MOVED)
     controls = (PCA, RANDOM)
     panel = (
         "moved",
@@ -79,7 +68,7 @@ class RobustnessTask(EvaluationTask):
         subject, counts = self.subject, self.subject.cells.counts
         scores: dict[str, list[dict[str, float]]] = {MODEL: [], PCA: [], RANDOM: []}
         for seed in range(SEEDS):
-            disturbed = {}
+            disturbed: Disturbed = {}
             for d in DISTURBANCES:
                 parts = disturb(counts, d, seed).values()
                 tokens = Ragged.concatenate([part.ranked(ranks) for part in parts])
@@ -102,41 +91,12 @@ class RobustnessTask(EvaluationTask):
         components = fit_components(cells.expression[~cells.held_out])
         return Representation(self.subject.pca(), lambda _, x: components.transform(x).astype(np.float32))
 
+    def _score(self, embedding: Representation, disturbed: Disturbed, seed: int) -> dict[str, float]:
+        return score_robustness(embedding, self._numbers, self._split, disturbed, seed)
+
     def _of_model(self, model: GeneMamba, undisturbed: F32) -> Representation:
         precision = self.subject.precision
         return Representation(undisturbed, lambda tokens, _: embed_cells(model, tokens, precision=precision))
-
-    def _score(
-        self, embedding: Representation, disturbed: dict[str, tuple[Ragged, scipy.sparse.csr_matrix]], seed: int
-    ) -> dict[str, float]:
-        """Score one embedding with one seed: a number for each column."""
-        numbers, split = self._numbers, self._split
-        held_out = embedding.undisturbed[numbers]
-        probes = FittedProbes.fit(embedding.undisturbed, split, seed) if split is not None else None
-        scores = self._accuracy(probes, held_out, np.zeros(len(numbers), np.bool_), "useful")
-        for key, (tokens, expression) in disturbed.items():
-            empty = tokens.lengths == 0
-            features = np.where(empty[:, None], np.float32(0), embedding.embed(tokens, expression))
-            scores |= self._accuracy(probes, features, empty, key)
-            scores[f"moved_{key}"] = movement(held_out, features)
-        scores["moved"] = float(np.mean([scores[f"moved_{key}"] for key in disturbed]))
-        for name in _PROBES if probes is not None else ():
-            kept = np.mean([scores[f"{name}_{key}"] for key in disturbed])
-            scores[f"{name}_robust"] = float(100 * kept / scores[f"{name}_useful"]) if scores[f"{name}_useful"] else 0.0
-        return scores
-
-    def _accuracy(
-        self, probes: FittedProbes | None, features: F32, empty: npt.NDArray[np.bool_], key: str
-    ) -> dict[str, float]:
-        """Accuracies in % on the labelled held-out cells, of which those without a gene count as wrong."""
-        if probes is None or self._split is None:
-            return {}
-        at = np.searchsorted(self._numbers, self._split.held_out)
-        truth = self._split.labels[self._split.held_out].astype(str)
-        return {
-            f"{name}_{key}": float(100 * ((guess == truth) & ~empty[at]).mean())
-            for name, guess in probes.predict(features[at]).items()
-        }
 
     def facts(self) -> Row:
         """Seeds, numbers of cells, and why nothing is scored."""
@@ -157,7 +117,7 @@ class RobustnessTask(EvaluationTask):
     @classmethod
     def tables(cls, rows: Sequence[Row]) -> list[tuple[str, Columns]]:
         """A table of movement, and with labels one for each probe."""
-        probes = _PROBES if "knn_useful" in rows[0] else {}
+        probes = PROBES if "knn_useful" in rows[0] else {}
         tables = [(f": accuracy of {name}, %", _accuracies(probe, name)) for probe, name in probes.items()]
         return [*tables, (": movement (1 is the distance to the nearest other cell)", _MOVED)]
 
@@ -177,16 +137,13 @@ class RobustnessTask(EvaluationTask):
     def title(results: Row, ranks: str) -> str:
         """The title of the tables of one kind of ranks."""
         facts = results["robustness_facts"]
-        return (
-            f"Robustness of the embeddings of {facts['cells']:,} held-out cells, {ranks} ranks "
-            f"(mean ± sd, seeds: {facts['seeds']})"
-        )
+        return f"Robustness of {facts['cells']:,} held-out cells, {ranks} ranks (mean ± sd, seeds: {facts['seeds']})"
 
     @staticmethod
     def verdicts(results: Row) -> list[str]:
         """A sentence on what nearest neighbours keep, and one on movement, for each kind of ranks."""
         rows = results["robustness"]
-        columns = [_accuracies("knn", _PROBES["knn"])[-1], _MOVED[-1]]
+        columns = [_accuracies("knn", PROBES["knn"])[-1], _MOVED[-1]]
         return [
             compare(rows, ranks, RobustnessTask.controls, column)
             for column in columns

@@ -9,7 +9,10 @@ from gm_train.evaluation import score_table
 from gm_train.evaluation.figures import RANKS, figure
 from gm_train.evaluation.masked.masked_task import MaskedGenesTask
 from gm_train.evaluation.missing.missing_task import MissingGenesTask
+from gm_train.evaluation.pairs.pairs_task import PairsTask
 from gm_train.evaluation.probes.probe_task import ProbeTask
+from gm_train.evaluation.robustness.robustness_task import RobustnessTask
+from gm_train.evaluation.tasks import TASKS
 
 
 def make_results() -> dict[str, Any]:
@@ -18,7 +21,7 @@ def make_results() -> dict[str, Any]:
     entropy = {"plain": (3.5, 2.9, 5.2, 5.8, 6.8), "dithered": (5.5, 5.81, 5.8, 5.82, 6.8)}
     accuracy = {"model": 62.0, "PCA": 82.0, "random weights": 50.0}
     return {
-        "tasks": {"asked": ["masked", "missing", "probes"], "scored": ["masked", "missing", "probes"]},
+        "tasks": {"asked": [task.key for task in TASKS], "scored": [task.key for task in TASKS]},
         "model": {"trained_on": "plain"},
         "cells": {"train": 558, "held_out": 142, "genes": 765},
         "label": {"key": "cell_type", "held_out": 140},
@@ -50,6 +53,18 @@ def make_results() -> dict[str, Any]:
             for ranks in RANKS
             for name, value in accuracy.items()
         ],
+        "pairs_facts": {"seeds": 3},
+        "pairs": [
+            {"ranks": ranks, "scored": name, **{key: figure([value, value + 1]) for key, *_ in PairsTask.columns}}
+            for ranks in RANKS
+            for name, value in zip(("model", *PairsTask.controls), (60.0, 70.0, 52.0, 50.0), strict=True)
+        ],
+        "robustness_facts": {"seeds": 3, "cells": 142},
+        "robustness": [
+            {"ranks": ranks, "scored": name, **{key: figure([value, value + 1]) for key, *_ in RobustnessTask.columns}}
+            for ranks in RANKS
+            for name, value in zip(("model", *RobustnessTask.controls), (80.0, 90.0, 70.0), strict=True)
+        ],
         "notes": ["A note."],
     }
 
@@ -60,7 +75,8 @@ def test_a_figure_is_mean_and_sample_deviation() -> None:
 
 
 def test_verdicts_name_the_controls_that_win() -> None:
-    plain, dithered, missing, _, *probes = score_table.verdicts(make_results())
+    plain, dithered, missing, _, *others = score_table.verdicts(make_results())
+    probes = others[:4]
     assert "beats frequency by rank (5.21), frequency (5.81), random weights (6.81); loses to order control" in plain
     assert "neighbouring genes alone could explain its score" in plain
     assert "beats order control" in dithered
@@ -95,7 +111,7 @@ def test_text_and_markdown_show_every_row_note_and_verdict() -> None:
         assert "2.91 ± 0.01*" in text  # the best of the column
         assert "A note." in text
         assert all(verdict in text for verdict in score_table.verdicts(results))
-        assert text.count("ranks as in its training") == 3
+        assert text.count("ranks as in its training") == 3 + 2 + 3  # two kinds of gene sets; two probes and movement
 
 
 def test_only_tasks_that_were_scored_must_be_there() -> None:
@@ -103,12 +119,25 @@ def test_only_tasks_that_were_scored_must_be_there() -> None:
     with pytest.raises(ValueError, match="probes scores on plain ranks lack: PCA, model, random weights"):
         score_table.check_controls(results)
     results["tasks"]["scored"].remove("probes")
-    assert len(score_table.blocks(results)) == 4
+    n_tables = len(score_table.blocks(make_results())) - 2
+    assert len(score_table.blocks(results)) == n_tables
     with pytest.raises(ValueError, match="masked scores on plain ranks lack: "):
         score_table.check_controls(results | {"masked": []})
     # Earlier versions named no tasks.
     del results["tasks"]
-    assert len(score_table.blocks(results)) == 4
+    assert len(score_table.blocks(results)) == n_tables
+
+
+def test_columns_that_no_row_has_are_in_no_table() -> None:
+    """Accuracies of disturbed cells need labels; pairs held out of the training need sets that it did not have."""
+    results = make_results()
+    for row in [*results["robustness"], *results["pairs"]]:
+        for key in [key for key in row if key.startswith(("knn", "linear")) or key.endswith("held_out")]:
+            del row[key]
+    titles = [title for title, *_ in score_table.blocks(results)]
+    assert sum("Robustness" in title for title in titles) == 2
+    assert [title.endswith("sets of the training") for title in titles if "Genes of one set" in title] == [True, True]
+    assert not any("nearest neighbours that disturbed" in sentence for sentence in score_table.verdicts(results))
 
 
 @pytest.mark.parametrize("render", [score_table.render_text, score_table.render_markdown])
