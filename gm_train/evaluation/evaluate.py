@@ -14,6 +14,7 @@ from gm_train.embedding.embed import default_precision
 from gm_train.embedding.embed_cells import F32
 from gm_train.evaluation import score_table
 from gm_train.evaluation.cells import EvaluationCells
+from gm_train.evaluation.checks.checks import run_checks
 from gm_train.evaluation.figures import RANKS, Row
 from gm_train.evaluation.score_pictures import draw_embeddings, draw_scores
 from gm_train.evaluation.task import EvaluationTask, Subject
@@ -102,6 +103,7 @@ def evaluate(
     if not results["tasks"]["scored"]:
         raise DataError(f"--tasks {','.join(rows)}: nothing can be scored. {' '.join(notes)}")
     results["notes"] = notes + _notes(results)
+    results["checks"] = run_checks(subject, results)
     return Evaluation(results, {title: f for task in tasks for title, f in task.features.items()}, cells)
 
 

@@ -25,9 +25,12 @@ _COLOURS = {
     figures.MODEL: "#c44e52",
     figures.PCA: "#4c72b0",
     figures.NEIGHBOURS: "#7f9bc8",
+    figures.VARIABLE: "#7f9bc8",
     figures.ORDER: "#4c72b0",
     figures.BY_RANK: "#7f9bc8",
     figures.FREQUENCY: "#a9bbd9",
+    figures.COEXPRESSION: "#4c72b0",
+    figures.LEVEL: "#a9bbd9",
     figures.RANDOM: "#bbbbbb",
 }
 

@@ -35,6 +35,11 @@ def verdicts(results: Row) -> list[str]:
     return [sentence for task in TASKS if results.get(task.key) for sentence in task.verdicts(results)]
 
 
+def checks(results: Row) -> list[str]:
+    """A line on each check: its outcome, its name and what it found; none for an evaluation of an earlier version."""
+    return [f"{found['outcome']}: {found['check']}. {found['text']}" for found in results.get("checks", [])]
+
+
 def _cells(rows: list[Row], columns: Columns) -> list[list[str]]:
     """Format the cells of a table, of `scored` and each column; a star marks the best of each column."""
     texts = []
@@ -69,12 +74,10 @@ def blocks(results: Row) -> list[tuple[str, list[str], list[list[str]]]]:
             rows = [row for row in results.get(task.key, []) if row["ranks"] == ranks]
             if not rows:
                 continue
-            title = task.title(results, ranks)
-            if ranks == results["model"]["trained_on"]:
-                title += ", ranks as in its training"
-            for added, columns in task.tables(rows):
+            as_trained = ", ranks as in its training" if ranks == results["model"]["trained_on"] else ""
+            for title, columns in task.tables(results, ranks):
                 headings = ["", *(heading for _, heading, *_ in columns)]
-                tables.append((title + added, headings, _cells(rows, columns)))
+                tables.append((title + as_trained, headings, _cells(rows, columns)))
     return tables
 
 
@@ -97,29 +100,24 @@ def aligned(headings: list[str], lines: list[list[str]]) -> list[str]:
 
 
 def render_text(results: Row) -> str:
-    """Format tables, notes and verdicts for a terminal."""
+    """Format tables, notes, verdicts and checks for a terminal."""
     parts = [f"Scores of {scored_checkpoint(results)}", ""]
     for title, headings, lines in blocks(results):
         parts += [title, *aligned(headings, lines), ""]
-    parts += [
-        f"* best of the column. {LEGEND}",
-        *results["notes"],
-        "",
-        *(f"- {verdict}" for verdict in verdicts(results)),
-    ]
+    parts += [f"* best of the column. {LEGEND}", *results["notes"], "", *(f"- {line}" for line in verdicts(results))]
+    if found := checks(results):
+        parts += ["", "Checks", *(f"- {line}" for line in found)]
     return "\n".join(parts) + "\n"
 
 
 def render_markdown(results: Row) -> str:
-    """Format tables, notes and verdicts as Markdown."""
+    """Format tables, notes, verdicts and checks as Markdown."""
     parts = [f"Scores of {scored_checkpoint(results)}", ""]
     for title, headings, lines in blocks(results):
         parts += [f"### {title}", "", f"| {' | '.join(headings)} |", "|---|" + "---:|" * (len(headings) - 1)]
         parts += [f"| {' | '.join(text.strip() for text in line)} |" for line in lines] + [""]
-    parts += [
-        rf"\* best of the column. {LEGEND}",
-        *results["notes"],
-        "",
-        *(f"- {verdict}" for verdict in verdicts(results)),
-    ]
+    parts += [rf"\* best of the column. {LEGEND}", *results["notes"], ""]
+    parts += [f"- {line}" for line in verdicts(results)]
+    if found := checks(results):
+        parts += ["", "### Checks", "", *(f"- {line}" for line in found)]
     return "\n".join(parts) + "\n"

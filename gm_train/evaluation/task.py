@@ -119,15 +119,6 @@ class EvaluationTask(ABC):
         return {}
 
     @classmethod
-    def tables(cls, rows: Sequence[Row]) -> list[tuple[str, Columns]]:
-        """Divide the columns into tables: what is added to the title of each, and its columns.
-
-        Args:
-            rows: of the task; they have all these columns.
-        """
-        return [("", cls.columns)]
-
-    @classmethod
     def panel_of(cls, rows: Sequence[Row]) -> tuple[str, str, str, int]:
         """What is drawn, as in `panel`.
 
@@ -140,6 +131,11 @@ class EvaluationTask(ABC):
     @abstractmethod
     def title(results: Row, ranks: str) -> str:
         """The title of the table of one kind of ranks."""
+
+    @classmethod
+    def tables(cls, results: Row, ranks: str) -> list[tuple[str, Columns]]:
+        """The tables of one kind of ranks, as title and columns; more than one if the columns need it."""
+        return [(cls.title(results, ranks), cls.columns)]
 
     @staticmethod
     def verdicts(results: Row) -> list[str]:

@@ -52,6 +52,11 @@ def read_gmt(path: Path, setting: str = "objective.pathways") -> dict[str, list[
     return sets
 
 
+def fitting_sets(sets: Mapping[str, list[str]], size: tuple[int, int]) -> list[list[str]]:
+    """The sets with a number of different genes within `size`, smallest and largest, as the file counts them."""
+    return [genes for genes in sets.values() if size[0] <= len(set(genes)) <= size[1]]
+
+
 @dataclass(frozen=True)
 class PathwayIndex:
     """The gene sets of each token, as bits.
@@ -85,7 +90,7 @@ class PathwayIndex:
         Raises:
             DataError: no set is left.
         """
-        fitting = [genes for genes in sets.values() if size[0] <= len(set(genes)) <= size[1]]
+        fitting = fitting_sets(sets, size)
         known = [{token_of[gene] for gene in genes if gene in token_of} for genes in fitting]
         used = [sorted(tokens) for tokens in known if len(tokens) > 1]
         if not used:
@@ -106,6 +111,19 @@ class PathwayIndex:
         return np.asarray(self.bits.any(axis=1))
 
 
+def tokens_of_names(tokenizer: Tokenizer) -> dict[str, int]:
+    """The token of each name that gene sets may use: gene ids, and symbols to which the gene table gives one id."""
+    token_of = dict(tokenizer.vocabulary.token_of)
+    if tokenizer.gene_table is None:
+        return token_of
+    symbols = {
+        symbol: token_of[next(iter(ids))]
+        for symbol, ids in tokenizer.gene_table.ids_of.items()
+        if len(ids) == 1 and next(iter(ids)) in token_of
+    }
+    return symbols | token_of
+
+
 def pathways_of(objective: ObjectiveConfig, tokenizer: Tokenizer) -> PathwayIndex | None:
     """Read the gene sets that a run trains on; None if it trains without.
 
@@ -122,8 +140,6 @@ def index_gene_sets(
 ) -> PathwayIndex:
     """Read the sets of a GMT file that are as large as a run's may be.
 
-    Names in the file are gene ids of the store's vocabulary, or symbols to which its gene table gives exactly one id.
-
     Args:
         path: of the file.
         objective: has the sizes.
@@ -134,20 +150,8 @@ def index_gene_sets(
         DataError: the file cannot be read, or no set is left.
     """
     low, high = objective.pathway_size
-    token_of = _token_of_names(tokenizer)
-    return PathwayIndex.build(read_gmt(path, setting), token_of, tokenizer.vocabulary.size, (low, high), setting)
-
-
-def _token_of_names(tokenizer: Tokenizer) -> Mapping[str, int]:
-    token_of = tokenizer.vocabulary.token_of
-    if tokenizer.gene_table is not None:
-        symbols = {
-            symbol: token_of[next(iter(ids))]
-            for symbol, ids in tokenizer.gene_table.ids_of.items()
-            if len(ids) == 1 and next(iter(ids)) in token_of
-        }
-        token_of = symbols | token_of
-    return token_of
+    sets, token_of = read_gmt(path, setting), tokens_of_names(tokenizer)
+    return PathwayIndex.build(sets, token_of, tokenizer.vocabulary.size, (low, high), setting)
 
 
 @compiled()

@@ -153,11 +153,19 @@ def _evaluation(run_dir: Path, last_step: int) -> list[str]:
         again = "<code>gm-train eval</code> on this run scores its newest checkpoint."
         parts.append(f"<p class=older><b>Not of the present model.</b> {html.escape(why)} {again}</p>")
     parts.append(f"<p class=notes>Scores of {html.escape(score_table.scored_checkpoint(results))}</p>")
+    try:
+        blocks = score_table.blocks(results)
+    except (ValueError, KeyError) as error:
+        why = f"They were made by another version of gm-train, which had other controls or columns ({error})."
+        again = "<code>gm-train eval</code> scores the model again."
+        return [*parts, f"<p class=older><b>These scores cannot be shown.</b> {html.escape(why)} {again}</p>"]
     verdicts = [f"<li>{html.escape(line)}</li>" for line in score_table.verdicts(results)]
     parts += ["<ul class=verdicts>", *verdicts, "</ul>"]
     parts.append(f"<p class=notes>Bold is best of the column. {html.escape(score_table.LEGEND)}</p>")
-    parts += [_table(*block) for block in score_table.blocks(results)]
+    parts += [_table(*block) for block in blocks]
     parts += [f"<p class=notes>{html.escape(note)}</p>" for note in results["notes"]]
+    if checks := [f"<li>{html.escape(line)}</li>" for line in score_table.checks(results)]:
+        parts += ["<h3>Checks</h3>", "<ul class=verdicts>", *checks, "</ul>"]
     pictures = sorted(directory.glob("eval-*.png"), reverse=True)
     return parts + [_picture(picture, picture.stem.replace("-", " ")) for picture in pictures]
 

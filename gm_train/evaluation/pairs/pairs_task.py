@@ -9,7 +9,7 @@ from scipy.stats import rankdata
 
 from data_shards.errors import DataError
 from data_shards.tokens.vocabulary import FIRST_GENE
-from gm_train.evaluation.figures import MODEL, RANDOM, RANKS, Columns, Row, compare, figures
+from gm_train.evaluation.figures import COEXPRESSION, LEVEL, MODEL, RANDOM, RANKS, Columns, Row, compare, figures
 from gm_train.evaluation.pairs.gene_vectors import auroc, contextual_vectors, correlations, cosines, static_vectors
 from gm_train.evaluation.pairs.matched_pairs import (
     PairSample,
@@ -27,7 +27,6 @@ I64 = npt.NDArray[np.int64]
 #: Takes a kind of sets and pairs of tokens, int64 (n, 2); returns float64 (n,), higher for closer genes.
 Scorer = Callable[[str, I64], F64]
 
-COEXPRESSION, LEVEL = "co-expression", "expression level"
 #: Seeds of the random pairs and of random weights.
 SEEDS = 3
 #: Training cells over which a gene's states are averaged, at most, and in how many of them a gene must be.
@@ -184,11 +183,6 @@ class PairsTask(EvaluationTask):
         }
 
     @classmethod
-    def tables(cls, rows: Sequence[Row]) -> list[tuple[str, Columns]]:
-        """A table for each kind of sets that was scored."""
-        return [(f": {words}", _columns_of(kind)) for kind, words in _WORDS.items() if f"static_{kind}" in rows[0]]
-
-    @classmethod
     def panel_of(cls, rows: Sequence[Row]) -> tuple[str, str, str, int]:
         """Contextual vectors, on sets that the training did not have if there are some."""
         kind = next(kind for kind in (HELD_OUT, TRAINED) if f"static_{kind}" in rows[0])
@@ -197,9 +191,18 @@ class PairsTask(EvaluationTask):
 
     @staticmethod
     def title(results: Row, ranks: str) -> str:
-        """The title of the tables of one kind of ranks."""
-        seeds = results["pairs_facts"]["seeds"]
-        return f"Genes of one set against matched random pairs, AUROC in %, {ranks} ranks (mean ± sd, seeds: {seeds})"
+        """The end of the titles of the tables of one kind of ranks."""
+        return f"{ranks} ranks (AUROC in %, mean ± sd, seeds: {results['pairs_facts']['seeds']})"
+
+    @classmethod
+    def tables(cls, results: Row, ranks: str) -> list[tuple[str, Columns]]:
+        """A table for each kind of sets that was scored."""
+        row, end = results[cls.key][0], cls.title(results, ranks)
+        return [
+            (f"Pairs of genes in {words}, against matched random pairs, {end}", _columns_of(kind))
+            for kind, words in _WORDS.items()
+            if f"static_{kind}" in row
+        ]
 
     @staticmethod
     def verdicts(results: Row) -> list[str]:

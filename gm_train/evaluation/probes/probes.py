@@ -1,5 +1,6 @@
 """Probes: how well simple classifiers predict a label from frozen cell embeddings."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,10 +9,16 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score, f1_score
 from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from gm_train.evaluation.labels import Labels
+from gm_train.evaluation.probes.type_scores import (
+    expected_calibration_error,
+    rare_auroc,
+    rare_types,
+    recall_by_support,
+)
 
 #: Neighbours that the kNN probe asks.
 NEIGHBOURS = 10
@@ -53,17 +60,45 @@ class ProbeSplit:
         return cls(labels, train, held_out[is_known], unseen, int((~labelled).sum()))
 
     @property
+    def support(self) -> dict[str, int]:
+        """The number of training cells of each label."""
+        return dict(Counter(self.labels[self.train]))
+
+    @property
     def usable(self) -> bool:
-        """Whether there are at least two labels, enough cells to learn from, and cells to score on."""
-        enough = round(SUBSAMPLE * len(self.train)) >= _FOLDS
-        return enough and len(set(self.labels[self.train])) > 1 and len(self.held_out) > 0
+        """Whether a probe can be fitted and scored."""
+        return self.obstacle is None
+
+    @property
+    def obstacle(self) -> str | None:
+        """Why no probe can be fitted and scored; None if it can."""
+        if not len(self.train):
+            return "no training cell has a label"
+        if len(kinds := set(self.labels[self.train])) == 1:
+            return f"all training cells that have a label have the same one, {next(iter(kinds))!r}"
+        if round(SUBSAMPLE * len(self.train)) < _FOLDS:
+            return f"only {len(self.train)} training cells have a label"
+        if not len(self.held_out):
+            return "no held-out cell has a label of a training cell"
+        return None
 
 
-def _linear(seed: int) -> GridSearchCV:
-    """Standardised logistic regression; cross-validation on training cells chooses its penalty for each embedding."""
+def _fit_linear(features: npt.NDArray[np.float32], labels: npt.NDArray[np.str_], seed: int) -> Pipeline:
+    """Fit a standardised logistic regression; cross-validation on the same cells chooses its penalty.
+
+    Args:
+        features: float32 (n_cells, n_features).
+        labels: str (n_cells,), of at least two kinds.
+        seed: of the folds.
+    """
     regression = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-    folds = KFold(_FOLDS, shuffle=True, random_state=seed)
-    return GridSearchCV(regression, {"logisticregression__C": PENALTIES}, cv=folds)
+    halves = KFold(_FOLDS, shuffle=True, random_state=seed).split(features)
+    # A fold may hold all cells of all labels but one: then its other cells have nothing to tell apart.
+    folds = [(fit, score) for fit, score in halves if len(set(labels[fit])) > 1]
+    if not folds:
+        return regression.fit(features, labels)
+    search = GridSearchCV(regression, {"logisticregression__C": PENALTIES}, cv=folds)
+    return search.fit(features, labels).best_estimator_
 
 
 @dataclass(frozen=True)
@@ -74,7 +109,7 @@ class FittedProbes:
         by_name: "linear" and "knn" to a classifier of features, or to the one label of the cells it was fitted on.
     """
 
-    by_name: dict[str, GridSearchCV | KNeighborsClassifier | str]
+    by_name: dict[str, Pipeline | KNeighborsClassifier | str]
 
     @classmethod
     def fit(cls, features: npt.NDArray[np.float32], split: ProbeSplit, seed: int) -> "FittedProbes":
@@ -91,9 +126,8 @@ class FittedProbes:
         if len(set(labels)) == 1:
             return cls({"linear": labels[0], "knn": labels[0]})
         knn = KNeighborsClassifier(min(NEIGHBOURS, len(chosen)), metric="cosine")
-        return cls(
-            {name: probe.fit(features[chosen], labels) for name, probe in (("linear", _linear(seed)), ("knn", knn))}
-        )
+        linear = _fit_linear(features[chosen], labels, seed)
+        return cls({"linear": linear, "knn": knn.fit(features[chosen], labels)})
 
     def predict(self, features: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.str_]]:
         """Predict the labels of cells, (n_cells,), with each classifier from float32 (n_cells, n_features)."""
@@ -101,6 +135,17 @@ class FittedProbes:
             name: np.full(len(features), probe) if isinstance(probe, str) else probe.predict(features)
             for name, probe in self.by_name.items()
         }
+
+    def probabilities(self, features: npt.NDArray[np.float32]) -> tuple[list[str], npt.NDArray[np.float64]]:
+        """The labels that the linear probe knows, and their probabilities for cells: float64 (n_cells, n_labels).
+
+        Args:
+            features: float32 (n_cells, n_features).
+        """
+        linear = self.by_name["linear"]
+        if isinstance(linear, str):
+            return [linear], np.ones((len(features), 1))
+        return linear.classes_.tolist(), linear.predict_proba(features)
 
 
 def probe(features: npt.NDArray[np.float32], split: ProbeSplit, seed: int) -> dict[str, float]:
@@ -114,12 +159,22 @@ def probe(features: npt.NDArray[np.float32], split: ProbeSplit, seed: int) -> di
         seed: of the subsample of training cells.
 
     Returns:
-        Accuracy and macro-F1 (over the labels of the held-out cells) of both, in %.
+        Of both probes ("linear_" and "knn_"), in %: `accuracy`; `macro_f1` over the labels of the held-out cells; and
+        `recall_N`, the mean recall of the labels in the bin that begins with N training cells. Of the linear probe:
+        `linear_ece`, the expected calibration error in %; and `rare_auroc` (0 to 1), if there are rare labels.
     """
-    truth = split.labels[split.held_out].astype(str)
+    truth, support = split.labels[split.held_out].astype(str), split.support
+    features_held_out = features[split.held_out]
+    fitted = FittedProbes.fit(features, split, seed)
     scores = {}
-    for name, guess in FittedProbes.fit(features, split, seed).predict(features[split.held_out]).items():
+    for name, guess in fitted.predict(features_held_out).items():
         scores[f"{name}_accuracy"] = 100 * float(accuracy_score(truth, guess))
         f1 = f1_score(truth, guess, labels=np.unique(truth), average="macro", zero_division=0.0)
         scores[f"{name}_macro_f1"] = 100 * float(f1)
+        by_bin = recall_by_support(truth, guess, support)
+        scores |= {f"{name}_recall_{start}": recall for start, recall in by_bin.items()}
+    classes, probabilities = fitted.probabilities(features_held_out)
+    scores["linear_ece"] = 100 * expected_calibration_error(truth, probabilities, classes)
+    if rare := rare_types(truth, support):
+        scores["rare_auroc"] = rare_auroc(truth, probabilities, classes, rare)
     return scores

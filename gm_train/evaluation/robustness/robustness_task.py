@@ -115,13 +115,6 @@ class RobustnessTask(EvaluationTask):
         }
 
     @classmethod
-    def tables(cls, rows: Sequence[Row]) -> list[tuple[str, Columns]]:
-        """A table of movement, and with labels one for each probe."""
-        probes = PROBES if "knn_useful" in rows[0] else {}
-        tables = [(f": accuracy of {name}, %", _accuracies(probe, name)) for probe, name in probes.items()]
-        return [*tables, (": movement (1 is the distance to the nearest other cell)", _MOVED)]
-
-    @classmethod
     def panel_of(cls, rows: Sequence[Row]) -> tuple[str, str, str, int]:
         """What nearest neighbours keep; movement without labels."""
         if "knn_robust" not in rows[0]:
@@ -135,9 +128,17 @@ class RobustnessTask(EvaluationTask):
 
     @staticmethod
     def title(results: Row, ranks: str) -> str:
-        """The title of the tables of one kind of ranks."""
+        """The end of the titles of the tables of one kind of ranks."""
         facts = results["robustness_facts"]
-        return f"Robustness of {facts['cells']:,} held-out cells, {ranks} ranks (mean ± sd, seeds: {facts['seeds']})"
+        return f"{facts['cells']:,} held-out cells, {ranks} ranks (mean ± sd, seeds: {facts['seeds']})"
+
+    @classmethod
+    def tables(cls, results: Row, ranks: str) -> list[tuple[str, Columns]]:
+        """With labels a table for each probe, and one of movement."""
+        probes = PROBES if "knn_useful" in results[cls.key][0] else {}
+        parts = [(f"accuracy of {name}, %", _accuracies(probe, name)) for probe, name in probes.items()]
+        parts.append(("movement, in distances to the nearest other cell", _MOVED))
+        return [(f"Robustness, {what}: {cls.title(results, ranks)}", columns) for what, columns in parts]
 
     @staticmethod
     def verdicts(results: Row) -> list[str]:

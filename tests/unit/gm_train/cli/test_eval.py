@@ -1,5 +1,6 @@
 """`gm-train eval` and the report of a run, end to end on a tiny run."""
 
+import html
 import json
 import shutil
 from pathlib import Path
@@ -49,6 +50,15 @@ def test_the_command_writes_tables_pictures_and_report(
     for name in ("eval-scores.png", "eval-embedding.png"):
         assert (trained / "eval" / name).read_bytes().startswith(b"\x89PNG")
     report = (trained / "report.html").read_text()
+    assert [found["check"] for found in results["checks"]] == [
+        "medians drift",
+        "pathway coverage",
+        "accuracy against macro-F1",
+    ]
+    for found in results["checks"]:
+        assert html.escape(found["text"]) in report
+        assert found["text"] in (trained / "eval" / "eval.md").read_text()
+    assert "two standard deviations" in report
     assert report.count("data:image/png;base64,") == 3
     assert all(name in report for task in TASKS for name in task.controls)
     assert "http" not in report  # nothing is fetched
@@ -65,7 +75,8 @@ def test_vectors_that_were_made_elsewhere_are_probed_beside_the_model(
     assert main([*command, "--label", "cell_type", *given]) == 0
     rows = json.loads((tmp_path / "out" / "eval.json").read_text())["probes"]
     found = {row["scored"]: row["knn_accuracy"]["mean"] for row in rows if row["ranks"] == "plain"}
-    assert list(found) == ["model", "theirs", "narrow", "PCA", "random weights"]
+    assert list(found) == ["model", "theirs", "narrow", "PCA", "variable genes", "random weights"]
+    assert "loses to theirs (100.0)" in (tmp_path / "out" / "eval.md").read_text()
     assert found["theirs"] == 100.0
     assert found["model"] < 100.0
     assert main([*command, *given]) == 2
@@ -157,6 +168,22 @@ def test_scores_of_another_checkpoint_of_the_same_step_or_of_an_unknown_one_are_
     del results["checkpoint"]
     path.write_text(json.dumps(results))
     assert "The evaluation does not name its checkpoint; this run stands at step 12" in write_report(run).read_text()
+
+
+def test_scores_of_a_version_with_other_controls_do_not_break_the_report(
+    trained: Path, atlas: Atlas, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    assert evaluate(run, atlas, "--label", "cell_type", "--tasks", "probes") == 0
+    path = run / "eval" / "eval.json"
+    results = json.loads(path.read_text())
+    results["probes"] = [row for row in results["probes"] if row["scored"] != "variable genes"]
+    del results["tasks"]
+    path.write_text(json.dumps(results))
+    page = write_report(run).read_text()
+    assert "made by another version of gm-train" in page
+    assert "variable genes" in page
+    assert "<caption>" in page
 
 
 def test_the_page_with_the_scores_goes_to_mlflow(atlas: Atlas, tmp_path: Path) -> None:

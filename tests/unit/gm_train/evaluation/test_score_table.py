@@ -19,12 +19,18 @@ def make_results() -> dict[str, Any]:
     """Results in which the order control wins on plain ranks and PCA wins the probes."""
     names = ("model", "order control", "frequency by rank", "frequency", "random weights")
     entropy = {"plain": (3.5, 2.9, 5.2, 5.8, 6.8), "dithered": (5.5, 5.81, 5.8, 5.82, 6.8)}
-    accuracy = {"model": 62.0, "PCA": 82.0, "random weights": 50.0}
+    accuracy = {"model": 62.0, "theirs": 75.0, "PCA": 82.0, "variable genes": 70.0, "random weights": 50.0}
+    probe_columns = (*(key for key, *_ in ProbeTask.columns), "linear_recall_10", "knn_recall_10", "rare_auroc")
     return {
         "tasks": {"asked": [task.key for task in TASKS], "scored": [task.key for task in TASKS]},
         "model": {"trained_on": "plain"},
         "cells": {"train": 558, "held_out": 142, "genes": 765},
-        "label": {"key": "cell_type", "held_out": 140},
+        "label": {
+            "key": "cell_type",
+            "held_out": 140,
+            "types": {"rare": {"train": 12, "held_out": 3}, "never held out": {"train": 500, "held_out": 0}},
+            "rare": ["rare"],
+        },
         "mask_seeds": 2,
         "probe_seeds": 3,
         "missing_cells": {ranks: [140] for ranks in RANKS},
@@ -48,7 +54,7 @@ def make_results() -> dict[str, Any]:
             {
                 "ranks": ranks,
                 "scored": name,
-                **{key: figure([value - 1, value, value + 1]) for key, *_ in ProbeTask.columns},
+                **{key: figure([value - 1, value, value + 1]) for key in probe_columns},
             }
             for ranks in RANKS
             for name, value in accuracy.items()
@@ -66,6 +72,7 @@ def make_results() -> dict[str, Any]:
             for name, value in zip(("model", *RobustnessTask.controls), (80.0, 90.0, 70.0), strict=True)
         ],
         "notes": ["A note."],
+        "checks": [{"check": "a check", "outcome": "warning", "text": "Something is wrong."}],
     }
 
 
@@ -76,14 +83,22 @@ def test_a_figure_is_mean_and_sample_deviation() -> None:
 
 def test_verdicts_name_the_controls_that_win() -> None:
     plain, dithered, missing, _, *others = score_table.verdicts(make_results())
-    probes = others[:4]
+    probes = others[:6]
     assert "beats frequency by rank (5.21), frequency (5.81), random weights (6.81); loses to order control" in plain
     assert "neighbouring genes alone could explain its score" in plain
     assert "beats order control" in dithered
     assert "Neighbouring genes reveal almost nothing here" in dithered
     assert "trained on plain ranks" in dithered
     assert "beats PCA (6.00), frequency (7.00), random weights (8.00); loses to nearest neighbours (4.00)" in missing
-    assert all("beats random weights (50.0); loses to PCA (82.0)" in sentence for sentence in probes)
+    assert [sentence.split(" on ")[0] for sentence in probes[::2]] == [
+        "Accuracy of a linear probe (%)",
+        "Accuracy of nearest neighbours (%)",
+        "AUROC of types with fewer than 30 training cells",
+    ]
+    # Vectors that were made elsewhere are named, too.
+    ends = "beats random weights (50.0{}); loses to theirs (75.0{}), PCA (82.0{}), variable genes (70.0{})."
+    assert all(sentence.endswith(ends.replace("{}", "")) for sentence in probes[:4])
+    assert all(sentence.endswith(ends.replace("{}", "00")) for sentence in probes[4:])
 
 
 def test_differences_within_the_noise_count_as_level() -> None:
@@ -110,16 +125,31 @@ def test_text_and_markdown_show_every_row_note_and_verdict() -> None:
             assert text.count(f"{name} ") >= 2
         assert "2.91 ± 0.01*" in text  # the best of the column
         assert "A note." in text
+        assert "warning: a check. Something is wrong." in text
         assert all(verdict in text for verdict in score_table.verdicts(results))
-        assert text.count("ranks as in its training") == 3 + 2 + 3  # two kinds of gene sets; two probes and movement
+        # Types in a table of their own; two kinds of gene sets; two probes and movement.
+        assert text.count("ranks as in its training") == 4 + 2 + 3
+
+
+def test_recall_has_a_table_by_the_number_of_training_cells_of_held_out_types() -> None:
+    results = make_results()
+    title, headings, lines = score_table.blocks(results)[5]
+    assert title.startswith("Recall of 'cell_type' by the number of training cells of a type")
+    assert headings == ["", "linear 10-29 (1)", "kNN 10-29 (1)", "AUROC"]
+    assert [line[0] for line in lines] == ["model", "theirs", "PCA", "variable genes", "random weights"]
+    results["label"]["rare"] = []
+    assert score_table.blocks(results)[5][1] == headings[:-1]
+    assert len(score_table.verdicts(results)) == len(score_table.verdicts(make_results())) - 2
 
 
 def test_only_tasks_that_were_scored_must_be_there() -> None:
     results = make_results() | {"probes": [], "label": None}
-    with pytest.raises(ValueError, match="probes scores on plain ranks lack: PCA, model, random weights"):
+    with pytest.raises(
+        ValueError, match="probes scores on plain ranks lack: PCA, model, random weights, variable genes"
+    ):
         score_table.check_controls(results)
     results["tasks"]["scored"].remove("probes")
-    n_tables = len(score_table.blocks(make_results())) - 2
+    n_tables = len(score_table.blocks(make_results())) - 4
     assert len(score_table.blocks(results)) == n_tables
     with pytest.raises(ValueError, match="masked scores on plain ranks lack: "):
         score_table.check_controls(results | {"masked": []})
@@ -136,7 +166,7 @@ def test_columns_that_no_row_has_are_in_no_table() -> None:
             del row[key]
     titles = [title for title, *_ in score_table.blocks(results)]
     assert sum("Robustness" in title for title in titles) == 2
-    assert [title.endswith("sets of the training") for title in titles if "Genes of one set" in title] == [True, True]
+    assert ["sets of the training" in title for title in titles if "Pairs of genes" in title] == [True, True]
     assert not any("nearest neighbours that disturbed" in sentence for sentence in score_table.verdicts(results))
 
 

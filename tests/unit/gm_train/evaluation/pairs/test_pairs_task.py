@@ -13,8 +13,8 @@ from data_shards.tokens.tokenizer import Tokenizer
 from data_shards.tokens.vocabulary import FIRST_GENE
 from gm_train.config.load import load_config
 from gm_train.evaluation.cells import EvaluationCells, read_cells
-from gm_train.evaluation.figures import MODEL, RANDOM, RANKS
-from gm_train.evaluation.pairs.pairs_task import COEXPRESSION, LEVEL, PairsTask
+from gm_train.evaluation.figures import COEXPRESSION, LEVEL, MODEL, RANDOM, RANKS
+from gm_train.evaluation.pairs.pairs_task import PairsTask
 from gm_train.evaluation.task import Subject
 from gm_train.model.genemamba import GeneMamba
 from tests.conftest import Atlas, tiny_words
@@ -63,7 +63,10 @@ def test_planted_vectors_are_found_and_random_weights_are_at_chance(cells: Evalu
     for name in (RANDOM, LEVEL, COEXPRESSION):  # the sets mean nothing in these cells
         assert 38 < rows[name]["static_trained"]["mean"] < 62
     assert rows[COEXPRESSION]["static_trained"] == rows[COEXPRESSION]["contextual_trained"]
-    assert [words for words, _ in task.tables(list(rows.values()))] == [": sets of the training"]
+    results = {"pairs": list(rows.values()), **task.facts()}
+    assert [title.split(",")[0] for title, _ in task.tables(results, "plain")] == [
+        "Pairs of genes in sets of the training"
+    ]
     assert task.panel_of(list(rows.values()))[0] == "contextual_trained"
 
 
@@ -84,8 +87,8 @@ def test_pairs_of_the_training_are_not_among_those_held_out(cells: EvaluationCel
     assert rows[MODEL]["static_trained"]["mean"] > 95
     assert rows[MODEL]["static_held_out"]["mean"] < 75
     assert task.panel_of(list(rows.values()))[0] == "contextual_held_out"
-    assert len(task.tables(list(rows.values()))) == 2
     facts = task.facts()
+    assert len(task.tables({"pairs": list(rows.values()), **facts}, "plain")) == 2
     assert facts["pairs_facts"]["related"]["trained"] > facts["pairs_facts"]["related"]["held_out"] * 0.5
     number = {FIRST_GENE + i: int(name[4:]) for i, name in enumerate(cells.tokenizer.vocabulary.genes)}
     for sample in task._samples["held_out"]:
