@@ -60,6 +60,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="also score the published reconstruction, in which the model repeats what it sees, beside copy machines",
     )
     parser.add_argument(
+        "--gene-sets",
+        type=Path,
+        metavar="FILE.gmt",
+        help="gene sets that the model was not trained with, for the task pairs",
+    )
+    parser.add_argument(
         "--max-cells", type=int, default=2_000, metavar="N", help="maximal number of cells to read (%(default)s)"
     )
     parser.add_argument(
@@ -99,6 +105,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.embedding and not any(task.takes_embeddings for task in tasks):
         takers = ", ".join(task.key for task in choose_tasks(()) if task.takes_embeddings)
         raise OptionError(f"--embedding: none of the tasks scores vectors that were made elsewhere: add {takers}")
+    if arguments.gene_sets is not None and "pairs" not in {task.key for task in tasks}:
+        raise OptionError("--gene-sets: only the task pairs takes gene sets: add pairs to --tasks")
     if arguments.embedding and arguments.label is None:
         raise OptionError("--embedding: vectors are scored by probes, which need --label")
     if arguments.batch is not None and arguments.label is None:
@@ -134,9 +142,17 @@ def run(arguments: argparse.Namespace) -> int:
     trained_on = "dithered" if tokenizer.dither else "plain"
     print(f"{len(cells.row):,} cells; scoring the model and its controls on plain and dithered ranks", flush=True)
     scored = {"step": checkpoint.step, "path": str(checkpoint.path.resolve()), "hash": checkpoint.hash}
-    seeds = arguments.mask_seeds
     evaluation = evaluate(
-        model.to(device), config, cells, trained_on, seeds, scored, embeddings, tasks, other_store=other_store
+        model.to(device),
+        config,
+        cells,
+        trained_on,
+        arguments.mask_seeds,
+        scored,
+        embeddings,
+        tasks,
+        arguments.gene_sets,
+        other_store,
     )
     print(render_text(evaluation.results))
     print("drawing", flush=True)

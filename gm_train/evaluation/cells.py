@@ -253,9 +253,8 @@ def _read(
         bar.update(int(here.sum()))
     if scaled_counts:
         measure_drift(counts.name, tokenizer, *(np.concatenate(each) for each in zip(*scaled_counts, strict=True)))
-    if not sum(part.shape[0] for part in kept):
-        return parts, None
-    return parts, CellCounts(scipy.sparse.vstack(kept, format="csr"), columns, tokenizer)
+    found = sum(part.shape[0] for part in kept)
+    return parts, CellCounts(scipy.sparse.vstack(kept, format="csr"), columns, tokenizer) if found else None
 
 
 def _labels(

@@ -71,6 +71,7 @@ def evaluate(
     checkpoint: Row,
     embeddings: dict[str, F32] | None = None,
     chosen: Sequence[type[EvaluationTask]] = (),
+    gene_sets: Path | None = None,
     other_store: bool = False,
 ) -> Evaluation:
     """Score a model and its controls.
@@ -84,13 +85,14 @@ def evaluate(
         checkpoint: the checkpoint that the model is from: its `step`, `path` and `hash`.
         embeddings: name to vectors of the same cells that were made elsewhere, float32 (n_cells, n_features).
         chosen: the tasks to run; empty for all.
+        gene_sets: a GMT file of sets that the model was not trained with.
         other_store: whether the cells are of a store that the model was not trained on.
 
     Raises:
-        DataError: none of the tasks can be done for these cells, or no gene is hidden.
+        DataError: none of the tasks can be done for these cells, no gene is hidden, or gene sets cannot be used.
     """
     precision = default_precision(config, next(model.parameters()).device)
-    subject = Subject(model, config, cells, trained_on, mask_seeds, precision, embeddings or {})
+    subject = Subject(model, config, cells, trained_on, mask_seeds, precision, embeddings or {}, gene_sets)
     tasks = [task(subject) for task in chosen or choose_tasks(())]
     rows: dict[str, list[Row]] = {task.key: [] for task in tasks}
     n_scores = len(RANKS) * sum(task.n_scores for task in tasks)

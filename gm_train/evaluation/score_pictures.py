@@ -21,6 +21,8 @@ _COLOURS = {
     figures.ORDER: "#4c72b0",
     figures.BY_RANK: "#7f9bc8",
     figures.FREQUENCY: "#a9bbd9",
+    figures.COEXPRESSION: "#4c72b0",
+    figures.LEVEL: "#a9bbd9",
     figures.RANDOM: "#bbbbbb",
     figures.BY_TYPE: "#7f9bc8",
     figures.BY_BATCH: "#a9bbd9",
@@ -38,7 +40,7 @@ def draw_scores(results: Row, path: Path) -> None:
         axis.set_axis_off()
     for axis, task in zip(axes[: len(panels)], panels, strict=True):
         rows = results[task.key]
-        column, title, unit, decimals = task.panel
+        column, title, unit, decimals = task.panel_of(rows)
         names = list(dict.fromkeys(row["scored"] for row in rows))
         width = 0.8 / len(names)
         for i, name in enumerate(names):

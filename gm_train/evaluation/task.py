@@ -1,8 +1,9 @@
 """The interface of an evaluation task: one kind of score for the model and its controls, on both kinds of ranks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -27,6 +28,7 @@ class Subject:
         mask_seeds: how often genes are hidden anew.
         precision: "fp32", or "bf16" for autocast.
         embeddings: name to vectors that were made elsewhere, float32 (n_cells, n_features).
+        gene_sets: a GMT file of sets that the model was not trained with; None without.
     """
 
     model: GeneMamba
@@ -36,6 +38,7 @@ class Subject:
     mask_seeds: int
     precision: str = "fp32"
     embeddings: dict[str, F32] = field(default_factory=dict)
+    gene_sets: Path | None = None
     _kept: dict[str, F32] = field(default_factory=dict, repr=False)
 
     def embedded(self, ranks: str) -> F32:
@@ -123,6 +126,15 @@ class EvaluationTask(ABC):
     def facts(self) -> Row:
         """Further entries of `eval.json`; called once all rows are made."""
         return {}
+
+    @classmethod
+    def panel_of(cls, rows: Sequence[Row]) -> tuple[str, str, str, int]:
+        """What is drawn, as in `panel`.
+
+        Args:
+            rows: of the task; they have the column.
+        """
+        return cls.panel
 
     @staticmethod
     @abstractmethod

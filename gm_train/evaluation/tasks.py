@@ -6,9 +6,11 @@ from data_shards.errors import OptionError
 from gm_train.evaluation.integration.integration_task import IntegrationTask
 from gm_train.evaluation.masked.masked_task import MaskedGenesTask
 from gm_train.evaluation.missing.missing_task import MissingGenesTask
+from gm_train.evaluation.pairs.pairs_task import PairsTask
 from gm_train.evaluation.probes.probe_task import ProbeTask
 from gm_train.evaluation.reconstruction.paper_reconstruction_task import PaperReconstructionTask
 from gm_train.evaluation.reconstruction.reconstruction_task import ReconstructionTask
+from gm_train.evaluation.robustness.robustness_task import RobustnessTask
 from gm_train.evaluation.task import EvaluationTask
 
 #: The tasks in the order of their tables.
@@ -17,6 +19,8 @@ TASKS: tuple[type[EvaluationTask], ...] = (
     MissingGenesTask,
     ProbeTask,
     IntegrationTask,
+    PairsTask,
+    RobustnessTask,
     ReconstructionTask,
     PaperReconstructionTask,
 )

@@ -10,9 +10,11 @@ from gm_train.evaluation.figures import RANKS, figure
 from gm_train.evaluation.integration.integration_task import PARTS, IntegrationTask
 from gm_train.evaluation.masked.masked_task import MaskedGenesTask
 from gm_train.evaluation.missing.missing_task import MissingGenesTask
+from gm_train.evaluation.pairs.pairs_task import PairsTask
 from gm_train.evaluation.probes.probe_task import ProbeTask
 from gm_train.evaluation.reconstruction.paper_reconstruction_task import PaperReconstructionTask
 from gm_train.evaluation.reconstruction.reconstruction_task import ReconstructionTask
+from gm_train.evaluation.robustness.robustness_task import RobustnessTask
 from gm_train.evaluation.tasks import TASKS
 
 
@@ -88,6 +90,18 @@ def make_results() -> dict[str, Any]:
             ]
             for task in (ReconstructionTask, PaperReconstructionTask)
         },
+        "pairs_facts": {"seeds": 3},
+        "pairs": [
+            {"ranks": ranks, "scored": name, **{key: figure([value, value + 1]) for key, *_ in PairsTask.columns}}
+            for ranks in RANKS
+            for name, value in zip(("model", *PairsTask.controls), (60.0, 70.0, 52.0, 50.0), strict=True)
+        ],
+        "robustness_facts": {"seeds": 3, "cells": 142},
+        "robustness": [
+            {"ranks": ranks, "scored": name, **{key: figure([value, value + 1]) for key, *_ in RobustnessTask.columns}}
+            for ranks in RANKS
+            for name, value in zip(("model", *RobustnessTask.controls), (80.0, 90.0, 70.0), strict=True)
+        ],
         "notes": ["A note."],
         "checks": [{"check": "a check", "outcome": "warning", "text": "Something is wrong."}],
     }
@@ -147,7 +161,8 @@ def test_text_and_markdown_show_every_row_note_and_verdict() -> None:
         assert "A note." in text
         assert "warning: a check. Something is wrong." in text
         assert all(verdict in text for verdict in score_table.verdicts(results))
-        assert text.count("ranks as in its training") == len(TASKS) + 1  # probes have two tables
+        # A table for each task, and of types one more, of gene sets one more, and of disturbed cells two more.
+        assert text.count("ranks as in its training") == len(TASKS) + 4
 
 
 def test_recall_has_a_table_by_the_number_of_training_cells_of_held_out_types() -> None:
@@ -168,12 +183,25 @@ def test_only_tasks_that_were_scored_must_be_there() -> None:
     ):
         score_table.check_controls(results)
     results["tasks"]["scored"].remove("probes")
-    assert len(score_table.blocks(results)) == 2 * (len(TASKS) - 1)
+    n_tables = len(score_table.blocks(make_results())) - 4
+    assert len(score_table.blocks(results)) == n_tables
     with pytest.raises(ValueError, match="masked scores on plain ranks lack: "):
         score_table.check_controls(results | {"masked": []})
     # Earlier versions named no tasks.
     del results["tasks"]
-    assert len(score_table.blocks(results)) == 2 * (len(TASKS) - 1)
+    assert len(score_table.blocks(results)) == n_tables
+
+
+def test_columns_that_no_row_has_are_in_no_table() -> None:
+    """Accuracies of disturbed cells need labels; pairs held out of the training need sets that it did not have."""
+    results = make_results()
+    for row in [*results["robustness"], *results["pairs"]]:
+        for key in [key for key in row if key.startswith(("knn", "linear")) or key.endswith("held_out")]:
+            del row[key]
+    titles = [title for title, *_ in score_table.blocks(results)]
+    assert sum("Robustness" in title for title in titles) == 2
+    assert ["sets of the training" in title for title in titles if "Pairs of genes" in title] == [True, True]
+    assert not any("nearest neighbours that disturbed" in sentence for sentence in score_table.verdicts(results))
 
 
 @pytest.mark.parametrize("render", [score_table.render_text, score_table.render_markdown])
