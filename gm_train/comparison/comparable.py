@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from gm_train.comparison.compared_run import ComparedRun
 from gm_train.evaluation.figures import Row
+from gm_train.evaluation.task import EvaluationTask
 
 
 def comparable(runs: Sequence[ComparedRun]) -> tuple[dict[str, Row], list[str]]:
@@ -47,6 +48,30 @@ def comparable(runs: Sequence[ComparedRun]) -> tuple[dict[str, Row], list[str]]:
                 "that are held out there."
             )
     return kept, warnings
+
+
+def of_same_question(task: type[EvaluationTask], kept: dict[str, Row]) -> tuple[dict[str, Row], list[str]]:
+    """Find the evaluations whose scores of a task can be compared with those of the first one that has some.
+
+    Args:
+        task: the task.
+        kept: name of a run to its `eval.json`, from `comparable`.
+
+    Returns:
+        Those of `kept` that have scores of the task and asked the same question; and a sentence for each other one.
+    """
+    scored = {name: results for name, results in kept.items() if results.get(task.key)}
+    if not scored:
+        return {}, []
+    reference = next(iter(scored))
+    question = task.question(scored[reference])
+    others = [name for name, results in scored.items() if task.question(results) != question]
+    sentences = [
+        f"{name}: its scores of the task {task.key} are NOT COMPARED with {reference}: they are of other gene sets, "
+        "pairs or batches, which the `eval.json` of both names."
+        for name in others
+    ]
+    return {name: results for name, results in scored.items() if name not in others}, sentences
 
 
 def _differences(results: Row, reference: Row) -> list[str]:

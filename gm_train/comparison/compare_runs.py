@@ -8,13 +8,14 @@ from typing import Any
 
 from data_shards.errors import DataError, OptionError
 from data_shards.files.atomic import replace_file
-from gm_train.comparison.comparable import comparable
+from gm_train.comparison.comparable import comparable, of_same_question
 from gm_train.comparison.compared_run import read_run
 from gm_train.comparison.comparison_picture import draw_comparison
 from gm_train.comparison.comparison_table import render_markdown
 from gm_train.comparison.run_groups import RunGroup, different_settings, group_runs
 from gm_train.comparison.score_differences import compare_scores
-from gm_train.evaluation.figures import RANKS, Row
+from gm_train.evaluation.figures import RANKS, Columns, Row
+from gm_train.evaluation.task import EvaluationTask
 from gm_train.evaluation.tasks import TASKS
 
 #: Groups whose tokens differ by more than this share were not trained with equal compute.
@@ -74,7 +75,13 @@ def compare_runs(paths: Sequence[Path]) -> Comparison:
     runs = [read_run(path) for path in paths]
     groups = group_runs(runs)
     kept, warnings = comparable(runs)
-    of_group = {group.label: [kept[run.name] for run in group.runs if run.name in kept] for group in groups}
+    tables, panels = [], {}
+    for task in TASKS:
+        asked, others = of_same_question(task, kept)
+        warnings += others
+        if asked:
+            panels[task.key] = _panel(task, next(iter(asked.values())))
+            tables += _tables(task, groups, asked)
     results: dict[str, Any] = {
         "groups": [
             {
@@ -84,23 +91,41 @@ def compare_runs(paths: Sequence[Path]) -> Comparison:
             for group in groups
         ],
         "settings": different_settings(groups),
-        "scores": {task.key: rows for task in TASKS if (rows := compare_scores(groups, of_group, task))},
-        "titles": _titles(list(kept.values())),
+        "tables": tables,
+        "panels": panels,
         "warnings": warnings,
     }
     results["notes"] = _notes(results, groups)
     return Comparison(results, groups)
 
 
-def _titles(evaluations: Sequence[Row]) -> dict[str, dict[str, str]]:
-    """The titles of each task: of its tables by ranks, and of its `panel`; by the first evaluation that scored it."""
-    titles = {}
-    for task in TASKS:
-        scored = next((found for found in evaluations if found.get(task.key)), None)
-        if scored is not None:
-            tables = {ranks: task.title(scored, ranks) for ranks in RANKS}
-            titles[task.key] = tables | {"panel": task.panel[1].format(**scored)}
-    return titles
+def _panel(task: type[EvaluationTask], scored: Row) -> Row:
+    """The main column of a task, and how it is drawn."""
+    column, title, unit, decimals = task.panel_of(scored[task.key])
+    return {"column": column, "title": title.format(**scored), "unit": unit, "decimals": decimals}
+
+
+def _tables(task: type[EvaluationTask], groups: Sequence[RunGroup], asked: dict[str, Row]) -> list[Row]:
+    """Every table of a task that one of the evaluations has, with the rows of all groups.
+
+    Args:
+        task: the task.
+        groups: of runs.
+        asked: name of a run to its evaluation.
+    """
+    of_group = {group.label: [asked[run.name] for run in group.runs if run.name in asked] for group in groups}
+    tables = []
+    for ranks in RANKS:
+        found: dict[tuple[str, ...], tuple[str, Columns]] = {}
+        for evaluation in asked.values():
+            for title, columns in task.tables(evaluation, ranks):
+                found.setdefault(tuple(key for key, *_ in columns), (title, columns))
+        for title, columns in found.values():
+            rows = compare_scores(groups, of_group, task, ranks, columns)
+            if rows:
+                shown = {"title": title, "columns": [list(column) for column in columns], "rows": rows}
+                tables.append({"task": task.key, "ranks": ranks, **shown})
+    return tables
 
 
 def _notes(results: dict[str, Any], groups: Sequence[RunGroup]) -> list[str]:
@@ -115,7 +140,7 @@ def _notes(results: dict[str, Any], groups: Sequence[RunGroup]) -> list[str]:
     questions = {(run.config.task.name, run.config.objective.language) for group in groups for run in group.runs}
     if len(questions) > 1:
         notes.append("Losses of different objectives answer different questions: do not compare their heights.")
-    if results["scores"]:
+    if results["tables"]:
         notes.append(
             "± of a group of several runs is one standard deviation over its runs; of a single run, over the mask or "
             "probe seeds of its evaluation. A difference is level if it is within two of its standard deviations."

@@ -51,8 +51,9 @@ class ComparedRun:
 
         Returns:
             `steps`, `cells`, `tokens`, `parameters`, `hours` (of rank 0's steps, without validation and checkpoints),
-            `rank_hours` (of all ranks), `processor` (of the last start), `revision`, and `scored_step`, the step of the
-            checkpoint that was evaluated. None where the run does not tell.
+            `rank_hours` (of all ranks), `processor` (of the last start), `revision`; and of its
+            evaluation `scored_step`, the step of the checkpoint, and `trained_on`, the ranks of the training. None
+            where the run does not tell.
         """
         steps, last = self._steps, self.starts[-1] if self.starts else {}
         return {
@@ -65,6 +66,7 @@ class ComparedRun:
             "processor": (last.get("gpus") or [last.get("processor")])[0],
             "revision": (last.get("git") or None),
             "scored_step": ((self.results or {}).get("checkpoint") or {}).get("step"),
+            "trained_on": self.results["model"]["trained_on"] if self.results else None,
         }
 
     def _ranks_at(self, step: int) -> int:

@@ -11,8 +11,6 @@ from matplotlib.figure import Figure
 
 from gm_train.comparison.run_groups import RunGroup
 from gm_train.evaluation.figures import RANKS, Row
-from gm_train.evaluation.task import EvaluationTask
-from gm_train.evaluation.tasks import TASKS
 
 #: Panels side by side.
 ACROSS = 3
@@ -28,8 +26,7 @@ def draw_comparison(results: dict[str, Any], groups: Sequence[RunGroup], path: P
         groups: its runs.
         path: of the picture.
     """
-    tasks = [task for task in TASKS if results["scores"].get(task.key)]
-    n = 1 + len(tasks)
+    n = 1 + len(results["panels"])
     across = min(ACROSS, n)
     down = -(-n // across)
     figure = Figure(figsize=(5.2 * across, 3.9 * down), layout="constrained")
@@ -37,8 +34,8 @@ def draw_comparison(results: dict[str, Any], groups: Sequence[RunGroup], path: P
     palette = mpl.color_sequences["tab10"]
     colours = {group.label: palette[number % len(palette)] for number, group in enumerate(groups)}
     _draw_losses(axes[0], groups, colours)
-    for axis, task in zip(axes[1:], tasks, strict=False):
-        _draw_scores(axis, task, results, colours)
+    for axis, (key, panel) in zip(axes[1:], results["panels"].items(), strict=False):
+        _draw_scores(axis, panel, [table for table in results["tables"] if table["task"] == key], colours)
     for axis in axes[n:]:
         axis.set_axis_off()
     figure.savefig(path, dpi=DPI)
@@ -64,10 +61,15 @@ def _draw_losses(axis: Axes, groups: Sequence[RunGroup], colours: dict[str, Any]
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _draw_scores(axis: Axes, task: type[EvaluationTask], results: dict[str, Any], colours: dict[str, Any]) -> None:
+def _draw_scores(axis: Axes, panel: Row, tables: Sequence[Row], colours: dict[str, Any]) -> None:
     """Draw the main column of a task as bars: groups in colours, controls in grey."""
-    column, _, unit, decimals = task.panel
-    rows: list[Row] = [row for row in results["scores"][task.key] if row["kind"] != "difference"]
+    column, decimals = panel["column"], panel["decimals"]
+    rows: list[Row] = [
+        {"ranks": table["ranks"], **row}
+        for table in tables
+        for row in table["rows"]
+        if column in row and row["kind"] != "difference"
+    ]
     controls = list(dict.fromkeys(row["scored"] for row in rows if row["kind"] == "control"))
     greys = {name: _GREYS[number % len(_GREYS)] for number, name in enumerate(controls)}
     names = list(dict.fromkeys(row["scored"] for row in rows))
@@ -86,8 +88,8 @@ def _draw_scores(axis: Axes, task: type[EvaluationTask], results: dict[str, Any]
         )
         axis.bar_label(bars, [f"{value['mean']:.{decimals}f}" for value in values.values()], fontsize=6.5, padding=2)
     axis.set_xticks(range(len(RANKS)), [f"{ranks} ranks" for ranks in RANKS])
-    axis.set_ylabel(unit)
-    axis.set_title(results["titles"][task.key]["panel"], fontsize=11)
+    axis.set_ylabel(panel["unit"])
+    axis.set_title(panel["title"], fontsize=11)
     axis.margins(y=0.12)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=7.5, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))

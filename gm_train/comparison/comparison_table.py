@@ -2,9 +2,8 @@
 
 from typing import Any
 
-from gm_train.evaluation.figures import RANKS, Columns, Row
+from gm_train.evaluation.figures import Columns, Row
 from gm_train.evaluation.score_table import aligned
-from gm_train.evaluation.tasks import TASKS
 
 Block = tuple[str, list[str], list[list[str]]]
 
@@ -12,26 +11,21 @@ Block = tuple[str, list[str], list[list[str]]]
 def blocks(results: dict[str, Any]) -> list[Block]:
     """Format every table of a comparison as its title, its headings and its rows."""
     tables = [_compute(results), *_settings(results)]
-    for task in TASKS:
-        rows = results["scores"].get(task.key, [])
-        for ranks in RANKS:
-            if here := [row for row in rows if row["ranks"] == ranks]:
-                headings = ["", *(heading for _, heading, *_ in task.columns)]
-                tables.append(
-                    (results["titles"][task.key][ranks], headings, [_score_line(row, task.columns) for row in here])
-                )
+    for table in results["tables"]:
+        headings = ["", *(heading for _, heading, *_ in table["columns"])]
+        tables.append((table["title"], headings, [_score_line(row, table["columns"]) for row in table["rows"]]))
     return tables
 
 
 def _compute(results: dict[str, Any]) -> Block:
-    headings = ["", "group", "seed", "steps", "scored", "cells", "tokens", "parameters", "hours", "rank-hours"]
+    headings = ["", "group", "seed", "ranks", "steps", "scored", "cells", "tokens", "parameters", "hours", "rank-hours"]
     lines = []
     for group in results["groups"]:
         for run in group["runs"]:
             counts = [run[key] for key in ("steps", "scored_step", "cells", "tokens", "parameters")]
             hours = [f"{run[key]:.2f}" for key in ("hours", "rank_hours")]
             shown = ["-" if count is None else f"{count:,}" for count in counts]
-            lines.append([run["name"], group["label"], str(run["seed"]), *shown, *hours])
+            lines.append([run["name"], group["label"], str(run["seed"]), run["trained_on"] or "-", *shown, *hours])
     return "Runs, and what they cost", headings, lines
 
 
@@ -56,10 +50,10 @@ def _score_line(row: Row, columns: Columns) -> list[str]:
 def verdicts(results: dict[str, Any]) -> list[str]:
     """A sentence for each difference in the main column of each task: better, worse or level."""
     sentences = []
-    for task in TASKS:
-        key = task.panel[0]
-        _, _, what, decimals, _ = next(column for column in task.columns if column[0] == key)
-        for row in results["scores"].get(task.key, []):
+    for table in results["tables"]:
+        key = results["panels"][table["task"]]["column"]
+        what, decimals = next(((w, d) for k, _, w, d, _ in table["columns"] if k == key), (None, 0))
+        for row in table["rows"] if what else ():
             if row["kind"] != "difference":
                 continue
             found, (label, base) = row[key], row["scored"].split(" - ")
@@ -69,7 +63,7 @@ def verdicts(results: dict[str, Any]) -> list[str]:
                 "worse": f"{label} is worse than {base}",
                 "level": f"{label} is level with {base}, within two standard deviations",
             }.get(found["outcome"], f"{label} against {base} is unknown, because no score has a spread")
-            sentences.append(f"{what} on {row['ranks']} ranks: {verdict} ({found['mean']:+.{decimals}f}{spread}).")
+            sentences.append(f"{what} on {table['ranks']} ranks: {verdict} ({found['mean']:+.{decimals}f}{spread}).")
     return sentences
 
 

@@ -4,7 +4,7 @@ import math
 from collections.abc import Sequence
 
 from gm_train.comparison.run_groups import RunGroup
-from gm_train.evaluation.figures import MODEL, RANKS, Figure, Row, figure, gap
+from gm_train.evaluation.figures import MODEL, Columns, Figure, Row, figure, gap
 from gm_train.evaluation.task import EvaluationTask
 
 #: Words for a difference: better or worse by more than two of its standard deviations, or not.
@@ -38,50 +38,55 @@ def group_figure(figures: Sequence[Figure]) -> Figure:
     return figures[0] if len(figures) == 1 else figure([found["mean"] for found in figures])
 
 
-def compare_scores(groups: Sequence[RunGroup], results: dict[str, list[Row]], task: type[EvaluationTask]) -> list[Row]:
-    """Compare the scores of one task.
+def compare_scores(
+    groups: Sequence[RunGroup],
+    results: dict[str, list[Row]],
+    task: type[EvaluationTask],
+    ranks: str,
+    columns: Columns,
+) -> list[Row]:
+    """Compare the scores in one table of a task.
 
     Args:
         groups: of runs.
         results: label of a group to the evaluations of its runs that can be compared; may be empty.
         task: the task.
+        ranks: plain or dithered.
+        columns: of the table.
 
     Returns:
-        Rows with `ranks`, `kind` (group, difference or control), `scored` (a label, a difference of labels or the name
-        of a control) and an entry for each column. Those of groups have `runs`, how many runs they are the mean of. A
+        Rows with `kind` (group, difference or control), `scored` (a label, a difference of labels or the name of a
+        control) and an entry for each column. Those of groups have `runs`, how many runs they are the mean of. A
         control with the same figures for all groups has one row.
     """
-    keys = [(key, more) for key, _, _, _, more in task.columns]
-    rows: list[Row] = []
-    for ranks in RANKS:
-        found = {group.label: _scored(results[group.label], task, ranks, MODEL) for group in groups}
-        scored = {label: runs for label, runs in found.items() if runs}
-        figures = {
-            label: {key: group_figure([run[key] for run in runs]) for key, _ in keys} for label, runs in scored.items()
-        }
-        for label, runs in scored.items():
-            rows.append({"ranks": ranks, "kind": "group", "scored": label, "runs": len(runs), **figures[label]})
-        for label in list(scored)[1:]:
-            base = next(iter(scored))
-            changes = {key: difference(figures[label][key], figures[base][key], more) for key, more in keys}
-            rows.append({"ranks": ranks, "kind": "difference", "scored": f"{label} - {base}", **changes})
-        for name in task.controls:
-            rows += _control_rows({label: _scored(results[label], task, ranks, name) for label in scored}, ranks, name)
+    keys = [(key, more) for key, _, _, _, more in columns]
+
+    def found(label: str, name: str) -> list[Row]:
+        """The figures of each run of a group that has all columns."""
+        return [
+            {key: row[key] for key, _ in keys}
+            for evaluation in results[label]
+            for row in evaluation[task.key]
+            if (row["ranks"], row["scored"]) == (ranks, name) and all(key in row for key, _ in keys)
+        ]
+
+    scored = {group.label: runs for group in groups if (runs := found(group.label, MODEL))}
+    figures = {
+        label: {key: group_figure([run[key] for run in runs]) for key, _ in keys} for label, runs in scored.items()
+    }
+    rows: list[Row] = [
+        {"kind": "group", "scored": label, "runs": len(runs), **figures[label]} for label, runs in scored.items()
+    ]
+    for label in list(scored)[1:]:
+        base = next(iter(scored))
+        changes = {key: difference(figures[label][key], figures[base][key], more) for key, more in keys}
+        rows.append({"kind": "difference", "scored": f"{label} - {base}", **changes})
+    for name in task.controls:
+        rows += _control_rows({label: found(label, name) for label in scored}, name)
     return rows
 
 
-def _scored(results: Sequence[Row], task: type[EvaluationTask], ranks: str, scored: str) -> list[Row]:
-    """The figures of each run that has scores of the task in this version's columns."""
-    keys = [key for key, *_ in task.columns]
-    return [
-        {key: row[key] for key in keys}
-        for evaluation in results
-        for row in evaluation.get(task.key, [])
-        if (row["ranks"], row["scored"]) == (ranks, scored) and all(key in row for key in keys)
-    ]
-
-
-def _control_rows(found: dict[str, list[Row]], ranks: str, name: str) -> list[Row]:
+def _control_rows(found: dict[str, list[Row]], name: str) -> list[Row]:
     """The rows of one control: one for all groups whose runs have the same figures, which most controls have."""
     distinct: list[tuple[list[str], Row]] = []
     for label, runs in found.items():
@@ -97,7 +102,6 @@ def _control_rows(found: dict[str, list[Row]], ranks: str, name: str) -> list[Ro
             distinct.append(([label], figures))
     return [
         {
-            "ranks": ranks,
             "kind": "control",
             "scored": name if len(distinct) == 1 else f"{name} of {', '.join(labels)}",
             **figures,

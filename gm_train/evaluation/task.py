@@ -127,6 +127,11 @@ class EvaluationTask(ABC):
         """Further entries of `eval.json`; called once all rows are made."""
         return {}
 
+    @staticmethod
+    def question(results: Row) -> object:
+        """What the scores depend on besides the cells, their label and the seeds; only equal ones can be compared."""
+        return None
+
     @classmethod
     def panel_of(cls, rows: Sequence[Row]) -> tuple[str, str, str, int]:
         """What is drawn, as in `panel`.

@@ -64,10 +64,21 @@ def write_scores(run: Path, model: float, step: int = 4, tasks: tuple[str, ...] 
         "checkpoint": {"step": step, "path": str(run / "checkpoints" / f"step-{step:08d}"), "hash": "b" * 64},
         "model": {"trained_on": "plain", "parameters": 12_345},
         "cells": cells | facts,
-        "label": {"key": "cell_type", "held_out": 20},
+        "label": {"key": "cell_type", "held_out": 20, "types": {}, "rare": []},
         "mask_seeds": seeds,
         "probe_seeds": 3,
         "missing_cells": {ranks: [20] for ranks in RANKS},
+        "integration_of": {
+            "label": "cell_type",
+            "batch": "donor",
+            "batches": 2,
+            "types": 2,
+            "cells": 20,
+            "only_held_out": True,
+            "seeds": 3,
+        },
+        "pairs_facts": {"seeds": 3, "sets": {}},
+        "robustness_facts": {"seeds": 3, "cells": 20},
         "notes": [],
     }
     for task in chosen:

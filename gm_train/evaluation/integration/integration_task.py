@@ -126,6 +126,11 @@ class IntegrationTask(EvaluationTask):
         }
 
     @staticmethod
+    def question(results: Row) -> object:
+        """The types and batches, and which cells have both."""
+        return results["integration_of"]
+
+    @staticmethod
     def title(results: Row, ranks: str) -> str:
         """The title of the table of one kind of ranks."""
         of = results["integration_of"]

@@ -28,7 +28,8 @@ def test_trained_and_scored_runs_stand_side_by_side(
     of_run = {name: json.loads((run / "eval" / "eval.json").read_text()) for name, run in runs.items()}
     for task, key in (("masked", "cross_entropy"), ("reconstruction", "spearman")):
         a, b, c = (of_run[name][task][0][key]["mean"] for name in "abc")
-        found = {row["scored"]: row[key] for row in content["scores"][task] if row["ranks"] == "plain"}
+        (rows,) = (t["rows"] for t in content["tables"] if (t["task"], t["ranks"]) == (task, "plain"))
+        found = {row["scored"]: row[key] for row in rows}
         assert found["[1]"]["mean"] == pytest.approx((a + b) / 2)
         assert found["[1]"]["sd"] == pytest.approx(abs(a - b) / 2**0.5)
         assert found["[2] - [1]"]["mean"] == pytest.approx(c - (a + b) / 2)

@@ -25,13 +25,13 @@ def pair(tmp_path: Path) -> tuple[Path, Path]:
 
 
 def scored_groups(results: dict[str, Any]) -> set[str]:
-    return {row["scored"] for rows in results["scores"].values() for row in rows if row["kind"] == "group"}
+    return {row["scored"] for table in results["tables"] for row in table["rows"] if row["kind"] == "group"}
 
 
 def test_settings_compute_scores_and_words_are_in_both_texts(pair: tuple[Path, Path]) -> None:
     results = compare_runs(pair).results
     assert results["warnings"] == []
-    assert set(results["scores"]) == {task.key for task in choose_tasks(())}
+    assert {table["task"] for table in results["tables"]} == {task.key for task in choose_tasks(())}
     for render in (render_text, render_markdown):
         text = render(results)
         assert all(str(run) in text for run in pair)
@@ -101,7 +101,7 @@ def test_a_run_without_an_evaluation_is_named_and_the_rest_is_compared(pair: tup
     assert scored_groups(comparison.results) == {"[2]"}
     (pair[1] / "eval" / "eval.json").unlink()
     comparison = compare_runs(pair)
-    assert comparison.results["scores"] == {}
+    assert comparison.results["tables"] == []
     text = render_text(comparison.results)
     assert text.count("NOT EVALUATED") == 2
     assert "No scores can be compared" in text
@@ -117,10 +117,42 @@ def test_a_label_that_only_one_evaluation_has_leaves_the_other_tasks_comparable(
     change(pair[0], without_label)
     results = compare_runs(pair).results
     assert results["warnings"] == []
-    kinds = {key: {row["kind"] for row in rows} for key, rows in results["scores"].items()}
-    assert "difference" in kinds["masked"]
-    assert "difference" not in kinds["probes"]
+    for task, compared in (("masked", True), ("probes", False)):
+        rows = [row for table in results["tables"] if table["task"] == task for row in table["rows"]]
+        assert rows
+        assert any(row["kind"] == "difference" for row in rows) == compared
     assert "'cell_type' of 20 held-out cells" in render_text(results)
+
+
+def test_pairs_of_other_gene_sets_and_columns_that_one_run_lacks(pair: tuple[Path, Path]) -> None:
+    def other_sets(results: dict[str, Any]) -> None:
+        results["pairs_facts"]["sets"] = {"trained": {"genes": 7}}
+
+    change(pair[1], other_sets)
+    results = compare_runs(pair).results
+    (warning,) = results["warnings"]
+    assert warning.startswith(f"{pair[1]}: its scores of the task pairs are NOT COMPARED with {pair[0]}")
+    of_pairs = [table for table in results["tables"] if table["task"] == "pairs"]
+    assert {row["scored"] for table in of_pairs for row in table["rows"] if row["kind"] != "control"} == {"[1]"}
+    assert scored_groups(results) == {"[1]", "[2]"}
+
+    def trained_alone(results: dict[str, Any]) -> None:
+        results["pairs_facts"]["sets"] = {}
+        for row in results["pairs"]:
+            del row["static_held_out"], row["contextual_held_out"]
+
+    change(pair[1], trained_alone)
+    results = compare_runs(pair).results
+    assert results["warnings"] == []
+    found = {
+        table["title"][:30]: [row["scored"] for row in table["rows"] if row["kind"] != "control"]
+        for table in results["tables"]
+        if (table["task"], table["ranks"]) == ("pairs", "plain")
+    }
+    assert found == {
+        "Pairs of genes in sets of the ": ["[1]", "[2]", "[2] - [1]"],
+        "Pairs of genes in sets that th": ["[1]"],
+    }
 
 
 def test_scores_of_an_earlier_step_or_of_another_store_are_marked(pair: tuple[Path, Path]) -> None:

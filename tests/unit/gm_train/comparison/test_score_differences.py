@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from gm_train.comparison.compared_run import read_run
-from gm_train.comparison.run_groups import group_runs
+from gm_train.comparison.run_groups import RunGroup, group_runs
 from gm_train.comparison.score_differences import compare_scores, difference, group_figure
-from gm_train.evaluation.figures import RANKS, Figure, Row
+from gm_train.evaluation.figures import Figure, Row
 from gm_train.evaluation.masked.masked_task import MaskedGenesTask
 from tests.support.run_folders import write_run, write_scores
 
@@ -46,8 +46,10 @@ def test_the_figure_of_several_runs_is_over_the_runs() -> None:
     assert group_figure([one, other]) == {"mean": 4.0, "sd": pytest.approx(math.sqrt(2))}
 
 
-def rows_of(rows: list[Row], kind: str) -> list[Row]:
-    return [row for row in rows if row["kind"] == kind and row["ranks"] == "plain"]
+def compared(groups: list[RunGroup], results: dict[str, list[Row]], kind: str) -> list[Row]:
+    """The rows of one kind on plain ranks."""
+    rows = compare_scores(groups, results, MaskedGenesTask, "plain", MaskedGenesTask.columns)
+    return [row for row in rows if row["kind"] == kind]
 
 
 def test_groups_are_compared_with_the_first_one_and_stand_beside_every_control(tmp_path: Path) -> None:
@@ -67,24 +69,21 @@ def test_groups_are_compared_with_the_first_one_and_stand_beside_every_control(t
         if row["scored"] == "random weights":
             row["top1"] = {"mean": 99.0, "sd": 1.0}
     groups = group_runs(runs)
-    rows = compare_scores(
-        groups, {group.label: [results[run.name] for run in group.runs] for group in groups}, MaskedGenesTask
-    )
-    assert {row["ranks"] for row in rows} == set(RANKS)
-    assert [(row["scored"], row["runs"], row["top1"]["mean"]) for row in rows_of(rows, "group")] == [
+    of_group = {group.label: [results[run.name] for run in group.runs] for group in groups}
+    assert [(row["scored"], row["runs"], row["top1"]["mean"]) for row in compared(groups, of_group, "group")] == [
         ("[1]", 2, 22.0),
         ("[2]", 1, 30.0),
         ("[3]", 1, 22.0),
     ]
-    first, second, _ = rows_of(rows, "group")
+    first, second, _ = compared(groups, of_group, "group")
     assert first["top1"]["sd"] == pytest.approx(math.sqrt(8))
     assert second["top1"]["sd"] == pytest.approx(1.0)
-    better, level = rows_of(rows, "difference")
+    better, level = compared(groups, of_group, "difference")
     assert (better["scored"], better["top1"]["mean"], better["top1"]["outcome"]) == ("[2] - [1]", 8.0, "better")
     assert better["top1"]["sd"] == pytest.approx(3.0)
     assert better["cross_entropy"]["outcome"] == "worse"  # less is better
     assert (level["scored"], level["top1"]["mean"], level["top1"]["outcome"]) == ("[3] - [1]", 0.0, "level")
-    controls = [row["scored"] for row in rows_of(rows, "control")]
+    controls = [row["scored"] for row in compared(groups, of_group, "control")]
     assert controls == [
         *MaskedGenesTask.controls[:-1],
         "random weights of [1], [2]",
@@ -92,15 +91,13 @@ def test_groups_are_compared_with_the_first_one_and_stand_beside_every_control(t
     ]
 
 
-def test_a_group_without_scores_of_the_task_is_left_out(tmp_path: Path) -> None:
+def test_a_run_without_a_column_of_the_table_is_left_out(tmp_path: Path) -> None:
     a, b = (write_run(tmp_path / name, f"optim.lr={lr}") for name, lr in (("a", 1e-3), ("b", 2e-3)))
-    scores = [write_scores(a, 20.0), write_scores(b, 20.0, tasks=("probes",))]
+    scores = [write_scores(a, 20.0), write_scores(b, 20.0)]
     groups = group_runs([read_run(a), read_run(b)])
-    rows = compare_scores(groups, {"[1]": [scores[0]], "[2]": [scores[1]]}, MaskedGenesTask)
-    assert [row["scored"] for row in rows_of(rows, "group")] == ["[1]"]
-    assert rows_of(rows, "difference") == []
-    assert compare_scores(groups, {"[1]": [], "[2]": []}, MaskedGenesTask) == []
-    # An evaluation of an earlier version may lack a column.
-    for row in scores[0]["masked"]:
+    for row in scores[1]["masked"]:
         del row["top10"]
-    assert compare_scores(groups, {"[1]": [scores[0]], "[2]": []}, MaskedGenesTask) == []
+    of_group = {"[1]": scores[:1], "[2]": scores[1:]}
+    assert [row["scored"] for row in compared(groups, of_group, "group")] == ["[1]"]
+    assert compared(groups, of_group, "difference") == []
+    assert compared(groups, {"[1]": [], "[2]": []}, "group") == []

@@ -113,8 +113,9 @@ def test_a_figure_is_mean_and_sample_deviation() -> None:
 
 
 def test_verdicts_name_the_controls_that_win() -> None:
-    plain, dithered, missing, _, *others = score_table.verdicts(make_results())[:14]
-    integration, probes = others[-6:], others[:-6]
+    results = make_results()
+    plain, dithered, missing, *_ = score_table.verdicts(results)
+    probes, integration = (task.verdicts(results) for task in (ProbeTask, IntegrationTask))
     assert "beats frequency by rank (5.21), frequency (5.81), random weights (6.81); loses to order control" in plain
     assert "neighbouring genes alone could explain its score" in plain
     assert "beats order control" in dithered
@@ -161,8 +162,9 @@ def test_text_and_markdown_show_every_row_note_and_verdict() -> None:
         assert "A note." in text
         assert "warning: a check. Something is wrong." in text
         assert all(verdict in text for verdict in score_table.verdicts(results))
-        # A table for each task, and of types one more, of gene sets one more, and of disturbed cells two more.
-        assert text.count("ranks as in its training") == len(TASKS) + 4
+        # A table for each task, and of types one more, of batches one more, of gene sets one more, and of disturbed
+        # cells two more.
+        assert text.count("ranks as in its training") == len(TASKS) + 5
 
 
 def test_recall_has_a_table_by_the_number_of_training_cells_of_held_out_types() -> None:
