@@ -7,7 +7,7 @@ from gm_train.evaluation.figures import MODEL, RANKS, Row, compare, figures
 from gm_train.evaluation.masked.masked_trials import CONTROLS, MASK_RATE, MaskedTrials
 from gm_train.evaluation.reconstruction.order_score import OrderScore, score_orders
 from gm_train.evaluation.reconstruction.reconstructed_order import reconstruct
-from gm_train.evaluation.task import EvaluationTask, Subject
+from gm_train.evaluation.task import EvaluationTask, Subject, note_if_tuned
 
 
 class ReconstructionTask(EvaluationTask):
@@ -58,9 +58,15 @@ class ReconstructionTask(EvaluationTask):
         """How the order was reconstructed, or why there is none."""
         if not results[ReconstructionTask.key]:
             return ["There is no order of hidden genes to score: no held-out cell has several hidden genes."]
-        return [
+        notes = [
             f"Order of hidden genes: {MASK_RATE:.0%} of a cell's genes are hidden, as for the scores of hidden genes. "
             "Each hidden position is named, the likeliest pairs of position and gene first, each gene once and none "
             "that the cell shows. Spearman compares the places of the hidden genes with the places where they are "
             "named; a gene that is not named counts as in the middle."
         ]
+        if (language := results["model"]["language"]) != "masked":
+            notes.append(
+                f"The model was trained with objective.language={language}, not on masked genes: the order that it "
+                "names says little about what it knows."
+            )
+        return notes + note_if_tuned(results, "the order of hidden")
