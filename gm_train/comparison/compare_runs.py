@@ -137,8 +137,7 @@ def _notes(results: dict[str, Any], groups: Sequence[RunGroup]) -> list[str]:
         notes.append(f"Compute is not equal: tokens of a run are {each}.")
     if len({run["processor"] for group in results["groups"] for run in group["runs"]}) > 1:
         notes.append("Hours are of different processors.")
-    questions = {(run.config.task.name, run.config.objective.language) for group in groups for run in group.runs}
-    if len(questions) > 1:
+    if len({run.question for group in groups for run in group.runs}) > 1:
         notes.append("Losses of different objectives answer different questions: do not compare their heights.")
     if results["tables"]:
         notes.append(

@@ -43,6 +43,11 @@ class ComparedRun:
         return {key: value for key, value in flat(self.config).items() if key != "run.dir"}
 
     @property
+    def question(self) -> tuple[str, str]:
+        """What the loss is of: the task and the objective. Losses of different ones cannot be compared."""
+        return self.config.task.name, self.config.objective.language
+
+    @property
     def _steps(self) -> list[Row]:
         return [row for row in self.rows if "loss" in row]
 

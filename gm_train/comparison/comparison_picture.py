@@ -54,7 +54,8 @@ def _draw_losses(axis: Axes, groups: Sequence[RunGroup], colours: dict[str, Any]
         axis.legend(frameon=False, fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.16))
     else:
         axis.text(0.5, 0.5, "no run was validated", ha="center", transform=axis.transAxes, color="#666666")
-    axis.set_title("Validation loss", fontsize=11)
+    questions = {run.question for group in groups for run in group.runs}
+    axis.set_title("Validation loss" + (", objectives differ" if len(questions) > 1 else ""), fontsize=11)
     axis.set_xlabel("tokens trained on")
     axis.set_ylabel("nats")
     axis.grid(alpha=0.25)
