@@ -101,8 +101,17 @@ def _draw_map(points: F32, own: Labels, colouring: Colouring, title: str, path: 
             here = points[shown == name]
             middle = here[np.argmin(np.linalg.norm(here - np.median(here, axis=0), axis=1))]
             outline = [withStroke(linewidth=2.2, foreground="white")]
-            above = {"xytext": (0, 2.5), "textcoords": "offset points", "ha": "center", "va": "bottom"}
-            axis.annotate(str(number), middle, fontsize=8.5, weight="bold", path_effects=outline, **above)
+            axis.annotate(
+                str(number),
+                middle,
+                xytext=(0, 2.5),
+                textcoords="offset points",
+                ha="center",
+                va="bottom",
+                fontsize=8.5,
+                weight="bold",
+                path_effects=outline,
+            )
     kind = "UMAP" if has_umap() else "t-SNE"
     axis.set_title(f"{title}\nby {colouring.column}", fontsize=11)
     axis.set_xlabel(f"{kind} 1", fontsize=9)
@@ -144,4 +153,4 @@ def _tsne(features: F32) -> F32:
 
 
 def _short(name: str) -> str:
-    return name if len(name) <= _LONGEST else f"{name[:11]} … {name[-10:]}"
+    return name if len(name) <= _LONGEST else f"{name[:11].rstrip()} … {name[-10:].lstrip()}"

@@ -89,7 +89,7 @@ def scgraph(features: F32, types: Labels, names: npt.NDArray[np.str_], consensus
     distances = type_distances(features, types, names)
     scores = []
     for number in np.flatnonzero(_scored(consensus)):
-        others = _others(consensus, number)
+        others = _others(consensus, int(number))
         scores.append(_weighted_correlation(distances[others, number], consensus[others, number]))
     return float(np.mean(scores))
 

@@ -55,8 +55,6 @@ def check(features: F32, types: Labels, batches: Labels) -> None:
     scores = scib_scores(features, types, batches)
     for name, value in benchmarker(features, types, batches, exact=True).items():
         assert scores[name] == pytest.approx(value, abs=1e-6), name
-    for name, value in benchmarker(features, types, batches, exact=False).items():
-        assert scores[name] == pytest.approx(value, abs=0.05), name
     assert scores["asw_batch"] == pytest.approx(scib_metrics.silhouette_batch(features, types, batches), abs=1e-6)
     widths = []
     for name in set(types):
@@ -79,7 +77,12 @@ def test_scores_of_real_cells_are_those_of_the_benchmarker(real_data: Path) -> N
     sc.pp.normalize_total(cells, target_sum=1e4)
     sc.pp.log1p(cells)
     sc.pp.pca(cells, n_comps=20)
-    check(cells.obsm["X_pca"].astype(np.float32), names_of(cells.obs["Celltype"]), names_of(cells.obs["batch"]))
+    features = cells.obsm["X_pca"].astype(np.float32)
+    types, batches = names_of(cells.obs["Celltype"]), names_of(cells.obs["batch"])
+    check(features, types, batches)
+    scores = scib_scores(features, types, batches)
+    for name, value in benchmarker(features, types, batches, exact=False).items():
+        assert scores[name] == pytest.approx(value, abs=0.05), name
 
 
 def test_a_perfect_embedding_scores_high_and_noise_low() -> None:
