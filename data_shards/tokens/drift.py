@@ -16,7 +16,7 @@ DRIFT_VALUES, DRIFT_FACTOR = 100, 1.5
 #: the same cells, other donors and other tissue layers of SCP1884 differ in at most 0.3 % of the genes; cells of
 #: another laboratory and tissue differ in 16 %, and then the order of a cell's genes correlates with 0.91.
 DRIFT_SHARE = 0.1
-#: Genes that are named.
+#: Genes that are named, at most.
 _NAMED = 5
 _LOG = logging.getLogger(__name__)
 
@@ -32,7 +32,8 @@ class Drift:
         common_factor: median over these genes of their median divided by the tokenizer's; 1 without such genes. Such a
             factor changes no order within a cell: the cells have more genes, or fewer, than those of the tokenizer.
         share_beyond: as `share`, once the common factor is divided out.
-        farthest: the genes that are farthest off beyond the common factor, with their factors, farthest first.
+        farthest: genes that differ by more than `DRIFT_FACTOR` beyond the common factor, with what remains, farthest
+            first, at most five.
     """
 
     share: float
@@ -63,13 +64,14 @@ def compare_medians(tokenizer: Tokenizer, genes: npt.NDArray[np.int32], values: 
     logs = np.log(own / tokenizer.medians[often])
     common = float(np.median(logs))
     beyond = logs - common
-    farthest = np.argsort(-np.abs(beyond), kind="stable")[:_NAMED]
+    far = np.abs(beyond) > np.log(DRIFT_FACTOR)
+    farthest = np.argsort(-np.abs(beyond), kind="stable")[: min(_NAMED, int(far.sum()))]
     names = tokenizer.vocabulary.genes
     return Drift(
         float((np.abs(logs) > np.log(DRIFT_FACTOR)).mean()),
         len(often),
         float(np.exp(common)),
-        float((np.abs(beyond) > np.log(DRIFT_FACTOR)).mean()),
+        float(far.mean()),
         tuple((names[often[i]], float(np.exp(beyond[i]))) for i in farthest),
     )
 

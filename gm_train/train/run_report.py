@@ -28,7 +28,8 @@ h1 { font-size: 1.6em; margin-bottom: 0; } h2 { font-size: 1.2em; margin-top: 2e
 p.sub { color: #666; margin-top: .2em; overflow-wrap: anywhere; }
 img { max-width: 100%; }
 table { border-collapse: collapse; margin: .6em 0 1.4em; font-variant-numeric: tabular-nums; }
-caption { text-align: left; font-weight: 600; padding: .3em 0; white-space: nowrap; }
+caption { text-align: left; font-weight: 600; padding: .3em 0; min-width: min(40em, 88vw); }
+div.table { overflow-x: auto; }
 th, td { padding: .2em .9em .2em 0; text-align: right; border-bottom: 1px solid #eee; }
 th:first-child, td:first-child { text-align: left; }
 tr.model td { background: #fdf1ee; } td.best { font-weight: 700; }
@@ -84,7 +85,7 @@ def write_report(run_dir: Path) -> Path:
 
 def _table(caption: str, headings: list[str], lines: Iterable[list[str]]) -> str:
     """Format an HTML table; a star after a number makes it bold."""
-    parts = ["<table>"]
+    parts = ["<div class=table><table>"]
     if caption:
         parts.append(f"<caption>{html.escape(caption)}</caption>")
     if headings:
@@ -94,7 +95,7 @@ def _table(caption: str, headings: list[str], lines: Iterable[list[str]]) -> str
             f"<td{' class=best' if text.endswith('*') else ''}>{html.escape(text.rstrip('* '))}</td>" for text in line
         )
         parts.append(f"<tr{' class=model' if line[0] == MODEL else ''}>{columns}</tr>")
-    return "".join([*parts, "</table>"])
+    return "".join([*parts, "</table></div>"])
 
 
 def _summary(config: Config, run_dir: Path) -> str:

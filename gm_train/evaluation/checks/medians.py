@@ -57,8 +57,9 @@ def check_medians(subject: Subject, results: Row) -> Row:
 
 def _sentence(name: str, drift: Drift) -> str:
     genes = ", ".join(f"{gene} ({factor:.2g} times)" for gene, factor in drift.farthest)
+    farthest = f" Farthest: {genes}." if genes else ""
     return (
         f"{name}: of {drift.n_genes:,} genes with {DRIFT_VALUES} or more non-zero counts, {drift.share_beyond:.1%} "
         f"have a median that differs from the model's by more than a factor of {DRIFT_FACTOR:g}, once the factor that "
-        f"most genes share ({drift.common_factor:.2g}, which changes no order) is divided out. Farthest: {genes}."
+        f"most genes share ({drift.common_factor:.2g}, which changes no order) is divided out.{farthest}"
     )

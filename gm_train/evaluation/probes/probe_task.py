@@ -115,20 +115,23 @@ class ProbeTask(EvaluationTask):
 
     @classmethod
     def tables(cls, results: Row, ranks: str) -> list[tuple[str, Columns]]:
-        """The scores over all types, and those by the number of training cells of a type."""
+        """The scores over all types, and recall by the number of training cells of a type, for each probe."""
         label = results["label"]
         scored = [counts["train"] for counts in label["types"].values() if counts["held_out"]]
-        columns: list[Column] = []
-        for probe_key, name in (("linear", "linear"), ("knn", "kNN")):
-            for start in SUPPORT_BINS:
-                if n_types := sum(bin_of(n) == start for n in scored):
-                    heading = f"{name} {bin_name(start)} ({n_types})"
-                    columns.append((f"{probe_key}_recall_{start}", heading, f"Recall, {heading} (%)", 1, True))
-        title = f"Recall of {label['key']!r} by the number of training cells of a type (number of types), {ranks} ranks"
-        if label["rare"]:
-            columns.append(_RARE)
-            title += f"; AUROC of types with fewer than {RARE}"
-        return [(cls.title(results, ranks), cls.columns), (title, columns)]
+        n_types = {start: sum(bin_of(n) == start for n in scored) for start in SUPPORT_BINS}
+        tables: list[tuple[str, Columns]] = [(cls.title(results, ranks), cls.columns)]
+        for probe_key, name in (("linear", "a linear probe"), ("knn", "nearest neighbours")):
+            columns: list[Column] = [
+                (f"{probe_key}_recall_{start}", f"{bin_name(start)} ({n})", f"Recall by {name} (%)", 1, True)
+                for start, n in n_types.items()
+                if n
+            ]
+            title = f"Recall % by {name} for {label['key']!r} with so many training cells (types), {ranks} ranks"
+            if probe_key == "linear" and label["rare"]:
+                columns.append(_RARE)
+                title += f"; AUROC of those with fewer than {RARE}"
+            tables.append((title, columns))
+        return tables
 
     @staticmethod
     def verdicts(results: Row) -> list[str]:

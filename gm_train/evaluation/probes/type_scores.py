@@ -25,7 +25,7 @@ def bin_of(n_cells: int) -> int:
 def bin_name(start: int) -> str:
     """The numbers of training cells of a bin, such as "10-29"."""
     later = [other for other in SUPPORT_BINS if other > start]
-    return f"{start}-{later[0] - 1}" if later else f"{start} or more"
+    return f"{start}-{later[0] - 1}" if later else f"{start}+"
 
 
 def recall_by_support(truth: Texts, guesses: Texts, support: Mapping[str, int]) -> dict[int, float]:

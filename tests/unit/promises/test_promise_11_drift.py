@@ -25,6 +25,7 @@ def test_drift_is_the_share_of_frequent_genes_whose_median_is_far_off() -> None:
     values = medians[genes]
     same = measure_drift("cells", tokenizer, genes, values)
     assert (same.share, same.n_genes, same.common_factor, same.share_beyond) == (0.0, 3, 1.0, 0.0)
+    assert same.farthest == ()
     factors = np.array([1.4, 1.6, 1 / 1.6, 100.0, 1.0])
     order = np.random.default_rng(0).permutation(len(genes))
     far = measure_drift("cells", tokenizer, genes[order], (values * factors[genes])[order])
@@ -32,7 +33,7 @@ def test_drift_is_the_share_of_frequent_genes_whose_median_is_far_off() -> None:
     # Once the common factor is divided out, only the gene of 1 / 1.6 is far off.
     assert far.common_factor == pytest.approx(1.4)
     assert far.share_beyond == pytest.approx(1 / 3)
-    assert far.farthest[0] == ("c", pytest.approx(1 / 1.6 / 1.4))
+    assert far.farthest == (("c", pytest.approx(1 / 1.6 / 1.4)),)
     few = measure_drift("cells", tokenizer, genes[:50], values[:50])
     assert (few.share, few.n_genes, few.common_factor, few.farthest) == (0.0, 0, 1.0, ())
 

@@ -127,15 +127,17 @@ def test_text_and_markdown_show_every_row_note_and_verdict() -> None:
         assert "A note." in text
         assert "warning: a check. Something is wrong." in text
         assert all(verdict in text for verdict in score_table.verdicts(results))
-        # Types in a table of their own; two kinds of gene sets; two probes and movement.
-        assert text.count("ranks as in its training") == 4 + 2 + 3
+        # Types have three tables, kinds of gene sets one each, robustness one for each probe and one of movement.
+        assert text.count("ranks as in its training") == 5 + 2 + 3
 
 
 def test_recall_has_a_table_by_the_number_of_training_cells_of_held_out_types() -> None:
     results = make_results()
-    title, headings, lines = score_table.blocks(results)[5]
-    assert title.startswith("Recall of 'cell_type' by the number of training cells of a type")
-    assert headings == ["", "linear 10-29 (1)", "kNN 10-29 (1)", "AUROC"]
+    (linear, headings, lines), (neighbours, their_headings, _) = score_table.blocks(results)[5:7]
+    assert linear.startswith("Recall % by a linear probe for 'cell_type' with so many training cells (types), plain")
+    assert neighbours.startswith("Recall % by nearest neighbours for 'cell_type' with so many training cells (types), ")
+    assert headings == ["", "10-29 (1)", "AUROC"]
+    assert their_headings == headings[:-1]
     assert [line[0] for line in lines] == ["model", "theirs", "PCA", "variable genes", "random weights"]
     results["label"]["rare"] = []
     assert score_table.blocks(results)[5][1] == headings[:-1]
@@ -149,7 +151,8 @@ def test_only_tasks_that_were_scored_must_be_there() -> None:
     ):
         score_table.check_controls(results)
     results["tasks"]["scored"].remove("probes")
-    n_tables = len(score_table.blocks(make_results())) - 4
+    of_probes = sum(len(ProbeTask.tables(make_results(), ranks)) for ranks in RANKS)
+    n_tables = len(score_table.blocks(make_results())) - of_probes
     assert len(score_table.blocks(results)) == n_tables
     with pytest.raises(ValueError, match="masked scores on plain ranks lack: "):
         score_table.check_controls(results | {"masked": []})

@@ -86,7 +86,7 @@ def test_a_kind_with_one_cell_and_fewer_cells_than_neighbours_are_scored(cells: 
     assert results["label"]["train"] == 6
     assert results["label"]["types"]["once"]["train"] == 1
     assert results["label"]["rare"] == ["a", "b", "once"]
-    assert "linear 1-9 (3)" in render_text(results)
+    assert "1-9 (3)" in render_text(results)
 
 
 def test_a_note_names_the_first_of_many_rare_kinds(cells: EvaluationCells) -> None:

@@ -20,7 +20,7 @@ from gm_train.evaluation.probes.type_scores import (
 
 def test_a_type_is_in_the_bin_of_its_training_cells() -> None:
     assert [bin_of(n) for n in (1, 9, 10, 29, 30, 99, 100, 5_000)] == [1, 1, 10, 10, 30, 30, 100, 100]
-    assert [bin_name(start) for start in (1, 10, 30, 100)] == ["1-9", "10-29", "30-99", "100 or more"]
+    assert [bin_name(start) for start in (1, 10, 30, 100)] == ["1-9", "10-29", "30-99", "100+"]
 
 
 def test_recall_is_the_mean_over_the_types_of_a_bin() -> None:
