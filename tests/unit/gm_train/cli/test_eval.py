@@ -22,7 +22,7 @@ from gm_train.evaluation.tasks import TASKS, choose_tasks
 from gm_train.model.genemamba import GeneMamba
 from gm_train.train.fit import fit
 from gm_train.train.run_report import write_report
-from tests.conftest import Atlas, tiny_words
+from tests.conftest import Atlas, tiny_words, write_gene_sets
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +37,10 @@ def evaluate(run: Path, atlas: Atlas, *words: str) -> int:
 
 
 def test_the_command_writes_tables_pictures_and_report(
-    trained: Path, atlas: Atlas, capsys: pytest.CaptureFixture[str]
+    trained: Path, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate(trained, atlas, "--label", "cell_type") == 0
+    sets = write_gene_sets(tmp_path / "sets.gmt")
+    assert evaluate(trained, atlas, "--label", "cell_type", "--gene-sets", str(sets)) == 0
     tokenizer = Tokenizer.load(atlas.store)
     printed = capsys.readouterr().out
     results = json.loads((trained / "eval" / "eval.json").read_text())
@@ -339,6 +340,23 @@ def test_tasks_that_cannot_be_done_or_that_do_not_exist_are_refused(
     assert evaluate(run, atlas, "--label", "cell_type", "--tasks", "masked", "--embedding", "obsm:X_scVI") == 2
     assert "--embedding: none of the tasks scores vectors that were made elsewhere: add " in capsys.readouterr().err
     assert not (run / "eval").exists()
+
+
+def test_gene_sets_that_no_task_takes_or_that_are_none_are_refused(
+    trained: Path, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets, out = write_gene_sets(tmp_path / "sets.gmt"), ["--out", str(tmp_path / "out")]
+    assert evaluate(trained, atlas, "--tasks", "masked", "--gene-sets", str(sets), *out) == 2
+    assert "--gene-sets: only the task pairs takes gene sets: add pairs to --tasks" in capsys.readouterr().err
+    for path, message in (
+        (tmp_path / "none.gmt", "none.gmt: no such file: set --gene-sets to a .gmt file"),
+        (atlas.files[0], "set --gene-sets to a .gmt file"),
+    ):
+        assert evaluate(trained, atlas, "--tasks", "pairs", "--gene-sets", str(path), *out) == 1
+        assert message in capsys.readouterr().err
+    assert evaluate(trained, atlas, "--tasks", "pairs", *out) == 1
+    assert "trained without gene sets, and none were given (--gene-sets)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_wrong_words_are_refused_with_one_message(
