@@ -1,8 +1,9 @@
 """The interface of an evaluation task: one kind of score for the model and its controls, on both kinds of ranks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -27,6 +28,7 @@ class Subject:
         mask_seeds: how often genes are hidden anew.
         precision: "fp32", or "bf16" for autocast.
         embeddings: name to vectors that were made elsewhere, float32 (n_cells, n_features).
+        gene_sets: a GMT file of sets that the model was not trained with; None without.
     """
 
     model: GeneMamba
@@ -36,6 +38,7 @@ class Subject:
     mask_seeds: int
     precision: str = "fp32"
     embeddings: dict[str, F32] = field(default_factory=dict)
+    gene_sets: Path | None = None
     _kept: dict[str, F32] = field(default_factory=dict, repr=False)
 
     def embedded(self, ranks: str) -> F32:
@@ -49,6 +52,23 @@ class Subject:
         if "pca" not in self._kept:
             self._kept["pca"] = principal_components(self.cells.expression, ~self.cells.held_out)
         return self._kept["pca"]
+
+    def random_embedded(self, ranks: str, seed: int) -> F32:
+        """Embed all cells with random weights of a seed, once: float32 (n_cells, d_model)."""
+        key = f"random {seed} {ranks}"
+        if key not in self._kept:
+            model = self.random_model(seed)
+            self._kept[key] = embed_cells(model, self.cells.ranked(ranks), precision=self.precision)
+        return self._kept[key]
+
+    def drawn(self) -> dict[str, F32]:
+        """Title to embeddings for maps: the model's on the ranks of its training, PCA's, and those made elsewhere."""
+        pca = self.pca()
+        return {
+            f"GeneMamba, {self.trained_on} ranks": self.embedded(self.trained_on),
+            f"PCA, {pca.shape[1]} components": pca,
+            **self.embeddings,
+        }
 
     @property
     def vocabulary_size(self) -> int:
@@ -106,6 +126,20 @@ class EvaluationTask(ABC):
     def facts(self) -> Row:
         """Further entries of `eval.json`; called once all rows are made."""
         return {}
+
+    @staticmethod
+    def question(results: Row) -> object:
+        """What the scores depend on besides the cells, their label and the seeds; only equal ones can be compared."""
+        return None
+
+    @classmethod
+    def panel_of(cls, rows: Sequence[Row]) -> tuple[str, str, str, int]:
+        """What is drawn, as in `panel`.
+
+        Args:
+            rows: of the task; they have the column.
+        """
+        return cls.panel
 
     @staticmethod
     @abstractmethod

@@ -27,6 +27,7 @@ body { font: 15px/1.5 system-ui, sans-serif; color: #222; max-width: 1080px; mar
 h1 { font-size: 1.6em; margin-bottom: 0; } h2 { font-size: 1.2em; margin-top: 2em; border-bottom: 1px solid #ddd; }
 p.sub { color: #666; margin-top: .2em; overflow-wrap: anywhere; }
 img { max-width: 100%; }
+div.maps { display: flex; flex-wrap: wrap; gap: 12px; align-items: start; } div.maps img { width: 510px; }
 table { border-collapse: collapse; margin: .6em 0 1.4em; font-variant-numeric: tabular-nums; }
 caption { text-align: left; font-weight: 600; padding: .3em 0; min-width: min(40em, 88vw); }
 div.table { overflow-x: auto; }
@@ -167,8 +168,10 @@ def _evaluation(run_dir: Path, last_step: int) -> list[str]:
     parts += [f"<p class=notes>{html.escape(note)}</p>" for note in results["notes"]]
     if checks := [f"<li>{html.escape(line)}</li>" for line in score_table.checks(results)]:
         parts += ["<h3>Checks</h3>", "<ul class=verdicts>", *checks, "</ul>"]
-    pictures = sorted(directory.glob("eval-*.png"), reverse=True)
-    return parts + [_picture(picture, picture.stem.replace("-", " ")) for picture in pictures]
+    pictures = sorted(directory.glob("eval-*.png"), key=lambda path: path.stem)
+    maps = [path for path in pictures if path.stem.startswith("eval-embedding")]
+    parts += [_picture(path, path.stem.replace("-", " ")) for path in pictures if path not in maps]
+    return [*parts, "<div class=maps>", *(_picture(path, path.stem.replace("-", " ")) for path in maps), "</div>"]
 
 
 def _annotation(run_dir: Path) -> list[str]:

@@ -3,7 +3,6 @@
 from collections import Counter
 from collections.abc import Callable
 
-from gm_train.embedding.embed_cells import embed_cells
 from gm_train.evaluation.figures import (
     MODEL,
     PCA,
@@ -57,19 +56,16 @@ class ProbeTask(EvaluationTask):
         """Probe the model's embeddings and those of each control, for each probe seed."""
         subject = self.subject
         assert self._split is not None
-        cells = subject.cells.ranked(ranks)
         embedded = subject.embedded(ranks)
         advance()
         scores: dict[str, list[dict[str, float]]] = {MODEL: [], **self._probe_fixed(advance), RANDOM: []}
         for seed in range(PROBE_SEEDS):
-            random = embed_cells(subject.random_model(seed), cells, precision=subject.precision)
+            random = subject.random_embedded(ranks, seed)
             for name, features in ((MODEL, embedded), (RANDOM, random)):
                 scores[name].append(probe(features, self._split, seed))
                 advance()
         if ranks == subject.trained_on:
-            pca = subject.pca()
-            self.features = {f"GeneMamba, {ranks} ranks": embedded, f"PCA, {pca.shape[1]} components": pca}
-            self.features |= subject.embeddings
+            self.features = subject.drawn()
         return [{"ranks": ranks, "scored": name, **figures(runs)} for name, runs in scores.items()]
 
     def _probe_fixed(self, advance: Callable[[], object]) -> dict[str, list[dict[str, float]]]:
