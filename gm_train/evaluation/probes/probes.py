@@ -1,5 +1,6 @@
 """Probes: how well simple classifiers predict a label from frozen cell embeddings."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +14,8 @@ from sklearn.preprocessing import StandardScaler
 
 from gm_train.evaluation.labels import Labels
 
+#: The probes: a logistic regression, and nearest neighbours by cosine.
+PROBES = ("linear", "knn")
 #: Neighbours that the kNN probe asks.
 NEIGHBOURS = 10
 #: Each probe seed fits on this share of the training cells, drawn anew.
@@ -77,23 +80,25 @@ class FittedProbes:
     by_name: dict[str, GridSearchCV | KNeighborsClassifier | str]
 
     @classmethod
-    def fit(cls, features: npt.NDArray[np.float32], split: ProbeSplit, seed: int) -> "FittedProbes":
+    def fit(
+        cls, features: npt.NDArray[np.float32], split: ProbeSplit, seed: int, names: Sequence[str] = PROBES
+    ) -> "FittedProbes":
         """Fit a logistic regression on standardised features and a kNN by cosine.
 
         Args:
             features: float32 (n_cells, n_features).
             split: labels and cells; those held out are not looked at.
             seed: of the subsample of training cells.
+            names: which of `PROBES` to fit.
         """
         generator = np.random.default_rng(seed)
         chosen = generator.permutation(split.train)[: max(2, round(SUBSAMPLE * len(split.train)))]
         labels = split.labels[chosen].astype(str)
         if len(set(labels)) == 1:
-            return cls({"linear": labels[0], "knn": labels[0]})
+            return cls(dict.fromkeys(names, labels[0]))
         knn = KNeighborsClassifier(min(NEIGHBOURS, len(chosen)), metric="cosine")
-        return cls(
-            {name: probe.fit(features[chosen], labels) for name, probe in (("linear", _linear(seed)), ("knn", knn))}
-        )
+        probes = {"linear": _linear(seed), "knn": knn}
+        return cls({name: probes[name].fit(features[chosen], labels) for name in names})
 
     def predict(self, features: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.str_]]:
         """Predict the labels of cells, (n_cells,), with each classifier from float32 (n_cells, n_features)."""
@@ -103,8 +108,10 @@ class FittedProbes:
         }
 
 
-def probe(features: npt.NDArray[np.float32], split: ProbeSplit, seed: int) -> dict[str, float]:
-    """Fit both probes and score them on the held-out cells.
+def probe(
+    features: npt.NDArray[np.float32], split: ProbeSplit, seed: int, names: Sequence[str] = PROBES
+) -> dict[str, float]:
+    """Fit probes and score them on the held-out cells.
 
     Held-out cells count as wrong if their label is not in the subsample by chance.
 
@@ -112,13 +119,14 @@ def probe(features: npt.NDArray[np.float32], split: ProbeSplit, seed: int) -> di
         features: float32 (n_cells, n_features).
         split: labels and cells.
         seed: of the subsample of training cells.
+        names: which of `PROBES`.
 
     Returns:
-        Accuracy and macro-F1 (over the labels of the held-out cells) of both, in %.
+        Accuracy and macro-F1 (over the labels of the held-out cells) of each, in %.
     """
     truth = split.labels[split.held_out].astype(str)
     scores = {}
-    for name, guess in FittedProbes.fit(features, split, seed).predict(features[split.held_out]).items():
+    for name, guess in FittedProbes.fit(features, split, seed, names).predict(features[split.held_out]).items():
         scores[f"{name}_accuracy"] = 100 * float(accuracy_score(truth, guess))
         f1 = f1_score(truth, guess, labels=np.unique(truth), average="macro", zero_division=0.0)
         scores[f"{name}_macro_f1"] = 100 * float(f1)
