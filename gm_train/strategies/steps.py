@@ -117,7 +117,8 @@ class Steps:
             On rank 0 the weights by the model's parameter names, on the CPU; nothing on the other ranks.
         """
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-        return dict(get_model_state_dict(model, options=options))
+        state = get_model_state_dict(model, options=options)
+        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
     def save(self, folder: Path, model: GeneMamba, optimizer: torch.optim.Optimizer) -> None:
         """Write this rank's part of the state; all ranks call this together.
