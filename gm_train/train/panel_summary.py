@@ -52,32 +52,28 @@ def summarize_panel(run_dir: Path, rows: list[Row]) -> PanelSummary | None:
         score, (steps, values) = PANEL_SCORES[key], column(scored, PREFIX + key)
         if not len(steps):
             continue
-        at = int(values.argmax() if score.more_is_better else values.argmin())
-        line = [
-            f"{score.title} ({score.unit})",
-            f"{values[-1]:.{score.decimals}f}",
-            f"{values[at]:.{score.decimals}f} at step {int(steps[at]):,}",
-        ]
+        line = [f"{score.title}, {score.unit.rpartition(' ')[2]}", f"{values[-1]:.{score.decimals}f}"]
         if key in controls:
             name, value = best_controls(controls)[key]
             beyond = score.beyond(values[-1], value)
             line += [f"{value:.{score.decimals}f} ({name})", f"{beyond:+.{score.decimals}f}"]
-        lines.append(line + [""] * (5 - len(line)))
+        lines.append(line + [""] * (4 - len(line)))
         pictures.append(run_dir / f"panel-{key}.png")
         _draw(key, steps, values, controls.get(key, {}), pictures[-1])
     cells = panel["cells"]
     caption = f"{cells['held_out']:,} validation cells, {panel['ranks']} ranks"
-    headings = ["score", "last", "best", "best control", "beyond it"]
+    headings = ["score", "last", "best control", "beyond it"]
     return PanelSummary(caption, headings, lines, _notes(run_dir, panel, rows, scored), pictures)
 
 
 def _notes(run_dir: Path, panel: Row, rows: list[Row], scored: list[Row]) -> list[str]:
     scores = BestScores(panel["decides"], scored)
     best = best_of(list_checkpoints(run_dir / "checkpoints"), scores.by_step)
-    title = PANEL_SCORES[panel["decides"]].title.lower()
+    decides = PANEL_SCORES[panel["decides"]]
     notes = []
     if best is not None:
-        notes.append(f"Best checkpoint by {title}: {best.path.name}. It is kept, and gm-train eval takes its path.")
+        value = f"{abs(scores.by_step[best.step]):.{decides.decimals}f} {decides.unit.rpartition(' ')[2]}"
+        notes.append(f"Best checkpoint by {decides.title.lower()}: {best.path.name} ({value}). It is kept.")
     waited, trained = (sum(column(rows, key)[1]) for key in (f"{PREFIX}s", "step_s"))
     notes.append(
         f"The panel was scored {len(scored):,} times; training waited {waited:,.0f} s for it, "
@@ -97,7 +93,7 @@ def _notes(run_dir: Path, panel: Row, rows: list[Row], scored: list[Row]) -> lis
 def _draw(key: str, steps: F64, values: F64, controls: dict[str, float], path: Path) -> None:
     """Draw one score by step, and its controls as lines (PNG)."""
     score = PANEL_SCORES[key]
-    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+    figure = Figure(figsize=(4.6, 3.7), layout="constrained")
     axis = figure.subplots()
     axis.plot(steps, values, "o-", color="#4c72b0", markersize=3, linewidth=1.3, label="model")
     for color, (name, value) in zip(_COLORS, controls.items(), strict=False):
@@ -107,5 +103,5 @@ def _draw(key: str, steps: F64, values: F64, controls: dict[str, float], path: P
     axis.set_xlabel("optimizer step")
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     figure.savefig(path, dpi=DPI)

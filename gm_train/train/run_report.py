@@ -37,7 +37,6 @@ ul.verdicts li { margin: .3em 0; } .notes { color: #555; font-size: .9em; }
 p.older { background: #fff3d0; border-left: 4px solid #e0a800; padding: .6em 1em; }
 div.panels { display: flex; flex-wrap: wrap; gap: .5em; }
 div.panels img { flex: 1 1 300px; min-width: 0; max-width: 460px; }
-div.wide { overflow-x: auto; }
 pre { background: #f6f6f6; padding: 1em; overflow-x: auto; font-size: .85em; }
 """
 
@@ -152,7 +151,7 @@ def _panel(run_dir: Path, rows: list[dict[str, Any]]) -> list[str]:
     return [
         "<h2>What is learned</h2>",
         f"<div class=panels>{pictures}</div>",
-        f"<div class=wide>{_table(summary.caption, summary.headings, summary.lines)}</div>",
+        _table(summary.caption, summary.headings, summary.lines),
         *(f"<p class=notes>{html.escape(note)}</p>" for note in summary.notes),
     ]
 

@@ -50,7 +50,7 @@ class PanelScore:
 PANEL_SCORES = {
     "masked": PanelScore("Masked genes", "cross-entropy, nats", 3, False),
     "missing": PanelScore("Missing genes", "cross-entropy, nats", 3, False),
-    "knn": PanelScore("Cell types by nearest neighbours", "accuracy, %", 1, True),
+    "knn": PanelScore("Cell types (nearest neighbours)", "accuracy, %", 1, True),
 }
 
 #: Score to control to value. A score that the panel cannot give is left out.

@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse
 
+from data_shards.errors import DataError
 from data_shards.files.location import Location
-from data_shards.store.arrays import ChunkDamaged, open_array
+from data_shards.store.arrays import ChunkDamaged, StoredArray, open_array
 from data_shards.store.manifest import VALIDATION, DatasetEntry, Manifest
 from data_shards.tokens.vocabulary import FIRST_GENE
 from gm_train.embedding.ragged import Ragged
@@ -91,16 +92,32 @@ def read_panel_cells(
 
 
 def _read(store: Location, entry: DatasetEntry, rows: I64) -> Ragged:
-    """The tokens of ascending rows of a data set; none for a cell in a damaged chunk."""
+    """The tokens of ascending rows of a data set; none for a cell in a damaged chunk, which training skips too."""
     indptr, tokens = (open_array(store, entry.name, name) for name in ("indptr", "tokens"))
-    bounds = [indptr.begin(row, row + 2) for row in rows.tolist()]
-    reads = [tokens.begin(*bound().tolist()) for bound in bounds]
+    bounds = [begun() for begun in [indptr.begin(row, row + 2) for row in rows.tolist()]]
+    # A read that fails is tried again for its chunks, and not for each of their cells: tries wait for a while.
+    begun = [tokens.begin(int(start), int(stop), retry=False) for start, stop in bounds]
+    damaged: set[int] = set()
     cells = []
-    for read in reads:
+    for (start, stop), read in zip(bounds, begun, strict=True):
         try:
             cells.append(read())
-        except ChunkDamaged:  # training skips these cells too
-            cells.append(np.zeros(0, np.uint16))
+        except DataError:
+            cells.append(_read_chunks(tokens, int(start), int(stop), damaged))
     lengths = [len(cell) for cell in cells]
     flat = np.concatenate([np.zeros(0, np.uint16), *cells])
     return Ragged(flat, np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]))
+
+
+def _read_chunks(tokens: StoredArray, start: int, stop: int, damaged: set[int]) -> npt.NDArray[np.uint16]:
+    """Read tokens [start, stop) chunk by chunk; none if a chunk is `damaged`, to which those found here are added."""
+    parts = [np.zeros(0, np.uint16)]
+    for number in range(start // tokens.chunk, -(-stop // tokens.chunk)):
+        if number not in damaged:
+            try:
+                parts.append(tokens.read(max(start, number * tokens.chunk), min(stop, (number + 1) * tokens.chunk)))
+            except ChunkDamaged:
+                damaged.add(number)
+        if number in damaged:
+            return parts[0]
+    return np.concatenate(parts)
