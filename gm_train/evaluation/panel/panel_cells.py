@@ -64,7 +64,9 @@ class PanelCells:
 def read_panel_cells(
     store: Location, manifest: Manifest, max_cells: int, label: str | None, weights: Mapping[str, int] | None = None
 ) -> PanelCells:
-    """Read cells that a hash chooses evenly, always the same ones of a store. Cells without tokens are left out.
+    """Read cells that a hash chooses evenly, always the same ones of a store.
+
+    Cells without tokens are left out, and those in a damaged chunk of tokens.
 
     Args:
         store: the store.
@@ -75,7 +77,7 @@ def read_panel_cells(
 
     Raises:
         DataError: there is no training cell or no validation cell, no data set has the label, or the store cannot be
-            read. Cells in a damaged chunk of tokens are left out.
+            read.
     """
     where = {
         which: entry
@@ -86,6 +88,11 @@ def read_panel_cells(
     tokens = Ragged.concatenate([_read(store, entry, row[data_set == which]) for which, entry in where.items()])
     labels = None if label is None else read_labels(store, where, label, "evaluation.label", data_set, row)
     kept = np.flatnonzero(tokens.lengths > 0)
+    if held_out[kept].all() or not held_out[kept].any():
+        raise DataError(
+            f"{store}: {(~held_out[kept]).sum():,} training and {held_out[kept].sum():,} validation cells of the panel "
+            "have tokens that can be read: raise evaluation.cells, or find damaged chunks with `gm-train data verify`"
+        )
     return PanelCells(
         tokens.take(kept), held_out[kept], data_set[kept], row[kept], None if labels is None else labels[kept]
     )

@@ -135,7 +135,7 @@ def test_bad_input_is_refused_before_the_run_begins(atlas: Atlas, tmp_path: Path
 
 def test_too_few_validation_cells(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     file, store = write_cells(tmp_path / "cells.h5ad", 90, 60, seed=7), tmp_path / "s.zarr"
-    build(tmp_path, [file], top_k=48)
+    build(tmp_path, [file], top_k=48, splits=SplitOptions(by="none"))
     words = [*tiny_words(store, tmp_path / "none"), "evaluation.every_steps=3", "trainer.max_steps=3"]
     with pytest.raises(DataError, match="90 training and 0 validation cells: an evaluation needs both"):
         fit(load_config(*words))

@@ -11,6 +11,7 @@ import pytest
 
 from data_shards.errors import DataError
 from data_shards.prepare.splits import SplitOptions
+from data_shards.store import writer
 from data_shards.store.manifest import Manifest
 from data_shards.tokens.tokenizer import Tokenizer
 from gm_train.config.schema import Config
@@ -57,17 +58,20 @@ def test_a_data_set_that_is_not_trained_on_is_left_out(atlas: Atlas) -> None:
     assert set(cells.data_set) == {1}
 
 
-def test_cells_of_a_damaged_chunk_are_left_out(tmp_path: Path) -> None:
+def test_cells_of_a_damaged_chunk_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    layout = {name: (*entry[:-2], 256, 1024) for name, entry in writer.LAYOUT.items()}
+    monkeypatch.setattr(writer, "LAYOUT", layout)
     file, store = write_cells(tmp_path / "cells.h5ad", 400, 60, seed=5), tmp_path / "s.zarr"
     build(tmp_path, [file], top_k=48, splits=SplitOptions(by="cell", validation=0.3))
     whole = read_panel_cells(store, Manifest.load(store), 1000, None)
-    (shard,) = (path for path in (store / "cells" / "tokens" / "c").rglob("*") if path.is_file())
+    shard = store / "cells" / "tokens" / "c" / "1"
     content = bytearray(shard.read_bytes())
     content[len(content) // 3] ^= 0xFF
     shard.write_bytes(content)
     damaged = read_panel_cells(store, Manifest.load(store), 1000, None)
     assert 0 < len(damaged.row) < len(whole.row)
     kept = np.isin(whole.row, damaged.row)
+    assert len(whole.row) - len(damaged.row) < 30
     assert damaged.tokens.tokens.tolist() == whole.tokens.take(np.flatnonzero(kept)).tokens.tolist()
 
 
@@ -125,7 +129,7 @@ def test_a_panel_needs_validation_cells_and_a_known_label(atlas: Atlas, tmp_path
     with pytest.raises(DataError, match=r"no column 'nothing' in obs: evaluation\.label can be one of"):
         cells_of(atlas, label="nothing")
     store = tmp_path / "s.zarr"
-    build(tmp_path, [write_cells(tmp_path / "cells.h5ad", 30, 40, seed=6)], top_k=48)
+    build(tmp_path, [write_cells(tmp_path / "cells.h5ad", 30, 40, seed=6)], splits=SplitOptions(by="none"))
     with pytest.raises(DataError, match="30 training and 0 validation cells: an evaluation needs both"):
         read_panel_cells(store, Manifest.load(store), 1000, None)
 
