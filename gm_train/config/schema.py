@@ -140,9 +140,7 @@ class EvaluationConfig:
     every_steps: int = 0  # steps between two scores of the panel; 0: never
     cells: int = 1000  # at most so many cells in it: a quarter held out, and training cells to learn from
     label: str = ""  # column of obs with cell types, for nearest neighbours beside those of PCA; empty: none
-    best_by: str = (
-        "auto"  # masked | missing | knn | auto (masked if objective.language is, else missing): what keeps a checkpoint
-    )
+    best_by: str = "auto"  # masked | missing | knn | auto (by the objective): score whose best checkpoint is kept
 
 
 @dataclass
