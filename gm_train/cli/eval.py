@@ -8,7 +8,9 @@ from pathlib import Path
 _EPILOG = """\
 examples:
   gm-train eval runs/demo pbmc.h5ad --label bulk_labels
+  gm-train eval runs/demo pbmc.h5ad --label bulk_labels --tasks probes
   gm-train eval runs/demo pbmc.h5ad --label bulk_labels --embedding obsm:X_scVI --embedding theirs.npy
+  gm-train eval runs/atlas donors/*.h5ad --label cell_type --batch assay
   gm-train eval runs/atlas/checkpoints/step-00010000 donors/*.h5ad --label cell_type --max-cells 5000
 
 Give the count files that the store was made from: the held-out cells are ranked again, plain and dithered.
@@ -34,11 +36,34 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--label", metavar="KEY", help="column of obs that the probes predict, such as cell_type (default: no probes)"
     )
     parser.add_argument(
+        "--batch",
+        metavar="KEY",
+        help="column of obs with batches, such as donor_id: scores batch integration (default: no such scores)",
+    )
+    parser.add_argument(
+        "--tasks",
+        nargs="+",
+        default=[],
+        metavar="TASK",
+        help="run only these tasks, such as masked,probes (default: all that can be done)",
+    )
+    parser.add_argument(
         "--embedding",
         action="append",
         default=[],
         metavar="obsm:KEY|FILE.npy",
         help="vectors that were made elsewhere, to probe beside the model's; may be given several times",
+    )
+    parser.add_argument(
+        "--paper-reconstruction",
+        action="store_true",
+        help="also score the published reconstruction, in which the model repeats what it sees, beside copy machines",
+    )
+    parser.add_argument(
+        "--gene-sets",
+        type=Path,
+        metavar="FILE.gmt",
+        help="gene sets that the model was not trained with, for the task pairs",
     )
     parser.add_argument(
         "--max-cells", type=int, default=2_000, metavar="N", help="maximal number of cells to read (%(default)s)"
@@ -69,14 +94,23 @@ def run(arguments: argparse.Namespace) -> int:
     from gm_train.evaluation.evaluate import evaluate
     from gm_train.evaluation.other_embeddings import read_embeddings
     from gm_train.evaluation.score_table import render_text
+    from gm_train.evaluation.tasks import choose_tasks
     from gm_train.run.mlflow_mirror import send_report
     from gm_train.train.run_report import EVAL_DIR, write_report
 
     for name in ("max_cells", "mask_seeds"):
         if getattr(arguments, name) < 1:
             raise OptionError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
+    tasks = choose_tasks(arguments.tasks, arguments.paper_reconstruction)
+    if arguments.embedding and not any(task.takes_embeddings for task in tasks):
+        takers = ", ".join(task.key for task in choose_tasks(()) if task.takes_embeddings)
+        raise OptionError(f"--embedding: none of the tasks scores vectors that were made elsewhere: add {takers}")
+    if arguments.gene_sets is not None and "pairs" not in {task.key for task in tasks}:
+        raise OptionError("--gene-sets: only the task pairs takes gene sets: add pairs to --tasks")
     if arguments.embedding and arguments.label is None:
         raise OptionError("--embedding: vectors are scored by probes, which need --label")
+    if arguments.batch is not None and arguments.label is None:
+        raise OptionError("--batch: batches are compared among cells of one type, which needs --label")
     checkpoint = open_checkpoint(arguments.checkpoint)
     given = arguments.checkpoint.resolve()
     run_dir = given if (given / "checkpoints").is_dir() else given.parent.parent
@@ -91,6 +125,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.store is not None:
             raise
         raise DataError(f"{error}. If the store of this model has moved, name it with --store") from error
+    other_store = False
     trained_store = json.loads((checkpoint.path / "identity.json").read_text())["store"]
     if (earlier := manifest.before_adding(trained_store)) is not None:
         new = ", ".join(entry.name for entry in manifest.datasets[len(earlier.datasets) :])
@@ -100,13 +135,25 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.store is None:
             raise DataError(f"{message}; name the right one with --store, or this one to use it all the same")
         logging.getLogger(__name__).warning(message)
-    cells = read_cells(store, arguments.files, tokenizer, arguments.label, arguments.max_cells)
+        other_store = True
+    cells = read_cells(store, arguments.files, tokenizer, arguments.label, arguments.max_cells, batch=arguments.batch)
     embeddings = read_embeddings(arguments.embedding, cells)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained_on = "dithered" if tokenizer.dither else "plain"
     print(f"{len(cells.row):,} cells; scoring the model and its controls on plain and dithered ranks", flush=True)
     scored = {"step": checkpoint.step, "path": str(checkpoint.path.resolve()), "hash": checkpoint.hash}
-    evaluation = evaluate(model.to(device), config, cells, trained_on, arguments.mask_seeds, scored, embeddings)
+    evaluation = evaluate(
+        model.to(device),
+        config,
+        cells,
+        trained_on,
+        arguments.mask_seeds,
+        scored,
+        embeddings,
+        tasks,
+        arguments.gene_sets,
+        other_store,
+    )
     print(render_text(evaluation.results))
     print("drawing", flush=True)
     written = evaluation.write(arguments.out or run_dir / EVAL_DIR)

@@ -1,7 +1,8 @@
 """The cells of an evaluation, tokenised again from their counts: a store's tokens do not give dithered ranks."""
 
+import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,6 @@ import pyarrow.parquet
 import scipy.sparse
 
 from data_shards.counts.count_file import CountFile, open_counts
-from data_shards.counts.count_loops import cell_totals, map_genes, normalise
 from data_shards.errors import DataError
 from data_shards.files.atomic import hash_path
 from data_shards.files.location import Location, open_file
@@ -23,6 +23,7 @@ from data_shards.tokens.drift import measure_drift
 from data_shards.tokens.tokenizer import Tokenizer
 from data_shards.workers.progress import Progress
 from gm_train.embedding.ragged import Ragged
+from gm_train.evaluation.cell_counts import CellCounts
 from gm_train.evaluation.labels import Labels
 
 #: Cells of counts read at once.
@@ -47,8 +48,12 @@ class EvaluationCells:
         files: number of each data set to its count file.
         label: name of the column of obs; None without labels.
         labels: object (n_cells,), str or None where a cell has none; None without labels.
+        batch: name of the column of obs with the batches; None without batches.
+        batches: object (n_cells,), str or None where a cell has none; None without batches.
         n_empty: cells left out because they have no token.
         missing: data sets of the store whose files were not given.
+        tokenizer: that of the model.
+        counts: number of each data set to the counts of its held-out cells, in the order of the cells.
     """
 
     plain: Ragged
@@ -61,8 +66,27 @@ class EvaluationCells:
     files: dict[int, Path]
     label: str | None
     labels: Labels | None
+    batch: str | None
+    batches: Labels | None
     n_empty: int
     missing: tuple[str, ...]
+    tokenizer: Tokenizer
+    counts: dict[int, CellCounts]
+
+    @property
+    def hash(self) -> str:
+        """A hash of all that scores depend on, besides the model and labels: genes, cells, their tokens and split."""
+        digest = hashlib.sha256(self.tokenizer.vocabulary.hash.encode())
+        for array in (
+            self.plain.tokens,
+            self.dithered.tokens,
+            self.plain.indptr,
+            self.data_set,
+            self.row,
+            self.held_out,
+        ):
+            digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
+        return digest.hexdigest()
 
     def ranked(self, ranks: str) -> Ragged:
         """The tokens on "plain" or "dithered" ranks."""
@@ -76,6 +100,7 @@ def read_cells(
     label: str | None = None,
     max_cells: int = 2_000,
     held_out_split: int = VALIDATION,
+    batch: str | None = None,
 ) -> EvaluationCells:
     """Read cells of a store from the count files that it was made from.
 
@@ -90,10 +115,11 @@ def read_cells(
         label: a column of obs.
         max_cells: largest number of cells to read.
         held_out_split: split of the held-out cells; those of the other one are not read.
+        batch: a column of obs.
 
     Raises:
         DataError: a file does not belong to the store or has changed, the tokenizer is not the store's, there is no
-            training cell or no held-out cell, or no data set has the label.
+            training cell or no held-out cell, or no data set has the label or the batch.
     """
     manifest = Manifest.load(store)
     if tokenizer.medians_hash != manifest.medians_hash:
@@ -102,18 +128,27 @@ def read_cells(
         )
     counted = _match(store, manifest, files)
     where = {which: entry for which, entry in enumerate(manifest.datasets) if entry.name in counted}
-    data_set, row, held_out = _choose(store, where, max_cells, held_out_split)
+    data_set, row, held_out = choose_cells(store, where, max_cells, held_out_split)
     parts, source_rows = [], [np.zeros(0, np.int64)]
+    held_out_counts: dict[int, CellCounts] = {}
     with Progress(total=len(row), desc="reading cells", unit=" cells") as bar:
         for which, entry in where.items():
             rows = row[data_set == which]
             source_row = _obs_column(store, entry, SOURCE_ROW).to_numpy()[rows]
             source_rows.append(source_row)
             with open_counts(counted[entry.name], entry.count_options) as counts:
-                parts += _read(counts, source_row, tokenizer, entry.min_mapped, bar)
+                read, kept_counts = _read(
+                    counts, source_row, held_out[data_set == which], tokenizer, entry.min_mapped, bar
+                )
+            parts += read
+            if kept_counts is not None:
+                held_out_counts[which] = kept_counts
     plain, dithered = (Ragged.concatenate([part[i] for part in parts]) for i in (0, 1))
     expression = scipy.sparse.vstack([part[2] for part in parts], format="csr")
-    labels = None if label is None else _labels(store, where, label, data_set, row)
+    labels, batches = (
+        None if column is None else read_labels(store, where, column, option, data_set, row)
+        for column, option in ((label, "--label"), (batch, "--batch"))
+    )
     kept = np.flatnonzero(plain.lengths > 0)
     return EvaluationCells(
         plain.take(kept),
@@ -126,8 +161,12 @@ def read_cells(
         {which: counted[entry.name] for which, entry in where.items()},
         label,
         None if labels is None else labels[kept],
+        batch,
+        None if batches is None else batches[kept],
         plain.n_cells - len(kept),
         tuple(entry.name for entry in manifest.datasets if entry.name not in counted),
+        tokenizer,
+        held_out_counts,
     )
 
 
@@ -153,10 +192,24 @@ def _match(store: Location, manifest: Manifest, files: Sequence[Path]) -> dict[s
     return paths
 
 
-def _choose(
+def choose_cells(
     store: Location, where: dict[int, DatasetEntry], max_cells: int, held_out_split: int
 ) -> tuple[I64, I64, npt.NDArray[np.bool_]]:
-    """Choose cells: their data set, row, and whether they are held out, in the order of the store."""
+    """Choose cells evenly by a hash, always the same ones: a quarter held out if there are as many.
+
+    Args:
+        store: has their splits.
+        where: number of each data set in the store to its entry; cells of others are not chosen.
+        max_cells: most cells.
+        held_out_split: split of the held-out cells.
+
+    Returns:
+        Their data sets and rows, int64 (n_cells,), and whether they are held out, bool (n_cells,), in the order of the
+        store.
+
+    Raises:
+        DataError: there is no training cell or no held-out cell.
+    """
     chosen: dict[int, tuple[U64, I64, I64]] = {}
     for split in (TRAIN, held_out_split):
         draws, sets, rows = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
@@ -188,32 +241,51 @@ def _choose(
 
 
 def _read(
-    counts: CountFile, rows: I64, tokenizer: Tokenizer, min_mapped: float, bar: Progress
-) -> list[tuple[Ragged, Ragged, scipy.sparse.csr_matrix]]:
-    """Read ascending rows of a file: plain tokens, dithered tokens and expression, for each stretch of the file."""
+    counts: CountFile,
+    rows: I64,
+    held_out: npt.NDArray[np.bool_],
+    tokenizer: Tokenizer,
+    min_mapped: float,
+    bar: Progress,
+) -> tuple[list[tuple[Ragged, Ragged, scipy.sparse.csr_matrix]], CellCounts | None]:
+    """Read ascending rows of a file.
+
+    Returns:
+        Plain tokens, dithered tokens and expression, for each stretch of the file; and the counts of the held-out cells
+        that have a token, None if there are no such cells.
+    """
     columns = tokenizer.bind(counts, min_mapped)
-    plain, dithered = replace(tokenizer, dither=False), replace(tokenizer, dither=True)
-    n_genes = len(tokenizer.vocabulary.genes)
-    parts, scaled_counts = [], []
+    parts, scaled_counts, kept = [], [], []
     for stretch in np.unique(rows // _ROWS):
-        wanted = rows[rows // _ROWS == stretch]
+        here = rows // _ROWS == stretch
         for first, chunk in counts.chunks(_ROWS, start=stretch * _ROWS, stop=(stretch + 1) * _ROWS):
-            cells = chunk[wanted - first]
-            indptr, genes, values = map_genes(cells.indptr, cells.indices, cells.data, columns.numbers, n_genes)
-            scaled = normalise(indptr, values, cell_totals(cells.indptr, cells.data), 10_000.0)
-            scaled_counts.append((genes, scaled))
-            expression = scipy.sparse.csr_matrix(
-                (np.log1p(scaled).astype(np.float32), genes, indptr), shape=(len(wanted), n_genes)
-            )
-            parts.append((Ragged(*plain.encode(cells, columns)), Ragged(*dithered.encode(cells, columns)), expression))
-        bar.update(len(wanted))
+            cells = CellCounts(chunk[rows[here] - first], columns, tokenizer)
+            scaled = cells.scaled()
+            scaled_counts.append((scaled.indices, scaled.data))
+            parts.append((cells.ranked("plain"), cells.ranked("dithered"), scaled.log1p().astype(np.float32)))
+            kept.append(cells.counts[held_out[here] & (parts[-1][0].lengths > 0)])
+        bar.update(int(here.sum()))
     if scaled_counts:
         measure_drift(counts.name, tokenizer, *(np.concatenate(each) for each in zip(*scaled_counts, strict=True)))
-    return parts
+    found = sum(part.shape[0] for part in kept)
+    return parts, CellCounts(scipy.sparse.vstack(kept, format="csr"), columns, tokenizer) if found else None
 
 
-def _labels(store: Location, where: dict[int, DatasetEntry], label: str, data_set: I64, row: I64) -> Labels:
-    """The label of each cell as text; None where the cell has none or its data set has no such column."""
+def read_labels(
+    store: Location, where: dict[int, DatasetEntry], label: str, option: str, data_set: I64, row: I64
+) -> Labels:
+    """Read the label of each cell as text; None where the cell has none or its data set has no such column.
+
+    Args:
+        store: has the labels.
+        where: number of each data set in the store to its entry.
+        label: a column of obs.
+        option: what named the column, for the message.
+        data_set, row: int64 (n_cells,), of the cells.
+
+    Raises:
+        DataError: no data set has the column.
+    """
     labels = np.full(len(row), None, dtype=object)
     columns: set[str] = set()
     has_label = False
@@ -228,5 +300,5 @@ def _labels(store: Location, where: dict[int, DatasetEntry], label: str, data_se
         values = _obs_column(store, entry, label).iloc[row[here]]
         labels[here] = [name or None for name in canonical_names(values)]
     if not has_label:
-        raise DataError(f"{store}: no column {label!r} in obs: --label can be one of {', '.join(sorted(columns))}")
+        raise DataError(f"{store}: no column {label!r} in obs: {option} can be one of {', '.join(sorted(columns))}")
     return labels

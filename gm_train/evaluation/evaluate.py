@@ -1,9 +1,11 @@
-"""Evaluate a model: hidden genes, missing genes and probes, with every control, on plain and dithered ranks."""
+"""Evaluate a model: run the tasks with every control, on plain and dithered ranks."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from data_shards.errors import DataError
 from data_shards.files.atomic import replace_file
 from data_shards.tokens.vocabulary import FIRST_GENE
 from data_shards.workers.progress import Progress
@@ -12,10 +14,12 @@ from gm_train.embedding.embed import default_precision
 from gm_train.embedding.embed_cells import F32
 from gm_train.evaluation import score_table
 from gm_train.evaluation.cells import EvaluationCells
+from gm_train.evaluation.checks.checks import run_checks
+from gm_train.evaluation.embedding_maps import Colouring, draw_maps, has_umap
 from gm_train.evaluation.figures import RANKS, Row
-from gm_train.evaluation.score_pictures import draw_embeddings, draw_scores
-from gm_train.evaluation.task import Subject
-from gm_train.evaluation.tasks import TASKS
+from gm_train.evaluation.score_pictures import draw_scores
+from gm_train.evaluation.task import EvaluationTask, Subject
+from gm_train.evaluation.tasks import choose_tasks
 from gm_train.model.genemamba import GeneMamba
 
 
@@ -25,8 +29,8 @@ class Evaluation:
 
     Attributes:
         results: everything in the tables, ready for JSON.
-        embeddings: title to features of all cells, float32 (n_cells, n_features), of the model and of PCA; empty
-            without labels.
+        embeddings: title to features of all cells, float32 (n_cells, n_features), for maps; empty without probes and
+            scores of integration.
         cells: the cells that were scored.
     """
 
@@ -47,9 +51,13 @@ class Evaluation:
             old.unlink(missing_ok=True)
         replace_file(written[1], score_table.render_markdown(self.results))
         draw_scores(self.results, written[2])
-        if self.embeddings and self.cells.labels is not None:
-            written.append(directory / "eval-embedding.png")
-            draw_embeddings(self.embeddings, self.cells.labels, self.results["label"]["key"], written[-1])
+        colourings = []
+        if self.cells.labels is not None:
+            colourings.append(Colouring(str(self.cells.label), self.cells.labels, numbered=True))
+        if self.cells.batches is not None:
+            colourings.append(Colouring(str(self.cells.batch), self.cells.batches, numbered=False))
+        if self.embeddings and colourings:
+            written += draw_maps(self.embeddings, colourings, directory, "eval-embedding")
         replace_file(written[0], json.dumps(self.results, indent=1) + "\n")
         return written
 
@@ -62,6 +70,9 @@ def evaluate(
     mask_seeds: int,
     checkpoint: Row,
     embeddings: dict[str, F32] | None = None,
+    chosen: Sequence[type[EvaluationTask]] = (),
+    gene_sets: Path | None = None,
+    other_store: bool = False,
 ) -> Evaluation:
     """Score a model and its controls.
 
@@ -73,13 +84,16 @@ def evaluate(
         mask_seeds: how often genes are hidden anew, each time with another model of random weights.
         checkpoint: the checkpoint that the model is from: its `step`, `path` and `hash`.
         embeddings: name to vectors of the same cells that were made elsewhere, float32 (n_cells, n_features).
+        chosen: the tasks to run; empty for all.
+        gene_sets: a GMT file of sets that the model was not trained with.
+        other_store: whether the cells are of a store that the model was not trained on.
 
     Raises:
-        DataError: no gene is hidden.
+        DataError: none of the tasks can be done for these cells, no gene is hidden, or gene sets cannot be used.
     """
     precision = default_precision(config, next(model.parameters()).device)
-    subject = Subject(model, config, cells, trained_on, mask_seeds, precision, embeddings or {})
-    tasks = [task(subject) for task in TASKS]
+    subject = Subject(model, config, cells, trained_on, mask_seeds, precision, embeddings or {}, gene_sets)
+    tasks = [task(subject) for task in chosen or choose_tasks(())]
     rows: dict[str, list[Row]] = {task.key: [] for task in tasks}
     n_scores = len(RANKS) * sum(task.n_scores for task in tasks)
     with Progress(total=n_scores, desc="evaluating", unit=" scores") as bar:
@@ -87,80 +101,65 @@ def evaluate(
             for task in tasks:
                 if task.n_scores:
                     rows[task.key] += task.rows(ranks, bar.update)
-    results: Row = {
+    results = _facts(subject, checkpoint, tasks, other_store)
+    for task in tasks:
+        results |= task.facts()
+    results |= rows
+    results["tasks"]["scored"] = [key for key, found in rows.items() if found]
+    notes = [note for task in tasks for note in task.notes(results)]
+    if not results["tasks"]["scored"]:
+        raise DataError(f"--tasks {','.join(rows)}: nothing can be scored. {' '.join(notes)}")
+    features = {title: f for task in tasks for title, f in task.features.items()}
+    if features and not has_umap():
+        notes.append("The maps of embeddings are t-SNE: for UMAPs, pip install 'gm-train[eval]'.")
+    results["notes"] = notes + _notes(results)
+    results["checks"] = run_checks(subject, results)
+    return Evaluation(results, features, cells)
+
+
+def _facts(subject: Subject, checkpoint: Row, tasks: Sequence[EvaluationTask], other_store: bool) -> Row:
+    """The entries of `eval.json` that do not depend on scores: the model, its cells and the tasks."""
+    config, cells = subject.config, subject.cells
+    return {
+        "tasks": {"asked": [task.key for task in tasks]},
         "checkpoint": checkpoint,
         "model": {
             "arch": config.model.arch,
             "d_model": config.model.d_model,
             "n_layers": config.model.n_layers,
-            "parameters": sum(p.numel() for p in model.parameters()),
+            "parameters": sum(p.numel() for p in subject.model.parameters()),
             "language": config.objective.language,
             "label": config.task.label,
-            "trained_on": trained_on,
-            "precision": precision,
+            "trained_on": subject.trained_on,
+            "precision": subject.precision,
         },
+        "mask_seeds": subject.mask_seeds,
         "cells": {
             "train": int((~cells.held_out).sum()),
             "held_out": int(cells.held_out.sum()),
             "genes": subject.vocabulary_size - FIRST_GENE,
             "without_tokens": cells.n_empty,
             "data_sets_left_out": list(cells.missing),
+            "label": cells.label,
+            "hash": cells.hash,
+            "other_store": other_store,
         },
     }
-    for task in tasks:
-        results |= task.facts()
-    results |= rows
-    results["notes"] = _notes(results)
-    return Evaluation(results, {title: f for task in tasks for title, f in task.features.items()}, cells)
 
 
 def _notes(results: Row) -> list[str]:
-    """List what a reader must know about how the numbers were made."""
-    label = results["label"]
-    notes = [
-        f"{results['mask_rate']:.0%} of a cell's genes are hidden behind the mask token. Cross-entropy is over all "
-        f"{results['cells']['genes']:,} genes for every row. Count controls use {results['cells']['train']:,} "
-        "training cells with the same kind of ranks, and never guess a visible gene; the model may.",
-        "The order control was tuned on training cells: "
-        + ", ".join(f"strength {t['strength']:g} on {ranks} ranks" for ranks, t in results["order_control"].items())
-        + " (0 means plain frequency).",
-    ]
-    notes.append(
-        f"Of a cell divided for the missing genes, each gene is shown with probability {results['shown_rate']:.0%}. "
-        "Cross-entropy is over all genes that are not shown. PCA and nearest neighbours see the expression of the "
-        f"shown genes, of which the model sees the order; they learn from {results['cells']['train']:,} training cells "
-        "and are tuned on some of them. Where the store has more, --max-cells gives them more."
-        if results["missing"]
-        else "There are no scores of missing genes: no training cell or no held-out cell has several genes."
-    )
-    language = results["model"]["language"]
-    if what := {"next_token": "next tokens", "missing": "missing genes"}.get(language):
-        notes.append(f"The model was trained on {what}, never on masked ones: its masked-gene scores mean little.")
-    if language != "missing":
-        notes.append(
-            "The model was not trained to name missing genes from its pooled state: its missing-gene scores mean "
-            "little."
-        )
-    if results["model"]["label"]:
-        notes.append(
-            f"The model was fine-tuned for {results['model']['label']!r}; its output layer was not trained with it, so "
-            "its scores of masked and missing genes mean little."
-        )
+    """What holds for all tasks: which were asked for, and cells that are left out."""
+    notes = []
+    asked = results["tasks"]["asked"]
+    if {task.key for task in choose_tasks(())} - set(asked):
+        notes.append(f"Only these tasks were asked for (--tasks): {', '.join(asked)}.")
     if results["cells"]["without_tokens"]:
         notes.append(f"{results['cells']['without_tokens']:,} cells have no gene of the vocabulary and are left out.")
     if left_out := results["cells"]["data_sets_left_out"]:
         notes.append(f"Data sets of the store whose count files were not given are left out: {', '.join(left_out)}.")
-    if label is None:
-        notes.append("There are no probes, because no label was given (--label).")
-        return notes
-    if not results["probes"]:
+    if results["cells"]["other_store"]:
         notes.append(
-            f"There are no probes, because too few training cells have {label['key']!r}, all have the same value, or "
-            "no held-out cell has one of their values."
+            "The cells are of a store that this model was not trained on: it may have been trained on cells that are "
+            "held out there."
         )
-    if label["unlabelled"]:
-        notes.append(f"{label['unlabelled']:,} cells have no {label['key']!r} and are left out of the probes.")
-    if label["unseen"]:
-        kinds = ", ".join(f"{name} ({count})" for name, count in label["unseen"].items())
-        notes.append(f"Held-out cells with labels that no training cell has are left out of the probes: {kinds}.")
     return notes

@@ -15,7 +15,8 @@ from data_shards.counts.formats import open_root
 from data_shards.errors import DataError
 from gm_train.embedding.embed_cells import F32
 from gm_train.evaluation.cells import EvaluationCells
-from gm_train.evaluation.figures import MODEL, PCA, RANDOM
+from gm_train.evaluation.figures import MODEL
+from gm_train.evaluation.tasks import TASKS
 
 _OBSM = "obsm:"
 
@@ -26,10 +27,11 @@ def read_embeddings(given: Sequence[str], cells: EvaluationCells) -> dict[str, F
     Raises:
         DataError: as there; or two have the same name, or one has that of the model or a control.
     """
+    taken = {MODEL, *(control for task in TASKS if task.takes_embeddings for control in task.controls)}
     found: dict[str, F32] = {}
     for one in given:
         name, features = read_embedding(one, cells)
-        if name in found or name in (MODEL, PCA, RANDOM):
+        if name in found or name in taken:
             raise DataError(f"--embedding {one}: another row is called {name!r}: rename the file or the key")
         found[name] = features
     return found

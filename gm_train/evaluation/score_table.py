@@ -8,6 +8,12 @@ _LABEL: Columns = (
     ("macro_f1", "macro-F1 %", "macro-F1 (%)", 1, True),
 )
 
+#: What a reader of the tables and of the verdicts must know.
+LEGEND = (
+    '± is one standard deviation over seeds. The model is "level with" a control if their means differ by no more than '
+    "two standard deviations of the difference."
+)
+
 
 def check_controls(results: Row) -> None:
     """Refuse results that lack the model's score or one of its controls.
@@ -17,7 +23,8 @@ def check_controls(results: Row) -> None:
     """
     for task in TASKS:
         rows = results.get(task.key, [])
-        for ranks in RANKS if rows or task.required else ():
+        # Earlier versions did not say which tasks were scored.
+        for ranks in RANKS if rows or task.key in results.get("tasks", {"scored": []})["scored"] else ():
             missing = {MODEL, *task.controls} - {row["scored"] for row in rows if row["ranks"] == ranks}
             if missing:
                 raise ValueError(f"{task.key} scores on {ranks} ranks lack: {', '.join(sorted(missing))}")
@@ -26,6 +33,11 @@ def check_controls(results: Row) -> None:
 def verdicts(results: Row) -> list[str]:
     """Sentences on the tables: which controls the model beats, and what that means for what it knows."""
     return [sentence for task in TASKS if results.get(task.key) for sentence in task.verdicts(results)]
+
+
+def checks(results: Row) -> list[str]:
+    """A line on each check: its outcome, its name and what it found; none for an evaluation of an earlier version."""
+    return [f"{found['outcome']}: {found['check']}. {found['text']}" for found in results.get("checks", [])]
 
 
 def _cells(rows: list[Row], columns: Columns) -> list[list[str]]:
@@ -62,10 +74,10 @@ def blocks(results: Row) -> list[tuple[str, list[str], list[list[str]]]]:
             rows = [row for row in results.get(task.key, []) if row["ranks"] == ranks]
             if not rows:
                 continue
-            title = task.title(results, ranks)
-            if ranks == results["model"]["trained_on"]:
-                title += ", ranks as in its training"
-            tables.append((title, ["", *(heading for _, heading, *_ in task.columns)], _cells(rows, task.columns)))
+            as_trained = ", ranks as in its training" if ranks == results["model"]["trained_on"] else ""
+            for title, columns in task.tables(results, ranks):
+                headings = ["", *(heading for _, heading, *_ in columns)]
+                tables.append((title + as_trained, headings, _cells(rows, columns)))
     return tables
 
 
@@ -88,19 +100,24 @@ def aligned(headings: list[str], lines: list[list[str]]) -> list[str]:
 
 
 def render_text(results: Row) -> str:
-    """Format tables, notes and verdicts for a terminal."""
+    """Format tables, notes, verdicts and checks for a terminal."""
     parts = [f"Scores of {scored_checkpoint(results)}", ""]
     for title, headings, lines in blocks(results):
         parts += [title, *aligned(headings, lines), ""]
-    parts += ["* best of the column", *results["notes"], "", *(f"- {verdict}" for verdict in verdicts(results))]
+    parts += [f"* best of the column. {LEGEND}", *results["notes"], "", *(f"- {line}" for line in verdicts(results))]
+    if found := checks(results):
+        parts += ["", "Checks", *(f"- {line}" for line in found)]
     return "\n".join(parts) + "\n"
 
 
 def render_markdown(results: Row) -> str:
-    """Format tables, notes and verdicts as Markdown."""
+    """Format tables, notes, verdicts and checks as Markdown."""
     parts = [f"Scores of {scored_checkpoint(results)}", ""]
     for title, headings, lines in blocks(results):
         parts += [f"### {title}", "", f"| {' | '.join(headings)} |", "|---|" + "---:|" * (len(headings) - 1)]
         parts += [f"| {' | '.join(text.strip() for text in line)} |" for line in lines] + [""]
-    parts += [r"\* best of the column", *results["notes"], "", *(f"- {verdict}" for verdict in verdicts(results))]
+    parts += [rf"\* best of the column. {LEGEND}", *results["notes"], ""]
+    parts += [f"- {line}" for line in verdicts(results)]
+    if found := checks(results):
+        parts += ["", "### Checks", "", *(f"- {line}" for line in found)]
     return "\n".join(parts) + "\n"

@@ -1,8 +1,9 @@
 """The interface of an evaluation task: one kind of score for the model and its controls, on both kinds of ranks."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import ClassVar
 
 import torch
@@ -27,6 +28,7 @@ class Subject:
         mask_seeds: how often genes are hidden anew.
         precision: "fp32", or "bf16" for autocast.
         embeddings: name to vectors that were made elsewhere, float32 (n_cells, n_features).
+        gene_sets: a GMT file of sets that the model was not trained with; None without.
     """
 
     model: GeneMamba
@@ -36,6 +38,7 @@ class Subject:
     mask_seeds: int
     precision: str = "fp32"
     embeddings: dict[str, F32] = field(default_factory=dict)
+    gene_sets: Path | None = None
     _kept: dict[str, F32] = field(default_factory=dict, repr=False)
 
     def embedded(self, ranks: str) -> F32:
@@ -49,6 +52,23 @@ class Subject:
         if "pca" not in self._kept:
             self._kept["pca"] = principal_components(self.cells.expression, ~self.cells.held_out)
         return self._kept["pca"]
+
+    def random_embedded(self, ranks: str, seed: int) -> F32:
+        """Embed all cells with random weights of a seed, once: float32 (n_cells, d_model)."""
+        key = f"random {seed} {ranks}"
+        if key not in self._kept:
+            model = self.random_model(seed)
+            self._kept[key] = embed_cells(model, self.cells.ranked(ranks), precision=self.precision)
+        return self._kept[key]
+
+    def drawn(self) -> dict[str, F32]:
+        """Title to embeddings for maps: the model's on the ranks of its training, PCA's, and those made elsewhere."""
+        pca = self.pca()
+        return {
+            f"GeneMamba, {self.trained_on} ranks": self.embedded(self.trained_on),
+            f"PCA, {pca.shape[1]} components": pca,
+            **self.embeddings,
+        }
 
     @property
     def vocabulary_size(self) -> int:
@@ -70,19 +90,20 @@ class EvaluationTask(ABC):
         subject: the model and the cells.
 
     Attributes:
-        key: the name of the task's rows in `eval.json`.
+        key: the name of the task in `--tasks`, and of its rows in `eval.json`.
         columns: the columns of its tables.
         controls: rows that must be there besides the model's own.
-        required: whether an evaluation without this task is incomplete.
+        takes_embeddings: whether it also scores vectors that were made elsewhere (`Subject.embeddings`).
         panel: what is drawn: column, title (a format string over the results), label of the axis, decimals.
-        n_scores: number of calls of `advance` on one kind of ranks; 0 if the task cannot be done for this subject.
+        n_scores: number of calls of `advance` on one kind of ranks; 0 if the task cannot be done for this subject
+            (`notes` says why).
         features: title to embeddings that are drawn, float32 (n_cells, n_features); may be empty.
     """
 
     key: ClassVar[str]
     columns: ClassVar[Columns]
     controls: ClassVar[tuple[str, ...]]
-    required: ClassVar[bool] = False
+    takes_embeddings: ClassVar[bool] = False
     panel: ClassVar[tuple[str, str, str, int]]
 
     def __init__(self, subject: Subject) -> None:
@@ -107,11 +128,51 @@ class EvaluationTask(ABC):
         return {}
 
     @staticmethod
+    def question(results: Row) -> object:
+        """What the scores depend on besides the cells, their label and the seeds; only equal ones can be compared."""
+        return None
+
+    @classmethod
+    def panel_of(cls, rows: Sequence[Row]) -> tuple[str, str, str, int]:
+        """What is drawn, as in `panel`.
+
+        Args:
+            rows: of the task; they have the column.
+        """
+        return cls.panel
+
+    @staticmethod
     @abstractmethod
     def title(results: Row, ranks: str) -> str:
         """The title of the table of one kind of ranks."""
 
+    @classmethod
+    def tables(cls, results: Row, ranks: str) -> list[tuple[str, Columns]]:
+        """The tables of one kind of ranks, as title and columns; more than one if the columns need it."""
+        return [(cls.title(results, ranks), cls.columns)]
+
     @staticmethod
     def verdicts(results: Row) -> list[str]:
-        """Sentences on what the rows show."""
+        """Sentences on what the rows show; called only if there are rows."""
         return []
+
+    @staticmethod
+    def notes(results: Row) -> list[str]:
+        """Sentences on how the numbers were made, or why there are none; called once facts and rows are there."""
+        return []
+
+
+def note_if_tuned(results: Row, what: str) -> list[str]:
+    """The note of a task that asks the output layer of a model that was fine-tuned without it; otherwise none.
+
+    Args:
+        results: of an evaluation.
+        what: the genes that the task scores, such as "masked".
+    """
+    label = results["model"]["label"]
+    if not label:
+        return []
+    return [
+        f"The model was fine-tuned for {label!r}; its output layer was not trained with it, so its scores of {what} "
+        "genes mean little."
+    ]

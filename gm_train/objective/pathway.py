@@ -22,8 +22,12 @@ _PURPOSE_DRAW = 21
 I64 = npt.NDArray[np.int64]
 
 
-def read_gmt(path: Path) -> dict[str, list[str]]:
+def read_gmt(path: Path, setting: str = "objective.pathways") -> dict[str, list[str]]:
     """Read the gene sets of a GMT file: name to gene names.
+
+    Args:
+        path: of the file.
+        setting: what named the file, for error messages.
 
     Raises:
         DataError: the file cannot be read, or a line lacks a name, a description or genes, separated by tabs.
@@ -33,10 +37,8 @@ def read_gmt(path: Path) -> dict[str, list[str]]:
     except (OSError, UnicodeDecodeError) as error:
         other = is_other(path, GENE_SETS) if path.exists() else "no such file"
         if other is not None:
-            raise DataError(f"{path}: {other}: set objective.pathways to a .gmt file") from error
-        raise DataError(
-            f"{path}: cannot be read as gene sets ({error}): set objective.pathways to a .gmt file"
-        ) from error
+            raise DataError(f"{path}: {other}: set {setting} to a .gmt file") from error
+        raise DataError(f"{path}: cannot be read as gene sets ({error}): set {setting} to a .gmt file") from error
     sets: dict[str, list[str]] = {}
     for number, line in enumerate(lines, 1):
         if not line.strip():
@@ -48,6 +50,11 @@ def read_gmt(path: Path) -> dict[str, list[str]]:
     if not sets:
         raise DataError(f"{path}: has no gene sets")
     return sets
+
+
+def fitting_sets(sets: Mapping[str, list[str]], size: tuple[int, int]) -> list[list[str]]:
+    """The sets with a number of different genes within `size`, smallest and largest, as the file counts them."""
+    return [genes for genes in sets.values() if size[0] <= len(set(genes)) <= size[1]]
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,12 @@ class PathwayIndex:
 
     @classmethod
     def build(
-        cls, sets: Mapping[str, list[str]], token_of: Mapping[str, int], vocabulary_size: int, size: tuple[int, int]
+        cls,
+        sets: Mapping[str, list[str]],
+        token_of: Mapping[str, int],
+        vocabulary_size: int,
+        size: tuple[int, int],
+        setting: str = "objective.pathways",
     ) -> "PathwayIndex":
         """Index the sets with a number of genes within `size`, as the file counts them, and with two or more tokens.
 
@@ -73,19 +85,20 @@ class PathwayIndex:
             token_of: gene name to token; genes without a token are skipped.
             vocabulary_size: number of tokens.
             size: number of genes of the smallest and of the largest set that is used.
+            setting: what named the file, for error messages.
 
         Raises:
             DataError: no set is left.
         """
-        fitting = [genes for genes in sets.values() if size[0] <= len(set(genes)) <= size[1]]
+        fitting = fitting_sets(sets, size)
         known = [{token_of[gene] for gene in genes if gene in token_of} for genes in fitting]
         used = [sorted(tokens) for tokens in known if len(tokens) > 1]
         if not used:
             raise DataError(
-                f"of the {len(sets):,} gene sets of objective.pathways, {len(fitting):,} have {size[0]} to {size[1]} "
+                f"of the {len(sets):,} gene sets of {setting}, {len(fitting):,} have {size[0]} to {size[1]} "
                 "genes, and none of these has two genes in the store's vocabulary: use gene sets of the store's genes "
-                "(for a store of Ensembl ids, `gm-train data medians --gene-table` keeps the symbols), or set "
-                "objective.pathways='' to train without"
+                "(for a store of Ensembl ids, `gm-train data medians --gene-table` keeps the symbols), or "
+                + ("set objective.pathways='' to train without" if setting == "objective.pathways" else "leave it out")
             )
         bits = np.zeros((vocabulary_size, -(-len(used) // 64)), dtype=np.uint64)
         for number, tokens in enumerate(used):
@@ -98,26 +111,47 @@ class PathwayIndex:
         return np.asarray(self.bits.any(axis=1))
 
 
+def tokens_of_names(tokenizer: Tokenizer) -> dict[str, int]:
+    """The token of each name that gene sets may use: gene ids, and symbols to which the gene table gives one id."""
+    token_of = dict(tokenizer.vocabulary.token_of)
+    if tokenizer.gene_table is None:
+        return token_of
+    symbols = {
+        symbol: token_of[next(iter(ids))]
+        for symbol, ids in tokenizer.gene_table.ids_of.items()
+        if len(ids) == 1 and next(iter(ids)) in token_of
+    }
+    return symbols | token_of
+
+
 def pathways_of(objective: ObjectiveConfig, tokenizer: Tokenizer) -> PathwayIndex | None:
     """Read the gene sets that a run trains on; None if it trains without.
-
-    Names in the file are gene ids of the store's vocabulary, or symbols to which its gene table gives exactly one id.
 
     Raises:
         DataError: the file cannot be read, or no set is left.
     """
     if not objective.pathways or objective.gamma == 0:
         return None
-    token_of = tokenizer.vocabulary.token_of
-    if tokenizer.gene_table is not None:
-        symbols = {
-            symbol: token_of[next(iter(ids))]
-            for symbol, ids in tokenizer.gene_table.ids_of.items()
-            if len(ids) == 1 and next(iter(ids)) in token_of
-        }
-        token_of = symbols | token_of
+    return index_gene_sets(Path(objective.pathways), objective, tokenizer)
+
+
+def index_gene_sets(
+    path: Path, objective: ObjectiveConfig, tokenizer: Tokenizer, setting: str = "objective.pathways"
+) -> PathwayIndex:
+    """Read the sets of a GMT file that are as large as a run's may be.
+
+    Args:
+        path: of the file.
+        objective: has the sizes.
+        tokenizer: of the run.
+        setting: what named the file, for error messages.
+
+    Raises:
+        DataError: the file cannot be read, or no set is left.
+    """
     low, high = objective.pathway_size
-    return PathwayIndex.build(read_gmt(Path(objective.pathways)), token_of, tokenizer.vocabulary.size, (low, high))
+    sets, token_of = read_gmt(path, setting), tokens_of_names(tokenizer)
+    return PathwayIndex.build(sets, token_of, tokenizer.vocabulary.size, (low, high), setting)
 
 
 @compiled()

@@ -23,7 +23,7 @@ from gm_train.cli.main import main
 from gm_train.config import parts
 from gm_train.config.check import ConfigError
 from gm_train.config.load import load_config
-from gm_train.evaluation import evaluate, score_pictures, score_table, tasks
+from gm_train.evaluation import score_pictures, score_table, tasks
 from gm_train.run.records import METRICS, read_rows
 from gm_train.train import columns
 from tests.conftest import Atlas, tiny_words
@@ -151,15 +151,17 @@ def test_an_evaluation_task(atlas: Atlas, tmp_path: Path, monkeypatch: pytest.Mo
     process = start([*tiny_words(atlas.store, run), "trainer.max_steps=3"], log)
     process.join()
     add("An evaluation task")
-    for module in (evaluate, score_table, score_pictures):
+    for module in (score_table, score_pictures):
         monkeypatch.setattr(module, "TASKS", tasks.TASKS)
-    assert main(["eval", str(run), *map(str, atlas.files)]) == 0
+    assert main(["eval", str(run), *map(str, atlas.files), "--tasks", "size"]) == 0
     rows = json.loads((run / "eval" / "eval.json").read_text())["size"]
     assert {(row["ranks"], row["scored"]) for row in rows} == {
         (ranks, name) for ranks in ("plain", "dithered") for name in ("model", "random weights")
     }
     assert "Number of genes of" in (run / "eval" / "eval.md").read_text()
     results = json.loads((run / "eval" / "eval.json").read_text())
+    assert results["tasks"] == {"asked": ["size"], "scored": ["size"]}
+    assert "R² is that of ridge regression." in results["notes"]
     results["size"] = [row for row in rows if row["scored"] == "model"]
     with pytest.raises(ValueError, match="size scores on plain ranks lack: random weights"):
         score_table.check_controls(results)

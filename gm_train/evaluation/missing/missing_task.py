@@ -8,7 +8,7 @@ import numpy as np
 from gm_train.evaluation.figures import FREQUENCY, MODEL, NEIGHBOURS, PCA, RANDOM, RANKS, Row, compare, figures
 from gm_train.evaluation.missing.missing_controls import fitted_guesses
 from gm_train.evaluation.missing.missing_genes import SHOWN, MissingScore, divide, model_guess, score_missing
-from gm_train.evaluation.task import EvaluationTask, Subject
+from gm_train.evaluation.task import EvaluationTask, Subject, note_if_tuned
 from gm_train.objective.cell_keys import cell_keys
 
 
@@ -69,3 +69,21 @@ class MissingGenesTask(EvaluationTask):
         """A sentence for each kind of ranks: which controls the model beats."""
         rows = results[MissingGenesTask.key]
         return [compare(rows, ranks, MissingGenesTask.controls, MissingGenesTask.columns[0]) for ranks in RANKS]
+
+    @staticmethod
+    def notes(results: Row) -> list[str]:
+        """What is shown, what the controls learn from, and models that were not trained on missing genes."""
+        if not results[MissingGenesTask.key]:
+            return ["There are no scores of missing genes: no training cell or no held-out cell has several genes."]
+        notes = [
+            f"Of a cell divided for the missing genes, each gene is shown with probability {results['shown_rate']:.0%}."
+            " Cross-entropy is over all genes that are not shown. PCA and nearest neighbours see the expression of the "
+            f"shown genes, of which the model sees the order; they learn from {results['cells']['train']:,} training "
+            "cells and are tuned on some of them. Where the store has more, --max-cells gives them more."
+        ]
+        if results["model"]["language"] != "missing":
+            notes.append(
+                "The model was not trained to name missing genes from its pooled state: its missing-gene scores mean "
+                "little."
+            )
+        return notes + note_if_tuned(results, "missing")

@@ -1,27 +1,21 @@
 """Promise 2: every score stands beside strong controls, computed on the same hidden positions."""
 
 import copy
-import importlib.util
 import math
-from pathlib import Path
 
 import numpy as np
 import pytest
 
-from data_shards.counts.count_options import CountOptions
-from data_shards.medians.make_medians import make_medians
-from data_shards.prepare.make_store import make_store
-from data_shards.prepare.splits import SplitOptions
-from data_shards.tokens.tokenizer import Tokenizer
 from data_shards.tokens.vocabulary import FIRST_GENE, MASK, PAD
 from gm_train.embedding.ragged import Ragged
 from gm_train.evaluation import score_table
-from gm_train.evaluation.cells import EvaluationCells, read_cells
+from gm_train.evaluation.cells import EvaluationCells
 from gm_train.evaluation.figures import RANKS
 from gm_train.evaluation.masked.frequency_controls import BIN_SMOOTHING, RANK_BINS, Frequency, FrequencyByRank
 from gm_train.evaluation.masked.masked_genes import MaskedCells, Predictor, score_masked
 from gm_train.evaluation.masked.order_control import NEIGHBOURS, OrderControl
 from gm_train.evaluation.tasks import TASKS
+from tests.support.blood_cells import read_blood_cells
 from tests.support.evaluation_cases import VOCABULARY, answers, mask, ragged, random_cells
 from tests.unit.gm_train.evaluation.test_score_table import make_results
 
@@ -120,18 +114,8 @@ def test_with_too_few_cells_to_tune_on_the_order_control_equals_frequency() -> N
 @pytest.fixture(scope="module")
 def pbmc(tmp_path_factory: pytest.TempPathFactory) -> tuple[EvaluationCells, int]:
     """The 700 blood cells in scanpy's wheel, and the size of their vocabulary."""
-    spec = importlib.util.find_spec("scanpy")
-    if spec is None or spec.origin is None:
-        pytest.skip("scanpy is not installed: its wheel contains the cells")
-    path = Path(spec.origin).parent / "datasets" / "10x_pbmc68k_reduced.h5ad"
-    folder = tmp_path_factory.mktemp("pbmc")
-    options = CountOptions(raw=True, counts_from="log1p")
-    make_medians([path], folder / "medians.zarr", options, say=lambda line: None)
-    splits = SplitOptions(by="cell", validation=0.2)
-    medians, store = folder / "medians.zarr", folder / "store.zarr"
-    make_store([path], medians, store, options, top_k=512, splits=splits, say=lambda line: None)
-    tokenizer = Tokenizer.load(store)
-    return read_cells(store, [path], tokenizer, "bulk_labels"), tokenizer.vocabulary.size
+    cells = read_blood_cells(tmp_path_factory.mktemp("pbmc"))
+    return cells, cells.tokenizer.vocabulary.size
 
 
 def test_on_real_cells_order_predicts_hidden_genes_unless_ranks_are_dithered(pbmc: tuple[EvaluationCells, int]) -> None:

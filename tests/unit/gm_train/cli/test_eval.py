@@ -1,5 +1,6 @@
 """`gm-train eval` and the report of a run, end to end on a tiny run."""
 
+import html
 import json
 import shutil
 from pathlib import Path
@@ -16,11 +17,12 @@ from gm_train.checkpoint.find import latest_whole, open_checkpoint
 from gm_train.cli.main import main
 from gm_train.config.load import load_config
 from gm_train.evaluation import score_table
-from gm_train.evaluation.tasks import TASKS
+from gm_train.evaluation.integration.integration_task import IntegrationTask
+from gm_train.evaluation.tasks import TASKS, choose_tasks
 from gm_train.model.genemamba import GeneMamba
 from gm_train.train.fit import fit
 from gm_train.train.run_report import write_report
-from tests.conftest import Atlas, tiny_words
+from tests.conftest import Atlas, tiny_words, write_gene_sets
 
 
 @pytest.fixture(scope="module")
@@ -35,9 +37,10 @@ def evaluate(run: Path, atlas: Atlas, *words: str) -> int:
 
 
 def test_the_command_writes_tables_pictures_and_report(
-    trained: Path, atlas: Atlas, capsys: pytest.CaptureFixture[str]
+    trained: Path, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert evaluate(trained, atlas, "--label", "cell_type") == 0
+    sets = write_gene_sets(tmp_path / "sets.gmt")
+    assert evaluate(trained, atlas, "--label", "cell_type", "--gene-sets", str(sets)) == 0
     tokenizer = Tokenizer.load(atlas.store)
     printed = capsys.readouterr().out
     results = json.loads((trained / "eval" / "eval.json").read_text())
@@ -46,11 +49,21 @@ def test_the_command_writes_tables_pictures_and_report(
     assert (results["cells"]["train"], results["cells"]["held_out"]) == (60, 20)
     assert results["cells"]["genes"] == len(tokenizer.vocabulary.genes)
     assert results["cells"]["data_sets_left_out"] == []
-    for name in ("eval-scores.png", "eval-embedding.png"):
+    for name in ("eval-scores.png", "eval-embedding-1.png", "eval-embedding-2.png"):
         assert (trained / "eval" / name).read_bytes().startswith(b"\x89PNG")
     report = (trained / "report.html").read_text()
-    assert report.count("data:image/png;base64,") == 3
-    assert all(name in report for task in TASKS for name in task.controls)
+    assert [found["check"] for found in results["checks"]] == [
+        "medians drift",
+        "pathway coverage",
+        "accuracy against macro-F1",
+    ]
+    for found in results["checks"]:
+        assert html.escape(found["text"]) in report
+        assert found["text"] in (trained / "eval" / "eval.md").read_text()
+    assert "two standard deviations" in report
+    assert report.count("data:image/png;base64,") == 4
+    assert all(name in report for task in choose_tasks(()) if task.key != "integration" for name in task.controls)
+    assert "Batch integration was not scored: columns of obs with types and batches are needed: add --batch." in report
     assert "http" not in report  # nothing is fetched
 
 
@@ -65,7 +78,8 @@ def test_vectors_that_were_made_elsewhere_are_probed_beside_the_model(
     assert main([*command, "--label", "cell_type", *given]) == 0
     rows = json.loads((tmp_path / "out" / "eval.json").read_text())["probes"]
     found = {row["scored"]: row["knn_accuracy"]["mean"] for row in rows if row["ranks"] == "plain"}
-    assert list(found) == ["model", "theirs", "narrow", "PCA", "random weights"]
+    assert list(found) == ["model", "theirs", "narrow", "PCA", "variable genes", "random weights"]
+    assert "loses to theirs (100.0)" in (tmp_path / "out" / "eval.md").read_text()
     assert found["theirs"] == 100.0
     assert found["model"] < 100.0
     assert main([*command, *given]) == 2
@@ -73,6 +87,50 @@ def test_vectors_that_were_made_elsewhere_are_probed_beside_the_model(
     assert evaluate(trained, atlas, "--label", "cell_type", "--out", str(tmp_path / "two"), *given) == 1
     assert "has rows of one count file, and 2 are given" in capsys.readouterr().err
     assert not (tmp_path / "two").exists()
+
+
+def test_batch_integration_is_scored_and_drawn_by_batch(
+    trained: Path, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("scib_metrics")
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    words = ["--label", "cell_type", "--batch", "donor_id", "--tasks", "integration"]
+    assert evaluate(run, atlas, *words) == 0
+    results = json.loads((run / "eval" / "eval.json").read_text())
+    assert results["tasks"]["scored"] == ["integration"]
+    assert {row["scored"] for row in results["integration"]} == {"model", *IntegrationTask.controls}
+    of = results["integration_of"]
+    assert (of["batches"], of["types"]) == (6, 2)
+    printed, report = capsys.readouterr().out, (run / "report.html").read_text()
+    for text in (printed, report):
+        assert "Integration of 6 'donor_id' over 2 'cell_type'" in text.replace("&#x27;", "'")
+        assert "random by batch" in text
+    assert report.count("data:image/png;base64,") == 6
+    for name in ("1", "1-2", "2", "2-2"):
+        assert (run / "eval" / f"eval-embedding-{name}.png").is_file()
+
+
+def test_batches_that_cannot_be_scored_are_refused(
+    trained: Path, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(tmp_path / "out")
+    for words, code, message in (
+        (["--batch", "donor_id"], 2, "--batch: batches are compared among cells of one type, which needs --label"),
+        (["--label", "cell_type", "--batch", "nothing"], 1, "no column 'nothing' in obs: --batch can be one of "),
+        (["--label", "cell_type", "--tasks", "integration"], 1, "nothing can be scored. Batch integration was not"),
+        (
+            ["--label", "cell_type", "--batch", "cell_type", "--tasks", "integration"],
+            1,
+            "'cell_type' is nested in 'cell_type'",
+        ),
+    ):
+        assert evaluate(trained, atlas, *words, "--out", out) == code
+        assert message in capsys.readouterr().err
+    monkeypatch.setattr("gm_train.evaluation.integration.integration_task.has_scib_metrics", lambda: False)
+    words = ["--label", "cell_type", "--batch", "donor_id", "--tasks", "integration", "--out", out]
+    assert evaluate(trained, atlas, *words) == 1
+    assert "scib-metrics is not installed: pip install 'gm-train[eval]'" in capsys.readouterr().err
+    assert not Path(out).exists()
 
 
 def test_all_models_are_scored_in_the_precision_of_the_run(
@@ -105,7 +163,7 @@ def test_the_same_checkpoint_scores_the_same_and_out_moves_the_files(
     first, second = ((tmp_path / out / "eval.json").read_text() for out in ("first", "second"))
     assert first == second
     assert json.loads(first)["probes"] == []
-    assert not (tmp_path / "first" / "eval-embedding.png").exists()
+    assert not (tmp_path / "first" / "eval-embedding-1.png").exists()
 
 
 def test_scores_name_their_checkpoint_and_older_ones_are_marked(
@@ -140,7 +198,7 @@ def test_scores_name_their_checkpoint_and_older_ones_are_marked(
     assert "<h2>Evaluation at step 16</h2>" in page()
     assert marked not in page()
     assert named not in page()
-    assert not (run / "eval" / "eval-embedding.png").exists()
+    assert not (run / "eval" / "eval-embedding-1.png").exists()
     assert page().count("data:image/png;base64,") == 2
 
 
@@ -157,6 +215,22 @@ def test_scores_of_another_checkpoint_of_the_same_step_or_of_an_unknown_one_are_
     del results["checkpoint"]
     path.write_text(json.dumps(results))
     assert "The evaluation does not name its checkpoint; this run stands at step 12" in write_report(run).read_text()
+
+
+def test_scores_of_a_version_with_other_controls_do_not_break_the_report(
+    trained: Path, atlas: Atlas, tmp_path: Path
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    assert evaluate(run, atlas, "--label", "cell_type", "--tasks", "probes") == 0
+    path = run / "eval" / "eval.json"
+    results = json.loads(path.read_text())
+    results["probes"] = [row for row in results["probes"] if row["scored"] != "variable genes"]
+    del results["tasks"]
+    path.write_text(json.dumps(results))
+    page = write_report(run).read_text()
+    assert "made by another version of gm-train" in page
+    assert "variable genes" in page
+    assert "<caption>" in page
 
 
 def test_the_page_with_the_scores_goes_to_mlflow(atlas: Atlas, tmp_path: Path) -> None:
@@ -203,6 +277,86 @@ def test_a_run_is_evaluated_from_any_folder_and_with_a_store_that_moved(
     assert f"{here / 'data/cells.zarr'}: no such store" in error
     assert "If the store of this model has moved, name it with --store" in error
     assert evaluate(run, atlas, "--out", out, "--store", f"{moved}/cells.zarr") == 0
+
+
+@pytest.mark.parametrize("tasks", [["masked"], ["missing"], ["probes"], ["probes,masked"], ["missing", "masked"]])
+def test_only_the_tasks_that_are_asked_for_run(tasks: list[str], trained: Path, atlas: Atlas, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    wanted = {key for word in tasks for key in word.split(",")}
+    assert evaluate(run, atlas, "--label", "cell_type", "--tasks", *tasks) == 0
+    results = json.loads((run / "eval" / "eval.json").read_text())
+    assert set(results["tasks"]["asked"]) == set(results["tasks"]["scored"]) == wanted
+    assert {task.key for task in TASKS if results.get(task.key)} == wanted
+    assert (run / "eval" / "eval-scores.png").read_bytes().startswith(b"\x89PNG")
+    assert (run / "eval" / "eval-embedding-1.png").is_file() == ("probes" in wanted)
+    shown = (run / "report.html").read_text(), (run / "eval" / "eval.md").read_text()
+    assert main(["export", str(run), str(tmp_path / "card")]) == 0
+    for text in (*shown, (tmp_path / "card" / "README.md").read_text()):
+        assert f"Only these tasks were asked for (--tasks): {', '.join(results['tasks']['asked'])}." in text
+        for key, heading in (("masked", "Hidden genes of"), ("missing", "Missing genes of"), ("probes", "frozen emb")):
+            assert (heading in text) == (key in wanted)
+        assert ("hidden behind the mask token" in text) == ("masked" in wanted)
+
+
+def test_the_published_reconstruction_is_scored_on_request_alone_and_says_that_it_proves_nothing(
+    trained: Path, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    assert evaluate(run, atlas, "--tasks", "reconstruction") == 0
+    results = json.loads((run / "eval" / "eval.json").read_text())
+    assert results["tasks"]["scored"] == ["reconstruction"]
+    assert "paper_reconstruction" not in results
+    assert evaluate(run, atlas, "--tasks", "reconstruction", "--paper-reconstruction") == 0
+    results = json.loads((run / "eval" / "eval.json").read_text())
+    assert results["tasks"]["scored"] == ["reconstruction", "paper_reconstruction"]
+    copies = [row for row in results["paper_reconstruction"] if row["scored"] == "copy machine"]
+    assert [(row["ranks"], row["distance"]["mean"], row["exact"]["mean"]) for row in copies] == [
+        ("plain", 11.0, 0.0),
+        ("dithered", 11.0, 0.0),
+    ]
+    for text in ((run / "report.html").read_text(), (run / "eval" / "eval.md").read_text()):
+        assert "Repeated cells on plain ranks prove nothing about what the model knows" in text
+        assert "There is no order of hidden genes" not in text
+    capsys.readouterr()
+    out = tmp_path / "few"
+    few = ["eval", str(run), *map(str, atlas.files), "--max-cells", "8", "--paper-reconstruction", "--out", str(out)]
+    assert main(few) == 1
+    assert "--paper-reconstruction joins 10 cells, but 2 held-out cells are scored" in capsys.readouterr().err
+    assert not out.exists()
+
+
+def test_tasks_that_cannot_be_done_or_that_do_not_exist_are_refused(
+    trained: Path, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    shutil.rmtree(run / "eval", ignore_errors=True)
+    assert evaluate(run, atlas, "--tasks", "probes") == 1
+    assert "--tasks probes: nothing can be scored. There are no probes, because no label" in capsys.readouterr().err
+    assert evaluate(run, atlas, "--tasks", "masked,cells") == 2
+    known = ", ".join(sorted(task.key for task in choose_tasks(())))
+    assert f"--tasks cells: no such task: there are {known}" in capsys.readouterr().err
+    assert evaluate(run, atlas, "--tasks", ",") == 2
+    assert "--tasks names no task: there are " in capsys.readouterr().err
+    assert evaluate(run, atlas, "--label", "cell_type", "--tasks", "masked", "--embedding", "obsm:X_scVI") == 2
+    assert "--embedding: none of the tasks scores vectors that were made elsewhere: add " in capsys.readouterr().err
+    assert not (run / "eval").exists()
+
+
+def test_gene_sets_that_no_task_takes_or_that_are_none_are_refused(
+    trained: Path, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets, out = write_gene_sets(tmp_path / "sets.gmt"), ["--out", str(tmp_path / "out")]
+    assert evaluate(trained, atlas, "--tasks", "masked", "--gene-sets", str(sets), *out) == 2
+    assert "--gene-sets: only the task pairs takes gene sets: add pairs to --tasks" in capsys.readouterr().err
+    for path, message in (
+        (tmp_path / "none.gmt", "none.gmt: no such file: set --gene-sets to a .gmt file"),
+        (atlas.files[0], "set --gene-sets to a .gmt file"),
+    ):
+        assert evaluate(trained, atlas, "--tasks", "pairs", "--gene-sets", str(path), *out) == 1
+        assert message in capsys.readouterr().err
+    assert evaluate(trained, atlas, "--tasks", "pairs", *out) == 1
+    assert "trained without gene sets, and none were given (--gene-sets)" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_wrong_words_are_refused_with_one_message(
