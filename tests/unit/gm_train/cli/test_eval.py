@@ -287,7 +287,7 @@ def test_gene_sets_of_the_training_must_be_there_unchanged(
     assert "leave pairs out with --tasks masked," in error
     sets.unlink()
     assert evaluate(run, atlas, "--tasks", "pairs", *out) == 1
-    assert f"the gene sets of the training, {sets}, are missing" in capsys.readouterr().err
+    assert "the gene sets of the training, sets.gmt, are missing" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
