@@ -11,6 +11,7 @@ examples:
   gm-train eval runs/demo pbmc.h5ad --label bulk_labels --tasks probes
   gm-train eval runs/demo pbmc.h5ad --tasks pairs,robustness --gene-sets reactome.gmt
   gm-train eval runs/demo pbmc.h5ad --label bulk_labels --embedding obsm:X_scVI --embedding theirs.npy
+  gm-train eval runs/atlas donors/*.h5ad --label cell_type --batch assay
   gm-train eval runs/atlas/checkpoints/step-00010000 donors/*.h5ad --label cell_type --max-cells 5000
 
 Give the count files that the store was made from: the held-out cells are ranked again, plain and dithered.
@@ -36,6 +37,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "--label", metavar="KEY", help="column of obs that the probes predict, such as cell_type (default: no probes)"
     )
     parser.add_argument(
+        "--batch",
+        metavar="KEY",
+        help="column of obs with batches, such as donor_id: scores batch integration (default: no such scores)",
+    )
+    parser.add_argument(
         "--tasks",
         nargs="+",
         default=[],
@@ -48,6 +54,11 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         default=[],
         metavar="obsm:KEY|FILE.npy",
         help="vectors that were made elsewhere, to probe beside the model's; may be given several times",
+    )
+    parser.add_argument(
+        "--paper-reconstruction",
+        action="store_true",
+        help="also score the published reconstruction, in which the model repeats what it sees, beside copy machines",
     )
     parser.add_argument(
         "--gene-sets",
@@ -92,7 +103,7 @@ def run(arguments: argparse.Namespace) -> int:
     for name in ("max_cells", "mask_seeds"):
         if getattr(arguments, name) < 1:
             raise OptionError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
-    tasks = choose_tasks(arguments.tasks)
+    tasks = choose_tasks(arguments.tasks, arguments.paper_reconstruction)
     if arguments.embedding and not any(task.takes_embeddings for task in tasks):
         takers = ", ".join(task.key for task in choose_tasks(()) if task.takes_embeddings)
         raise OptionError(f"--embedding: none of the tasks scores vectors that were made elsewhere: add {takers}")
@@ -100,6 +111,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise OptionError("--gene-sets: only the task pairs takes gene sets: add pairs to --tasks")
     if arguments.embedding and arguments.label is None:
         raise OptionError("--embedding: vectors are scored by probes, which need --label")
+    if arguments.batch is not None and arguments.label is None:
+        raise OptionError("--batch: batches are compared among cells of one type, which needs --label")
     checkpoint = open_checkpoint(arguments.checkpoint)
     given = arguments.checkpoint.resolve()
     run_dir = given if (given / "checkpoints").is_dir() else given.parent.parent
@@ -114,6 +127,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.store is not None:
             raise
         raise DataError(f"{error}. If the store of this model has moved, name it with --store") from error
+    other_store = False
     identity = json.loads((checkpoint.path / "identity.json").read_text())
     trained_store = identity["store"]
     if (earlier := manifest.before_adding(trained_store)) is not None:
@@ -124,6 +138,7 @@ def run(arguments: argparse.Namespace) -> int:
         if arguments.store is None:
             raise DataError(f"{message}; name the right one with --store, or this one to use it all the same")
         logging.getLogger(__name__).warning(message)
+        other_store = True
     if "pairs" in {task.key for task in tasks} and config.objective.gamma != 0:
         sets = Path(config.objective.pathways)
         if sets.is_file() and hash_path(sets) != identity["pathways"]:
@@ -132,7 +147,7 @@ def run(arguments: argparse.Namespace) -> int:
                 f"{sets}: not the gene sets that this model was trained with (the hash differs): put that file back, "
                 f"or leave pairs out with --tasks {others}"
             )
-    cells = read_cells(store, arguments.files, tokenizer, arguments.label, arguments.max_cells)
+    cells = read_cells(store, arguments.files, tokenizer, arguments.label, arguments.max_cells, batch=arguments.batch)
     embeddings = read_embeddings(arguments.embedding, cells)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained_on = "dithered" if tokenizer.dither else "plain"
@@ -148,6 +163,7 @@ def run(arguments: argparse.Namespace) -> int:
         embeddings,
         tasks,
         arguments.gene_sets,
+        other_store,
     )
     print(render_text(evaluation.results))
     print("drawing", flush=True)

@@ -1,5 +1,6 @@
 """The cells of an evaluation, tokenised again from their counts: a store's tokens do not give dithered ranks."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ class EvaluationCells:
         files: number of each data set to its count file.
         label: name of the column of obs; None without labels.
         labels: object (n_cells,), str or None where a cell has none; None without labels.
+        batch: name of the column of obs with the batches; None without batches.
+        batches: object (n_cells,), str or None where a cell has none; None without batches.
         n_empty: cells left out because they have no token.
         missing: data sets of the store whose files were not given.
         tokenizer: that of the model.
@@ -63,10 +66,27 @@ class EvaluationCells:
     files: dict[int, Path]
     label: str | None
     labels: Labels | None
+    batch: str | None
+    batches: Labels | None
     n_empty: int
     missing: tuple[str, ...]
     tokenizer: Tokenizer
     counts: dict[int, CellCounts]
+
+    @property
+    def hash(self) -> str:
+        """A hash of all that scores depend on, besides the model and labels: genes, cells, their tokens and split."""
+        digest = hashlib.sha256(self.tokenizer.vocabulary.hash.encode())
+        for array in (
+            self.plain.tokens,
+            self.dithered.tokens,
+            self.plain.indptr,
+            self.data_set,
+            self.row,
+            self.held_out,
+        ):
+            digest.update(np.ascontiguousarray(array, dtype=np.int64).tobytes())
+        return digest.hexdigest()
 
     def ranked(self, ranks: str) -> Ragged:
         """The tokens on "plain" or "dithered" ranks."""
@@ -80,6 +100,7 @@ def read_cells(
     label: str | None = None,
     max_cells: int = 2_000,
     held_out_split: int = VALIDATION,
+    batch: str | None = None,
 ) -> EvaluationCells:
     """Read cells of a store from the count files that it was made from.
 
@@ -94,10 +115,11 @@ def read_cells(
         label: a column of obs.
         max_cells: largest number of cells to read.
         held_out_split: split of the held-out cells; those of the other one are not read.
+        batch: a column of obs.
 
     Raises:
         DataError: a file does not belong to the store or has changed, the tokenizer is not the store's, there is no
-            training cell or no held-out cell, or no data set has the label.
+            training cell or no held-out cell, or no data set has the label or the batch.
     """
     manifest = Manifest.load(store)
     if tokenizer.medians_hash != manifest.medians_hash:
@@ -106,7 +128,7 @@ def read_cells(
         )
     counted = _match(store, manifest, files)
     where = {which: entry for which, entry in enumerate(manifest.datasets) if entry.name in counted}
-    data_set, row, held_out = _choose(store, where, max_cells, held_out_split)
+    data_set, row, held_out = choose_cells(store, where, max_cells, held_out_split)
     parts, source_rows = [], [np.zeros(0, np.int64)]
     held_out_counts: dict[int, CellCounts] = {}
     with Progress(total=len(row), desc="reading cells", unit=" cells") as bar:
@@ -123,7 +145,10 @@ def read_cells(
                 held_out_counts[which] = kept_counts
     plain, dithered = (Ragged.concatenate([part[i] for part in parts]) for i in (0, 1))
     expression = scipy.sparse.vstack([part[2] for part in parts], format="csr")
-    labels = None if label is None else _labels(store, where, label, data_set, row)
+    labels, batches = (
+        None if column is None else read_labels(store, where, column, option, data_set, row)
+        for column, option in ((label, "--label"), (batch, "--batch"))
+    )
     kept = np.flatnonzero(plain.lengths > 0)
     return EvaluationCells(
         plain.take(kept),
@@ -136,6 +161,8 @@ def read_cells(
         {which: counted[entry.name] for which, entry in where.items()},
         label,
         None if labels is None else labels[kept],
+        batch,
+        None if batches is None else batches[kept],
         plain.n_cells - len(kept),
         tuple(entry.name for entry in manifest.datasets if entry.name not in counted),
         tokenizer,
@@ -165,10 +192,24 @@ def _match(store: Location, manifest: Manifest, files: Sequence[Path]) -> dict[s
     return paths
 
 
-def _choose(
+def choose_cells(
     store: Location, where: dict[int, DatasetEntry], max_cells: int, held_out_split: int
 ) -> tuple[I64, I64, npt.NDArray[np.bool_]]:
-    """Choose cells: their data set, row, and whether they are held out, in the order of the store."""
+    """Choose cells evenly by a hash, always the same ones: a quarter held out if there are as many.
+
+    Args:
+        store: has their splits.
+        where: number of each data set in the store to its entry; cells of others are not chosen.
+        max_cells: most cells.
+        held_out_split: split of the held-out cells.
+
+    Returns:
+        Their data sets and rows, int64 (n_cells,), and whether they are held out, bool (n_cells,), in the order of the
+        store.
+
+    Raises:
+        DataError: there is no training cell or no held-out cell.
+    """
     chosen: dict[int, tuple[U64, I64, I64]] = {}
     for split in (TRAIN, held_out_split):
         draws, sets, rows = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
@@ -230,8 +271,21 @@ def _read(
     return parts, CellCounts(scipy.sparse.vstack(kept, format="csr"), columns, tokenizer) if found else None
 
 
-def _labels(store: Location, where: dict[int, DatasetEntry], label: str, data_set: I64, row: I64) -> Labels:
-    """The label of each cell as text; None where the cell has none or its data set has no such column."""
+def read_labels(
+    store: Location, where: dict[int, DatasetEntry], label: str, option: str, data_set: I64, row: I64
+) -> Labels:
+    """Read the label of each cell as text; None where the cell has none or its data set has no such column.
+
+    Args:
+        store: has the labels.
+        where: number of each data set in the store to its entry.
+        label: a column of obs.
+        option: what named the column, for the message.
+        data_set, row: int64 (n_cells,), of the cells.
+
+    Raises:
+        DataError: no data set has the column.
+    """
     labels = np.full(len(row), None, dtype=object)
     columns: set[str] = set()
     has_label = False
@@ -246,5 +300,5 @@ def _labels(store: Location, where: dict[int, DatasetEntry], label: str, data_se
         values = _obs_column(store, entry, label).iloc[row[here]]
         labels[here] = [name or None for name in canonical_names(values)]
     if not has_label:
-        raise DataError(f"{store}: no column {label!r} in obs: --label can be one of {', '.join(sorted(columns))}")
+        raise DataError(f"{store}: no column {label!r} in obs: {option} can be one of {', '.join(sorted(columns))}")
     return labels

@@ -15,8 +15,9 @@ from gm_train.embedding.embed_cells import F32
 from gm_train.evaluation import score_table
 from gm_train.evaluation.cells import EvaluationCells
 from gm_train.evaluation.checks.checks import run_checks
+from gm_train.evaluation.embedding_maps import Colouring, draw_maps, has_umap
 from gm_train.evaluation.figures import RANKS, Row
-from gm_train.evaluation.score_pictures import draw_embeddings, draw_scores
+from gm_train.evaluation.score_pictures import draw_scores
 from gm_train.evaluation.task import EvaluationTask, Subject
 from gm_train.evaluation.tasks import choose_tasks
 from gm_train.model.genemamba import GeneMamba
@@ -28,8 +29,8 @@ class Evaluation:
 
     Attributes:
         results: everything in the tables, ready for JSON.
-        embeddings: title to features of all cells, float32 (n_cells, n_features), of the model and of PCA; empty
-            without probes.
+        embeddings: title to features of all cells, float32 (n_cells, n_features), for maps; empty without probes and
+            scores of integration.
         cells: the cells that were scored.
     """
 
@@ -50,9 +51,13 @@ class Evaluation:
             old.unlink(missing_ok=True)
         replace_file(written[1], score_table.render_markdown(self.results))
         draw_scores(self.results, written[2])
-        if self.embeddings and self.cells.labels is not None:
-            written.append(directory / "eval-embedding.png")
-            draw_embeddings(self.embeddings, self.cells.labels, str(self.cells.label), written[-1])
+        colourings = []
+        if self.cells.labels is not None:
+            colourings.append(Colouring(str(self.cells.label), self.cells.labels, numbered=True))
+        if self.cells.batches is not None:
+            colourings.append(Colouring(str(self.cells.batch), self.cells.batches, numbered=False))
+        if self.embeddings and colourings:
+            written += draw_maps(self.embeddings, colourings, directory, "eval-embedding")
         replace_file(written[0], json.dumps(self.results, indent=1) + "\n")
         return written
 
@@ -67,6 +72,7 @@ def evaluate(
     embeddings: dict[str, F32] | None = None,
     chosen: Sequence[type[EvaluationTask]] = (),
     gene_sets: Path | None = None,
+    other_store: bool = False,
 ) -> Evaluation:
     """Score a model and its controls.
 
@@ -80,6 +86,7 @@ def evaluate(
         embeddings: name to vectors of the same cells that were made elsewhere, float32 (n_cells, n_features).
         chosen: the tasks to run; empty for all.
         gene_sets: a GMT file of sets that the model was not trained with.
+        other_store: whether the cells are of a store that the model was not trained on.
 
     Raises:
         DataError: none of the tasks can be done for these cells, no gene is hidden, or gene sets cannot be used.
@@ -94,7 +101,7 @@ def evaluate(
             for task in tasks:
                 if task.n_scores:
                     rows[task.key] += task.rows(ranks, bar.update)
-    results = _facts(subject, checkpoint, tasks)
+    results = _facts(subject, checkpoint, tasks, other_store)
     for task in tasks:
         results |= task.facts()
     results |= rows
@@ -102,12 +109,15 @@ def evaluate(
     notes = [note for task in tasks for note in task.notes(results)]
     if not results["tasks"]["scored"]:
         raise DataError(f"--tasks {','.join(rows)}: nothing can be scored. {' '.join(notes)}")
+    features = {title: f for task in tasks for title, f in task.features.items()}
+    if features and not has_umap():
+        notes.append("The maps of embeddings are t-SNE: for UMAPs, pip install 'gm-train[eval]'.")
     results["notes"] = notes + _notes(results)
     results["checks"] = run_checks(subject, results)
-    return Evaluation(results, {title: f for task in tasks for title, f in task.features.items()}, cells)
+    return Evaluation(results, features, cells)
 
 
-def _facts(subject: Subject, checkpoint: Row, tasks: Sequence[EvaluationTask]) -> Row:
+def _facts(subject: Subject, checkpoint: Row, tasks: Sequence[EvaluationTask], other_store: bool) -> Row:
     """The entries of `eval.json` that do not depend on scores: the model, its cells and the tasks."""
     config, cells = subject.config, subject.cells
     return {
@@ -130,6 +140,9 @@ def _facts(subject: Subject, checkpoint: Row, tasks: Sequence[EvaluationTask]) -
             "genes": subject.vocabulary_size - FIRST_GENE,
             "without_tokens": cells.n_empty,
             "data_sets_left_out": list(cells.missing),
+            "label": cells.label,
+            "hash": cells.hash,
+            "other_store": other_store,
         },
     }
 
@@ -138,10 +151,15 @@ def _notes(results: Row) -> list[str]:
     """What holds for all tasks: which were asked for, and cells that are left out."""
     notes = []
     asked = results["tasks"]["asked"]
-    if len(asked) < len(choose_tasks(())):
+    if {task.key for task in choose_tasks(())} - set(asked):
         notes.append(f"Only these tasks were asked for (--tasks): {', '.join(asked)}.")
     if results["cells"]["without_tokens"]:
         notes.append(f"{results['cells']['without_tokens']:,} cells have no gene of the vocabulary and are left out.")
     if left_out := results["cells"]["data_sets_left_out"]:
         notes.append(f"Data sets of the store whose count files were not given are left out: {', '.join(left_out)}.")
+    if results["cells"]["other_store"]:
+        notes.append(
+            "The cells are of a store that this model was not trained on: it may have been trained on cells that are "
+            "held out there."
+        )
     return notes

@@ -7,6 +7,7 @@ from typing import Any, TypedDict
 RANKS = ("plain", "dithered")
 MODEL, ORDER, BY_RANK, FREQUENCY = "model", "order control", "frequency by rank", "frequency"
 RANDOM, PCA, NEIGHBOURS, VARIABLE = "random weights", "PCA", "nearest neighbours", "variable genes"
+BY_TYPE, BY_BATCH = "random by type", "random by batch"
 COEXPRESSION, LEVEL = "co-expression", "expression level"
 
 #: A row of a table: `ranks`, `scored` (the model or a control), and a `Figure` for each column.

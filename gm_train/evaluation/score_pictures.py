@@ -1,22 +1,14 @@
-"""Draw an evaluation: scores beside those of the controls, and cell embeddings in two dimensions."""
+"""Draw the scores of an evaluation beside those of the controls."""
 
 from pathlib import Path
 
-import matplotlib as mpl
 import numpy as np
-import numpy.typing as npt
 from matplotlib.figure import Figure
-from sklearn.manifold import TSNE
 
 from gm_train.evaluation import figures
 from gm_train.evaluation.figures import Row
-from gm_train.evaluation.labels import Labels
 from gm_train.evaluation.tasks import TASKS
 
-#: Largest number of cells drawn: t-SNE of more cells takes minutes and shows nothing more.
-MAX_DRAWN = 1_500
-#: Labels with a colour of their own; the rarer ones share one colour.
-MAX_COLOURED = 19
 DPI = 150
 #: Panels of scores side by side.
 _ACROSS = 3
@@ -32,6 +24,8 @@ _COLOURS = {
     figures.COEXPRESSION: "#4c72b0",
     figures.LEVEL: "#a9bbd9",
     figures.RANDOM: "#bbbbbb",
+    figures.BY_TYPE: "#7f9bc8",
+    figures.BY_BATCH: "#a9bbd9",
 }
 
 
@@ -76,50 +70,3 @@ def draw_scores(results: Row, path: Path) -> None:
         axis.legend(frameon=False, fontsize=7.5, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.1))
     figure.suptitle(f"the model at step {results['checkpoint']['step']:,}", fontsize=9, color="#666666")
     figure.savefig(path, dpi=DPI)
-
-
-def draw_embeddings(embeddings: dict[str, npt.NDArray[np.float32]], labels: Labels, label: str, path: Path) -> None:
-    """Draw t-SNE maps of several embeddings of the same cells, side by side, coloured by label (PNG).
-
-    Args:
-        embeddings: title to features, float32 (n_cells, n_features).
-        labels: object (n_cells,), None where a cell has no label.
-        label: name of the label, the title of the legend.
-        path: of the picture.
-    """
-    drawn = np.sort(np.random.default_rng(0).permutation(len(labels))[:MAX_DRAWN])
-    shown = np.array(["(none)" if name is None else str(name) for name in labels[drawn]])
-    names, counts = np.unique(shown, return_counts=True)
-    names = names[np.argsort(-counts, kind="stable")]
-    colours = [*mpl.color_sequences["tab20"][:MAX_COLOURED], "#dddddd"]
-    if len(names) > MAX_COLOURED + 1:
-        others = f"{len(names) - MAX_COLOURED} others"
-        shown = np.where(np.isin(shown, names[:MAX_COLOURED]), shown, others)
-        names = np.append(names[:MAX_COLOURED], others)
-    figure = Figure(figsize=(4.4 * len(embeddings) + 2.4, 4.4), layout="constrained")
-    axes = np.atleast_1d(figure.subplots(1, len(embeddings)))
-    for axis, (title, features) in zip(axes, embeddings.items(), strict=True):
-        points = _two_dimensions(features[drawn])
-        for name, colour in zip(names, colours, strict=False):
-            here = shown == name
-            axis.scatter(points[here, 0], points[here, 1], s=10, color=colour, linewidths=0, label=_short(str(name)))
-        axis.set_title(title, fontsize=11)
-        axis.set_xlabel("t-SNE 1")
-        axis.set_ylabel("t-SNE 2")
-        axis.set_xticks([])
-        axis.set_yticks([])
-        axis.set_box_aspect(1)
-    handles, texts = axes[-1].get_legend_handles_labels()
-    figure.legend(handles, texts, loc="outside right center", frameon=False, fontsize=7.5, markerscale=1.8, title=label)
-    figure.savefig(path, dpi=DPI)
-
-
-def _two_dimensions(features: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Compute t-SNE: float32 (n_cells, 2)."""
-    perplexity = min(30.0, (len(features) - 1) / 3)
-    init = "pca" if features.shape[1] > 1 else "random"
-    return np.asarray(TSNE(perplexity=perplexity, init=init, random_state=0).fit_transform(features), dtype=np.float32)
-
-
-def _short(name: str) -> str:
-    return name if len(name) <= 32 else f"{name[:16]} … {name[-13:]}"

@@ -61,6 +61,15 @@ class Subject:
             self._kept[key] = embed_cells(model, self.cells.ranked(ranks), precision=self.precision)
         return self._kept[key]
 
+    def drawn(self) -> dict[str, F32]:
+        """Title to embeddings for maps: the model's on the ranks of its training, PCA's, and those made elsewhere."""
+        pca = self.pca()
+        return {
+            f"GeneMamba, {self.trained_on} ranks": self.embedded(self.trained_on),
+            f"PCA, {pca.shape[1]} components": pca,
+            **self.embeddings,
+        }
+
     @property
     def vocabulary_size(self) -> int:
         """Number of tokens."""
@@ -117,6 +126,11 @@ class EvaluationTask(ABC):
     def facts(self) -> Row:
         """Further entries of `eval.json`; called once all rows are made."""
         return {}
+
+    @staticmethod
+    def question(results: Row) -> object:
+        """What the scores depend on besides the cells, their label and the seeds; only equal ones can be compared."""
+        return None
 
     @classmethod
     def panel_of(cls, rows: Sequence[Row]) -> tuple[str, str, str, int]:

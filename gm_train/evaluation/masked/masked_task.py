@@ -3,29 +3,11 @@
 from collections.abc import Callable
 from dataclasses import asdict
 
-import numpy as np
-
-from gm_train.evaluation.figures import (
-    BY_RANK,
-    FREQUENCY,
-    MODEL,
-    ORDER,
-    RANDOM,
-    RANKS,
-    Row,
-    compare,
-    figures,
-    gap,
-    row_of,
-)
-from gm_train.evaluation.masked.frequency_controls import Frequency, FrequencyByRank
-from gm_train.evaluation.masked.masked_genes import Predictor, Score, mask_cells, model_predictor, score_masked
-from gm_train.evaluation.masked.order_control import OrderControl
+from gm_train.evaluation.figures import FREQUENCY, MODEL, ORDER, RANKS, Row, compare, figures, gap, row_of
+from gm_train.evaluation.masked.masked_genes import Score, score_masked
+from gm_train.evaluation.masked.masked_trials import CONTROLS, MASK_RATE, MaskedTrials
 from gm_train.evaluation.task import EvaluationTask, Subject, note_if_tuned
-from gm_train.objective.cell_keys import cell_keys
 
-#: Share of a cell's genes that is hidden. It does not depend on training, so that scores of runs can be compared.
-MASK_RATE = 0.15
 #: If the order control and frequency differ by less (nats), the neighbours of a hidden gene reveal almost nothing.
 NEGLIGIBLE = 0.05
 
@@ -39,7 +21,7 @@ class MaskedGenesTask(EvaluationTask):
         ("top1", "top-1 %", "Hidden gene named first (%)", 1, True),
         ("top10", "top-10 %", "Hidden gene among the first ten (%)", 1, True),
     )
-    controls = (ORDER, BY_RANK, FREQUENCY, RANDOM)
+    controls = CONTROLS
     panel = ("cross_entropy", "Hidden genes", "cross-entropy, nats (lower is better)", 2)
 
     def __init__(self, subject: Subject) -> None:
@@ -49,25 +31,12 @@ class MaskedGenesTask(EvaluationTask):
 
     def rows(self, ranks: str, advance: Callable[[], object]) -> list[Row]:
         """Score the model and each control on the same hidden genes, for each mask seed."""
-        subject, cells, size = self.subject, self.subject.cells, self.subject.vocabulary_size
-        train = cells.ranked(ranks).take(np.flatnonzero(~cells.held_out))
-        numbers = np.flatnonzero(cells.held_out)
-        held_out = cells.ranked(ranks).take(numbers)
-        order = OrderControl(train, size, MASK_RATE)
-        self._order_control[ranks] = {"strength": order.strength, "smoothing": order.smoothing}
-        fixed: dict[str, Predictor] = {
-            MODEL: model_predictor(subject.model, subject.precision),
-            ORDER: order,
-            BY_RANK: FrequencyByRank(train, size),
-            FREQUENCY: Frequency(train, size),
-        }
-        scores: dict[str, list[Score]] = {name: [] for name in [*fixed, RANDOM]}
-        for seed in range(subject.mask_seeds):
-            keys = cell_keys(seed, cells.data_set[numbers], cells.row[numbers])
-            masked = mask_cells(held_out, keys, size, MASK_RATE)
-            random = model_predictor(subject.random_model(seed), subject.precision)
-            for name, predictor in {**fixed, RANDOM: random}.items():
-                scores[name].append(score_masked(predictor, masked))
+        trials = MaskedTrials(self.subject, ranks)
+        self._order_control[ranks] = {"strength": trials.order.strength, "smoothing": trials.order.smoothing}
+        scores: dict[str, list[Score]] = {name: [] for name in (MODEL, *self.controls)}
+        for masked, predictors in trials:
+            for name, runs in scores.items():
+                runs.append(score_masked(predictors[name], masked))
                 advance()
         return [{"ranks": ranks, "scored": name, **figures([asdict(s) for s in runs])} for name, runs in scores.items()]
 

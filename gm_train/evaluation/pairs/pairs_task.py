@@ -183,6 +183,11 @@ class PairsTask(EvaluationTask):
             }
         }
 
+    @staticmethod
+    def question(results: Row) -> object:
+        """The pairs: their numbers tell gene sets apart."""
+        return results["pairs_facts"]["sets"]
+
     @classmethod
     def panel_of(cls, rows: Sequence[Row]) -> tuple[str, str, str, int]:
         """Contextual vectors, on sets that the training did not have if there are some."""

@@ -65,9 +65,7 @@ class ProbeTask(EvaluationTask):
                 scores[name].append(probe(features, self._split, seed))
                 advance()
         if ranks == subject.trained_on:
-            pca = subject.pca()
-            self.features = {f"GeneMamba, {ranks} ranks": embedded, f"PCA, {pca.shape[1]} components": pca}
-            self.features |= subject.embeddings
+            self.features = subject.drawn()
         return [{"ranks": ranks, "scored": name, **figures(runs)} for name, runs in scores.items()]
 
     def _probe_fixed(self, advance: Callable[[], object]) -> dict[str, list[dict[str, float]]]:

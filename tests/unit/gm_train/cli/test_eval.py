@@ -17,7 +17,8 @@ from gm_train.checkpoint.find import latest_whole, open_checkpoint
 from gm_train.cli.main import main
 from gm_train.config.load import load_config
 from gm_train.evaluation import score_table
-from gm_train.evaluation.tasks import TASKS
+from gm_train.evaluation.integration.integration_task import IntegrationTask
+from gm_train.evaluation.tasks import TASKS, choose_tasks
 from gm_train.model.genemamba import GeneMamba
 from gm_train.train.fit import fit
 from gm_train.train.run_report import write_report
@@ -48,7 +49,7 @@ def test_the_command_writes_tables_pictures_and_report(
     assert (results["cells"]["train"], results["cells"]["held_out"]) == (60, 20)
     assert results["cells"]["genes"] == len(tokenizer.vocabulary.genes)
     assert results["cells"]["data_sets_left_out"] == []
-    for name in ("eval-scores.png", "eval-embedding.png"):
+    for name in ("eval-scores.png", "eval-embedding-1.png", "eval-embedding-2.png"):
         assert (trained / "eval" / name).read_bytes().startswith(b"\x89PNG")
     report = (trained / "report.html").read_text()
     assert [found["check"] for found in results["checks"]] == [
@@ -60,8 +61,9 @@ def test_the_command_writes_tables_pictures_and_report(
         assert html.escape(found["text"]) in report
         assert found["text"] in (trained / "eval" / "eval.md").read_text()
     assert "two standard deviations" in report
-    assert report.count("data:image/png;base64,") == 3
-    assert all(name in report for task in TASKS for name in task.controls)
+    assert report.count("data:image/png;base64,") == 4
+    assert all(name in report for task in choose_tasks(()) if task.key != "integration" for name in task.controls)
+    assert "Batch integration was not scored: columns of obs with types and batches are needed: add --batch." in report
     assert "http" not in report  # nothing is fetched
 
 
@@ -85,6 +87,50 @@ def test_vectors_that_were_made_elsewhere_are_probed_beside_the_model(
     assert evaluate(trained, atlas, "--label", "cell_type", "--out", str(tmp_path / "two"), *given) == 1
     assert "has rows of one count file, and 2 are given" in capsys.readouterr().err
     assert not (tmp_path / "two").exists()
+
+
+def test_batch_integration_is_scored_and_drawn_by_batch(
+    trained: Path, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("scib_metrics")
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    words = ["--label", "cell_type", "--batch", "donor_id", "--tasks", "integration"]
+    assert evaluate(run, atlas, *words) == 0
+    results = json.loads((run / "eval" / "eval.json").read_text())
+    assert results["tasks"]["scored"] == ["integration"]
+    assert {row["scored"] for row in results["integration"]} == {"model", *IntegrationTask.controls}
+    of = results["integration_of"]
+    assert (of["batches"], of["types"]) == (6, 2)
+    printed, report = capsys.readouterr().out, (run / "report.html").read_text()
+    for text in (printed, report):
+        assert "Integration of 6 'donor_id' over 2 'cell_type'" in text.replace("&#x27;", "'")
+        assert "random by batch" in text
+    assert report.count("data:image/png;base64,") == 6
+    for name in ("1", "1-2", "2", "2-2"):
+        assert (run / "eval" / f"eval-embedding-{name}.png").is_file()
+
+
+def test_batches_that_cannot_be_scored_are_refused(
+    trained: Path, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = str(tmp_path / "out")
+    for words, code, message in (
+        (["--batch", "donor_id"], 2, "--batch: batches are compared among cells of one type, which needs --label"),
+        (["--label", "cell_type", "--batch", "nothing"], 1, "no column 'nothing' in obs: --batch can be one of "),
+        (["--label", "cell_type", "--tasks", "integration"], 1, "nothing can be scored. Batch integration was not"),
+        (
+            ["--label", "cell_type", "--batch", "cell_type", "--tasks", "integration"],
+            1,
+            "'cell_type' is nested in 'cell_type'",
+        ),
+    ):
+        assert evaluate(trained, atlas, *words, "--out", out) == code
+        assert message in capsys.readouterr().err
+    monkeypatch.setattr("gm_train.evaluation.integration.integration_task.has_scib_metrics", lambda: False)
+    words = ["--label", "cell_type", "--batch", "donor_id", "--tasks", "integration", "--out", out]
+    assert evaluate(trained, atlas, *words) == 1
+    assert "scib-metrics is not installed: pip install 'gm-train[eval]'" in capsys.readouterr().err
+    assert not Path(out).exists()
 
 
 def test_all_models_are_scored_in_the_precision_of_the_run(
@@ -117,7 +163,7 @@ def test_the_same_checkpoint_scores_the_same_and_out_moves_the_files(
     first, second = ((tmp_path / out / "eval.json").read_text() for out in ("first", "second"))
     assert first == second
     assert json.loads(first)["probes"] == []
-    assert not (tmp_path / "first" / "eval-embedding.png").exists()
+    assert not (tmp_path / "first" / "eval-embedding-1.png").exists()
 
 
 def test_scores_name_their_checkpoint_and_older_ones_are_marked(
@@ -152,7 +198,7 @@ def test_scores_name_their_checkpoint_and_older_ones_are_marked(
     assert "<h2>Evaluation at step 16</h2>" in page()
     assert marked not in page()
     assert named not in page()
-    assert not (run / "eval" / "eval-embedding.png").exists()
+    assert not (run / "eval" / "eval-embedding-1.png").exists()
     assert page().count("data:image/png;base64,") == 2
 
 
@@ -242,7 +288,7 @@ def test_only_the_tasks_that_are_asked_for_run(tasks: list[str], trained: Path, 
     assert set(results["tasks"]["asked"]) == set(results["tasks"]["scored"]) == wanted
     assert {task.key for task in TASKS if results.get(task.key)} == wanted
     assert (run / "eval" / "eval-scores.png").read_bytes().startswith(b"\x89PNG")
-    assert (run / "eval" / "eval-embedding.png").is_file() == ("probes" in wanted)
+    assert (run / "eval" / "eval-embedding-1.png").is_file() == ("probes" in wanted)
     shown = (run / "report.html").read_text(), (run / "eval" / "eval.md").read_text()
     assert main(["export", str(run), str(tmp_path / "card")]) == 0
     for text in (*shown, (tmp_path / "card" / "README.md").read_text()):
@@ -250,6 +296,33 @@ def test_only_the_tasks_that_are_asked_for_run(tasks: list[str], trained: Path, 
         for key, heading in (("masked", "Hidden genes of"), ("missing", "Missing genes of"), ("probes", "frozen emb")):
             assert (heading in text) == (key in wanted)
         assert ("hidden behind the mask token" in text) == ("masked" in wanted)
+
+
+def test_the_published_reconstruction_is_scored_on_request_alone_and_says_that_it_proves_nothing(
+    trained: Path, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(trained, tmp_path / "run"))
+    assert evaluate(run, atlas, "--tasks", "reconstruction") == 0
+    results = json.loads((run / "eval" / "eval.json").read_text())
+    assert results["tasks"]["scored"] == ["reconstruction"]
+    assert "paper_reconstruction" not in results
+    assert evaluate(run, atlas, "--tasks", "reconstruction", "--paper-reconstruction") == 0
+    results = json.loads((run / "eval" / "eval.json").read_text())
+    assert results["tasks"]["scored"] == ["reconstruction", "paper_reconstruction"]
+    copies = [row for row in results["paper_reconstruction"] if row["scored"] == "copy machine"]
+    assert [(row["ranks"], row["distance"]["mean"], row["exact"]["mean"]) for row in copies] == [
+        ("plain", 11.0, 0.0),
+        ("dithered", 11.0, 0.0),
+    ]
+    for text in ((run / "report.html").read_text(), (run / "eval" / "eval.md").read_text()):
+        assert "Repeated cells on plain ranks prove nothing about what the model knows" in text
+        assert "There is no order of hidden genes" not in text
+    capsys.readouterr()
+    out = tmp_path / "few"
+    few = ["eval", str(run), *map(str, atlas.files), "--max-cells", "8", "--paper-reconstruction", "--out", str(out)]
+    assert main(few) == 1
+    assert "--paper-reconstruction joins 10 cells, but 2 held-out cells are scored" in capsys.readouterr().err
+    assert not out.exists()
 
 
 def test_tasks_that_cannot_be_done_or_that_do_not_exist_are_refused(
@@ -260,7 +333,7 @@ def test_tasks_that_cannot_be_done_or_that_do_not_exist_are_refused(
     assert evaluate(run, atlas, "--tasks", "probes") == 1
     assert "--tasks probes: nothing can be scored. There are no probes, because no label" in capsys.readouterr().err
     assert evaluate(run, atlas, "--tasks", "masked,cells") == 2
-    known = ", ".join(sorted(task.key for task in TASKS))
+    known = ", ".join(sorted(task.key for task in choose_tasks(())))
     assert f"--tasks cells: no such task: there are {known}" in capsys.readouterr().err
     assert evaluate(run, atlas, "--tasks", ",") == 2
     assert "--tasks names no task: there are " in capsys.readouterr().err

@@ -54,6 +54,19 @@ def test_rows_are_found_after_filtering_and_missing_labels_are_none(tmp_path: Pa
     assert [label is None for label in cells.labels] == [5 <= row < 25 for row in kept]
 
 
+def test_batches_are_read_beside_labels(atlas: Atlas) -> None:
+    tokenizer = Tokenizer.load(atlas.store)
+    cells = read_cells(atlas.store, atlas.files, tokenizer, "cell_type", batch="donor_id")
+    assert (cells.label, cells.batch) == ("cell_type", "donor_id")
+    assert cells.labels is not None
+    assert cells.batches is not None
+    sources = [ad.read_h5ad(path).obs for path in atlas.files]
+    for i, (which, row) in enumerate(zip(cells.data_set, cells.source_row, strict=True)):
+        assert cells.labels[i] == sources[which]["cell_type"].iloc[row]
+        assert cells.batches[i] == sources[which]["donor_id"].iloc[row]
+    assert read_cells(atlas.store, atlas.files, tokenizer, "cell_type").batches is None
+
+
 def test_data_sets_whose_files_are_not_given_are_named(atlas: Atlas) -> None:
     cells = read_cells(atlas.store, atlas.files[1:], Tokenizer.load(atlas.store))
     assert cells.missing == ("first",)

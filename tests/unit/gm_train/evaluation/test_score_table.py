@@ -7,10 +7,13 @@ import pytest
 
 from gm_train.evaluation import score_table
 from gm_train.evaluation.figures import RANKS, figure
+from gm_train.evaluation.integration.integration_task import PARTS, IntegrationTask
 from gm_train.evaluation.masked.masked_task import MaskedGenesTask
 from gm_train.evaluation.missing.missing_task import MissingGenesTask
 from gm_train.evaluation.pairs.pairs_task import PairsTask
 from gm_train.evaluation.probes.probe_task import ProbeTask
+from gm_train.evaluation.reconstruction.paper_reconstruction_task import PaperReconstructionTask
+from gm_train.evaluation.reconstruction.reconstruction_task import ReconstructionTask
 from gm_train.evaluation.robustness.robustness_task import RobustnessTask
 from gm_train.evaluation.tasks import TASKS
 
@@ -22,7 +25,7 @@ def make_results() -> dict[str, Any]:
     accuracy = {"model": 62.0, "theirs": 75.0, "PCA": 82.0, "variable genes": 70.0, "random weights": 50.0}
     probe_columns = (*(key for key, *_ in ProbeTask.columns), "linear_recall_10", "knn_recall_10", "rare_auroc")
     return {
-        "tasks": {"asked": [task.key for task in TASKS], "scored": [task.key for task in TASKS]},
+        "tasks": {key: [task.key for task in TASKS] for key in ("asked", "scored")},
         "model": {"trained_on": "plain"},
         "cells": {"train": 558, "held_out": 142, "genes": 765},
         "label": {
@@ -34,6 +37,26 @@ def make_results() -> dict[str, Any]:
         "mask_seeds": 2,
         "probe_seeds": 3,
         "missing_cells": {ranks: [140] for ranks in RANKS},
+        "integration_of": {
+            "label": "cell_type",
+            "batch": "donor",
+            "cells": 140,
+            "only_held_out": True,
+            "without": 2,
+            "types": 7,
+            "batches": 3,
+            "types_of_scgraph": 5,
+            "seeds": 3,
+        },
+        "integration": [
+            {
+                "ranks": ranks,
+                "scored": name,
+                **{key: figure([value, value + 0.01]) for key, *_ in (*IntegrationTask.columns, *PARTS)},
+            }
+            for ranks in RANKS
+            for name, value in zip(("model", *IntegrationTask.controls), (0.6, 0.7, 0.65, 0.2, 0.4), strict=True)
+        ],
         "masked": [
             {
                 "ranks": ranks,
@@ -59,6 +82,14 @@ def make_results() -> dict[str, Any]:
             for ranks in RANKS
             for name, value in accuracy.items()
         ],
+        **{
+            task.key: [
+                {"ranks": ranks, "scored": name, **{key: figure([0.5, 0.6]) for key, *_ in task.columns}}
+                for ranks in RANKS
+                for name in ("model", *task.controls)
+            ]
+            for task in (ReconstructionTask, PaperReconstructionTask)
+        },
         "pairs_facts": {"seeds": 3},
         "pairs": [
             {"ranks": ranks, "scored": name, **{key: figure([value, value + 1]) for key, *_ in PairsTask.columns}}
@@ -82,14 +113,17 @@ def test_a_figure_is_mean_and_sample_deviation() -> None:
 
 
 def test_verdicts_name_the_controls_that_win() -> None:
-    plain, dithered, missing, _, *others = score_table.verdicts(make_results())
-    probes = others[:6]
+    results = make_results()
+    plain, dithered, missing, *_ = score_table.verdicts(results)
+    probes, integration = (task.verdicts(results) for task in (ProbeTask, IntegrationTask))
     assert "beats frequency by rank (5.21), frequency (5.81), random weights (6.81); loses to order control" in plain
     assert "neighbouring genes alone could explain its score" in plain
     assert "beats order control" in dithered
     assert "Neighbouring genes reveal almost nothing here" in dithered
     assert "trained on plain ranks" in dithered
     assert "beats PCA (6.00), frequency (7.00), random weights (8.00); loses to nearest neighbours (4.00)" in missing
+    assert "(0.605) beats random by batch (0.205), random weights (0.405); loses to PCA (0.705)" in integration[0]
+    assert "beats random weights (0.405); loses to PCA (0.705), random by type (0.655)" in integration[2]
     assert [sentence.split(" on ")[0] for sentence in probes[::2]] == [
         "Accuracy of a linear probe (%)",
         "Accuracy of nearest neighbours (%)",
@@ -121,14 +155,15 @@ def test_text_and_markdown_show_every_row_note_and_verdict() -> None:
     results = make_results()
     for render in (score_table.render_text, score_table.render_markdown):
         text = render(results)
-        for name in (*MaskedGenesTask.controls, *MissingGenesTask.controls, *ProbeTask.controls, "model"):
+        tasks = (MaskedGenesTask, MissingGenesTask, ProbeTask, IntegrationTask)
+        for name in ("model", *(name for task in tasks for name in task.controls)):
             assert text.count(f"{name} ") >= 2
         assert "2.91 ± 0.01*" in text  # the best of the column
         assert "A note." in text
         assert "warning: a check. Something is wrong." in text
         assert all(verdict in text for verdict in score_table.verdicts(results))
-        # Types have three tables, kinds of gene sets one each, robustness one for each probe and one of movement.
-        assert text.count("ranks as in its training") == 5 + 2 + 3
+        n_tables = sum(len(task.tables(results, "plain")) for task in TASKS)
+        assert text.count("ranks as in its training") == n_tables > len(TASKS)
 
 
 def test_recall_has_a_table_by_the_number_of_training_cells_of_held_out_types() -> None:
