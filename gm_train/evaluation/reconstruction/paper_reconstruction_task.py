@@ -27,8 +27,8 @@ class PaperReconstructionTask(EvaluationTask):
 
     key = "paper_reconstruction"
     columns = (
-        ("distance", "L-Dist", "L-Dist of repeated cells", 1, False),
-        ("bleu", "BLEU", "BLEU of repeated cells", 3, True),
+        ("distance", "L-Dist", "L-Dist of repeated cells, which proves nothing,", 1, False),
+        ("bleu", "BLEU", "BLEU of repeated cells, which proves nothing,", 3, True),
         ("exact", "exact %", "Positions repeated exactly (%)", 1, True),
     )
     controls = (COPY, INPUT, RANDOM)
