@@ -1,5 +1,6 @@
 """Probes: how well simple classifiers predict a label from frozen cell embeddings."""
 
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,10 +99,13 @@ def _fit_linear(features: npt.NDArray[np.float32], labels: npt.NDArray[np.str_],
     halves = KFold(_FOLDS, shuffle=True, random_state=seed).split(features)
     # A fold may hold all cells of all labels but one: then its other cells have nothing to tell apart.
     folds = [(fit, score) for fit, score in halves if len(set(labels[fit])) > 1]
-    if not folds:
-        return regression.fit(features, labels)
-    search = GridSearchCV(regression, {"logisticregression__C": PENALTIES}, cv=folds)
-    return search.fit(features, labels).best_estimator_
+    with warnings.catch_warnings():
+        # At the precision of float32 its line search may find no further step: that is where it has converged.
+        warnings.filterwarnings("ignore", r"lbfgs failed to converge after \d+ iteration\(s\) \(status=2\)")
+        if not folds:
+            return regression.fit(features, labels)
+        search = GridSearchCV(regression, {"logisticregression__C": PENALTIES}, cv=folds)
+        return search.fit(features, labels).best_estimator_
 
 
 @dataclass(frozen=True)
