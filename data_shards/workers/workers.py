@@ -272,11 +272,16 @@ def start_server() -> str:
 
 
 def _begin_worker() -> None:
-    """Set up a worker process: keep freed memory, and exit when the parent process ends, even if it is killed."""
+    """Set up a worker process: keep freed memory, and exit with the parent process."""
     # The kernel zeroes memory that glibc returned and requests again: that took a tenth of the time of medians.
     set_malloc = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_malloc is not None and set_malloc(_M_MMAP_THRESHOLD, 32 << 20):
         set_malloc(_M_TRIM_THRESHOLD, 256 << 20)
+    end_with_parent()
+
+
+def end_with_parent() -> None:
+    """Make this process, which multiprocessing has started, exit when its parent process ends, even if it is killed."""
     parent = parent_process()
     assert parent is not None
 

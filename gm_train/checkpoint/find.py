@@ -12,6 +12,7 @@ import json
 import logging
 import re
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -210,17 +211,22 @@ def recover(directory: Path) -> Checkpoint | None:
     return None
 
 
-def prune(directory: Path, keep_last: int, before: int | None) -> None:
-    """Delete all checkpoints but the newest ones, the one with the best validation loss, and the one for a rollback.
+def prune(directory: Path, keep_last: int, before: int | None, scores: Mapping[int, float]) -> None:
+    """Delete all checkpoints but the newest ones, those that are best by two scores, and the one for a rollback.
+
+    One of the scores is the validation loss.
 
     Args:
         directory: the folder of the run's checkpoints.
         keep_last: number of newest checkpoints to keep.
         before: keep the newest undamaged checkpoint below this step as well, since a rollback would need it; None: no
             rollback is possible.
+        scores: the other score, by step; smaller is better.
     """
     checkpoints = list_checkpoints(directory)
     kept = {checkpoint.path for checkpoint in checkpoints[-keep_last:]}
+    if best := best_of(checkpoints, scores):
+        kept.add(best.path)
     scored = [(c.val_loss, -c.step, c.path) for c in checkpoints if c.val_loss is not None]
     if scored:
         kept.add(min(scored)[2])
@@ -236,6 +242,17 @@ def prune(directory: Path, keep_last: int, before: int | None) -> None:
                 shutil.rmtree(doomed)
             except OSError as error:
                 log.warning("%s: an old checkpoint could not be deleted (%s)", checkpoint.path, error)
+
+
+def best_of(checkpoints: Sequence[Checkpoint], scores: Mapping[int, float]) -> Checkpoint | None:
+    """The checkpoint with the smallest score, the earliest of equal ones; None if none has a score.
+
+    Args:
+        checkpoints: of a run.
+        scores: step to score.
+    """
+    scored = [checkpoint for checkpoint in checkpoints if checkpoint.step in scores]
+    return min(scored, key=lambda checkpoint: (scores[checkpoint.step], checkpoint.step), default=None)
 
 
 def no_checkpoint(path: Path) -> DataError:

@@ -9,6 +9,7 @@ _EPILOG = """\
 examples:
   gm-train eval runs/demo pbmc.h5ad --label bulk_labels
   gm-train eval runs/demo pbmc.h5ad --label bulk_labels --tasks probes
+  gm-train eval runs/demo pbmc.h5ad --tasks pairs,robustness --gene-sets reactome.gmt
   gm-train eval runs/demo pbmc.h5ad --label bulk_labels --embedding obsm:X_scVI --embedding theirs.npy
   gm-train eval runs/atlas donors/*.h5ad --label cell_type --batch assay
   gm-train eval runs/atlas/checkpoints/step-00010000 donors/*.h5ad --label cell_type --max-cells 5000
@@ -87,6 +88,7 @@ def run(arguments: argparse.Namespace) -> int:
     import torch
 
     from data_shards.errors import DataError, OptionError
+    from data_shards.files.atomic import hash_path
     from data_shards.files.location import location_of
     from data_shards.store.manifest import Manifest
     from gm_train.checkpoint.find import load_model, open_checkpoint
@@ -126,7 +128,8 @@ def run(arguments: argparse.Namespace) -> int:
             raise
         raise DataError(f"{error}. If the store of this model has moved, name it with --store") from error
     other_store = False
-    trained_store = json.loads((checkpoint.path / "identity.json").read_text())["store"]
+    identity = json.loads((checkpoint.path / "identity.json").read_text())
+    trained_store = identity["store"]
     if (earlier := manifest.before_adding(trained_store)) is not None:
         new = ", ".join(entry.name for entry in manifest.datasets[len(earlier.datasets) :])
         print(f"{store} has grown since this checkpoint: the model has seen no cell of {new}")
@@ -136,6 +139,14 @@ def run(arguments: argparse.Namespace) -> int:
             raise DataError(f"{message}; name the right one with --store, or this one to use it all the same")
         logging.getLogger(__name__).warning(message)
         other_store = True
+    if "pairs" in {task.key for task in tasks} and config.objective.gamma != 0:
+        sets = Path(config.objective.pathways)
+        if sets.is_file() and hash_path(sets) != identity["pathways"]:
+            others = ",".join(task.key for task in choose_tasks(()) if task.key != "pairs")
+            raise DataError(
+                f"{sets}: not the gene sets that this model was trained with (the hash differs): put that file back, "
+                f"or leave pairs out with --tasks {others}"
+            )
     cells = read_cells(store, arguments.files, tokenizer, arguments.label, arguments.max_cells, batch=arguments.batch)
     embeddings = read_embeddings(arguments.embedding, cells)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

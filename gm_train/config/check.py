@@ -44,6 +44,7 @@ _CHOICES: dict[str, Iterable[str]] = {
     "model.kernel": ("auto", "torch", "mamba_ssm"),
     "trainer.precision": ("fp32", "bf16"),
     "task.name": ("pretrain", "classify"),
+    "evaluation.best_by": ("auto", "masked", "missing", "knn"),
 }
 _POSITIVE = (
     "data.lanes", "data.row_length", "data.group_cells", "data.cache_mb",
@@ -51,11 +52,13 @@ _POSITIVE = (
     "model.head_dim", "model.chunk", "model.n_heads", "model.d_ff", "objective.temperature", "optim.lr", "optim.eps",
     "optim.clip",
     "task.min_cells", "task.head_layers", "task.head_width", "task.head_lr_factor",
-    "trainer.max_steps", "trainer.validation_cells", "checkpoint.every_steps", "checkpoint.keep_last",
+    "trainer.max_steps", "trainer.validation_cells", "evaluation.cells", "checkpoint.every_steps",
+    "checkpoint.keep_last",
 )  # fmt: skip
 _NOT_NEGATIVE = (
     "data.workers", "data.max_damaged_chunks", "objective.gamma", "optim.weight_decay", "optim.warmup_steps",
     "trainer.validate_every_steps", "trainer.patience", "trainer.max_bad_steps", "trainer.max_rollbacks", "run.seed",
+    "evaluation.every_steps",
 )  # fmt: skip
 _SHARES = ("objective.random_rate", "optim.min_lr_ratio")
 
@@ -91,7 +94,7 @@ def config_problems(config: Config) -> list[str]:
             callback_entry(entry)
         except ValueError as error:
             problems.append(f"trainer.callbacks: {error}")
-    return problems + _combinations(config) + _task(config)
+    return problems + _combinations(config) + _task(config) + _evaluation(config)
 
 
 def callback_entry(entry: Any) -> tuple[str, dict[str, Any]]:
@@ -222,6 +225,19 @@ def _task(config: Config) -> list[str]:
             f"trainer.strategy={trainer.strategy}: cannot keep weights that are not trained, such as the output layer "
             "with task.name=classify; use ddp or fsdp2"
         )
+    return problems
+
+
+def _evaluation(config: Config) -> list[str]:
+    evaluation = config.evaluation
+    problems = []
+    if evaluation.every_steps and config.task.name == "classify":
+        problems.append(
+            f"evaluation.every_steps={evaluation.every_steps}: its scores are of pretraining; with task.name=classify, "
+            "validations score the label (trainer.validate_every_steps); set it to 0"
+        )
+    if evaluation.best_by == "knn" and not evaluation.label:
+        problems.append("evaluation.best_by=knn: needs cell types: set evaluation.label to a column of obs")
     return problems
 
 

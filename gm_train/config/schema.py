@@ -134,11 +134,21 @@ class TrainerConfig:
 
 
 @dataclass
+class EvaluationConfig:
+    """A fixed panel of cells that is scored while the model trains. It never changes the training."""
+
+    every_steps: int = 0  # steps between two scores of the panel; 0: never
+    cells: int = 1000  # at most so many cells in it: a quarter held out, and training cells to learn from
+    label: str = ""  # column of obs with cell types, for nearest neighbours beside those of PCA; empty: none
+    best_by: str = "auto"  # masked | missing | knn | auto (by the objective): score whose best checkpoint is kept
+
+
+@dataclass
 class CheckpointConfig:
     """When checkpoints are written, and how many are kept."""
 
     every_steps: int = 1000  # steps between two checkpoints; one is also written at the end, and before leaving
-    keep_last: int = 2  # newest checkpoints that are kept; the one with the best validation loss is kept as well
+    keep_last: int = 2  # newest checkpoints that are kept; those best by validation loss and by the panel are kept too
 
 
 @dataclass
@@ -191,6 +201,7 @@ class Config:
     task: TaskConfig = field(default_factory=TaskConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     cluster: ClusterConfig = field(default_factory=ClusterConfig)

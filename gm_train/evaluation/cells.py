@@ -128,7 +128,7 @@ def read_cells(
         )
     counted = _match(store, manifest, files)
     where = {which: entry for which, entry in enumerate(manifest.datasets) if entry.name in counted}
-    data_set, row, held_out = _choose(store, where, max_cells, held_out_split)
+    data_set, row, held_out = choose_cells(store, where, max_cells, held_out_split)
     parts, source_rows = [], [np.zeros(0, np.int64)]
     held_out_counts: dict[int, CellCounts] = {}
     with Progress(total=len(row), desc="reading cells", unit=" cells") as bar:
@@ -146,7 +146,7 @@ def read_cells(
     plain, dithered = (Ragged.concatenate([part[i] for part in parts]) for i in (0, 1))
     expression = scipy.sparse.vstack([part[2] for part in parts], format="csr")
     labels, batches = (
-        None if column is None else _labels(store, where, column, option, data_set, row)
+        None if column is None else read_labels(store, where, column, option, data_set, row)
         for column, option in ((label, "--label"), (batch, "--batch"))
     )
     kept = np.flatnonzero(plain.lengths > 0)
@@ -192,10 +192,24 @@ def _match(store: Location, manifest: Manifest, files: Sequence[Path]) -> dict[s
     return paths
 
 
-def _choose(
+def choose_cells(
     store: Location, where: dict[int, DatasetEntry], max_cells: int, held_out_split: int
 ) -> tuple[I64, I64, npt.NDArray[np.bool_]]:
-    """Choose cells: their data set, row, and whether they are held out, in the order of the store."""
+    """Choose cells evenly by a hash, always the same ones: a quarter held out if there are as many.
+
+    Args:
+        store: has their splits.
+        where: number of each data set in the store to its entry; cells of others are not chosen.
+        max_cells: most cells.
+        held_out_split: split of the held-out cells.
+
+    Returns:
+        Their data sets and rows, int64 (n_cells,), and whether they are held out, bool (n_cells,), in the order of the
+        store.
+
+    Raises:
+        DataError: there is no training cell or no held-out cell.
+    """
     chosen: dict[int, tuple[U64, I64, I64]] = {}
     for split in (TRAIN, held_out_split):
         draws, sets, rows = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
@@ -257,10 +271,21 @@ def _read(
     return parts, CellCounts(scipy.sparse.vstack(kept, format="csr"), columns, tokenizer) if found else None
 
 
-def _labels(
+def read_labels(
     store: Location, where: dict[int, DatasetEntry], label: str, option: str, data_set: I64, row: I64
 ) -> Labels:
-    """The label of each cell as text; None where the cell has none or its data set has no such column."""
+    """Read the label of each cell as text; None where the cell has none or its data set has no such column.
+
+    Args:
+        store: has the labels.
+        where: number of each data set in the store to its entry.
+        label: a column of obs.
+        option: what named the column, for the message.
+        data_set, row: int64 (n_cells,), of the cells.
+
+    Raises:
+        DataError: no data set has the column.
+    """
     labels = np.full(len(row), None, dtype=object)
     columns: set[str] = set()
     has_label = False

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
 from gm_train.checkpoint.find import BY_NAME, Checkpoint
@@ -105,6 +106,19 @@ class Steps:
     def is_finite(self, model: nn.Module) -> bool:
         """Whether the parameters that this rank holds are finite."""
         return all_finite(p.to_local() if isinstance(p, DTensor) else p for p in model.parameters())
+
+    def whole_weights(self, model: GeneMamba) -> dict[str, Tensor]:
+        """Copy all weights to rank 0; all ranks call this together.
+
+        Args:
+            model: whole or sharded.
+
+        Returns:
+            On rank 0 the weights by the model's parameter names, on the CPU; nothing on the other ranks.
+        """
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        state = get_model_state_dict(model, options=options)
+        return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
     def save(self, folder: Path, model: GeneMamba, optimizer: torch.optim.Optimizer) -> None:
         """Write this rank's part of the state; all ranks call this together.

@@ -126,6 +126,13 @@ class Zero(Steps, DeepSpeedStrategy):
         """Whether the parameters that this rank holds are finite."""
         return all_finite(getattr(p, "ds_tensor", p) for p in model.parameters())
 
+    def whole_weights(self, model: GeneMamba) -> dict[str, Tensor]:
+        """Copy all weights to rank 0; stage 3 gathers them on every rank for a moment."""
+        with deepspeed.zero.GatheredParameters(list(model.parameters()), enabled=self.stage == 3):
+            if not self._ranks.is_first:
+                return {}
+            return {name: tensor.detach().to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+
     def save(self, folder: Path, model: GeneMamba, optimizer: torch.optim.Optimizer) -> None:
         """Write DeepSpeed's checkpoint; all ranks call this together."""
         # DeepSpeed's conversion of stage 2 needs the first entry. It drops the count of updates: the second keeps it.

@@ -51,6 +51,7 @@ from gm_train.strategies.steps import Steps
 from gm_train.train.announce import announce, warn_of_other_kernels
 from gm_train.train.callbacks import StepCallbacks, load_callbacks
 from gm_train.train.grown_store import GrownStore
+from gm_train.train.live_evaluation import LiveEvaluation
 from gm_train.train.out_of_memory import advising_on_memory
 from gm_train.train.patience import Patience
 from gm_train.train.recorder import Recorder
@@ -153,11 +154,14 @@ def _fit(
         ranks.from_first(lambda: refuse_other_form(checkpoint, chosen.form, ranks.world_size))
     patience = ranks.from_first(lambda: Patience.resumed(trainer.patience, directory, position))
     unfinished = position.step < trainer.max_steps and not patience.is_over
+    live = None
+    if config.evaluation.every_steps and unfinished:
+        live = LiveEvaluation(config, data, directory, position.step, ranks)
     mirror: MlflowMirror | None = None
     if ranks.is_first:
         compile_setting = chosen.compile_setting(config.trainer.compile)
         announce(config, reader, module, batches, checkpoint, f"{strategy} ({why})", compile_setting, ranks)
-        for line in (chosen_step, start.line if start is not None else ""):
+        for line in (chosen_step, "" if start is None else start.line, "" if live is None else live.line):
             if line:
                 print(line, flush=True)
         if grown is not None and unfinished:
@@ -178,10 +182,12 @@ def _fit(
     at_steps = StepCallbacks(callbacks, ranks, position.step)
     writer = None if lock is None else RecordWriter(directory, lock, loggers)
     recorder = Recorder(
-        directory, position, batches, about, checkpoint, leaving, ranks, lock, writer, at_steps, patience
+        directory, position, batches, about, checkpoint, leaving, ranks, lock, writer, at_steps, patience, live
     )
     status = "FAILED"
     try:
+        if live is not None:
+            live.start()
         if unfinished and leaving.agree(ranks) is None:
             lightning = _trainer(config, chosen(ranks, config.optim.clip), ranks, [recorder, at_steps])
             lightning.fit(module, train_dataloaders=batches.train_batches(ranks.device()))
@@ -192,6 +198,8 @@ def _fit(
         if ranks.is_first and position.step:
             _report(directory)
     finally:
+        if live is not None:
+            live.close()
         patience_s = 30.0 if leaving.agreed is None else 5.0
         for logger in loggers:
             logger.finish(status == "FINISHED", patience_s)

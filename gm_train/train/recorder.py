@@ -27,6 +27,7 @@ from gm_train.run.records import QUARANTINE, SKIPPED, read_rows
 from gm_train.train.bad_steps import BadSteps
 from gm_train.train.callbacks import StepCallbacks
 from gm_train.train.columns import COLUMNS, EndedStep, FinishedStep
+from gm_train.train.live_evaluation import LiveEvaluation
 from gm_train.train.patience import Patience
 from gm_train.train.step_module import StepModule, StepResult
 from gm_train.train.validation import Validation, validate
@@ -38,9 +39,9 @@ class Recorder(L.Callback):
     """Keeps the run directory up to date during training.
 
     After each optimizer step, in this order: the position advances, the step before is recorded, held-out cells are
-    validated, a checkpoint is committed. The result of a step is known during the next one, so that nothing waits for
-    the device. Only where it is needed at once (a checkpoint, a validation, the last step, a callback of the user) is
-    it waited for, and the step is recorded at its own end.
+    validated, the panel is scored, a checkpoint is committed. The result of a step is known during the next one, so
+    that nothing waits for the device. Only where it is needed at once (a checkpoint, a validation, a panel, the last
+    step, a callback of the user) is it waited for, and the step is recorded at its own end.
 
     A step whose loss or gradient is not finite changes no weight. Too many of them in a window load the weights of the
     last checkpoint before them again, one step later; the position still moves past the bad steps. If any rank gets a
@@ -60,6 +61,7 @@ class Recorder(L.Callback):
         writer: of the records, on rank 0; None on the others.
         callbacks: the user's; they are shown each row, and called after each validation.
         patience: knows the validations so far.
+        live: scores the panel; None if the run has none.
     """
 
     def __init__(
@@ -75,7 +77,9 @@ class Recorder(L.Callback):
         writer: RecordWriter | None,
         callbacks: StepCallbacks,
         patience: Patience,
+        live: LiveEvaluation | None,
     ) -> None:
+        self._live = live
         self._writer, self._callbacks, self._patience = writer, callbacks, patience
         self.directory = directory
         self.position = position
@@ -155,6 +159,7 @@ class Recorder(L.Callback):
                 self._go_back(module)
             is_due = goes_back or (result.finite and step % config.checkpoint.every_steps == 0)
             is_due |= self._validates(module) and self._validate(trainer, module)
+            is_due |= self._scores_panel() and self._score_panel(trainer, module)
             if is_due:
                 self._save(module)
             trainer.should_stop |= self._patience.is_over or self._leaving.agreed is not None
@@ -197,11 +202,14 @@ class Recorder(L.Callback):
         step, config = self.position.step, module.config
         is_over = step >= config.trainer.max_steps or self._leaving.agreed is not None
         saves = step % config.checkpoint.every_steps == 0
-        return is_over or saves or self._validates(module) or self._callbacks.are_used
+        return is_over or saves or self._validates(module) or self._scores_panel() or self._callbacks.are_used
 
     def _validates(self, module: StepModule) -> bool:
         every = module.config.trainer.validate_every_steps
         return every > 0 and self.position.step % every == 0
+
+    def _scores_panel(self) -> bool:
+        return self._live is not None and self._live.is_due(self.position.step)
 
     def _advance(self, info: StepInfo) -> None:
         self.position.step += 1
@@ -303,6 +311,19 @@ class Recorder(L.Callback):
         self._callbacks.validated(trainer, module)
         return self._patience.add(scores["val_loss"]) and self._patience.limit > 0
 
+    def _score_panel(self, trainer: L.Trainer, module: StepModule) -> bool:
+        """Score the panel. Returns whether the score that decides is the best so far."""
+        assert self._live is not None
+        if self._writer is not None:
+            self._writer.flush()
+        scores, is_best = self._live.score(module.steps, module.model, self.position.step)
+        if self._writer is not None:
+            self._append_metrics(
+                {"step": self.position.step, "position": self.position.cells, **scores, "time": time.time()}
+            )
+        self._callbacks.measured(trainer, scores)
+        return is_best
+
     def _save(self, module: StepModule) -> None:
         # Not before the first step: saving creates the optimizer's state, which would change later steps.
         if self.position.step == self._saved_step or not self._has_stepped:
@@ -341,7 +362,9 @@ class Recorder(L.Callback):
         self._saved_step = self.position.step
         self._save_seconds = time.perf_counter() - begun
         if self._ranks.is_first:
-            prune(folder, module.config.checkpoint.keep_last, before=self._bad_steps.first(self._saved_step))
+            before = self._bad_steps.first(self._saved_step)
+            scores = {} if self._live is None or self._live.best is None else self._live.best.by_step
+            prune(folder, module.config.checkpoint.keep_last, before, scores)
 
 
 def _json(value: Any) -> Any:

@@ -17,6 +17,7 @@ from gm_train.evaluation import score_table
 from gm_train.evaluation.figures import MODEL
 from gm_train.run.curves import column, draw_curves
 from gm_train.run.records import METRICS, SKIPPED, read_rows
+from gm_train.train.panel_summary import summarize_panel
 
 EVAL_DIR = "eval"
 #: What `gm-train annotate` writes into a run, beside a picture of the same name.
@@ -36,6 +37,8 @@ th:first-child, td:first-child { text-align: left; }
 tr.model td { background: #fdf1ee; } td.best { font-weight: 700; }
 ul.verdicts li { margin: .3em 0; } .notes { color: #555; font-size: .9em; }
 p.older { background: #fff3d0; border-left: 4px solid #e0a800; padding: .6em 1em; }
+div.panels { display: flex; flex-wrap: wrap; gap: .5em; }
+div.panels img { flex: 1 1 300px; min-width: 0; max-width: 460px; }
 pre { background: #f6f6f6; padding: 1em; overflow-x: auto; font-size: .85em; }
 """
 
@@ -73,6 +76,7 @@ def write_report(run_dir: Path) -> Path:
         "<h2>Training</h2>",
         _training(rows, steps, skipped),
         _picture(curves, "training curves"),
+        *_panel(run_dir, rows),
         *(_annotation(run_dir) if is_of_label else []),
         *(_evaluation(run_dir, steps[-1]["step"]) if scored or not is_of_label else []),
         "<h2>Configuration in full</h2>",
@@ -138,6 +142,20 @@ def _training(rows: list[dict[str, Any]], steps: list[dict[str, Any]], skipped: 
     rollbacks = sum(row["event"] == "rollback" for row in skipped)
     lines.append(["skipped steps", f"{bad} (rollbacks: {rollbacks})"])
     return _table("", [], lines)
+
+
+def _panel(run_dir: Path, rows: list[dict[str, Any]]) -> list[str]:
+    """Format what the run has learned by its panel; nothing if it has none."""
+    summary = summarize_panel(run_dir, rows)
+    if summary is None:
+        return []
+    pictures = "".join(_picture(path, path.stem.replace("-", " ")) for path in summary.pictures)
+    return [
+        "<h2>What is learned</h2>",
+        f"<div class=panels>{pictures}</div>",
+        _table(summary.caption, summary.headings, summary.lines),
+        *(f"<p class=notes>{html.escape(note)}</p>" for note in summary.notes),
+    ]
 
 
 def _evaluation(run_dir: Path, last_step: int) -> list[str]:

@@ -23,9 +23,10 @@ def words(atlas: Atlas, run: Path, mlflow: str, steps: int) -> list[str]:
 
 def test_promise_07_a_run_and_its_resume_are_one_mlflow_run(atlas: Atlas, tmp_path: Path) -> None:
     run, log = tmp_path / "run", tmp_path / "log"
-    assert train(words(atlas, run, "auto", 6), log) == 0
+    panel = ["evaluation.every_steps=4"]
+    assert train([*words(atlas, run, "auto", 6), *panel], log) == 0
     first_id = json.loads((run / "tracking.json").read_text())["run_id"]
-    assert train(words(atlas, run, "auto", 12), log) == 0
+    assert train([*words(atlas, run, "auto", 12), *panel], log) == 0
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     experiment = client.get_experiment_by_name("gm-train")
     assert experiment is not None
@@ -33,8 +34,9 @@ def test_promise_07_a_run_and_its_resume_are_one_mlflow_run(atlas: Atlas, tmp_pa
     assert [one.info.run_id for one in runs] == [first_id]
     assert runs[0].info.status == "FINISHED"
     assert runs[0].data.params["model.d_model"] == "32"
-    for key in ("loss", "l_lang", "grad_norm", "lr", "tokens_per_s", "val_loss"):
+    for key in ("loss", "l_lang", "grad_norm", "lr", "tokens_per_s", "val_loss", "panel_masked", "panel_masked_beyond"):
         assert mirrored(client, run, key) == expected(run, key)
+    assert list(expected(run, "panel_masked")) == [4, 8, 12]
     artifacts = {artifact.path for artifact in client.list_artifacts(first_id)}
     assert {"config.yaml", "environment.json", "report.html"} <= artifacts
 

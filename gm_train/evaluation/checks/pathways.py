@@ -27,10 +27,13 @@ def check_pathways(subject: Subject, results: Row) -> Row:
     objective, cells = subject.config.objective, subject.cells
     if not objective.pathways or objective.gamma == 0:
         return finding(_NAME, NOT_DONE, "The model was trained without gene sets.")
+    path = Path(objective.pathways)
     try:
-        sets = read_gmt(Path(objective.pathways))
-    except DataError as error:
-        return finding(_NAME, NOT_DONE, f"The gene sets of the run cannot be read: {error}.")
+        sets = read_gmt(path)
+    except DataError:
+        # Model cards show this text, and paths of this machine do not belong there.
+        text = f"The run's gene sets, {path.name}, cannot be read: it is not where it was in training, or damaged."
+        return finding(_NAME, NOT_DONE, text)
     low, high = objective.pathway_size
     names = sorted({gene for genes in fitting_sets(sets, (low, high)) for gene in genes})
     token_of = tokens_of_names(cells.tokenizer)

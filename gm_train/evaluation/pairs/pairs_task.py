@@ -159,7 +159,8 @@ class PairsTask(EvaluationTask):
         """Seeds, cells, and for each kind of sets the numbers of genes and pairs; why nothing is scored."""
         reason = None
         if self._path is not None:
-            reason = f"the gene sets of the training, {self._path}, are missing"
+            # Without the folder: a model card shows notes, and must not show paths of a machine.
+            reason = f"the gene sets of the training, {self._path.name}, are missing where the run had them"
         elif not self._n_related:
             reason = "the model was trained without gene sets, and none were given (--gene-sets)"
         elif not self._samples:

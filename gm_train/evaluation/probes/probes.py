@@ -1,6 +1,8 @@
 """Probes: how well simple classifiers predict a label from frozen cell embeddings."""
 
+import warnings
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +22,8 @@ from gm_train.evaluation.probes.type_scores import (
     recall_by_support,
 )
 
+#: The probes: a logistic regression, and nearest neighbours by cosine.
+PROBES = ("linear", "knn")
 #: Neighbours that the kNN probe asks.
 NEIGHBOURS = 10
 #: Each probe seed fits on this share of the training cells, drawn anew.
@@ -95,10 +99,13 @@ def _fit_linear(features: npt.NDArray[np.float32], labels: npt.NDArray[np.str_],
     halves = KFold(_FOLDS, shuffle=True, random_state=seed).split(features)
     # A fold may hold all cells of all labels but one: then its other cells have nothing to tell apart.
     folds = [(fit, score) for fit, score in halves if len(set(labels[fit])) > 1]
-    if not folds:
-        return regression.fit(features, labels)
-    search = GridSearchCV(regression, {"logisticregression__C": PENALTIES}, cv=folds)
-    return search.fit(features, labels).best_estimator_
+    with warnings.catch_warnings():
+        # At the precision of float32 its line search may find no further step: that is where it has converged.
+        warnings.filterwarnings("ignore", r"lbfgs failed to converge after \d+ iteration\(s\) \(status=2\)")
+        if not folds:
+            return regression.fit(features, labels)
+        search = GridSearchCV(regression, {"logisticregression__C": PENALTIES}, cv=folds)
+        return search.fit(features, labels).best_estimator_
 
 
 @dataclass(frozen=True)
@@ -112,22 +119,29 @@ class FittedProbes:
     by_name: dict[str, Pipeline | KNeighborsClassifier | str]
 
     @classmethod
-    def fit(cls, features: npt.NDArray[np.float32], split: ProbeSplit, seed: int) -> "FittedProbes":
+    def fit(
+        cls, features: npt.NDArray[np.float32], split: ProbeSplit, seed: int, names: Sequence[str] = PROBES
+    ) -> "FittedProbes":
         """Fit a logistic regression on standardised features and a kNN by cosine.
 
         Args:
             features: float32 (n_cells, n_features).
             split: labels and cells; those held out are not looked at.
             seed: of the subsample of training cells.
+            names: which of `PROBES` to fit.
         """
         generator = np.random.default_rng(seed)
         chosen = generator.permutation(split.train)[: max(2, round(SUBSAMPLE * len(split.train)))]
         labels = split.labels[chosen].astype(str)
         if len(set(labels)) == 1:
-            return cls({"linear": labels[0], "knn": labels[0]})
-        knn = KNeighborsClassifier(min(NEIGHBOURS, len(chosen)), metric="cosine")
-        linear = _fit_linear(features[chosen], labels, seed)
-        return cls({"linear": linear, "knn": knn.fit(features[chosen], labels)})
+            return cls(dict.fromkeys(names, labels[0]))
+        fitted: dict[str, Pipeline | KNeighborsClassifier | str] = {}
+        if "linear" in names:
+            fitted["linear"] = _fit_linear(features[chosen], labels, seed)
+        if "knn" in names:
+            knn = KNeighborsClassifier(min(NEIGHBOURS, len(chosen)), metric="cosine")
+            fitted["knn"] = knn.fit(features[chosen], labels)
+        return cls(fitted)
 
     def predict(self, features: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[np.str_]]:
         """Predict the labels of cells, (n_cells,), with each classifier from float32 (n_cells, n_features)."""
@@ -139,6 +153,8 @@ class FittedProbes:
     def probabilities(self, features: npt.NDArray[np.float32]) -> tuple[list[str], npt.NDArray[np.float64]]:
         """The labels that the linear probe knows, and their probabilities for cells: float64 (n_cells, n_labels).
 
+        The linear probe must be among those fitted.
+
         Args:
             features: float32 (n_cells, n_features).
         """
@@ -148,8 +164,10 @@ class FittedProbes:
         return linear.classes_.tolist(), linear.predict_proba(features)
 
 
-def probe(features: npt.NDArray[np.float32], split: ProbeSplit, seed: int) -> dict[str, float]:
-    """Fit both probes and score them on the held-out cells.
+def probe(
+    features: npt.NDArray[np.float32], split: ProbeSplit, seed: int, names: Sequence[str] = PROBES
+) -> dict[str, float]:
+    """Fit probes and score them on the held-out cells.
 
     Held-out cells count as wrong if their label is not in the subsample by chance.
 
@@ -157,15 +175,16 @@ def probe(features: npt.NDArray[np.float32], split: ProbeSplit, seed: int) -> di
         features: float32 (n_cells, n_features).
         split: labels and cells.
         seed: of the subsample of training cells.
+        names: which of `PROBES`.
 
     Returns:
-        Of both probes ("linear_" and "knn_"), in %: `accuracy`; `macro_f1` over the labels of the held-out cells; and
+        Of each probe ("linear_" and "knn_"), in %: `accuracy`; `macro_f1` over the labels of the held-out cells; and
         `recall_N`, the mean recall of the labels in the bin that begins with N training cells. Of the linear probe:
         `linear_ece`, the expected calibration error in %; and `rare_auroc` (0 to 1), if there are rare labels.
     """
     truth, support = split.labels[split.held_out].astype(str), split.support
     features_held_out = features[split.held_out]
-    fitted = FittedProbes.fit(features, split, seed)
+    fitted = FittedProbes.fit(features, split, seed, names)
     scores = {}
     for name, guess in fitted.predict(features_held_out).items():
         scores[f"{name}_accuracy"] = 100 * float(accuracy_score(truth, guess))
@@ -173,6 +192,8 @@ def probe(features: npt.NDArray[np.float32], split: ProbeSplit, seed: int) -> di
         scores[f"{name}_macro_f1"] = 100 * float(f1)
         by_bin = recall_by_support(truth, guess, support)
         scores |= {f"{name}_recall_{start}": recall for start, recall in by_bin.items()}
+    if "linear" not in names:
+        return scores
     classes, probabilities = fitted.probabilities(features_held_out)
     scores["linear_ece"] = 100 * expected_calibration_error(truth, probabilities, classes)
     if rare := rare_types(truth, support):

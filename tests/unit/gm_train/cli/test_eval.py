@@ -342,6 +342,28 @@ def test_tasks_that_cannot_be_done_or_that_do_not_exist_are_refused(
     assert not (run / "eval").exists()
 
 
+def test_gene_sets_of_the_training_must_be_there_unchanged(
+    atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sets, run, out = write_gene_sets(tmp_path / "sets.gmt"), tmp_path / "run", ["--out", str(tmp_path / "out")]
+    fit(load_config(*tiny_words(atlas.store, run), f"objective.pathways={sets}", "trainer.max_steps=2"))
+    assert evaluate(run, atlas, "--tasks", "pairs", *out) == 0
+    results = json.loads((tmp_path / "out" / "eval.json").read_text())
+    assert results["tasks"]["scored"] == ["pairs"]
+    assert all({"static_trained", "contextual_trained"} < set(row) for row in results["pairs"])
+    shutil.rmtree(tmp_path / "out")
+    sets.write_text(sets.read_text().replace("gene0011", "gene0070"))
+    capsys.readouterr()
+    assert evaluate(run, atlas, "--tasks", "pairs", *out) == 1
+    error = capsys.readouterr().err
+    assert f"{sets}: not the gene sets that this model was trained with (the hash differs)" in error
+    assert "leave pairs out with --tasks masked," in error
+    sets.unlink()
+    assert evaluate(run, atlas, "--tasks", "pairs", *out) == 1
+    assert "the gene sets of the training, sets.gmt, are missing" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_gene_sets_that_no_task_takes_or_that_are_none_are_refused(
     trained: Path, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -81,6 +81,23 @@ def test_medians_of_genes_that_were_counted_otherwise_drift_and_are_named(source
     assert set(found["data_sets"]["cells"]["farthest_genes"]) <= {names[gene] for gene in often[:8]}
 
 
+def test_of_several_data_sets_the_one_that_drifts_is_named(source: Path, tmp_path: Path) -> None:
+    """Both are ranked by the medians of one of them."""
+    factors = np.ones(N_GENES, np.int64)
+    factors[::3] = 5
+    other = changed(source, tmp_path / "other.h5ad", factors)
+    make_medians([source], tmp_path / "medians.zarr", say=lambda line: None)
+    splits = SplitOptions(by="cell", validation=0.2)
+    store = tmp_path / "store.zarr"
+    make_store([source, other], tmp_path / "medians.zarr", store, splits=splits, say=lambda line: None)
+    found = check_medians(subject(read_cells(store, [source, other], Tokenizer.load(store))), {})
+    assert found["outcome"] == WARNING
+    assert found["text"].startswith("Of 2 data sets the farthest is other: ")
+    assert "More than 10% (other)" in found["text"]
+    assert found["data_sets"]["cells"]["share_beyond_common_factor"] < 0.05
+    assert found["data_sets"]["other"]["share_beyond_common_factor"] > 0.2
+
+
 def test_cells_that_show_no_gene_often_cannot_be_checked(tmp_path: Path) -> None:
     path = write_cells(tmp_path / "few.h5ad", 40, N_GENES, seed=5)
     found = check_medians(subject(read(path, tmp_path)), {})
@@ -133,6 +150,7 @@ def test_without_gene_sets_or_with_a_lost_file_coverage_cannot_be_checked(
     lost = check_pathways(subject(cells, ObjectiveConfig(pathways=str(tmp_path / "lost.gmt"))), {})
     assert lost["outcome"] == NOT_DONE
     assert "lost.gmt" in lost["text"]
+    assert str(tmp_path) not in lost["text"]
 
 
 def probes(accuracy: float, macro_f1: float) -> dict[str, list[dict[str, object]]]:

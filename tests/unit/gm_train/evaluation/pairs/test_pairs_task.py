@@ -135,7 +135,8 @@ def test_missing_and_foreign_files_are_named(cells: EvaluationCells, tmp_path: P
     sets.rename(tmp_path / "moved.gmt")
     task = PairsTask(gone)
     assert task.n_scores == 0
-    assert f"the gene sets of the training, {sets}, are missing" in task.notes(task.facts())[0]
+    assert "the gene sets of the training, sets.gmt, are missing where the run had" in task.notes(task.facts())[0]
+    assert str(tmp_path) not in str(task.facts())
     with pytest.raises(
         DataError, match=r"--gene-sets .*moved\.gmt: pairs that the model was trained on cannot be left"
     ):
