@@ -7,32 +7,24 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-import pandas as pd
-import pyarrow.parquet
 import scipy.sparse
 
 from data_shards.counts.count_file import CountFile, open_counts
 from data_shards.errors import DataError
 from data_shards.files.atomic import hash_path
-from data_shards.files.location import Location, open_file
-from data_shards.hashing import U64, fold, hash_string, mix64
-from data_shards.store.arrays import open_array
-from data_shards.store.manifest import TRAIN, VALIDATION, DatasetEntry, Manifest
-from data_shards.store.obs_parquet import SOURCE_ROW, canonical_names, read_column
+from data_shards.files.location import Location
+from data_shards.store.manifest import VALIDATION, Manifest
+from data_shards.store.obs_parquet import SOURCE_ROW
 from data_shards.tokens.drift import measure_drift
 from data_shards.tokens.tokenizer import Tokenizer
 from data_shards.workers.progress import Progress
 from gm_train.embedding.ragged import Ragged
 from gm_train.evaluation.cell_counts import CellCounts
+from gm_train.evaluation.chosen_cells import I64, choose_cells, obs_column, read_labels
 from gm_train.evaluation.labels import Labels
 
 #: Cells of counts read at once.
 _ROWS = 4_096
-#: Cells whose split is read at once.
-_SPLITS = 1 << 20
-_PURPOSE = hash_string("evaluation")
-
-I64 = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -134,7 +126,7 @@ def read_cells(
     with Progress(total=len(row), desc="reading cells", unit=" cells") as bar:
         for which, entry in where.items():
             rows = row[data_set == which]
-            source_row = _obs_column(store, entry, SOURCE_ROW).to_numpy()[rows]
+            source_row = obs_column(store, entry, SOURCE_ROW).to_numpy()[rows]
             source_rows.append(source_row)
             with open_counts(counted[entry.name], entry.count_options) as counts:
                 read, kept_counts = _read(
@@ -170,12 +162,6 @@ def read_cells(
     )
 
 
-def _obs_column(store: Location, entry: DatasetEntry, column: str) -> pd.Series:
-    """A column of the cell annotations of one data set."""
-    with open_file(store / entry.name / "obs.parquet") as file:
-        return pd.concat(read_column(file, column), ignore_index=True)
-
-
 def _match(store: Location, manifest: Manifest, files: Sequence[Path]) -> dict[str, Path]:
     """The count file of each data set that has one, checked against the manifest."""
     entries = {entry.name: entry for entry in manifest.datasets}
@@ -190,54 +176,6 @@ def _match(store: Location, manifest: Manifest, files: Sequence[Path]) -> dict[s
             raise DataError(f"{path}: not the file that {store} was made from (its hash differs): pass that file")
         paths[entry.name] = path
     return paths
-
-
-def choose_cells(
-    store: Location, where: dict[int, DatasetEntry], max_cells: int, held_out_split: int
-) -> tuple[I64, I64, npt.NDArray[np.bool_]]:
-    """Choose cells evenly by a hash, always the same ones: a quarter held out if there are as many.
-
-    Args:
-        store: has their splits.
-        where: number of each data set in the store to its entry; cells of others are not chosen.
-        max_cells: most cells.
-        held_out_split: split of the held-out cells.
-
-    Returns:
-        Their data sets and rows, int64 (n_cells,), and whether they are held out, bool (n_cells,), in the order of the
-        store.
-
-    Raises:
-        DataError: there is no training cell or no held-out cell.
-    """
-    chosen: dict[int, tuple[U64, I64, I64]] = {}
-    for split in (TRAIN, held_out_split):
-        draws, sets, rows = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
-        for which, entry in where.items():
-            array = open_array(store, entry.name, "split")
-            for start in range(0, entry.n_cells, _SPLITS):
-                here = start + np.flatnonzero(array.read(start, min(start + _SPLITS, entry.n_cells)) == split)
-                draw = mix64(here.astype(np.uint64) ^ np.uint64(fold(_PURPOSE, hash_string(entry.name))))
-                least = np.argsort(draw, kind="stable")[:max_cells]
-                draws.append(draw[least])
-                sets.append(np.full(len(least), which, np.int64))
-                rows.append(here[least])
-        order = np.argsort(np.concatenate(draws), kind="stable")[:max_cells]
-        chosen[split] = np.concatenate(draws)[order], np.concatenate(sets)[order], np.concatenate(rows)[order]
-    n_train, n_held_out = (len(chosen[split][0]) for split in (TRAIN, held_out_split))
-    if not n_train or not n_held_out:
-        name = "validation" if held_out_split == VALIDATION else "test"
-        raise DataError(
-            f"{store}: {n_train:,} training and {n_held_out:,} {name} cells: an evaluation needs both; "
-            f"hold cells out with `gm-train data shards --{name}`"
-        )
-    n_held_out = min(n_held_out, max(max_cells // 4, max_cells - n_train, 1))
-    n_train = min(n_train, max(max_cells - n_held_out, 1))
-    takes = [(chosen[TRAIN], n_train), (chosen[held_out_split], n_held_out)]
-    data_set, row = (np.concatenate([part[i][:n] for part, n in takes]) for i in (1, 2))
-    held_out = np.arange(n_train + n_held_out) >= n_train
-    order = np.lexsort((row, data_set))
-    return data_set[order], row[order], held_out[order]
 
 
 def _read(
@@ -269,36 +207,3 @@ def _read(
         measure_drift(counts.name, tokenizer, *(np.concatenate(each) for each in zip(*scaled_counts, strict=True)))
     found = sum(part.shape[0] for part in kept)
     return parts, CellCounts(scipy.sparse.vstack(kept, format="csr"), columns, tokenizer) if found else None
-
-
-def read_labels(
-    store: Location, where: dict[int, DatasetEntry], label: str, option: str, data_set: I64, row: I64
-) -> Labels:
-    """Read the label of each cell as text; None where the cell has none or its data set has no such column.
-
-    Args:
-        store: has the labels.
-        where: number of each data set in the store to its entry.
-        label: a column of obs.
-        option: what named the column, for the message.
-        data_set, row: int64 (n_cells,), of the cells.
-
-    Raises:
-        DataError: no data set has the column.
-    """
-    labels = np.full(len(row), None, dtype=object)
-    columns: set[str] = set()
-    has_label = False
-    for which, entry in where.items():
-        with open_file(store / entry.name / "obs.parquet") as file:
-            names = pyarrow.parquet.read_schema(file).names
-        columns.update(names)
-        if label not in names:
-            continue
-        has_label = True
-        here = data_set == which
-        values = _obs_column(store, entry, label).iloc[row[here]]
-        labels[here] = [name or None for name in canonical_names(values)]
-    if not has_label:
-        raise DataError(f"{store}: no column {label!r} in obs: {option} can be one of {', '.join(sorted(columns))}")
-    return labels

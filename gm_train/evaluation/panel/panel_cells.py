@@ -14,7 +14,7 @@ from data_shards.store.arrays import ChunkDamaged, StoredArray, open_array
 from data_shards.store.manifest import VALIDATION, DatasetEntry, Manifest
 from data_shards.tokens.vocabulary import FIRST_GENE
 from gm_train.embedding.ragged import Ragged
-from gm_train.evaluation.cells import choose_cells, read_labels
+from gm_train.evaluation.chosen_cells import choose_cells, read_labels
 from gm_train.evaluation.labels import Labels
 
 I64 = npt.NDArray[np.int64]
