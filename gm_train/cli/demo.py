@@ -25,6 +25,8 @@ from gm_train.config.schema import Config
 from gm_train.objective.pathway import read_gmt
 
 CONFIG = "configs/demo.yaml"
+#: The quicker tasks of an evaluation.
+TASKS = "masked,missing,probes"
 LABELS = ("cell_type", "celltype", "Celltype", "CellType", "bulk_labels", "louvain", "leiden")
 
 
@@ -121,7 +123,8 @@ def demo(data: Path | None, fresh: bool) -> None:
         words.append("objective.pathways=")
     _command("fit", *words)
     label = _label_column(store)
-    _command("eval", run, cells, *(["--label", label] if label else []))
+    labelled = ["--label", label] if label else []
+    _command("eval", run, cells, *labelled, "--tasks", TASKS)
     print(f"\nThis took {time.monotonic() - started:.0f} s. Its files:")
     for path, what in (
         (store, "the cells as ranked tokens; see them with gm-train data inspect"),
@@ -132,6 +135,8 @@ def demo(data: Path | None, fresh: bool) -> None:
     ):
         print(f"  {path!s:32} {what}")
     print("`. .venv/bin/activate` puts gm-train and mlflow on the path of this shell.")
+    every_task = shlex.join(["gm-train", "eval", str(run), str(cells), *labelled])
+    print(f"`{every_task}` runs all tasks of an evaluation;")
     print(f"`make demo` again trains {config.trainer.max_steps:,} more steps, at the final learning rate;")
     print(f"`gm-train fit {CONFIG} run.dir=runs/mine run.seed=1` trains another model.")
 
