@@ -135,7 +135,10 @@ class TrainerConfig:
 
 @dataclass
 class EvaluationConfig:
-    """A fixed panel of cells that is scored while the model trains. It never changes the training."""
+    """A fixed panel of cells that is scored while the model trains.
+
+    It changes no step. A run that goes back after bad steps may go back to one of its checkpoints.
+    """
 
     every_steps: int = 0  # steps between two scores of the panel; 0: never
     cells: int = 1000  # at most so many cells in it: a quarter held out, and training cells to learn from
@@ -178,7 +181,7 @@ class ClusterConfig:
     constraint: str = ""  # as sbatch --constraint
     exclude: str = ""  # nodes that the job must not use
     time: str = "24:00:00"  # time limit; the run is signalled before it and requeued
-    signal_seconds: int = 180  # USR1 comes so long before the time limit; a step and a save must fit in
+    signal_seconds: int = 180  # USR1 comes so long before the time limit; a step, a validation and a save must fit in
     requeue: bool = True  # requeue the job after a preemption, the time limit or a lost node; the run then resumes
     max_requeues: int = 100  # starts after the first one
     job_name: str = ""  # empty: the name of the run directory

@@ -10,12 +10,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gm_train.model.loops import cpu
+from gm_train.model.scan_limits import SMALLEST
 
 #: Elements of an array of scores that is worked on at a time on a CPU: about a dozen such arrays are in use.
 _SCORES_AT_A_TIME = 2**18
-#: Powers of 2 below this exponent count as zero. On many CPUs, products of numbers near the smallest that a type can
-#: hold (2^-126 in float32) take a hundred times as long as others.
-_SMALLEST = -100.0
 
 _Slices = tuple[slice, slice]
 
@@ -212,7 +210,7 @@ def _heads_first(x: Tensor) -> Tensor:
 
 def _power(exponent: Tensor) -> Tensor:
     """Compute powers of 2 in place of their exponents."""
-    return F.threshold(exponent, _SMALLEST, -math.inf, inplace=True).exp2_()
+    return F.threshold(exponent, SMALLEST, -math.inf, inplace=True).exp2_()
 
 
 def _order(n: int, backwards: bool) -> range:

@@ -118,7 +118,7 @@ class Mamba2Mixer(nn.Module):
         return [self._scan(m, dt, A, segments, reverse=i == 1) for i, m in enumerate(mixed)]
 
     def _scan(self, xBC: Tensor, dt: Tensor, A: Tensor, segments: Segments, reverse: bool) -> Tensor:
-        if cpu.on_cpu(xBC):
+        if cpu.on_cpu(xBC) and xBC.dtype == torch.float32:
             from gm_train.model.loops import scan_loops  # imported late: numba takes a second to import
 
             if scan_loops.takes(xBC, dt, segments.chunk, self.d_state):

@@ -18,9 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gm_train.model.chunk_scan import ChunkScan
+from gm_train.model.scan_limits import DT_FLOOR
 from gm_train.model.segments import Segments
-
-DT_FLOOR = 1e-30  # keeps the logarithm finite where softplus underflows
 
 
 def ssd(

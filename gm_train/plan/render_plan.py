@@ -112,7 +112,8 @@ def _speed(plan: Plan) -> list[str]:
 
 def _checkpoints(plan: Plan) -> list[str]:
     settings, size = plan.config.checkpoint, plan.checkpoint_bytes
-    kept = settings.keep_last + 1
+    # Besides the newest: the best by validation loss, and by the panel.
+    kept = settings.keep_last + 1 + (plan.config.evaluation.every_steps > 0)
     pause = size / SAVED_PER_S
     saves = -(-plan.config.trainer.max_steps // settings.every_steps)
     text = f"checkpoints {_bytes(size)} each; {kept} are kept, and one that is written: {_bytes((kept + 1) * size)}"

@@ -14,7 +14,7 @@ from gm_train.config.schema import Config, EvaluationConfig
 from gm_train.embedding.embed import default_precision
 from gm_train.evaluation.panel.panel import PANEL_SCORES, Panel, best_controls
 from gm_train.evaluation.panel.panel_cells import read_panel_cells
-from gm_train.evaluation.panel.panel_controls import PanelControls
+from gm_train.evaluation.panel.panel_controls import PanelControls, read_panel
 from gm_train.loading.open_data import OpenData
 from gm_train.model.build_model import build_model
 from gm_train.model.genemamba import GeneMamba
@@ -61,6 +61,20 @@ class BestScores:
         is_best = all(self._sign * value < other for other in self.by_step.values())
         self.by_step[step] = self._sign * value
         return is_best
+
+
+def earlier_scores(directory: Path, step: int) -> dict[int, float]:
+    """The deciding scores of a run's last panel, by step, as `BestScores.by_step`; empty if it has none.
+
+    Args:
+        directory: the run directory.
+        step: later scores are left out.
+    """
+    panel = read_panel(directory)
+    if not panel:
+        return {}
+    rows = [row for row in read_rows(directory / METRICS) if panel["since_step"] < row["step"] <= step]
+    return BestScores(panel["decides"], rows).by_step
 
 
 class LiveEvaluation:
@@ -200,9 +214,17 @@ class LiveEvaluation:
             )
 
     def start(self) -> None:
-        """Start to compute the controls in the background, if the run directory does not have them."""
-        if self._controls is not None:
-            self._controls.start()
+        """Start to compute the controls in the background, if the run directory does not have them.
+
+        Raises:
+            DataError: the run directory cannot be written.
+        """
+
+        def on_first() -> None:
+            if self._controls is not None:
+                self._controls.start()
+
+        self._ranks.from_first(on_first)
 
     def close(self) -> None:
         """End the process of the controls, if it still runs."""

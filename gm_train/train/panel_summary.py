@@ -71,10 +71,17 @@ def _notes(run_dir: Path, panel: Row, rows: list[Row], scored: list[Row]) -> lis
     best = best_of(list_checkpoints(run_dir / "checkpoints"), scores.by_step)
     decides = PANEL_SCORES[panel["decides"]]
     notes = []
-    if best is not None:
-        value = f"{abs(scores.by_step[best.step]):.{decides.decimals}f} {decides.unit.rpartition(' ')[2]}"
-        notes.append(f"Best checkpoint by {decides.title.lower()}: {best.path.name} ({value}). It is kept.")
-    waited, trained = (sum(column(rows, key)[1]) for key in (f"{PREFIX}s", "step_s"))
+    if scores.by_step:
+        first = min(scores.by_step, key=lambda step: (scores.by_step[step], step))
+        value = f"{abs(scores.by_step[first]):.{decides.decimals}f} {decides.unit.rpartition(' ')[2]}"
+        notes.append(
+            f"Best checkpoint by {decides.title.lower()}: {best.path.name} ({value}). It is kept."
+            if best is not None and best.step == first
+            else f"Best by {decides.title.lower()}: step {first:,} ({value}), which has no checkpoint any more."
+        )
+    waited = sum(column(scored, f"{PREFIX}s")[1])
+    since = [row for row in rows if row["step"] > panel["since_step"]]
+    trained = sum(column(since, "step_s")[1])
     notes.append(
         f"The panel was scored {len(scored):,} times; training waited {waited:,.0f} s for it, "
         f"{waited / (waited + trained):.1%} of the time."

@@ -4,6 +4,7 @@ import contextlib
 import logging
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ from gm_train.run.records import QUARANTINE, SKIPPED, read_rows
 from gm_train.train.bad_steps import BadSteps
 from gm_train.train.callbacks import StepCallbacks
 from gm_train.train.columns import COLUMNS, EndedStep, FinishedStep
-from gm_train.train.live_evaluation import LiveEvaluation
+from gm_train.train.live_evaluation import LiveEvaluation, earlier_scores
 from gm_train.train.patience import Patience
 from gm_train.train.step_module import StepModule, StepResult
 from gm_train.train.validation import Validation, validate
@@ -80,6 +81,11 @@ class Recorder(L.Callback):
         live: LiveEvaluation | None,
     ) -> None:
         self._live = live
+        self._panel_scores: Mapping[int, float] = {}
+        if ranks.is_first:
+            # Without a panel in this start, earlier scores still say which checkpoint is best.
+            best = None if live is None else live.best
+            self._panel_scores = earlier_scores(directory, position.step) if best is None else best.by_step
         self._writer, self._callbacks, self._patience = writer, callbacks, patience
         self.directory = directory
         self.position = position
@@ -159,7 +165,10 @@ class Recorder(L.Callback):
                 self._go_back(module)
             is_due = goes_back or (result.finite and step % config.checkpoint.every_steps == 0)
             is_due |= self._validates(module) and self._validate(trainer, module)
-            is_due |= self._scores_panel() and self._score_panel(trainer, module)
+            if self._scores_panel():
+                if self._leaving.agreed is not None:
+                    self._save(module)  # first: a signal may leave no time for more
+                is_due |= self._score_panel(trainer, module)
             if is_due:
                 self._save(module)
             trainer.should_stop |= self._patience.is_over or self._leaving.agreed is not None
@@ -363,8 +372,7 @@ class Recorder(L.Callback):
         self._save_seconds = time.perf_counter() - begun
         if self._ranks.is_first:
             before = self._bad_steps.first(self._saved_step)
-            scores = {} if self._live is None or self._live.best is None else self._live.best.by_step
-            prune(folder, module.config.checkpoint.keep_last, before, scores)
+            prune(folder, module.config.checkpoint.keep_last, before, self._panel_scores)
 
 
 def _json(value: Any) -> Any:

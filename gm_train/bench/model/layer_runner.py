@@ -14,6 +14,7 @@ from gm_train.config.schema import ModelConfig
 from gm_train.model.mixer import Mamba2Mixer
 from gm_train.model.segments import make_segments
 from gm_train.objective.loss import computing_in
+from gm_train.ranks.allocator import keep_freed_memory
 
 #: Default chunk size of the package's scan, in tokens.
 THEIR_CHUNK = 256
@@ -41,6 +42,7 @@ class LayerRunner:
         self, model: ModelConfig, theirs: bool, chunk: int, rows: int, length: int, precision: str, device: str
     ) -> None:
         self._device, self._precision = torch.device(device), precision
+        keep_freed_memory(self._device)  # as a training does
         torch.manual_seed(0)
         self._x = torch.randn(rows, length, model.d_model, device=self._device).requires_grad_()
         self._memory = PeakMemory(self._device)

@@ -17,6 +17,7 @@ from gm_train.model.genemamba import GeneMamba
 from gm_train.objective.loss import computing_in
 from gm_train.optim import build_optimizer
 from gm_train.plan.step_time import Measured
+from gm_train.ranks.allocator import keep_freed_memory
 from gm_train.ranks.ranks import Ranks
 from gm_train.strategies.choose import device_memory
 
@@ -37,6 +38,7 @@ class StepRunner:
 
     def __init__(self, config: Config, vocabulary_size: int, rows: int, length: int, device: str) -> None:
         self._config, self._device = config, torch.device(device)
+        keep_freed_memory(self._device)  # as a training does
         torch.manual_seed(0)
         self._ids = torch.randint(2, vocabulary_size, (rows, length), device=self._device)
         rate = config.objective.target_rate

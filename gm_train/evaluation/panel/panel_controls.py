@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from threadpoolctl import threadpool_limits
 
+from data_shards.errors import DataError
 from data_shards.files.atomic import replace_file
 from data_shards.workers.workers import end_with_parent
 from gm_train.evaluation.panel.panel import ControlScores, Panel
@@ -52,7 +54,11 @@ class PanelControls:
         self._answer: Connection
 
     def start(self) -> None:
-        """Write `panel.json`, and start to compute the controls if it does not have them yet."""
+        """Write `panel.json`, and start to compute the controls if it does not have them yet.
+
+        Raises:
+            DataError: the run directory cannot be written.
+        """
         self._write()
         if self._controls is not None:
             return
@@ -65,17 +71,24 @@ class PanelControls:
         send.close()
 
     def scores(self) -> ControlScores:
-        """Wait for the scores; none at all if their process was killed, which the next start of the run repeats."""
+        """Wait for the scores; none at all if their process failed, which the next start of the run repeats.
+
+        Raises:
+            DataError: the run directory cannot be written.
+        """
         if self._process is not None:
-            try:
-                self._controls = self._answer.recv()
-                self._write()
-            except EOFError:
-                log.warning(
-                    "the process of the panel's controls has ended early: the panel is scored without controls; the "
-                    "next start of this run computes them"
-                )
+            answer: ControlScores | str = "its process has ended early"
+            with contextlib.suppress(EOFError, OSError):  # it was killed, perhaps in the middle of its answer
+                answer = self._answer.recv()
             self.close()
+            if isinstance(answer, str):
+                log.warning(
+                    "the panel's controls were not computed (%s): the panel is scored without them; the next start of "
+                    "this run tries again", answer,
+                )  # fmt: skip
+            else:
+                self._controls = answer
+                self._write()
         return self._controls or {}
 
     def close(self) -> None:
@@ -87,7 +100,12 @@ class PanelControls:
             self._process = None
 
     def _write(self) -> None:
-        replace_file(self._path, json.dumps({**self._about, "controls": self._controls}, indent=1) + "\n")
+        try:
+            replace_file(self._path, json.dumps({**self._about, "controls": self._controls}, indent=1) + "\n")
+        except OSError as error:
+            raise DataError(
+                f"{self._path}: cannot be written ({error.strerror}): free disk space, then start again"
+            ) from error
 
 
 def read_panel(directory: Path) -> dict[str, Any]:
@@ -106,6 +124,11 @@ def _compute(send: Connection, cells: PanelCells, vocabulary_size: int) -> None:
     end_with_parent()
     os.nice(19)
     torch.set_num_threads(1)
-    scores = Panel(cells, vocabulary_size).score_controls()
+    answer: ControlScores | str
+    try:
+        with threadpool_limits(1):
+            answer = Panel(cells, vocabulary_size).score_controls()
+    except Exception as error:  # whatever it is, the training goes on without controls
+        answer = f"{type(error).__name__}: {error}"
     with contextlib.suppress(BrokenPipeError):
-        send.send(scores)
+        send.send(answer)

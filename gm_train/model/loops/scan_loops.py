@@ -1,7 +1,7 @@
 """The scan of `ssd.py` as compiled loops for a CPU, in float32.
 
-Both passes go through the chunks three times: for what each chunk adds to the states, for the states from chunk to
-chunk, and for the rest. A thread works on one chunk at a time, and what lies between its products stays in the cache of
+Both passes go through the chunks for what each chunk adds to the states, then for the states from chunk to chunk, and
+then for the rest. A thread works on one chunk at a time, and what lies between its products stays in the cache of
 its core. x, B and C are read where the convolution left them, and their gradient is one array. The operations are
 registered with PyTorch, so that a compiled graph does not break at them. `chunk_scan.py` has the formulas.
 """
@@ -15,15 +15,15 @@ from gm_train.model.loops import cpu, scan_outputs, scan_states
 from gm_train.model.loops.arrays import copy_of, flat
 from gm_train.model.loops.threads import in_threads
 
-#: Elements of the largest product. Above, the BLAS library that NumPy calls in compiled code divides a product among
-#: threads of its own, and threads that call it at the same time wait for each other.
+#: Rows * columns * inner size of the largest product. Above, OpenBLAS, which compiled code calls in SciPy's build,
+#: divides a product among threads of its own, and threads that call it at the same time wait for each other.
 LARGEST_PRODUCT = 64**3
 
 
 def takes(xBC: Tensor, dt: Tensor, chunk: int, d_state: int) -> bool:
     """Whether the loops can scan these arrays; see `scan_loops` for their shapes."""
     width = (xBC.shape[2] - 2 * d_state) // dt.shape[2]
-    small = chunk * max(chunk, d_state) * max(width, d_state) <= LARGEST_PRODUCT
+    small = chunk * max(chunk * max(width, d_state), d_state * width) <= LARGEST_PRODUCT
     return cpu.on_cpu(xBC) and xBC.dtype == dt.dtype == torch.float32 and small and xBC.numel() > 0
 
 

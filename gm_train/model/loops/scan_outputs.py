@@ -6,7 +6,6 @@ import numpy as np
 
 from data_shards.compiled import compiled
 from gm_train.model.loops.powers import VECTORS, dot
-from gm_train.model.loops.scan_states import DT_FLOOR
 from gm_train.model.loops.scan_steps import (
     add_rows,
     borders,
@@ -18,6 +17,7 @@ from gm_train.model.loops.scan_steps import (
     scaled_rows,
     transposed,
 )
+from gm_train.model.scan_limits import DT_FLOOR
 
 _ZERO = np.float32(0)
 
@@ -123,6 +123,7 @@ def gradients(
     wide, single = np.empty((5, chunk, width), np.float32), np.empty((4, chunk), np.float32)
     x, g, buffer, of_x, of_state = wide[0], wide[1], wide[2], wide[3], wide[4]
     read, write, by_row, by_column = single[0], single[1], single[2], single[3]
+    ones = np.ones(chunk, np.float32)
     x_turned, turned = np.empty((width, chunk), np.float32), np.empty((width, d_state), np.float32)
     low, high = np.empty(chunk, np.int64), np.empty(chunk, np.int64)
     for unit in range(first, last):
@@ -174,8 +175,6 @@ def gradients(
             d_A[unit, h] = _through_exponents(
                 by_row, by_column, by_total[b, c, h], dt[b, tokens, h], A[h], of_runs, reverse, d_dt[b, tokens, h]
             )
-        ones = single[0]
-        ones[:] = np.float32(1)
         np.dot(d_products.T, C, of_factor)
         plus_scaled(of_factor, d_B, ones, m, d_flat, d_start + inner, of_token)
         np.dot(d_products, B, of_factor)

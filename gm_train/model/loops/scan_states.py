@@ -8,8 +8,8 @@ import numpy as np
 from data_shards.compiled import compiled
 from gm_train.model.loops.powers import VECTORS, dot
 from gm_train.model.loops.scan_steps import borders, decay, powers, rows, scaled_rows
+from gm_train.model.scan_limits import DT_FLOOR
 
-DT_FLOOR = 1e-30  # keeps the logarithm finite where softplus underflows
 _LN_2 = math.log(2)
 _ZERO = np.float32(0)
 

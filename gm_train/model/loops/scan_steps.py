@@ -6,16 +6,16 @@ import numpy as np
 
 from data_shards.compiled import compiled
 from gm_train.model.loops.powers import VECTORS, power_of_2
+from gm_train.model.scan_limits import SMALLEST
 
-#: Powers of 2 below this exponent count as zero: numbers near the smallest in float32 are slow on many CPUs.
-_SMALLEST = np.float32(-100)
+_SMALLEST = np.float32(SMALLEST)
 _ZERO = np.float32(0)
 
 
 @compiled(inline="always", **VECTORS)
 def decay(exponent: Any) -> Any:
-    """2^exponent."""
-    return power_of_2(exponent) if exponent >= _SMALLEST else _ZERO
+    """2^exponent, and NaN of NaN; 0 below the smallest exponent of `scan_limits.py`."""
+    return _ZERO if exponent < _SMALLEST else power_of_2(exponent)
 
 
 @compiled(**VECTORS)

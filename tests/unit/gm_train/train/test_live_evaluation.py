@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,7 @@ def test_a_run_that_is_interrupted_in_a_panel_resumes_exactly(
 def test_the_best_checkpoint_is_saved_kept_and_named(atlas: Atlas, tmp_path: Path) -> None:
     """By a score that gets worse after the first panel: the learning rate lets the model forget."""
     run = tmp_path / "run"
-    fit(load_config(*panel_words(atlas, run, "checkpoint.keep_last=1", "evaluation.best_by=missing", "optim.lr=0.3")))
+    fit(load_config(*panel_words(atlas, run, "checkpoint.keep_last=1", "evaluation.best_by=missing", "optim.lr=3")))
     rows = [row for row in rows_of(run) if is_of_panel(row)]
     best = min(rows, key=lambda row: (row["panel_missing"], row["step"]))["step"]
     assert best < 12
@@ -102,6 +103,14 @@ def test_the_best_checkpoint_is_saved_kept_and_named(atlas: Atlas, tmp_path: Pat
     assert f"Best checkpoint by missing genes: step-{best:08d}" in page
     # No checkpoint was due at every step that was the best so far.
     assert best % 4
+    # It stays when the run goes on, with a panel or without one.
+    for steps, more in ((16, []), (20, ["evaluation.every_steps=0"])):
+        words = ["checkpoint.keep_last=1", "evaluation.best_by=missing", "optim.lr=3", f"trainer.max_steps={steps}"]
+        fit(load_config(*panel_words(atlas, run, *words, *more)))
+        assert {best, steps} <= {checkpoint.step for checkpoint in list_checkpoints(run / "checkpoints")}
+    shutil.rmtree(run / "checkpoints" / f"step-{best:08d}")
+    assert f"step {best:,}" in write_report(run).read_text()
+    assert "which has no checkpoint any more" in write_report(run).read_text()
 
 
 def test_the_report_shows_the_curves_and_the_share_of_time(scored: Path) -> None:

@@ -6,7 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from gm_train.model.loops.scan_loops import LARGEST_PRODUCT, scan_loops, takes
+from gm_train.config.schema import ModelConfig
+from gm_train.model.loops import scan_loops as home
+from gm_train.model.loops.scan_loops import scan_loops, takes
+from gm_train.model.mixer import Mamba2Mixer
 from gm_train.model.segments import Segments, make_segments
 from gm_train.model.ssd import ssd
 from tests.support.packed_rows import packed
@@ -93,16 +96,38 @@ def test_neighbours_and_threads_do_not_change_a_bit() -> None:
             assert torch.equal(part[0], whole[0, 32:102])
 
 
-def test_step_sizes_of_zero_and_strong_decay_stay_finite() -> None:
+def test_step_sizes_of_zero_and_strong_decay() -> None:
     segment = packed([[100]])
     inputs = arrays(segment, WIDTH, D_STATE)
     inputs[1][0, ::7] = 0
     inputs[1][0, 1::7] = 10
     segments = make_segments(segment, CHUNK, 4, torch.float64)
     for reverse in (False, True):
-        found = by_loops(inputs, segments, D_STATE, reverse)
-        assert all(value.isfinite().all() for value in found)
-        assert relative_error(found[0], by_products(inputs, segments, D_STATE, reverse)[0]) < 1e-4
+        found, exact = (way(inputs, segments, D_STATE, reverse) for way in (by_loops, by_products))
+        assert max(relative_error(value, wanted) for value, wanted in zip(found, exact, strict=True)) < 1e-4
+
+
+@pytest.mark.parametrize(("which", "value"), [(1, torch.nan), (1, torch.inf), (2, torch.nan), (2, -torch.inf)])
+def test_steps_and_decays_that_are_not_finite_do_not_pass_for_finite(which: int, value: float) -> None:
+    segment = packed([[40, 40]])
+    inputs = arrays(segment, WIDTH, D_STATE)
+    inputs[which][..., 0].flatten()[:] = value
+    inputs[which][(0, 50, 0) if which == 1 else (0,)] = value
+    for reverse in (False, True):
+        y, *_ = by_loops(inputs, make_segments(segment, CHUNK, 4), D_STATE, reverse)
+        assert not y[0, 40:, 0].isfinite().all()
+
+
+def test_a_mixer_uses_them_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    scan = home.scan_loops
+    monkeypatch.setattr(home, "scan_loops", lambda *arguments: calls.append(arguments[-1]) or scan(*arguments))
+    config = ModelConfig(d_model=32, head_dim=16, d_state=8, chunk=16)
+    for dtype, wanted in ((torch.float32, [False, True]), (torch.float64, [])):
+        calls.clear()
+        mixer = Mamba2Mixer(config).to(dtype)
+        mixer(torch.randn(1, 20, 32, dtype=dtype), make_segments(packed([[20]]), 16, 4, dtype), True)
+        assert calls == wanted
 
 
 def test_what_the_loops_take() -> None:
@@ -111,7 +136,13 @@ def test_what_the_loops_take() -> None:
     assert takes(xBC, dt, CHUNK, D_STATE)
     assert not takes(xBC.double(), dt.double(), CHUNK, D_STATE)
     assert not takes(xBC.bfloat16(), dt, CHUNK, D_STATE)
-    assert not takes(xBC, dt, LARGEST_PRODUCT // CHUNK // WIDTH + 1, D_STATE)
+    for width, d_state, chunk in ((64, 64, 64), (64, 128, 32)):
+        xBC, dt, *_ = arrays(segment, width, d_state)
+        assert takes(xBC, dt, chunk, d_state)
+        assert not takes(xBC, dt, chunk + 1, d_state)
+    for width, d_state in ((65, 64), (64, 65)):
+        xBC, dt, *_ = arrays(segment, width, d_state)
+        assert not takes(xBC, dt, 64, d_state)
     assert not takes(xBC[:0], dt[:0], CHUNK, D_STATE)
 
 
