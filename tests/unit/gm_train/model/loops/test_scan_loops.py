@@ -1,10 +1,13 @@
 """The compiled loops of the scan: against the products of `ssd.py` in float64, on packed cells of any length."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from gm_train.config.schema import ModelConfig
 from gm_train.model.loops import scan_loops as home
@@ -152,3 +155,20 @@ def test_the_operation_is_registered_completely() -> None:
     inputs = [value.requires_grad_() for value in (xBC, dt, A, D)]
     for reverse in (False, True):
         torch.library.opcheck(scan_loops, (*inputs, segments.cells[:1], D_STATE, CHUNK, reverse))
+
+
+def test_compiled_and_checkpointed_mixers_give_the_same() -> None:
+    segments = make_segments(packed([[20, 13]]), 16, 4)
+    mixer = Mamba2Mixer(ModelConfig(d_model=32, head_dim=16, d_state=8, chunk=16))
+    x = torch.randn(1, 33, 32, requires_grad=True)
+
+    def results(way: Any) -> list[Tensor]:
+        outs = torch.stack(tuple(way(x, segments, True)))
+        return [outs, *torch.autograd.grad(outs.sin().sum(), [x, *mixer.parameters()])]
+
+    plain = results(mixer)
+    compiled = results(torch.compile(mixer, backend="aot_eager", fullgraph=True))
+    again = results(lambda *given: checkpoint(mixer, *given, use_reentrant=False))
+    for value, one, other in zip(plain, compiled, again, strict=True):
+        assert relative_error(one, value) < 1e-6
+        assert torch.equal(other, value)
