@@ -164,6 +164,7 @@ def run(arguments: argparse.Namespace) -> int:
         tasks,
         arguments.gene_sets,
         other_store,
+        identity["pathways"],
     )
     print(render_text(evaluation.results))
     print("drawing", flush=True)

@@ -73,6 +73,7 @@ def evaluate(
     chosen: Sequence[type[EvaluationTask]] = (),
     gene_sets: Path | None = None,
     other_store: bool = False,
+    pathways_hash: str = "",
 ) -> Evaluation:
     """Score a model and its controls.
 
@@ -87,12 +88,15 @@ def evaluate(
         chosen: the tasks to run; empty for all.
         gene_sets: a GMT file of sets that the model was not trained with.
         other_store: whether the cells are of a store that the model was not trained on.
+        pathways_hash: SHA-256 (hex) of the file of gene sets that the model was trained with; empty without.
 
     Raises:
         DataError: none of the tasks can be done for these cells, no gene is hidden, or gene sets cannot be used.
     """
     precision = default_precision(config, next(model.parameters()).device)
-    subject = Subject(model, config, cells, trained_on, mask_seeds, precision, embeddings or {}, gene_sets)
+    subject = Subject(
+        model, config, cells, trained_on, mask_seeds, precision, embeddings or {}, gene_sets, pathways_hash
+    )
     tasks = [task(subject) for task in chosen or choose_tasks(())]
     rows: dict[str, list[Row]] = {task.key: [] for task in tasks}
     n_scores = len(RANKS) * sum(task.n_scores for task in tasks)

@@ -29,6 +29,7 @@ class Subject:
         precision: "fp32", or "bf16" for autocast.
         embeddings: name to vectors that were made elsewhere, float32 (n_cells, n_features).
         gene_sets: a GMT file of sets that the model was not trained with; None without.
+        pathways_hash: SHA-256 (hex) of the file of gene sets that the model was trained with; empty without.
     """
 
     model: GeneMamba
@@ -39,6 +40,7 @@ class Subject:
     precision: str = "fp32"
     embeddings: dict[str, F32] = field(default_factory=dict)
     gene_sets: Path | None = None
+    pathways_hash: str = ""
     _kept: dict[str, F32] = field(default_factory=dict, repr=False)
 
     def embedded(self, ranks: str) -> F32:
