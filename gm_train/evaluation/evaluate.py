@@ -46,10 +46,12 @@ class Evaluation:
         """
         directory.mkdir(parents=True, exist_ok=True)
         written = [directory / "eval.json", directory / "eval.md", directory / "eval-scores.png"]
-        # `eval.json` goes first and comes last: it must not stand beside pictures of another checkpoint.
+        # `eval.json` goes first: it must not stand beside pictures of another checkpoint. Scores are written before
+        # pictures, so that none is lost where drawing fails.
         for old in (written[0], *directory.glob("eval-*.png")):
             old.unlink(missing_ok=True)
         replace_file(written[1], score_table.render_markdown(self.results))
+        replace_file(written[0], json.dumps(self.results, indent=1) + "\n")
         draw_scores(self.results, written[2])
         colourings = []
         if self.cells.labels is not None:
@@ -58,7 +60,6 @@ class Evaluation:
             colourings.append(Colouring(str(self.cells.batch), self.cells.batches, numbered=False))
         if self.embeddings and colourings:
             written += draw_maps(self.embeddings, colourings, directory, "eval-embedding")
-        replace_file(written[0], json.dumps(self.results, indent=1) + "\n")
         return written
 
 

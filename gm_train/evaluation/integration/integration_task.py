@@ -17,6 +17,7 @@ from gm_train.evaluation.figures import (
     Row,
     compare,
     figures,
+    gap,
     row_of,
 )
 from gm_train.evaluation.integration.scgraph import MIN_BATCH, MIN_OTHERS, MIN_TYPE, consensus_distances, scgraph
@@ -161,10 +162,10 @@ class IntegrationTask(EvaluationTask):
         if len(columns) == len(IntegrationTask.columns):
             for ranks in RANKS:
                 model, pca = (row_of(rows, ranks, name) for name in (MODEL, PCA))
-                above = all(model[key]["mean"] > pca[key]["mean"] for key in ("avg_bio", "avg_batch"))
-                if above and model["scgraph"]["mean"] < pca["scgraph"]["mean"]:
+                bio, batch, distances = (gap(model[key], pca[key], more) for key, *_, more in columns)
+                if (bio, batch, distances) == (1, 1, -1):
                     sentences.append(
-                        f"On {ranks} ranks the model is above PCA in both scores of scIB and below it in scGraph: it "
+                        f"On {ranks} ranks the model beats PCA in both scores of scIB and loses to it in scGraph: it "
                         "may have moved types apart that are alike. Do not call this a better integration."
                     )
         return sentences

@@ -121,6 +121,10 @@ def test_islands_of_types_are_called_out() -> None:
     assert rows[MODEL]["scgraph"]["mean"] < pca["scgraph"]["mean"]
     assert sum("Do not call this a better integration" in sentence for sentence in verdicts(results)) == 2
     assert not any("Do not call" in sentence for sentence in verdicts(score(subject)[2]))
+    # Within two standard deviations nothing is called worse.
+    for row in results["integration"]:
+        row["scgraph"]["sd"] = 2.0
+    assert not any("Do not call" in sentence for sentence in verdicts(results))
 
 
 @pytest.mark.parametrize(
