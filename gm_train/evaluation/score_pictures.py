@@ -13,7 +13,7 @@ from gm_train.evaluation.picture_text import literal
 from gm_train.evaluation.tasks import TASKS
 
 DPI = 150
-#: Panels of scores side by side.
+#: Charts side by side.
 _ACROSS = 3
 
 _COLOURS = {
@@ -35,20 +35,20 @@ _OTHER_COLOURS = (*mpl.color_sequences["Dark2"], *mpl.color_sequences["tab20b"])
 
 def draw_scores(results: Row, path: Path) -> None:
     """Draw one column of each task as bars, on both kinds of ranks (PNG)."""
-    panels = [task for task in TASKS if results.get(task.key)]
-    shown = dict.fromkeys(row["scored"] for task in panels for row in results[task.key])
+    charts = [task for task in TASKS if results.get(task.key)]
+    shown = dict.fromkeys(row["scored"] for task in charts for row in results[task.key])
     # Such as vectors that were made elsewhere.
     others = [name for name in shown if name not in _COLOURS]
     colour_of = _COLOURS | dict(zip(others, cycle(_OTHER_COLOURS)))
-    across = min(_ACROSS, len(panels))
-    down = -(-len(panels) // across)
+    across = min(_ACROSS, len(charts))
+    down = -(-len(charts) // across)
     figure = Figure(figsize=(5.2 * across, 3.6 * down), layout="constrained")
     axes = figure.subplots(down, across, squeeze=False).ravel()
-    for axis in axes[len(panels) :]:
+    for axis in axes[len(charts) :]:
         axis.set_axis_off()
-    for axis, task in zip(axes[: len(panels)], panels, strict=True):
+    for axis, task in zip(axes[: len(charts)], charts, strict=True):
         rows = results[task.key]
-        column, title, unit, decimals = task.panel_of(rows)
+        column, title, unit, decimals = task.chart_of(rows)
         names = list(dict.fromkeys(row["scored"] for row in rows))
         width = 0.8 / len(names)
         for i, name in enumerate(names):

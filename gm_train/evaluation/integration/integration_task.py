@@ -20,7 +20,14 @@ from gm_train.evaluation.figures import (
     gap,
     row_of,
 )
-from gm_train.evaluation.integration.scgraph import MIN_BATCH, MIN_OTHERS, MIN_TYPE, consensus_distances, scgraph
+from gm_train.evaluation.integration.scgraph import (
+    MIN_BATCH,
+    MIN_OTHERS,
+    MIN_TYPE,
+    consensus_distances,
+    scgraph,
+    scored_types,
+)
 from gm_train.evaluation.integration.scib_scores import has_scib_metrics, scib_scores
 from gm_train.evaluation.integration.shuffled_vectors import shuffle_within
 from gm_train.evaluation.integration.typed_cells import SEEDS, SUBSAMPLE, TypedCells
@@ -47,7 +54,7 @@ class IntegrationTask(EvaluationTask):
     )
     controls = (PCA, BY_TYPE, BY_BATCH, RANDOM)
     takes_embeddings = True
-    panel = ("avg_bio", "Integration: cell types kept", "Avg_bio (higher is better)", 2)
+    chart = ("avg_bio", "Integration: cell types kept", "Avg_bio (higher is better)", 2)
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
@@ -118,10 +125,11 @@ class IntegrationTask(EvaluationTask):
                 "batch": cells.batch,
                 "cells": len(found.numbers),
                 "only_held_out": found.only_held_out,
+                "why_all": found.why_all,
                 "without": len(cells.row) - len(found.typed),
                 "types": len(set(found.types[found.numbers])),
                 "batches": len(set(found.batches[found.numbers])),
-                "types_of_scgraph": len(self._names) if self._consensus is not None else 0,
+                "types_of_scgraph": 0 if self._consensus is None else int(scored_types(self._consensus).sum()),
                 "seeds": SEEDS,
             }
         }
@@ -183,8 +191,9 @@ class IntegrationTask(EvaluationTask):
         ]
         if not of["only_held_out"]:
             notes.append(
-                "Integration was scored on all cells, because the held-out cells lack a batch or have too few cells of "
-                "each type. The model has seen the training cells, not their types and batches."
+                f"Integration was scored on all cells: {of['why_all']}. The model has seen the training cells, not "
+                "their types and batches. Vectors that were made elsewhere with types or batches of training cells "
+                "have an advantage."
             )
         if not of["types_of_scgraph"]:
             notes.append(
