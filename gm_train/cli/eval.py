@@ -23,7 +23,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser = subparsers.add_parser(
         "eval",
         help="score a checkpoint on held-out cells, beside controls",
-        description="Score a checkpoint on held-out cells: prediction of masked and of missing genes, and probes.\n"
+        description="Score a checkpoint on held-out cells: prediction of masked and of missing genes, the order of\n"
+        "masked genes, probes of cell types, batch integration, pairs of genes, and robustness to disturbed counts.\n"
         "Every score is shown beside its controls.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -34,12 +35,14 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="count files that the store was made from")
     parser.add_argument("--store", help="token store, a folder or a URL (default: the run's data.store)")
     parser.add_argument(
-        "--label", metavar="KEY", help="column of obs that the probes predict, such as cell_type (default: no probes)"
+        "--label",
+        metavar="KEY",
+        help="column of obs with cell types, such as cell_type: for probes and integration (default: neither)",
     )
     parser.add_argument(
         "--batch",
         metavar="KEY",
-        help="column of obs with batches, such as donor_id: scores batch integration (default: no such scores)",
+        help="column of obs with batches, such as donor_id: for integration, which needs --label (default: none)",
     )
     parser.add_argument(
         "--tasks",
@@ -53,7 +56,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         action="append",
         default=[],
         metavar="obsm:KEY|FILE.npy",
-        help="vectors that were made elsewhere, to probe beside the model's; may be given several times",
+        help="vectors that were made elsewhere, for probes and integration; may be given several times",
     )
     parser.add_argument(
         "--paper-reconstruction",
@@ -164,6 +167,7 @@ def run(arguments: argparse.Namespace) -> int:
         tasks,
         arguments.gene_sets,
         other_store,
+        identity["pathways"],
     )
     print(render_text(evaluation.results))
     print("drawing", flush=True)

@@ -101,7 +101,7 @@ def compare_runs(paths: Sequence[Path]) -> Comparison:
 
 def _panel(task: type[EvaluationTask], scored: Row) -> Row:
     """The main column of a task, and how it is drawn."""
-    column, title, unit, decimals = task.panel_of(scored[task.key])
+    column, title, unit, decimals = task.chart_of(scored[task.key])
     return {"column": column, "title": title.format(**scored), "unit": unit, "decimals": decimals}
 
 

@@ -13,10 +13,11 @@ from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
 from gm_train.evaluation.labels import Labels
+from gm_train.evaluation.picture_text import literal
 
 #: Largest number of cells drawn: more take minutes and show nothing more.
 MAX_DRAWN = 1_500
-#: Labels with a colour of their own; the rarer ones share one colour.
+#: Colours. Where there are more labels, the rarest share the last one.
 MAX_COLOURED = 40
 DPI = 150
 #: Inches. A picture has one map, so that its text can still be read where a page is as narrow as a phone.
@@ -77,32 +78,31 @@ def draw_maps(
 
 def _draw_map(points: F32, own: Labels, colouring: Colouring, title: str, path: Path) -> None:
     shown = np.array(["(none)" if name is None else str(name) for name in own])
-    names, counts = np.unique(shown, return_counts=True)
-    names = names[np.argsort(-counts, kind="stable")]
+    found, codes, counts = np.unique(shown, return_inverse=True, return_counts=True)
+    order = np.argsort(-counts, kind="stable")
+    names, numbers = found[order].tolist(), np.argsort(order)[codes]
     colours = list(mpl.color_sequences["tab20"])
     if len(names) > len(colours):
         colours += mpl.color_sequences["tab20b"]
-    if len(names) > MAX_COLOURED:
-        others = f"{len(names) - MAX_COLOURED + 1} others"
-        shown = np.where(np.isin(shown, names[: MAX_COLOURED - 1]), shown, others)
-        names = np.append(names[: MAX_COLOURED - 1], others)
+    if has_rest := len(names) > MAX_COLOURED:
+        names = [*names[: MAX_COLOURED - 1], f"{len(names) - MAX_COLOURED + 1} others"]
+        numbers = np.minimum(numbers, MAX_COLOURED - 1)
         colours[MAX_COLOURED - 1] = (0.87, 0.87, 0.87)
-    colour_of = dict(zip(names, colours, strict=False))
     columns = 2 if len(names) > 6 else 1
     figure = Figure(figsize=(_WIDTH, 5.1 + 0.16 * -(-len(names) // columns)), layout="constrained", facecolor="white")
     axis = figure.subplots()
     size = 16 if len(points) < 500 else 9
-    axis.scatter(points[:, 0], points[:, 1], s=size, color=[colour_of[name] for name in shown], linewidths=0)
+    axis.scatter(points[:, 0], points[:, 1], s=size, color=[colours[number] for number in numbers], linewidths=0)
     handles = []
-    for number, name in enumerate(names, 1):
-        text = f"{number}  {_short(name)}" if colouring.numbered else _short(name)
-        handles.append(Line2D([], [], marker="o", linestyle="", markersize=6, color=colour_of[name], label=text))
-        if colouring.numbered and not name.endswith(" others"):
-            here = points[shown == name]
+    for number, name in enumerate(names):
+        text = literal(f"{number + 1}  {_short(name)}" if colouring.numbered else _short(name))
+        handles.append(Line2D([], [], marker="o", linestyle="", markersize=6, color=colours[number], label=text))
+        if colouring.numbered and not (has_rest and number == len(names) - 1):
+            here = points[numbers == number]
             middle = here[np.argmin(np.linalg.norm(here - np.median(here, axis=0), axis=1))]
             outline = [withStroke(linewidth=2.2, foreground="white")]
             axis.annotate(
-                str(number),
+                str(number + 1),
                 middle,
                 xytext=(0, 2.5),
                 textcoords="offset points",
@@ -113,7 +113,7 @@ def _draw_map(points: F32, own: Labels, colouring: Colouring, title: str, path: 
                 path_effects=outline,
             )
     kind = "UMAP" if has_umap() else "t-SNE"
-    axis.set_title(f"{title}\nby {colouring.column}", fontsize=11)
+    axis.set_title(literal(f"{title}\nby {colouring.column}"), fontsize=11)
     axis.set_xlabel(f"{kind} 1", fontsize=9)
     axis.set_ylabel(f"{kind} 2", fontsize=9)
     axis.set_xticks([])

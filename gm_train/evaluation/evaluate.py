@@ -46,10 +46,12 @@ class Evaluation:
         """
         directory.mkdir(parents=True, exist_ok=True)
         written = [directory / "eval.json", directory / "eval.md", directory / "eval-scores.png"]
-        # `eval.json` goes first and comes last: it must not stand beside pictures of another checkpoint.
+        # `eval.json` goes first: it must not stand beside pictures of another checkpoint. Scores are written before
+        # pictures, so that none is lost where drawing fails.
         for old in (written[0], *directory.glob("eval-*.png")):
             old.unlink(missing_ok=True)
         replace_file(written[1], score_table.render_markdown(self.results))
+        replace_file(written[0], json.dumps(self.results, indent=1) + "\n")
         draw_scores(self.results, written[2])
         colourings = []
         if self.cells.labels is not None:
@@ -58,7 +60,6 @@ class Evaluation:
             colourings.append(Colouring(str(self.cells.batch), self.cells.batches, numbered=False))
         if self.embeddings and colourings:
             written += draw_maps(self.embeddings, colourings, directory, "eval-embedding")
-        replace_file(written[0], json.dumps(self.results, indent=1) + "\n")
         return written
 
 
@@ -73,6 +74,7 @@ def evaluate(
     chosen: Sequence[type[EvaluationTask]] = (),
     gene_sets: Path | None = None,
     other_store: bool = False,
+    pathways_hash: str = "",
 ) -> Evaluation:
     """Score a model and its controls.
 
@@ -87,12 +89,15 @@ def evaluate(
         chosen: the tasks to run; empty for all.
         gene_sets: a GMT file of sets that the model was not trained with.
         other_store: whether the cells are of a store that the model was not trained on.
+        pathways_hash: SHA-256 (hex) of the file of gene sets that the model was trained with; empty without.
 
     Raises:
         DataError: none of the tasks can be done for these cells, no gene is hidden, or gene sets cannot be used.
     """
     precision = default_precision(config, next(model.parameters()).device)
-    subject = Subject(model, config, cells, trained_on, mask_seeds, precision, embeddings or {}, gene_sets)
+    subject = Subject(
+        model, config, cells, trained_on, mask_seeds, precision, embeddings or {}, gene_sets, pathways_hash
+    )
     tasks = [task(subject) for task in chosen or choose_tasks(())]
     rows: dict[str, list[Row]] = {task.key: [] for task in tasks}
     n_scores = len(RANKS) * sum(task.n_scores for task in tasks)

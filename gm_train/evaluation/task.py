@@ -29,6 +29,7 @@ class Subject:
         precision: "fp32", or "bf16" for autocast.
         embeddings: name to vectors that were made elsewhere, float32 (n_cells, n_features).
         gene_sets: a GMT file of sets that the model was not trained with; None without.
+        pathways_hash: SHA-256 (hex) of the file of gene sets that the model was trained with; empty without.
     """
 
     model: GeneMamba
@@ -39,6 +40,7 @@ class Subject:
     precision: str = "fp32"
     embeddings: dict[str, F32] = field(default_factory=dict)
     gene_sets: Path | None = None
+    pathways_hash: str = ""
     _kept: dict[str, F32] = field(default_factory=dict, repr=False)
 
     def embedded(self, ranks: str) -> F32:
@@ -94,7 +96,7 @@ class EvaluationTask(ABC):
         columns: the columns of its tables.
         controls: rows that must be there besides the model's own.
         takes_embeddings: whether it also scores vectors that were made elsewhere (`Subject.embeddings`).
-        panel: what is drawn: column, title (a format string over the results), label of the axis, decimals.
+        chart: what is drawn: column, title (a format string over the results), label of the axis, decimals.
         n_scores: number of calls of `advance` on one kind of ranks; 0 if the task cannot be done for this subject
             (`notes` says why).
         features: title to embeddings that are drawn, float32 (n_cells, n_features); may be empty.
@@ -104,7 +106,7 @@ class EvaluationTask(ABC):
     columns: ClassVar[Columns]
     controls: ClassVar[tuple[str, ...]]
     takes_embeddings: ClassVar[bool] = False
-    panel: ClassVar[tuple[str, str, str, int]]
+    chart: ClassVar[tuple[str, str, str, int]]
 
     def __init__(self, subject: Subject) -> None:
         self.subject = subject
@@ -133,13 +135,13 @@ class EvaluationTask(ABC):
         return None
 
     @classmethod
-    def panel_of(cls, rows: Sequence[Row]) -> tuple[str, str, str, int]:
-        """What is drawn, as in `panel`.
+    def chart_of(cls, rows: Sequence[Row]) -> tuple[str, str, str, int]:
+        """What is drawn, as in `chart`.
 
         Args:
             rows: of the task; they have the column.
         """
-        return cls.panel
+        return cls.chart
 
     @staticmethod
     @abstractmethod

@@ -8,6 +8,8 @@ from gm_train.evaluation.figures import Row
 from gm_train.evaluation.task import Subject
 
 _NAME = "medians drift"
+#: A data set counts if it has at least so many genes to compare: a share of few genes says nothing.
+LEAST_GENES = 50
 
 
 def check_medians(subject: Subject, results: Row) -> Row:
@@ -36,10 +38,11 @@ def check_medians(subject: Subject, results: Row) -> Row:
         }
         for name, drift in drifts.items()
     }
-    compared = {name: drift for name, drift in drifts.items() if drift.n_genes}
+    compared = {name: drift for name, drift in drifts.items() if drift.n_genes >= LEAST_GENES}
     if not compared:
         text = (
-            f"No gene has {DRIFT_VALUES} non-zero counts in the evaluated cells of a data set: read more (--max-cells)."
+            f"No data set has {LEAST_GENES} genes with {DRIFT_VALUES} or more non-zero counts in the evaluated cells: "
+            "read more (--max-cells)."
         )
         return finding(_NAME, NOT_DONE, text, data_sets=numbers)
     worst = max(compared, key=lambda name: compared[name].share_beyond)

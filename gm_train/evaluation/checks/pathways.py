@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from data_shards.errors import DataError
+from data_shards.files.atomic import hash_path
 from gm_train.evaluation.checks.finding import GOOD, NOT_DONE, WARNING, finding
 from gm_train.evaluation.figures import Row
 from gm_train.evaluation.task import Subject
@@ -34,6 +35,12 @@ def check_pathways(subject: Subject, results: Row) -> Row:
         # Model cards show this text, and paths of this machine do not belong there.
         text = f"The run's gene sets, {path.name}, cannot be read: it is not where it was in training, or damaged."
         return finding(_NAME, NOT_DONE, text)
+    if hash_path(path) != subject.pathways_hash:
+        text = (
+            f"{path.name} is not the file of gene sets that the model was trained with (the hash differs): put that "
+            "file back."
+        )
+        return finding(_NAME, NOT_DONE, text)
     low, high = objective.pathway_size
     names = sorted({gene for genes in fitting_sets(sets, (low, high)) for gene in genes})
     token_of = tokens_of_names(cells.tokenizer)
@@ -52,8 +59,14 @@ def check_pathways(subject: Subject, results: Row) -> Row:
     numbers = {"genes": len(names), "in_vocabulary": known, "in_cells": seen, "of_cells": of_cells}
     if min(known, seen) >= LEAST:
         return finding(_NAME, GOOD, text, **numbers)
-    text += (
-        f" Less than {LEAST:.0%}: most pairs of a set are never trained on, so pathways may not be told apart. Use "
-        "gene sets of this species, under the names of the vocabulary, or read cells with more genes."
-    )
+    if known < LEAST:
+        text += (
+            f" Less than {LEAST:.0%} are in the vocabulary: most pairs of a set are never trained on, so pathways may "
+            "not be told apart. Use gene sets of this species, under the names of the vocabulary."
+        )
+    else:
+        text += (
+            f" The cells show less than {LEAST:.0%}: they cannot tell most pathways apart, whatever the model has "
+            "learned. Evaluate cells with more genes."
+        )
     return finding(_NAME, WARNING, text, **numbers)

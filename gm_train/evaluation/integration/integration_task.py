@@ -17,9 +17,17 @@ from gm_train.evaluation.figures import (
     Row,
     compare,
     figures,
+    gap,
     row_of,
 )
-from gm_train.evaluation.integration.scgraph import MIN_BATCH, MIN_OTHERS, MIN_TYPE, consensus_distances, scgraph
+from gm_train.evaluation.integration.scgraph import (
+    MIN_BATCH,
+    MIN_OTHERS,
+    MIN_TYPE,
+    consensus_distances,
+    scgraph,
+    scored_types,
+)
 from gm_train.evaluation.integration.scib_scores import has_scib_metrics, scib_scores
 from gm_train.evaluation.integration.shuffled_vectors import shuffle_within
 from gm_train.evaluation.integration.typed_cells import SEEDS, SUBSAMPLE, TypedCells
@@ -46,7 +54,7 @@ class IntegrationTask(EvaluationTask):
     )
     controls = (PCA, BY_TYPE, BY_BATCH, RANDOM)
     takes_embeddings = True
-    panel = ("avg_bio", "Integration: cell types kept", "Avg_bio (higher is better)", 2)
+    chart = ("avg_bio", "Integration: cell types kept", "Avg_bio (higher is better)", 2)
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
@@ -117,10 +125,11 @@ class IntegrationTask(EvaluationTask):
                 "batch": cells.batch,
                 "cells": len(found.numbers),
                 "only_held_out": found.only_held_out,
+                "why_all": found.why_all,
                 "without": len(cells.row) - len(found.typed),
                 "types": len(set(found.types[found.numbers])),
                 "batches": len(set(found.batches[found.numbers])),
-                "types_of_scgraph": len(self._names) if self._consensus is not None else 0,
+                "types_of_scgraph": 0 if self._consensus is None else int(scored_types(self._consensus).sum()),
                 "seeds": SEEDS,
             }
         }
@@ -161,10 +170,10 @@ class IntegrationTask(EvaluationTask):
         if len(columns) == len(IntegrationTask.columns):
             for ranks in RANKS:
                 model, pca = (row_of(rows, ranks, name) for name in (MODEL, PCA))
-                above = all(model[key]["mean"] > pca[key]["mean"] for key in ("avg_bio", "avg_batch"))
-                if above and model["scgraph"]["mean"] < pca["scgraph"]["mean"]:
+                bio, batch, distances = (gap(model[key], pca[key], more) for key, *_, more in columns)
+                if (bio, batch, distances) == (1, 1, -1):
                     sentences.append(
-                        f"On {ranks} ranks the model is above PCA in both scores of scIB and below it in scGraph: it "
+                        f"On {ranks} ranks the model beats PCA in both scores of scIB and loses to it in scGraph: it "
                         "may have moved types apart that are alike. Do not call this a better integration."
                     )
         return sentences
@@ -182,8 +191,9 @@ class IntegrationTask(EvaluationTask):
         ]
         if not of["only_held_out"]:
             notes.append(
-                "Integration was scored on all cells, because the held-out cells lack a batch or have too few cells of "
-                "each type. The model has seen the training cells, not their types and batches."
+                f"Integration was scored on all cells: {of['why_all']}. The model has seen the training cells, not "
+                "their types and batches. Vectors that were made elsewhere with types or batches of training cells "
+                "have an advantage."
             )
         if not of["types_of_scgraph"]:
             notes.append(

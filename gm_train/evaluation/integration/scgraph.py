@@ -49,7 +49,7 @@ def consensus_distances(
         sums[known] += distances[known]
         counts[known] += 1
     consensus = _divided_by_largest(np.where(counts > 0, sums / np.maximum(counts, 1), np.nan))
-    return consensus if _scored(consensus).any() else None
+    return consensus if scored_types(consensus).any() else None
 
 
 def type_distances(features: F32, types: Labels, names: npt.NDArray[np.str_]) -> F64:
@@ -88,7 +88,7 @@ def scgraph(features: F32, types: Labels, names: npt.NDArray[np.str_], consensus
     """
     distances = type_distances(features, types, names)
     scores = []
-    for number in np.flatnonzero(_scored(consensus)):
+    for number in np.flatnonzero(scored_types(consensus)):
         others = _others(consensus, int(number))
         scores.append(_weighted_correlation(distances[others, number], consensus[others, number]))
     return float(np.mean(scores))
@@ -122,7 +122,12 @@ def _others(consensus: F64, number: int) -> npt.NDArray[np.int64]:
     return np.flatnonzero(np.isfinite(column) & (column > 0))
 
 
-def _scored(consensus: F64) -> npt.NDArray[np.bool_]:
+def scored_types(consensus: F64) -> npt.NDArray[np.bool_]:
+    """Tell which types are scored, bool (n_types,): those whose distance to `MIN_OTHERS` others is known.
+
+    Args:
+        consensus: of `consensus_distances`.
+    """
     return np.array([len(_others(consensus, number)) >= MIN_OTHERS for number in range(len(consensus))], np.bool_)
 
 

@@ -14,7 +14,7 @@ from gm_train.evaluation.labels import Labels
 SEEDS = 3
 #: Each seed scores this share of the cells of each type, drawn anew.
 SUBSAMPLE = 0.8
-#: Held-out cells are scored alone if they are so many for each type, on average.
+#: Held-out cells are scored alone if they are so many for each type, on average, and have all types with so many cells.
 CELLS_A_TYPE = 10
 
 I64 = npt.NDArray[np.int64]
@@ -29,7 +29,7 @@ class TypedCells:
         draws: for each seed, int64, the cells among them that it scores.
         typed: int64, all cells of the evaluation with a type and a batch.
         types, batches: object (n_cells,) of all cells of the evaluation, str; None where a cell has none.
-        only_held_out: whether the scored cells are held-out ones.
+        why_all: why held-out cells are not scored alone; None if they are.
     """
 
     numbers: I64
@@ -37,11 +37,16 @@ class TypedCells:
     typed: I64
     types: Labels
     batches: Labels
-    only_held_out: bool
+    why_all: str | None
+
+    @property
+    def only_held_out(self) -> bool:
+        """Whether the scored cells are held-out ones."""
+        return self.why_all is None
 
     @classmethod
     def of(cls, cells: EvaluationCells) -> "TypedCells":
-        """Choose the held-out cells, or all cells if too few are held out or a batch would be lost.
+        """Choose the held-out cells, or all cells if too few are held out or a batch or a type would be lost.
 
         A model is trained without types and batches, so training cells tell it neither.
 
@@ -56,13 +61,34 @@ class TypedCells:
         both = [t is not None and b is not None for t, b in zip(cells.labels, cells.batches, strict=True)]
         typed = np.flatnonzero(np.array(both, dtype=np.bool_))
         held_out = typed[cells.held_out[typed]]
-        keeps_batches = set(cells.batches[held_out]) == set(cells.batches[typed])
-        if keeps_batches and len(held_out) >= CELLS_A_TYPE * len(set(cells.labels[held_out])):
+        if not (why_all := _lost(cells, typed, held_out)):
             try:
-                return cls(held_out, _draw(cells, held_out), typed, cells.labels, cells.batches, True)
-            except DataError:
-                pass  # All cells may still do.
-        return cls(typed, _draw(cells, typed), typed, cells.labels, cells.batches, False)
+                return cls(held_out, _draw(cells, held_out), typed, cells.labels, cells.batches, None)
+            except DataError as error:  # All cells may still do.
+                why_all = f"of the held-out cells, {error}"
+        return cls(typed, _draw(cells, typed), typed, cells.labels, cells.batches, why_all)
+
+
+def _lost(cells: EvaluationCells, typed: I64, held_out: I64) -> str:
+    """Say what would be lost if the held-out cells were scored alone; empty if nothing."""
+    assert cells.labels is not None
+    assert cells.batches is not None
+    n_batches, n_held_out = len(set(cells.batches[typed])), len(set(cells.batches[held_out]))
+    if n_held_out < n_batches:
+        return f"the held-out cells have {n_held_out:,} of {n_batches:,} {cells.batch!r}"
+    kept = set(cells.labels[held_out])
+    if len(held_out) < CELLS_A_TYPE * len(kept):
+        return (
+            f"{len(held_out):,} held-out cells of {len(kept):,} {cells.label!r} are fewer than {CELLS_A_TYPE} for "
+            "each, on average"
+        )
+    names, counts = np.unique(cells.labels[typed].astype(str), return_counts=True)
+    if lost := sorted(set(names[counts >= CELLS_A_TYPE].tolist()) - kept):
+        return (
+            f"the held-out cells lack {len(lost):,} {cells.label!r} that have at least {CELLS_A_TYPE} cells, such as "
+            f"{lost[0]!r}"
+        )
+    return ""
 
 
 def _draw(cells: EvaluationCells, numbers: I64) -> tuple[I64, ...]:

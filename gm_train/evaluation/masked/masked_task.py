@@ -22,7 +22,7 @@ class MaskedGenesTask(EvaluationTask):
         ("top10", "top-10 %", "Hidden gene among the first ten (%)", 1, True),
     )
     controls = CONTROLS
-    panel = ("cross_entropy", "Hidden genes", "cross-entropy, nats (lower is better)", 2)
+    chart = ("cross_entropy", "Hidden genes", "cross-entropy, nats (lower is better)", 2)
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)

@@ -21,7 +21,7 @@ class MissingGenesTask(EvaluationTask):
         ("found", "found %", "Missing genes found (%)", 1, True),
     )
     controls = (PCA, NEIGHBOURS, FREQUENCY, RANDOM)
-    panel = ("found", "Missing genes", "found, % (higher is better)", 1)
+    chart = ("found", "Missing genes", "found, % (higher is better)", 1)
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)

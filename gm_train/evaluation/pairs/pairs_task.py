@@ -52,7 +52,7 @@ class PairsTask(EvaluationTask):
     key = "pairs"
     columns = (*_columns_of(TRAINED), *_columns_of(HELD_OUT))
     controls = (COEXPRESSION, LEVEL, RANDOM)
-    panel = ("contextual_trained", "Pairs of genes", "AUROC by final states, % (50 is chance)", 0)
+    chart = ("contextual_trained", "Pairs of genes", "AUROC by final states, % (50 is chance)", 0)
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)
@@ -189,10 +189,10 @@ class PairsTask(EvaluationTask):
         return results["pairs_facts"]["sets"]
 
     @classmethod
-    def panel_of(cls, rows: Sequence[Row]) -> tuple[str, str, str, int]:
+    def chart_of(cls, rows: Sequence[Row]) -> tuple[str, str, str, int]:
         """Contextual vectors, on sets that the training did not have if there are some."""
         kind = next(kind for kind in (HELD_OUT, TRAINED) if f"static_{kind}" in rows[0])
-        _, title, unit, decimals = cls.panel
+        _, title, unit, decimals = cls.chart
         return f"contextual_{kind}", f"{title}, {_WORDS[kind]}", unit, decimals
 
     @staticmethod

@@ -42,7 +42,7 @@ class ProbeTask(EvaluationTask):
     )
     controls = (PCA, VARIABLE, RANDOM)
     takes_embeddings = True
-    panel = ("linear_accuracy", "Linear probe of {label[key]}", "accuracy, % (higher is better)", 0)
+    chart = ("linear_accuracy", "Linear probe of {label[key]}", "accuracy, % (higher is better)", 0)
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)

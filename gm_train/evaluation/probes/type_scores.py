@@ -6,8 +6,8 @@ import numpy as np
 import numpy.typing as npt
 from sklearn.metrics import recall_score, roc_auc_score
 
-#: Smallest number of training cells of each bin of types. A type with fewer than ten is outvoted by other types among
-#: the ten neighbours of the kNN probe; each further bin has about three times as many.
+#: Smallest number of training cells of each bin of types. A type with fewer than ten cannot fill the ten neighbours
+#: of the kNN probe; each further bin has about three times as many.
 SUPPORT_BINS = (1, 10, 30, 100)
 #: Types with fewer training cells are rare.
 RARE = 30

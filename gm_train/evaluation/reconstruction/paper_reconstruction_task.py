@@ -32,7 +32,7 @@ class PaperReconstructionTask(EvaluationTask):
         ("exact", "exact %", "Positions repeated exactly (%)", 1, True),
     )
     controls = (COPY, INPUT, RANDOM)
-    panel = ("bleu", "Repeated cells (leaky, as published)", "BLEU; copying gets it too", 3)
+    chart = ("bleu", "Repeated cells (leaky, as published)", "BLEU; copying gets it too", 3)
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)

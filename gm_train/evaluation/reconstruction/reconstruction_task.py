@@ -21,7 +21,7 @@ class ReconstructionTask(EvaluationTask):
         ("bleu", "BLEU", "BLEU of hidden genes", 3, True),
     )
     controls = CONTROLS
-    panel = ("spearman", "Order of hidden genes", "Spearman (higher is better)", 2)
+    chart = ("spearman", "Order of hidden genes", "Spearman (higher is better)", 2)
 
     def __init__(self, subject: Subject) -> None:
         super().__init__(subject)

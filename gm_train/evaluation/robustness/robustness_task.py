@@ -44,7 +44,7 @@ class RobustnessTask(EvaluationTask):
     key = "robustness"
     columns = (*(column for probe, name in PROBES.items() for column in _accuracies(probe, name)), *_MOVED)
     controls = (PCA, RANDOM)
-    panel = (
+    chart = (
         "moved",
         "Movement of embeddings under disturbed counts",
         "in distances to the next cell (lower is better)",
@@ -115,10 +115,10 @@ class RobustnessTask(EvaluationTask):
         }
 
     @classmethod
-    def panel_of(cls, rows: Sequence[Row]) -> tuple[str, str, str, int]:
+    def chart_of(cls, rows: Sequence[Row]) -> tuple[str, str, str, int]:
         """What nearest neighbours keep; movement without labels."""
         if "knn_robust" not in rows[0]:
-            return cls.panel
+            return cls.chart
         return (
             "knn_robust",
             "Accuracy of kNN that disturbed cells keep",

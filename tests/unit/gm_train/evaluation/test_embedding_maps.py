@@ -73,14 +73,26 @@ def test_many_types_share_the_last_colour_and_long_names_are_cut(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     many = np.array([f"a very long name of a cell type, number {i % 60:02d}" for i in range(120)], object)
+    many[0] = many[60] = many[1] = f"{61 - MAX_COLOURED} others"
     figure = draw([Colouring("type", many, True)], tmp_path, monkeypatch)[0]
     names = legend_of(figure)
     assert len(names) == MAX_COLOURED
-    assert names[0] == "1  a very long … number 00"
+    assert names[0] == "1  21 others"
+    assert names[1] == "2  a very long … number 02"
     assert names[-1] == f"{MAX_COLOURED}  {60 - MAX_COLOURED + 1} others"
     colours = {tuple(colour) for colour in axis_of(figure).collections[0].get_facecolor()}
     assert len(colours) == MAX_COLOURED
     assert len(axis_of(figure).texts) == MAX_COLOURED - 1
+
+
+def test_dollars_in_names_are_shown_and_are_no_formulas(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two dollars matplotlib reads a formula, and fails at what is none."""
+    name = "CD4$^$ T $\\x$"
+    types = np.array([name, "B"] * 60, object)
+    figure = draw([Colouring("$a$_$b$", types, False)], tmp_path, monkeypatch)[0]
+    legend = figure.legends[0].get_texts()
+    shown = [text._preprocess_math(text.get_text()) for text in (*legend, axis_of(figure).title)]
+    assert shown == [("B", False), (name, False), ("the model\nby $a$_$b$", False)]
 
 
 def test_without_umap_learn_maps_are_t_sne(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

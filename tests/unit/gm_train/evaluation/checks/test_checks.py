@@ -7,6 +7,7 @@ import anndata as ad
 import numpy as np
 import pytest
 
+from data_shards.files.atomic import hash_path
 from data_shards.medians.make_medians import make_medians
 from data_shards.prepare.make_store import make_store
 from data_shards.prepare.splits import SplitOptions
@@ -16,7 +17,7 @@ from gm_train.evaluation.cells import EvaluationCells, read_cells
 from gm_train.evaluation.checks.checks import CHECKS, run_checks
 from gm_train.evaluation.checks.common_types import MARGIN, check_common_types
 from gm_train.evaluation.checks.finding import GOOD, NOT_DONE, WARNING
-from gm_train.evaluation.checks.medians import check_medians
+from gm_train.evaluation.checks.medians import LEAST_GENES, check_medians
 from gm_train.evaluation.checks.pathways import check_pathways
 from gm_train.evaluation.figures import RANKS, figure
 from gm_train.evaluation.task import Subject
@@ -24,7 +25,7 @@ from gm_train.model.genemamba import GeneMamba
 from tests.conftest import write_cells
 from tests.support.small_models import small_config
 
-N_CELLS, N_GENES = 300, 60
+N_CELLS, N_GENES = 300, 150
 
 
 @pytest.fixture(scope="module")
@@ -48,14 +49,15 @@ def cells(source: Path, tmp_path_factory: pytest.TempPathFactory) -> EvaluationC
 def subject(cells: EvaluationCells, objective: ObjectiveConfig | None = None) -> Subject:
     config = Config(model=small_config(), objective=objective or ObjectiveConfig())
     model = GeneMamba(config.model, cells.tokenizer.vocabulary.size)
-    return Subject(model.eval(), config, cells, "plain", 1)
+    sets = Path(config.objective.pathways)
+    return Subject(model.eval(), config, cells, "plain", 1, pathways_hash=hash_path(sets) if sets.is_file() else "")
 
 
 def test_medians_of_the_same_cells_do_not_drift(cells: EvaluationCells) -> None:
     found = check_medians(subject(cells), {})
     assert found["outcome"] == GOOD
     (numbers,) = found["data_sets"].values()
-    assert numbers["genes_compared"] > 10
+    assert numbers["genes_compared"] >= LEAST_GENES
     assert numbers["common_factor"] == pytest.approx(1.0, abs=0.05)
     assert numbers["share_beyond_common_factor"] < 0.05
 
@@ -105,6 +107,21 @@ def test_cells_that_show_no_gene_often_cannot_be_checked(tmp_path: Path) -> None
     assert "read more (--max-cells)" in found["text"]
 
 
+@pytest.mark.parametrize(("n_genes", "outcome"), [(LEAST_GENES - 1, NOT_DONE), (LEAST_GENES, GOOD)])
+def test_a_data_set_counts_with_fifty_genes_that_cells_show_often(n_genes: int, outcome: str, tmp_path: Path) -> None:
+    path = write_cells(tmp_path / "cells.h5ad", 120, 200, seed=5)
+    file = ad.read_h5ad(path)
+    counts = np.zeros(file.shape, file.X.dtype)
+    counts[:, :n_genes] = np.random.default_rng(0).integers(1, 9, (120, n_genes))
+    counts[:99, n_genes:] = 1
+    file.X = type(file.X)(counts)
+    file.write_h5ad(path)
+    found = check_medians(subject(read(path, tmp_path)), {})
+    assert found["data_sets"]["cells"]["genes_compared"] == n_genes
+    assert found["outcome"] == outcome
+    assert ("No data set has 50 genes with 100 or more" in found["text"]) == (outcome == NOT_DONE)
+
+
 def gmt(path: Path, *sets: list[str]) -> str:
     path.write_text("".join(f"set {i}\t-\t" + "\t".join(genes) + "\n" for i, genes in enumerate(sets)))
     return str(path)
@@ -128,6 +145,7 @@ def test_gene_sets_of_these_genes_cover_them_and_those_of_other_genes_do_not(
     assert found["outcome"] == WARNING
     assert (found["genes"], found["in_vocabulary"]) == (20, 0.25)
     assert "25% are in the vocabulary" in found["text"]
+    assert "most pairs of a set are never trained on" in found["text"]
 
 
 def test_genes_that_no_cell_shows_are_not_covered(cells: EvaluationCells, tmp_path: Path) -> None:
@@ -139,6 +157,8 @@ def test_genes_that_no_cell_shows_are_not_covered(cells: EvaluationCells, tmp_pa
     plain = type(cells.plain)(cells.plain.tokens[others], np.array(lengths, np.int64))
     found = check_pathways(subject(replace(cells, plain=plain), objective), {})
     assert (found["in_vocabulary"], found["in_cells"], found["outcome"]) == (1.0, 0.0, WARNING)
+    assert "never trained on" not in found["text"]
+    assert "The cells show less than 50%" in found["text"]
 
 
 def test_without_gene_sets_or_with_a_lost_file_coverage_cannot_be_checked(
@@ -151,6 +171,17 @@ def test_without_gene_sets_or_with_a_lost_file_coverage_cannot_be_checked(
     assert lost["outcome"] == NOT_DONE
     assert "lost.gmt" in lost["text"]
     assert str(tmp_path) not in lost["text"]
+
+
+def test_gene_sets_that_changed_since_the_training_cannot_be_checked(cells: EvaluationCells, tmp_path: Path) -> None:
+    path = tmp_path / "sets.gmt"
+    genes = list(cells.tokenizer.vocabulary.genes[:20])
+    trained = subject(cells, ObjectiveConfig(pathways=gmt(path, genes), pathway_size=[5, 50]))
+    assert check_pathways(trained, {})["outcome"] != NOT_DONE
+    gmt(path, genes[:10])
+    found = check_pathways(trained, {})
+    assert found["outcome"] == NOT_DONE
+    assert found["text"].startswith("sets.gmt is not the file of gene sets that the model was trained with (the hash")
 
 
 def probes(accuracy: float, macro_f1: float) -> dict[str, list[dict[str, object]]]:

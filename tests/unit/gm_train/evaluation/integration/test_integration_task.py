@@ -94,6 +94,24 @@ def test_vectors_shuffled_among_a_type_have_the_same_scgraph() -> None:
     assert rows[MODEL]["scgraph"]["mean"] > 0.5 > rows[BY_BATCH]["scgraph"]["mean"]
 
 
+def test_types_that_meet_no_others_in_a_large_batch_do_not_count_for_scgraph() -> None:
+    vectors, types, batches = clusters(n_types=6, n_batches=2, cells_each=25, batch_effect=2.0)
+    batches[types == "type 5"] = "small"
+    batches[np.flatnonzero(types == "type 4")[:5]] = "small"
+    _, rows, results = score(Subject(vectors, types, batches))
+    assert results["integration_of"]["types"] == 6
+    assert results["integration_of"]["types_of_scgraph"] == 5
+    assert rows[MODEL]["scgraph"]["mean"] > 0.5
+
+
+def test_where_all_cells_are_scored_a_note_says_why() -> None:
+    subject = Subject(*clusters(n_types=3, n_batches=2, cells_each=12, batch_effect=1.0))
+    subject.held_out[subject.batches == "batch 0"] = False
+    task = IntegrationTask(subject)  # type: ignore[arg-type]
+    notes = IntegrationTask.notes({"integration": [], **task.facts()})
+    assert any("scored on all cells: the held-out cells have 1 of 2 'donor'." in note for note in notes)
+
+
 def test_without_large_batches_there_is_no_scgraph_and_a_note_says_so() -> None:
     _, rows, results = score(Subject(*clusters(n_types=3, n_batches=2, cells_each=12, batch_effect=1.0)))
     assert "scgraph" not in rows[MODEL]
@@ -121,6 +139,10 @@ def test_islands_of_types_are_called_out() -> None:
     assert rows[MODEL]["scgraph"]["mean"] < pca["scgraph"]["mean"]
     assert sum("Do not call this a better integration" in sentence for sentence in verdicts(results)) == 2
     assert not any("Do not call" in sentence for sentence in verdicts(score(subject)[2]))
+    # Within two standard deviations nothing is called worse.
+    for row in results["integration"]:
+        row["scgraph"]["sd"] = 2.0
+    assert not any("Do not call" in sentence for sentence in verdicts(results))
 
 
 @pytest.mark.parametrize(

@@ -7,9 +7,11 @@ import anndata as ad
 import numpy as np
 import pytest
 import scanpy as sc
+from scipy.sparse.csgraph import connected_components
+from sklearn.neighbors import kneighbors_graph
 
 from gm_train.embedding.embed_cells import F32
-from gm_train.evaluation.integration.scib_scores import NEIGHBOURS, nearest_neighbours, scib_scores
+from gm_train.evaluation.integration.scib_scores import NEIGHBOURS, graph_connectivity, nearest_neighbours, scib_scores
 from gm_train.evaluation.labels import Labels
 from tests.support.integration_cases import clusters, names_of
 
@@ -38,12 +40,11 @@ def benchmarker(features: F32, types: Labels, batches: Labels, exact: bool) -> d
         found.prepare((lambda x, k: NeighborsResults(*nearest_neighbours(x, k))) if exact else None)
         found.benchmark()
         raw = found.get_results(clean_names=False).loc["X"]
-    # The Benchmarker has ASW of batches only as BRAS, a later variant.
+    # The Benchmarker has ASW of batches only as BRAS, a later variant, and graph connectivity with directed edges.
     parts = {
         "nmi": "nmi_ari_cluster_labels_leiden_nmi",
         "ari": "nmi_ari_cluster_labels_leiden_ari",
         "asw_type": "silhouette_label",
-        "graph_connectivity": "graph_connectivity",
     }
     return {name: float(raw[column]) for name, column in parts.items()}
 
@@ -63,6 +64,13 @@ def check(features: F32, types: Labels, batches: Labels) -> None:
             silhouettes = sklearn.metrics.silhouette_samples(features[here], batches[here].astype(str))
             widths.append(1 - np.abs(silhouettes).mean())
     assert scores["asw_batch"] == pytest.approx(np.mean(widths), abs=1e-4)
+    graph = kneighbors_graph(features, NEIGHBOURS, include_self=True)
+    shares = []
+    for name in set(types):
+        here = np.flatnonzero(types == name)
+        parts = connected_components(graph[here][:, here], directed=True, connection="weak")[1]
+        shares.append(np.unique(parts, return_counts=True)[1].max() / len(here))
+    assert scores["graph_connectivity"] == pytest.approx(np.mean(shares))
     assert scores["avg_bio"] == pytest.approx((scores["nmi"] + scores["ari"] + scores["asw_type"]) / 3)
     assert scores["avg_batch"] == pytest.approx((scores["asw_batch"] + scores["graph_connectivity"]) / 2)
 
@@ -83,6 +91,14 @@ def test_scores_of_real_cells_are_those_of_the_benchmarker(real_data: Path) -> N
     scores = scib_scores(features, types, batches)
     for name, value in benchmarker(features, types, batches, exact=False).items():
         assert scores[name] == pytest.approx(value, abs=0.05), name
+
+
+def test_an_edge_in_one_direction_connects_cells_of_a_type() -> None:
+    """A chain 0 -> 1 -> 2 without a way back; 3 hangs on a cell of the other type alone; 4 and 5 know themselves."""
+    found = np.array([[0, 1], [1, 2], [2, 2], [3, 4], [4, 4], [5, 5]], np.int32)
+    types = np.array([0, 0, 0, 0, 1, 1])
+    assert graph_connectivity(found, types) == pytest.approx((3 / 4 + 1 / 2) / 2)
+    assert graph_connectivity(found[:3], types[:3]) == 1.0
 
 
 def test_a_perfect_embedding_scores_high_and_noise_low() -> None:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 import pytest
 
 from data_shards.errors import DataError
-from gm_train.evaluation.integration.typed_cells import SEEDS, SUBSAMPLE, TypedCells
+from gm_train.evaluation.integration.typed_cells import CELLS_A_TYPE, SEEDS, SUBSAMPLE, TypedCells
 from gm_train.evaluation.labels import Labels
 
 
@@ -53,10 +53,38 @@ def test_all_cells_are_scored_if_held_out_ones_lack_a_batch_or_are_few() -> None
     assert donors.batches is not None
     donors.held_out = np.isin(donors.batches.astype(str), ["0", "1"])
     few = grid(3, 2, 20, held_out=0.2)
-    for cells in (donors, few):
+    for cells, why in (
+        (donors, "the held-out cells have 2 of 4 'donor'"),
+        (few, "24 held-out cells of 3 'cell_type' are fewer than 10 for each, on average"),
+    ):
         found = of(cells)
+        assert found.why_all == why
         assert not found.only_held_out
         assert len(found.numbers) == len(cells.held_out)
+
+
+@pytest.mark.parametrize(("n_cells", "alone"), [(CELLS_A_TYPE - 1, True), (CELLS_A_TYPE, False)])
+def test_held_out_cells_are_scored_alone_only_with_all_types_that_have_enough_cells(n_cells: int, alone: bool) -> None:
+    """A fourth type is in the training cells alone."""
+    cells = grid(3, 2, 40)
+    assert cells.labels is not None
+    cells.labels[np.flatnonzero(~cells.held_out)[:n_cells]] = "fourth"
+    found = of(cells)
+    assert found.only_held_out == alone
+    why = None if alone else "the held-out cells lack 1 'cell_type' that have at least 10 cells, such as 'fourth'"
+    assert found.why_all == why
+
+
+def test_held_out_cells_that_cannot_be_scored_give_way_to_all() -> None:
+    """Each held-out type is in one batch alone; the training cells mix them."""
+    cells = grid(2, 2, 40)
+    assert cells.labels is not None
+    assert cells.batches is not None
+    cells.held_out = cells.labels == cells.batches
+    found = of(cells)
+    assert len(found.numbers) == len(cells.held_out)
+    assert found.why_all is not None
+    assert found.why_all.startswith("of the held-out cells, 'donor' is nested in 'cell_type'")
 
 
 def test_cells_without_a_type_or_a_batch_are_left_out() -> None:

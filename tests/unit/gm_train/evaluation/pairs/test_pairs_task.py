@@ -67,7 +67,7 @@ def test_planted_vectors_are_found_and_random_weights_are_at_chance(cells: Evalu
     assert [title.split(",")[0] for title, _ in task.tables(results, "plain")] == [
         "Pairs of genes in sets of the training"
     ]
-    assert task.panel_of(list(rows.values()))[0] == "contextual_trained"
+    assert task.chart_of(list(rows.values()))[0] == "contextual_trained"
 
 
 def test_co_expression_finds_genes_that_vary_together(cells: EvaluationCells, tmp_path: Path) -> None:
@@ -86,7 +86,7 @@ def test_pairs_of_the_training_are_not_among_those_held_out(cells: EvaluationCel
     # Genes that are equal modulo 4 but not modulo 8 have no vector in common.
     assert rows[MODEL]["static_trained"]["mean"] > 95
     assert rows[MODEL]["static_held_out"]["mean"] < 75
-    assert task.panel_of(list(rows.values()))[0] == "contextual_held_out"
+    assert task.chart_of(list(rows.values()))[0] == "contextual_held_out"
     facts = task.facts()
     assert len(task.tables({"pairs": list(rows.values()), **facts}, "plain")) == 2
     assert facts["pairs_facts"]["related"]["trained"] > facts["pairs_facts"]["related"]["held_out"] * 0.5

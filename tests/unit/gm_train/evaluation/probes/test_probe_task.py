@@ -1,5 +1,6 @@
 """The probe task on labels as users have them: one kind, a kind with one cell, missing ones, very few cells."""
 
+import json
 import warnings
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.container import BarContainer
+from matplotlib.figure import Figure
 
 from data_shards.errors import DataError
 from data_shards.medians.make_medians import make_medians
@@ -18,6 +21,7 @@ from gm_train.evaluation.cells import EvaluationCells, read_cells
 from gm_train.evaluation.evaluate import Evaluation, evaluate
 from gm_train.evaluation.masked.masked_task import MaskedGenesTask
 from gm_train.evaluation.probes.probe_task import ProbeTask
+from gm_train.evaluation.score_pictures import draw_scores
 from gm_train.evaluation.score_table import render_text
 from gm_train.evaluation.task import EvaluationTask
 from gm_train.model.genemamba import GeneMamba
@@ -121,3 +125,34 @@ def test_the_pictures_and_tables_are_written(cells: EvaluationCells, tmp_path: P
     assert {"eval.json", "eval.md", "eval-scores.png"} < names
     assert all((tmp_path / "eval" / name).stat().st_size for name in names)
     assert any(name.startswith("eval-embedding") for name in names)
+
+
+def test_where_drawing_fails_the_scores_are_kept_and_no_old_picture_stays(
+    cells: EvaluationCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(results: object, path: Path) -> None:
+        raise MemoryError
+
+    (tmp_path / "eval-scores.png").write_bytes(b"of another checkpoint")
+    monkeypatch.setattr("gm_train.evaluation.evaluate.draw_scores", fail)
+    evaluation = run(cells)
+    with pytest.raises(MemoryError):
+        evaluation.write(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"eval.json", "eval.md"}
+    assert json.loads((tmp_path / "eval.json").read_text())["probes"] == evaluation.results["probes"]
+
+
+def test_vectors_that_were_made_elsewhere_have_colours_of_their_own(
+    cells: EvaluationCells, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    vectors = np.zeros((len(cells.row), 2), np.float32)
+    results = run(cells, one=vectors, other=vectors, third=vectors).results
+    draw_scores(results, tmp_path / "scores.png")
+    (axis,) = figures[0].axes
+    colours = {
+        bars.get_label(): bars.patches[0].get_facecolor() for bars in axis.containers if isinstance(bars, BarContainer)
+    }
+    assert {"one", "other", "third"} < set(colours)
+    assert len(set(colours.values())) == len(colours)

@@ -138,7 +138,7 @@ def test_without_labels_only_movement_is_scored(cells: EvaluationCells) -> None:
     movement = {f"moved_{d.key}" for d in DISTURBANCES} | {"moved"}
     assert all(set(row) == {"ranks", "scored"} | movement for row in rows)
     assert any("movement alone" in note for note in task.notes({"robustness": rows, **task.facts()}))
-    assert task.panel_of(rows)[0] == "moved"
+    assert task.chart_of(rows)[0] == "moved"
 
 
 def test_counts_that_are_not_whole_and_a_single_held_out_cell_are_not_scored(cells: EvaluationCells) -> None:
