@@ -164,7 +164,8 @@ class RobustnessTask(EvaluationTask):
             "Robustness: counts of held-out cells are disturbed and ranked again. Each molecule is kept with a "
             "probability of 50, 20 or 5 %; half of the genes are dropped; or, as with another chemistry, each gene has "
             "a log-normal probability of its own. Probes are fitted once, on undisturbed training cells. An embedding "
-            "that is not useful has little to lose: read robust beside useful."
+            "that is not useful has little to lose: read robust beside useful. For movement, the mean vector of the "
+            "undisturbed training cells is taken off all vectors."
         ]
         if not facts["labelled"]:
             notes.append("Without usable labels (--label), robustness is movement alone.")
