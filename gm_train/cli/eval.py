@@ -98,6 +98,7 @@ def run(arguments: argparse.Namespace) -> int:
     from gm_train.evaluation.cells import read_cells
     from gm_train.evaluation.evaluate import evaluate
     from gm_train.evaluation.other_embeddings import read_embeddings
+    from gm_train.evaluation.pairs.known_sets import refuse_unknown_sets
     from gm_train.evaluation.score_table import render_text
     from gm_train.evaluation.tasks import choose_tasks
     from gm_train.run.mlflow_mirror import send_report
@@ -150,6 +151,8 @@ def run(arguments: argparse.Namespace) -> int:
                 f"{sets}: not the gene sets that this model was trained with (the hash differs): put that file back, "
                 f"or leave pairs out with --tasks {others}"
             )
+    if arguments.gene_sets is not None:
+        refuse_unknown_sets(arguments.gene_sets, config.objective, identity)
     cells = read_cells(store, arguments.files, tokenizer, arguments.label, arguments.max_cells, batch=arguments.batch)
     embeddings = read_embeddings(arguments.embedding, cells)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -58,7 +58,8 @@ def of_same_question(task: type[EvaluationTask], kept: dict[str, Row]) -> tuple[
         kept: name of a run to its `eval.json`, from `comparable`.
 
     Returns:
-        Those of `kept` that have scores of the task and asked the same question; and a sentence for each other one.
+        Those of `kept` that have scores of the task and asked the same question; and, if there are some, a sentence
+        for each other one.
     """
     scored = {name: results for name, results in kept.items() if results.get(task.key)}
     if not scored:
@@ -70,6 +71,11 @@ def of_same_question(task: type[EvaluationTask], kept: dict[str, Row]) -> tuple[
         f"{name}: its scores of the task {task.key} are NOT COMPARED with {reference}: they are of other gene sets, "
         "pairs or batches, which the `eval.json` of both names."
         for name in others
+    ]
+    sentences += [
+        f"{name}: it has no scores of the task {task.key}, which {reference} has: the notes in its `eval.md` say why."
+        for name in kept
+        if name not in scored
     ]
     return {name: results for name, results in scored.items() if name not in others}, sentences
 

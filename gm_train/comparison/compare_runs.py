@@ -1,6 +1,7 @@
 """Compare runs: settings, compute, and scores with their controls; as text, Markdown, JSON and a picture."""
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ from gm_train.evaluation.tasks import TASKS
 
 #: Groups whose tokens differ by more than this share were not trained with equal compute.
 EQUAL = 0.05
+#: What the title of an evaluation's table says about ±: in a comparison it may be over runs, as a note says.
+_SPREAD = re.compile(r" \(mean ± sd[^()]*\)|, mean ± sd[^()]*(?=\))")
 
 
 @dataclass(frozen=True)
@@ -123,7 +126,7 @@ def _tables(task: type[EvaluationTask], groups: Sequence[RunGroup], asked: dict[
         for title, columns in found.values():
             rows = compare_scores(groups, of_group, task, ranks, columns)
             if rows:
-                shown = {"title": title, "columns": [list(column) for column in columns], "rows": rows}
+                shown = {"title": _SPREAD.sub("", title), "columns": [list(column) for column in columns], "rows": rows}
                 tables.append({"task": task.key, "ranks": ranks, **shown})
     return tables
 
@@ -137,14 +140,21 @@ def _notes(results: dict[str, Any], groups: Sequence[RunGroup]) -> list[str]:
         notes.append(f"Compute is not equal: tokens of a run are {each}.")
     if len({run["processor"] for group in results["groups"] for run in group["runs"]}) > 1:
         notes.append("Hours are of different processors.")
+    for group in results["groups"]:
+        revisions = list(dict.fromkeys(str(run["revision"] or "unknown") for run in group["runs"]))
+        if len(revisions) > 1:
+            notes.append(
+                f"The runs of {group['label']} are of different git revisions ({', '.join(revisions)}): their spread "
+                "may hold what the code has changed."
+            )
     if len({run.question for group in groups for run in group.runs}) > 1:
         notes.append("Losses of different objectives answer different questions: do not compare their heights.")
     if results["tables"]:
         notes.append(
-            "± of a group of several runs is one standard deviation over its runs; of a single run, over the mask or "
-            "probe seeds of its evaluation. A difference is level if it is within two of its standard deviations."
+            "± of the mean of several runs is one standard deviation over these runs; of a single run, over the mask "
+            "or probe seeds of its evaluation. A difference is level if it is within two of its standard deviations."
         )
-        if any(len(group.runs) == 1 for group in groups):
+        if any(row.get("runs") == 1 for table in results["tables"] for row in table["rows"]):
             notes.append(
                 "The spread of a single run does not hold what another training seed would change: train with several "
                 "values of run.seed and give all the runs."

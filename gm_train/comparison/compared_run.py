@@ -28,6 +28,7 @@ class ComparedRun:
         starts: those of `environment.json`, oldest first; may be empty.
         results: its `eval.json`; None if it was not evaluated.
         parameters: of the model; None if neither an evaluation nor a checkpoint is there to tell.
+        store: the hash of the store that its newest checkpoint was trained on; None without a checkpoint.
     """
 
     name: str
@@ -36,6 +37,7 @@ class ComparedRun:
     starts: list[Row]
     results: Row | None
     parameters: int | None
+    store: str | None = None
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -105,13 +107,31 @@ def read_run(path: Path) -> ComparedRun:
         raise DataError(f"{path}: no step in {METRICS} to compare: train with `gm-train fit` first")
     config = config_from_file(path / "config.yaml")
     results = _json(path / EVAL_DIR / "eval.json", "`gm-train eval` writes it anew")
-    environment = _json(path / "environment.json", "remove it to compare without it")
+    starts = _starts(path / "environment.json")
     parameters = results["model"]["parameters"] if results else None
-    checkpoints = list_checkpoints(path / "checkpoints")
+    checkpoints, store = list_checkpoints(path / "checkpoints"), None
+    if checkpoints:
+        identity = _json(checkpoints[-1].path / "identity.json", "remove this checkpoint")
+        store = (identity or {}).get("store")
     if parameters is None and checkpoints:
         vocabulary = Tokenizer.load(checkpoints[-1].path / "tokenizer").vocabulary
         parameters = n_parameters(config.model, vocabulary.size)
-    return ComparedRun(str(path), config, rows, environment["starts"] if environment else [], results, parameters)
+    return ComparedRun(str(path), config, rows, starts, results, parameters, store)
+
+
+def _starts(path: Path) -> list[Row]:
+    """The starts of a run, oldest first; none if no file records them."""
+    way_out = "remove it to compare without it"
+    environment = _json(path, way_out)
+    if environment is None:
+        return []
+    starts = environment.get("starts")
+    if not isinstance(starts, list) or not all(
+        isinstance(start, dict) and isinstance(start.get("step"), int) and isinstance(start.get("ranks"), int)
+        for start in starts
+    ):
+        raise DataError(f"{path}: is damaged (its starts lack their steps or ranks): {way_out}")
+    return starts
 
 
 def _json(path: Path, way_out: str) -> Row | None:

@@ -38,13 +38,20 @@ def _settings(results: dict[str, Any]) -> list[Block]:
 def _score_line(row: Row, columns: Columns) -> list[str]:
     """Format a row of scores: of a group, of a difference, or of a control."""
     sign = "+" if row["kind"] == "difference" else ""
-    name = row["scored"] + (f", mean of {row['runs']} runs" if row.get("runs", 1) > 1 else "")
-    line = [name]
+    line = [row["scored"] + (_runs_of(row) if row["kind"] == "group" else "")]
     for key, _, _, decimals, _ in columns:
         found = row[key]
         spread = "" if found["sd"] is None else f" ± {found['sd']:.{decimals}f}"
         line.append(f"{found['mean']:{sign}.{decimals}f}{spread} {found.get('outcome', '')}".rstrip())
     return line
+
+
+def _runs_of(row: Row) -> str:
+    """How many runs of a group were scored, if it has several."""
+    if row["of"] == 1:
+        return ""
+    runs = f"{row['runs']} of {row['of']}" if row["runs"] < row["of"] else f"{row['of']}"
+    return f", {'mean of ' if row['runs'] > 1 else ''}{runs} runs"
 
 
 def verdicts(results: dict[str, Any]) -> list[str]:

@@ -24,7 +24,7 @@ class RunGroup:
 
 
 def group_runs(runs: Sequence[ComparedRun]) -> list[RunGroup]:
-    """Group runs; a run that stopped at another step, or repeats a seed of its group, is a group of its own."""
+    """Group runs; a run of another store or step, or that repeats a seed of its group, is a group of its own."""
     found: list[list[ComparedRun]] = []
     for run in runs:
         for group in found:
@@ -38,6 +38,8 @@ def group_runs(runs: Sequence[ComparedRun]) -> list[RunGroup]:
 
 def _repeats(run: ComparedRun, group: Sequence[ComparedRun]) -> bool:
     first = group[0]
+    if len({other.store for other in (run, *group)} - {None}) > 1:
+        return False  # the store was made anew in the same place
     return (
         {**run.settings, SEED: None} == {**first.settings, SEED: None}
         and run.compute()["steps"] == first.compute()["steps"]

@@ -56,8 +56,8 @@ def compare_scores(
 
     Returns:
         Rows with `kind` (group, difference or control), `scored` (a label, a difference of labels or the name of a
-        control) and an entry for each column. Those of groups have `runs`, how many runs they are the mean of. A
-        control with the same figures for all groups has one row.
+        control) and an entry for each column. Those of groups have `runs`, how many runs they are the mean of, and
+        `of`, how many runs the group has. A control with the same figures for all groups has one row.
     """
     keys = [(key, more) for key, _, _, _, more in columns]
 
@@ -74,8 +74,10 @@ def compare_scores(
     figures = {
         label: {key: group_figure([run[key] for run in runs]) for key, _ in keys} for label, runs in scored.items()
     }
+    size = {group.label: len(group.runs) for group in groups}
     rows: list[Row] = [
-        {"kind": "group", "scored": label, "runs": len(runs), **figures[label]} for label, runs in scored.items()
+        {"kind": "group", "scored": label, "runs": len(runs), "of": size[label], **figures[label]}
+        for label, runs in scored.items()
     ]
     for label in list(scored)[1:]:
         base = next(iter(scored))

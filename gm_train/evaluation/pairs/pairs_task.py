@@ -162,7 +162,7 @@ class PairsTask(EvaluationTask):
             # Without the folder: a model card shows notes, and must not show paths of a machine.
             reason = f"the gene sets of the training, {self._path.name}, are missing where the run had them"
         elif not self._n_related:
-            reason = "the model was trained without gene sets, and none were given (--gene-sets)"
+            reason = "no gene sets of the training are known, and none were given (--gene-sets)"
         elif not self._samples:
             reason = f"fewer than {MIN_PAIRS} pairs of genes share a set and have random pairs like them"
         return {

@@ -19,8 +19,9 @@ def name_genes(log_probs: Tensor, visible: I64) -> I64:
     """Name a gene for each hidden position of a cell: the likeliest one first, each gene once.
 
     Of all pairs of a position and a gene, the likeliest is taken, then the likeliest of those whose position and gene
-    are both free, and so on. A gene that the cell shows elsewhere is never named: a cell has each gene once. Of equally
-    likely pairs, the first position comes first.
+    are both free, and so on. A gene that the cell shows elsewhere is never named: a cell has each gene once. So the
+    probabilities of each position are scaled to have the sum 1 over the other genes; those of the controls are so
+    already. Of equally likely pairs, the first position comes first.
 
     Args:
         log_probs: (n, vocabulary), of the hidden positions, by position.
@@ -32,6 +33,7 @@ def name_genes(log_probs: Tensor, visible: I64) -> I64:
     allowed = log_probs.clone()
     allowed[:, :FIRST_GENE] = -torch.inf
     allowed[:, torch.from_numpy(visible).to(allowed.device)] = -torch.inf
+    allowed = allowed.log_softmax(-1)
     # Other positions take at most n - 1 genes away, so the n likeliest of each position suffice.
     n = len(allowed)
     values, genes = (part.cpu().tolist() for part in allowed.topk(n))

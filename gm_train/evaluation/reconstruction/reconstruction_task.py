@@ -61,7 +61,8 @@ class ReconstructionTask(EvaluationTask):
         notes = [
             f"Order of hidden genes: {MASK_RATE:.0%} of a cell's genes are hidden, as for the scores of hidden genes. "
             "Each hidden position is named, the likeliest pairs of position and gene first, each gene once and none "
-            "that the cell shows. Spearman compares the places of the hidden genes with the places where they are "
+            "that the cell shows (probabilities are those among the other genes). "
+            "Spearman compares the places of the hidden genes with the places where they are "
             "named; a gene that is not named counts as in the middle."
         ]
         if (language := results["model"]["language"]) != "masked":

@@ -40,7 +40,9 @@ def score_robustness(
 ) -> dict[str, float]:
     """Score one embedding under each disturbance.
 
-    Cells without a gene count as wrong, and as at distance 1 from themselves.
+    Cells without a gene count as wrong, and as at distance 1 from themselves. For movement, the mean vector of the
+    undisturbed training cells is taken off every vector: where all vectors have a direction in common, cosines show
+    little else.
 
     Args:
         embedding: what is scored.
@@ -55,6 +57,7 @@ def score_robustness(
         % of it (0 if that is 0); likewise for `linear`.
     """
     held_out = embedding.undisturbed[numbers]
+    centre = np.delete(embedding.undisturbed, numbers, axis=0).mean(0, dtype=np.float64)
     probes = FittedProbes.fit(embedding.undisturbed, split, seed) if split is not None else None
 
     def accuracies(features: F32, empty: npt.NDArray[np.bool_], key: str) -> dict[str, float]:
@@ -70,7 +73,7 @@ def score_robustness(
         empty = tokens.lengths == 0
         features = np.where(empty[:, None], np.float32(0), embedding.embed(tokens, expression))
         scores |= accuracies(features, empty, key)
-        scores[f"moved_{key}"] = movement(held_out, features)
+        scores[f"moved_{key}"] = movement(held_out - centre, np.where(empty[:, None], 0, features - centre))
     scores["moved"] = float(np.mean([scores[f"moved_{key}"] for key in disturbed]))
     for name in PROBES if probes is not None else ():
         useful, kept = scores[f"{name}_useful"], np.mean([scores[f"{name}_{key}"] for key in disturbed])

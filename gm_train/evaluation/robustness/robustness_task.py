@@ -9,7 +9,7 @@ import scipy.sparse
 from gm_train.embedding.embed_cells import F32, embed_cells
 from gm_train.embedding.ragged import Ragged
 from gm_train.evaluation.figures import MODEL, PCA, RANDOM, RANKS, Columns, Row, compare, figures
-from gm_train.evaluation.principal_components import fit_components
+from gm_train.evaluation.principal_components import loadings
 from gm_train.evaluation.probes.probes import ProbeSplit
 from gm_train.evaluation.robustness.disturbances import DISTURBANCES, disturb
 from gm_train.evaluation.robustness.robustness_scores import (
@@ -87,9 +87,11 @@ class RobustnessTask(EvaluationTask):
 
     @cached_property
     def _pca(self) -> Representation:
-        cells = self.subject.cells
-        components = fit_components(cells.expression[~cells.held_out])
-        return Representation(self.subject.pca(), lambda _, x: components.transform(x).astype(np.float32))
+        cells, components = self.subject.cells, self.subject.pca()
+        train = cells.expression[~cells.held_out]
+        loaded = loadings(train, components[~cells.held_out])
+        mean = np.asarray(train.mean(0, dtype=np.float64)) @ loaded
+        return Representation(components, lambda _, x: np.asarray(x @ loaded - mean, dtype=np.float32))
 
     def _score(self, embedding: Representation, disturbed: Disturbed, seed: int) -> dict[str, float]:
         return score_robustness(embedding, self._numbers, self._split, disturbed, seed)
@@ -162,7 +164,8 @@ class RobustnessTask(EvaluationTask):
             "Robustness: counts of held-out cells are disturbed and ranked again. Each molecule is kept with a "
             "probability of 50, 20 or 5 %; half of the genes are dropped; or, as with another chemistry, each gene has "
             "a log-normal probability of its own. Probes are fitted once, on undisturbed training cells. An embedding "
-            "that is not useful has little to lose: read robust beside useful."
+            "that is not useful has little to lose: read robust beside useful. For movement, the mean vector of the "
+            "undisturbed training cells is taken off all vectors."
         ]
         if not facts["labelled"]:
             notes.append("Without usable labels (--label), robustness is movement alone.")

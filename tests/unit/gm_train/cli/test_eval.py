@@ -364,6 +364,43 @@ def test_gene_sets_of_the_training_must_be_there_unchanged(
     assert not (tmp_path / "out").exists()
 
 
+def test_sets_are_not_held_out_where_those_of_the_training_are_not_known(
+    atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Imported weights have the hash of their sets alone; weights that a run began with may have seen any sets."""
+    sets, run, out = write_gene_sets(tmp_path / "sets.gmt"), tmp_path / "run", ["--out", str(tmp_path / "out")]
+    fit(load_config(*tiny_words(atlas.store, run), f"objective.pathways={sets}", "trainer.max_steps=2"))
+    imported, on = tmp_path / "imported", tmp_path / "on"
+    assert main(["export", str(run), str(tmp_path / "exported")]) == 0
+    assert main(["import", str(tmp_path / "exported"), str(imported)]) == 0
+    fit(load_config(*tiny_words(atlas.store, on), f"model.init_from={imported}", "trainer.max_steps=2"))
+    store = ["--store", str(atlas.store)]
+    for model, reason in (
+        (imported, "the weights were imported without the gene sets of their training: leave out --gene-sets, or"),
+        (on, "the run began with weights of another model (model.init_from), which other gene sets may have shaped"),
+    ):
+        capsys.readouterr()
+        assert evaluate(model, atlas, "--tasks", "pairs", "--gene-sets", str(sets), *store, *out) == 1
+        error = capsys.readouterr().err
+        assert f"--gene-sets {sets}: pairs that the model was trained on cannot be left out, because {reason}" in error
+        assert evaluate(model, atlas, "--tasks", "pairs,masked", *store, *out) == 0
+        results = json.loads((tmp_path / "out" / "eval.json").read_text())
+        assert results["pairs"] == []
+        assert not any("trained without gene sets" in note for note in results["notes"])
+        shutil.rmtree(tmp_path / "out")
+
+
+def test_imported_weights_whose_run_had_no_sets_are_scored_on_given_ones(atlas: Atlas, tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "out"
+    fit(load_config(*tiny_words(atlas.store, run), "trainer.max_steps=2"))
+    assert main(["export", str(run), str(tmp_path / "exported")]) == 0
+    assert main(["import", str(tmp_path / "exported"), str(tmp_path / "imported")]) == 0
+    sets = write_gene_sets(tmp_path / "sets.gmt")
+    words = ["--tasks", "pairs", "--gene-sets", str(sets), "--store", str(atlas.store), "--out", str(out)]
+    assert evaluate(tmp_path / "imported", atlas, *words) == 0
+    assert json.loads((out / "eval.json").read_text())["tasks"]["scored"] == ["pairs"]
+
+
 def test_gene_sets_that_no_task_takes_or_that_are_none_are_refused(
     trained: Path, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -377,7 +414,7 @@ def test_gene_sets_that_no_task_takes_or_that_are_none_are_refused(
         assert evaluate(trained, atlas, "--tasks", "pairs", "--gene-sets", str(path), *out) == 1
         assert message in capsys.readouterr().err
     assert evaluate(trained, atlas, "--tasks", "pairs", *out) == 1
-    assert "trained without gene sets, and none were given (--gene-sets)" in capsys.readouterr().err
+    assert "no gene sets of the training are known, and none were given (--gene-sets)" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

@@ -44,6 +44,8 @@ def test_settings_compute_scores_and_words_are_in_both_texts(pair: tuple[Path, P
         assert "Losses of different objectives answer different questions" in text
         assert "does not hold what another training seed would change" in text
         assert "Hidden genes of 20 held-out cells, dithered ranks" in text
+        assert "(mean ± sd" not in text  # over what, the notes say
+        assert "dithered ranks (AUROC in %)" in text
         assert "Accuracy of a linear probe (%) on plain ranks: [2] is better than [1] (+10.0 ± 1.4)." in text
         assert "Cross-entropy of hidden genes (nats) on plain ranks: [2] is worse than [1] (+10.00 ± 1.41)." in text
 
@@ -56,9 +58,26 @@ def test_repeated_runs_are_shown_as_a_mean_over_runs(tmp_path: Path) -> None:
     text = render_text(compare_runs(runs).results)
     assert "[1], mean of 2 runs" in text
     assert "21.0 ± 1.4" in text
+    assert "mean ± sd" not in text
     assert "Settings that differ" not in text
     assert "another training seed" not in text
     assert "[2]" not in text
+
+
+def test_a_group_of_which_one_run_was_scored_is_shown_as_a_single_run(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / f"seed{seed}", f"run.seed={seed}") for seed in range(3)]
+    write_scores(runs[1], 20.0)
+    comparison = compare_runs(runs)
+    text = render_text(comparison.results)
+    assert [len(group.runs) for group in comparison.groups] == [3]
+    assert "[1], 1 of 3 runs" in text
+    assert "20.0 ± 1.0" in text  # over its own seeds
+    assert "another training seed" in text
+    write_scores(runs[0], 22.0)
+    text = render_text(compare_runs(runs).results)
+    assert "[1], mean of 2 of 3 runs" in text
+    assert "21.0 ± 1.4" in text
+    assert "another training seed" not in text
 
 
 def change(run: Path, how: Callable[[dict[str, Any]], None]) -> None:
@@ -116,7 +135,8 @@ def test_a_label_that_only_one_evaluation_has_leaves_the_other_tasks_comparable(
 
     change(pair[0], without_label)
     results = compare_runs(pair).results
-    assert results["warnings"] == []
+    (warning,) = results["warnings"]
+    assert warning.startswith(f"{pair[0]}: it has no scores of the task probes, which {pair[1]} has")
     for task, compared in (("masked", True), ("probes", False)):
         rows = [row for table in results["tables"] if table["task"] == task for row in table["rows"]]
         assert rows
@@ -209,6 +229,9 @@ def test_what_is_no_pair_of_runs_is_refused_with_a_way_out(pair: tuple[Path, Pat
         ("eval/eval.json", '{"cells": ', r"eval\.json: is damaged .*`gm-train eval` writes it anew"),
         ("eval/eval.json", "[]", r"eval\.json: is damaged \(not a JSON object\)"),
         ("environment.json", "{", r"environment\.json: is damaged .*remove it"),
+        ("environment.json", "{}", r"environment\.json: is damaged \(its starts lack .*remove it"),
+        ("environment.json", '{"starts": [{"step": 0}]}', r"environment\.json: is damaged \(its starts lack .*remove"),
+        ("environment.json", '{"starts": [3]}', r"environment\.json: is damaged \(its starts lack .*remove"),
         ("config.yaml", "nonsense: 1\n", "not a configuration of this version"),
     ],
 )
@@ -216,6 +239,17 @@ def test_a_damaged_file_is_named(name: str, content: str, message: str, pair: tu
     (pair[1] / name).write_text(content)
     with pytest.raises(DataError, match=message):
         compare_runs(pair)
+
+
+def test_repeats_of_different_code_are_named(tmp_path: Path) -> None:
+    runs = [write_run(tmp_path / f"seed{seed}", f"run.seed={seed}") for seed in (0, 1)]
+    assert not any("git revisions" in note for note in compare_runs(runs).results["notes"])
+    environment = runs[1] / "environment.json"
+    environment.write_text(environment.read_text().replace('"abc"', '"def"'))
+    assert any(
+        "The runs of [1] are of different git revisions (abc, def)" in note
+        for note in compare_runs(runs).results["notes"]
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_named(pair: tuple[Path, Path], tmp_path: Path) -> None:

@@ -118,7 +118,7 @@ def test_without_gene_sets_nothing_is_scored(cells: EvaluationCells) -> None:
     task = PairsTask(subject_of(cells, None))
     assert task.n_scores == 0
     (note,) = task.notes(task.facts())
-    assert "trained without gene sets, and none were given (--gene-sets)" in note
+    assert "no gene sets of the training are known, and none were given (--gene-sets)" in note
 
 
 def test_too_few_pairs_are_not_scored(cells: EvaluationCells, tmp_path: Path) -> None:

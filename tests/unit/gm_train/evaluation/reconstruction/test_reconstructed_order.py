@@ -19,7 +19,10 @@ from tests.support.evaluation_cases import VOCABULARY, fixed, mask, ragged, rand
 
 
 def slow(log_probs: Tensor, visible: list[int]) -> list[int]:
-    """Take the likeliest free pair of a position and a gene, again and again."""
+    """Take the likeliest free pair of a position and a gene that is not visible, again and again."""
+    log_probs = log_probs.clone()
+    log_probs[:, [*range(FIRST_GENE), *visible]] = -torch.inf
+    log_probs -= log_probs.exp().sum(1, keepdim=True).log()
     named: dict[int, int] = {}
     while len(named) < len(log_probs):
         pairs = [
@@ -36,12 +39,18 @@ def slow(log_probs: Tensor, visible: list[int]) -> list[int]:
 @given(st.integers(0, 10_000), st.integers(1, 6))
 def test_genes_are_named_as_by_a_slow_reference(seed: int, n: int) -> None:
     rng = np.random.default_rng(seed)
-    log_probs = torch.from_numpy(rng.permutation(n * VOCABULARY).reshape(n, VOCABULARY).astype(np.float32))
+    log_probs = torch.from_numpy(rng.normal(size=(n, VOCABULARY))).log_softmax(-1)
     visible = rng.permutation(np.arange(FIRST_GENE, VOCABULARY))[: VOCABULARY - FIRST_GENE - n]
     before = log_probs.clone()
     named = name_genes(log_probs, visible.astype(np.int64))
     assert named.tolist() == slow(log_probs, visible.tolist())
     assert torch.equal(log_probs, before)
+
+
+def test_a_position_is_as_sure_as_it_is_of_the_genes_that_the_cell_does_not_show() -> None:
+    """The first position is sure of a visible gene; of the others, it is surer of gene 2 than the second one is."""
+    probabilities = torch.tensor([[0, 0, 0.08, 0.02, 0.9], [0, 0, 0.55, 0.44, 0.01]])
+    assert name_genes(probabilities.log(), np.array([0, 1, 4], dtype=np.int64)).tolist() == [2, 3]
 
 
 def test_of_equally_likely_genes_each_is_named_once() -> None:

@@ -9,7 +9,7 @@ from gm_train.evaluation.robustness.movement import movement
 
 
 def vectors(n_cells: int, seed: int) -> np.ndarray:
-    return np.random.default_rng(seed).normal(size=(n_cells, 6)).astype(np.float32)
+    return np.random.default_rng(seed).normal(size=(n_cells, 6))
 
 
 def test_movement_agrees_with_a_slow_reference() -> None:
@@ -26,7 +26,7 @@ def test_movement_agrees_with_a_slow_reference() -> None:
 @given(seed=st.integers(0, 1000), scale=st.floats(0.1, 50))
 def test_what_stays_where_it_is_does_not_move_whatever_its_length(seed: int, scale: float) -> None:
     x = vectors(9, seed)
-    assert movement(x, np.float32(scale) * x) == pytest.approx(0, abs=1e-6)
+    assert movement(x, scale * x) == pytest.approx(0, abs=1e-6)
 
 
 def test_two_cells_that_change_places_move_by_one() -> None:
@@ -35,11 +35,11 @@ def test_two_cells_that_change_places_move_by_one() -> None:
 
 
 def test_vectors_that_are_all_equal_have_a_finite_movement() -> None:
-    x = np.ones((4, 3), np.float32)
+    x = np.ones((4, 3))
     assert movement(x, x) == pytest.approx(0, abs=1e-6)
     assert np.isfinite(movement(x, -x))
 
 
 def test_a_vector_of_zeros_is_at_distance_one() -> None:
-    x = np.array([[1, 0], [0, 1]], np.float32)
+    x = np.array([[1, 0], [0, 1]])
     assert movement(x, np.zeros_like(x)) == pytest.approx(1)

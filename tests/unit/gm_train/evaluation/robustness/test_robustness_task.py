@@ -5,9 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import scipy.sparse
 import torch
 
 from gm_train.config.load import load_config
+from gm_train.evaluation import principal_components
 from gm_train.evaluation.cells import EvaluationCells
 from gm_train.evaluation.figures import MODEL, PCA, RANDOM, RANKS
 from gm_train.evaluation.probes.probes import ProbeSplit, probe
@@ -89,6 +91,28 @@ def test_components_do_not_know_ranks_and_a_seed_gives_the_same_again(
     assert again == [rows["dithered", name] for name in (MODEL, PCA, RANDOM)]
 
 
+def test_components_are_fitted_once_and_project_disturbed_cells_as_the_fitted_ones_do(
+    cells: EvaluationCells, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fitted: list[object] = []
+    fit = principal_components.fit_components
+
+    def count(expression: scipy.sparse.csr_matrix) -> object:
+        fitted.append(fit(expression))
+        return fitted[-1]
+
+    monkeypatch.setattr(principal_components, "fit_components", count)
+    embedding = RobustnessTask(subject_of(cells))._pca
+    (components,) = fitted
+    tokens, expression = disturbed_cells(cells)["chemistry"]
+    np.testing.assert_allclose(
+        embedding.embed(tokens, expression),
+        components.transform(expression),  # type: ignore[attr-defined]
+        rtol=1e-3,
+        atol=1e-3,
+    )
+
+
 def test_what_does_not_read_counts_does_not_move_and_keeps_everything(cells: EvaluationCells) -> None:
     assert cells.labels is not None
     rng = np.random.default_rng(0)
@@ -130,6 +154,22 @@ def test_cells_that_lose_every_gene_count_as_wrong_and_as_moved() -> None:
     assert scores["knn_x"] == pytest.approx(100 * 4 / 6)
     assert scores["knn_robust"] == pytest.approx(100 * 4 / 6)
     assert scores["moved"] > 1
+
+
+def test_a_vector_that_all_embeddings_have_in_common_changes_no_movement() -> None:
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(40, 5)).astype(np.float32)
+    numbers, tokens = np.arange(25, 40), ragged([[2]] * 14 + [[]])  # the last cell loses every gene
+    moved = features[numbers] + rng.normal(0, 0.3, (15, 5)).astype(np.float32)
+    common = rng.normal(size=5).astype(np.float32)
+
+    def score(common: np.ndarray) -> float:
+        embedding = Representation(features + common, lambda *_: moved + common)
+        return score_robustness(embedding, numbers, None, {"x": (tokens, None)}, 0)["moved"]  # type: ignore[dict-item]
+
+    scores = [score(length * common) for length in np.float32([0, 8, -64])]
+    assert scores[0] > 0.1
+    assert scores[1:] == pytest.approx([scores[0]] * 2, rel=1e-3)
 
 
 def test_without_labels_only_movement_is_scored(cells: EvaluationCells) -> None:
