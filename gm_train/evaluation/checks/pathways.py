@@ -27,7 +27,7 @@ def check_pathways(subject: Subject, results: Row) -> Row:
     """
     objective, cells = subject.config.objective, subject.cells
     if not objective.pathways or objective.gamma == 0:
-        return finding(_NAME, NOT_DONE, "The model was trained without gene sets.")
+        return finding(_NAME, NOT_DONE, "No gene sets of the training are known.")
     path = Path(objective.pathways)
     try:
         sets = read_gmt(path)
