@@ -3,16 +3,18 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
 import torch
+from sklearn.decomposition import PCA
 
 from gm_train.config.schema import Config
 from gm_train.embedding.embed_cells import F32, embed_cells
 from gm_train.evaluation.cells import EvaluationCells
 from gm_train.evaluation.figures import Columns, Row
-from gm_train.evaluation.principal_components import principal_components
+from gm_train.evaluation.principal_components import fit_components, project
 from gm_train.model.genemamba import GeneMamba
 
 
@@ -49,10 +51,15 @@ class Subject:
             self._kept[ranks] = embed_cells(self.model, self.cells.ranked(ranks), precision=self.precision)
         return self._kept[ranks]
 
+    @cached_property
+    def components(self) -> PCA:
+        """Principal components of the expression, fitted to the training cells once."""
+        return fit_components(self.cells.expression[~self.cells.held_out])
+
     def pca(self) -> F32:
         """Principal components of the expression, fitted to the training cells, of all cells; computed once."""
         if "pca" not in self._kept:
-            self._kept["pca"] = principal_components(self.cells.expression, ~self.cells.held_out)
+            self._kept["pca"] = project(self.components, self.cells.expression)
         return self._kept["pca"]
 
     def random_embedded(self, ranks: str, seed: int) -> F32:

@@ -9,7 +9,7 @@ import scipy.sparse
 from gm_train.embedding.embed_cells import F32, embed_cells
 from gm_train.embedding.ragged import Ragged
 from gm_train.evaluation.figures import MODEL, PCA, RANDOM, RANKS, Columns, Row, compare, figures
-from gm_train.evaluation.principal_components import loadings
+from gm_train.evaluation.principal_components import project
 from gm_train.evaluation.probes.probes import ProbeSplit
 from gm_train.evaluation.robustness.disturbances import DISTURBANCES, disturb
 from gm_train.evaluation.robustness.robustness_scores import (
@@ -87,11 +87,7 @@ class RobustnessTask(EvaluationTask):
 
     @cached_property
     def _pca(self) -> Representation:
-        cells, components = self.subject.cells, self.subject.pca()
-        train = cells.expression[~cells.held_out]
-        loaded = loadings(train, components[~cells.held_out])
-        mean = np.asarray(train.mean(0, dtype=np.float64)) @ loaded
-        return Representation(components, lambda _, x: np.asarray(x @ loaded - mean, dtype=np.float32))
+        return Representation(self.subject.pca(), lambda _, x: project(self.subject.components, x))
 
     def _score(self, embedding: Representation, disturbed: Disturbed, seed: int) -> dict[str, float]:
         return score_robustness(embedding, self._numbers, self._split, disturbed, seed)
