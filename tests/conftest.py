@@ -6,6 +6,10 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+# The C library's default. Set, it keeps trainings from changing the allocator of a process in which other tests measure
+# memory (`gm_train/ranks/allocator.py`).
+os.environ.setdefault("MALLOC_MMAP_MAX_", "65536")
+
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass

@@ -4,11 +4,15 @@ import ctypes
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
+from gm_train.config.load import load_config
 from gm_train.ranks.allocator import SETTINGS, keep_freed_memory
+from gm_train.train.fit import fit
+from tests.conftest import Atlas, tiny_words
 
 _SCRIPT = """
 import sys, torch
@@ -46,6 +50,13 @@ def test_freed_memory_stays_with_the_process() -> None:
 def test_settings_of_the_user_stay() -> None:
     settings = {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
     assert kept_of("keep", **settings) == (False, False)
+
+
+def test_a_training_calls_it(atlas: Atlas, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    devices: list[torch.device] = []
+    monkeypatch.setattr("gm_train.train.fit.keep_freed_memory", devices.append)
+    fit(load_config(*tiny_words(atlas.store, tmp_path / "run"), "trainer.max_steps=1"))
+    assert devices == [torch.device("cpu")]
 
 
 def test_a_gpu_has_an_allocator_of_its_own() -> None:
