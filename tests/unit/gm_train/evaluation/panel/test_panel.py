@@ -161,5 +161,5 @@ def test_a_killed_process_leaves_the_panel_without_controls(
     assert controls._process.pid is not None
     os.kill(controls._process.pid, signal.SIGKILL)
     assert controls.scores() == {}
-    assert "has ended early: the panel is scored without controls" in caplog.text
+    assert "(its process has ended early): the panel is scored without them" in caplog.text
     assert json.loads((tmp_path / PANEL).read_text())["controls"] is None
