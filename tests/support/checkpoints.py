@@ -78,7 +78,7 @@ def run_isolated(code: str, folder: Path, home: Path) -> str:
     packages = [entry for entry in sys.path if entry.endswith("site-packages")]
     head = (
         f"import sys\nsys.path[:0] = {[str(folder)]!r}\nsys.path += {packages!r}\n"
-        "import importlib.util\nfor name in ('gm_train', 'data_shards', 'tests'):\n"
+        "import importlib.util\nfor name in ('gm_train', 'data_shards'):\n"
         "    assert importlib.util.find_spec(name) is None, name\n"
     )
     done = subprocess.run(

@@ -16,6 +16,7 @@ from data_shards.tokens.rank import Ranker
 from data_shards.tokens.tokenizer import Tokenizer
 from gm_train.cli.main import main
 from gm_train.evaluation import cells as cells_module
+from gm_train.evaluation import chosen_cells
 from gm_train.evaluation.cells import read_cells
 from tests.conftest import Atlas, tiny_words, write_cells
 from tests.support.training_runs import train
@@ -29,7 +30,7 @@ def test_promise_11_plain_tokens_splits_and_labels_are_those_of_the_store(
     atlas: Atlas, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cells_module, "_ROWS", 37)
-    monkeypatch.setattr(cells_module, "_SPLITS", 29)
+    monkeypatch.setattr(chosen_cells, "_SPLITS", 29)
     tokenizer = Tokenizer.load(atlas.store)
     cells = read_cells(atlas.store, atlas.files, tokenizer, "cell_type")
     assert cells.plain.n_cells == 191
