@@ -47,7 +47,7 @@ def one_file(config: ModelConfig, model: GeneMamba) -> modeling_genemamba.GeneMa
 def test_it_computes_the_same_states_and_logits(config: ModelConfig, lengths: list[int], seed: int) -> None:
     input_ids, segment = pack([[cell] for cell in random_cells(lengths, seed)], tail=2)
     is_token = segment > 0
-    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 1e-6)):
+    for dtype, tolerance in ((torch.float64, 1e-12), (torch.float32, 5e-6)):
         ours = random_model(config, seed, dtype)
         theirs = one_file(config, ours)
         with torch.no_grad():
