@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_shards.compiled import compiled
-from gm_train.model.loops import arrays
 from gm_train.model.loops.powers import VECTORS, sigmoid
+from gm_train.model.loops.tensor_memory import copy_of, memory_of
 from gm_train.model.loops.threads import in_threads
 
 #: Tokens of a part of the backward pass: parts are fixed, so that sums do not depend on the number of threads.
@@ -120,10 +120,10 @@ def conv_silu_loops(x: Tensor, reach: Tensor, weight: Tensor, bias: Tensor, bidi
     Returns:
         The causal result and, if bidirectional, the mirrored one, contiguous.
     """
-    flat, strides = arrays.flat(x)
+    flat, strides = memory_of(x)
     outs = [torch.empty(x.shape) for _ in range(1 + bidirectional)]
     rows = [_rows(out) for out in outs]
-    given = flat, strides, reach.numpy(), arrays.copy_of(weight), arrays.copy_of(bias), rows[0], _second(rows)
+    given = flat, strides, reach.numpy(), copy_of(weight), copy_of(bias), rows[0], _second(rows)
     in_threads(lambda first, last: _forward(*given, first, last), len(rows[0]))
     return outs
 
@@ -142,12 +142,12 @@ def conv_silu_loops_backward(
         The gradient by x, contiguous, and those by taps and bias, in parts that the caller adds up: float32
         (parts, taps + 1, channels).
     """
-    flat, strides = arrays.flat(x)
+    flat, strides = memory_of(x)
     rows = [_rows(grad.contiguous()) for grad in grads]
     d_x = torch.empty(x.shape)
     parts = torch.empty(_n_parts(x), len(weight) + 1, x.shape[2])
     given = (
-        flat, strides, reach.numpy(), arrays.copy_of(weight), arrays.copy_of(bias), rows[0], _second(rows), _rows(d_x),
+        flat, strides, reach.numpy(), copy_of(weight), copy_of(bias), rows[0], _second(rows), _rows(d_x),
         parts.numpy(),
     )  # fmt: skip
     in_threads(lambda first, last: _backward(*given, first, last), len(parts))

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from data_shards.compiled import compiled
-from gm_train.model.loops.arrays import copy_of
 from gm_train.model.loops.powers import VECTORS, dot, sigmoid
+from gm_train.model.loops.tensor_memory import copy_of
 from gm_train.model.loops.threads import in_threads
 
 #: Tokens of a part of the backward pass: parts are fixed, so that sums do not depend on the number of threads.

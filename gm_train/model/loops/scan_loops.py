@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gm_train.model.loops import cpu, scan_outputs, scan_states
-from gm_train.model.loops.arrays import copy_of, flat
+from gm_train.model.loops.tensor_memory import copy_of, memory_of
 from gm_train.model.loops.threads import in_threads
 
 #: Rows * columns * inner size of the largest product. Above, OpenBLAS, which compiled code calls in SciPy's build,
@@ -49,7 +49,7 @@ def scan_loops(
         chunks (batch, n_chunks, heads, d_state, head_dim).
     """
     y, *kept = _empty(xBC, dt, d_state, chunk)
-    x, strides = flat(xBC)
+    x, strides = memory_of(xBC)
     row, column, total, states = (value.numpy() for value in kept)
     of_runs, of_dt, of_D = runs.numpy(), _contiguous(dt), copy_of(D)
     of_A, zero = copy_of(A), torch.zeros_like(kept[2]).numpy()
@@ -82,25 +82,15 @@ def scan_loops_backward(
     (batch, n_chunks, heads), (d_state, width), chunk = total.shape, states.shape[3:], row.shape[3]
     units, inner, length = batch * n_chunks, heads * width, xBC.shape[1]
     d_xBC, d_dt, d_A, d_D = _empty_gradients(xBC, dt, units)
-    x, strides = flat(xBC)
-    by_y, of_y = flat(grad.reshape(batch, length, inner).contiguous())
+    x, strides = memory_of(xBC)
+    by_y, of_y = memory_of(grad.reshape(batch, length, inner).contiguous())
     of_runs, of_dt = runs.numpy(), _contiguous(dt)
     of_A, of_D = copy_of(A), copy_of(D)
     of_states, by_total = torch.empty(states.shape).numpy(), torch.empty(total.shape).numpy()
     zero = torch.zeros(total.shape).numpy()
     read = (
-        by_y,
-        of_y,
-        x,
-        inner + d_state,
-        strides,
-        row,
-        total if reverse else zero,
-        of_runs,
-        False,
-        reverse,
-        of_states,
-    )
+        by_y, of_y, x, inner + d_state, strides, row, total if reverse else zero, of_runs, False, reverse, of_states,
+    )  # fmt: skip
     in_threads(lambda i, j: scan_states.added(*read, i, j), units)
     left = (total, of_runs, chunk, reverse, states, of_states, by_total)
     in_threads(lambda i, j: scan_states.of_leaving(*left, i, j), batch * heads)

@@ -13,7 +13,7 @@ def copy_of(parameter: Tensor) -> NDArray[Any]:
     return parameter.detach().clone(memory_format=torch.contiguous_format).numpy()
 
 
-def flat(x: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
+def memory_of(x: Tensor) -> tuple[NDArray[Any], NDArray[Any]]:
     """The memory of x from its first element to its last, and the steps between rows and tokens.
 
     x is (batch, length, channels) and may be a slice of wider rows.
