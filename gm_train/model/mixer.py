@@ -123,8 +123,7 @@ class Mamba2Mixer(nn.Module):
 
             if scan_loops.takes(xBC, dt, segments.chunk, self.d_state):
                 runs = segments.cells[: len(xBC)]
-                y: Tensor = scan_loops.scan_loops(xBC, dt, A, self.D, runs, self.d_state, segments.chunk, reverse)[0]
-                return y
+                return scan_loops.scan(xBC, dt, A, self.D, runs, self.d_state, segments.chunk, reverse)
         x, B, C = torch.split(xBC, [self.d_inner, self.d_state, self.d_state], dim=-1)
         x = x.view(*x.shape[:-1], self.n_heads, -1)
         return ssd(x, dt, A, B, C, self.D, segments, reverse)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from gm_train.model.loops import cpu, scan_outputs, scan_states
 from gm_train.model.loops.tensor_memory import copy_of, memory_of
@@ -18,6 +19,8 @@ from gm_train.model.loops.threads import in_threads
 #: Rows * columns * inner size of the largest product. Above, OpenBLAS, which compiled code calls in SciPy's build,
 #: divides a product among threads of its own, and threads that call it at the same time wait for each other.
 LARGEST_PRODUCT = 64**3
+#: Number of the cell of positions that fill a row up; -1 stands for what lies outside of rows.
+_NO_CELL = -2
 
 
 def takes(xBC: Tensor, dt: Tensor, chunk: int, d_state: int) -> bool:
@@ -27,14 +30,30 @@ def takes(xBC: Tensor, dt: Tensor, chunk: int, d_state: int) -> bool:
     return cpu.on_cpu(xBC) and xBC.dtype == dt.dtype == torch.float32 and small and xBC.numel() > 0
 
 
+def scan(
+    xBC: Tensor, dt: Tensor, A: Tensor, D: Tensor, runs: Tensor, d_state: int, chunk: int, reverse: bool
+) -> Tensor:
+    """Scan packed rows of any length; see `scan_loops` for the arguments. Returns y.
+
+    Rows are filled up to whole chunks. Then all products have one size, and no cell depends on its row's length.
+    """
+    length = xBC.shape[1]
+    fill = -length % chunk
+    if fill:
+        xBC, dt = F.pad(xBC, (0, 0, 0, fill)), F.pad(dt, (0, 0, 0, fill))
+        runs = F.pad(runs, (0, fill), value=_NO_CELL)
+    y: Tensor = scan_loops(xBC, dt, A, D, runs, d_state, chunk, reverse)[0]
+    return y[:, :length]
+
+
 @torch.library.custom_op("gm_train::scan_loops", mutates_args=(), device_types="cpu")
 def scan_loops(
     xBC: Tensor, dt: Tensor, A: Tensor, D: Tensor, runs: Tensor, d_state: int, chunk: int, reverse: bool
 ) -> list[Tensor]:
-    """Scan packed rows.
+    """Scan packed rows of whole chunks.
 
     Args:
-        xBC: float32 (batch, length, heads * head_dim + 2 * d_state): x, B and C.
+        xBC: float32 (batch, length, heads * head_dim + 2 * d_state): x, B and C; chunk divides length.
         dt: float32 (batch, length, heads), positive step sizes.
         A: float32 (heads,), negative.
         D: float32 (heads,), weight of the skip connection.
@@ -47,7 +66,12 @@ def scan_loops(
         y (batch, length, heads, head_dim). For the gradient: the exponents by row and column
         (batch, n_chunks, heads, chunk) and of whole chunks (batch, n_chunks, heads), and the states that enter the
         chunks (batch, n_chunks, heads, d_state, head_dim).
+
+    Raises:
+        ValueError: the rows are not whole chunks.
     """
+    if xBC.shape[1] % chunk:
+        raise ValueError(f"rows of {xBC.shape[1]} tokens are not whole chunks of {chunk}")
     y, *kept = _empty(xBC, dt, d_state, chunk)
     x, strides = memory_of(xBC)
     row, column, total, states = (value.numpy() for value in kept)
@@ -108,7 +132,7 @@ def _contiguous(value: Tensor) -> Any:
 
 def _empty(xBC: Tensor, dt: Tensor, d_state: int, chunk: int) -> list[Tensor]:
     batch, length, heads = dt.shape
-    n_chunks, width = -(-length // chunk), (xBC.shape[2] - 2 * d_state) // heads
+    n_chunks, width = length // chunk, (xBC.shape[2] - 2 * d_state) // heads
     exponents = (batch, n_chunks, heads, chunk)
     shapes = ((batch, length, heads, width), exponents, exponents, exponents[:3], (*exponents[:3], d_state, width))
     return [xBC.new_empty(shape) for shape in shapes]

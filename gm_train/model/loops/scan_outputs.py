@@ -6,16 +6,15 @@ import numpy as np
 
 from data_shards.compiled import compiled
 from gm_train.model.loops.powers import VECTORS, dot
+from gm_train.model.loops.products import arguments, multiply, multiply_by_turned, multiply_turned
 from gm_train.model.loops.scan_steps import (
     add_rows,
     borders,
     decay,
-    plus_scaled,
     powers,
     readable,
-    rows,
-    scaled_rows,
-    transposed,
+    scaled,
+    zero_rows,
 )
 from gm_train.model.scan_limits import DT_FLOOR
 
@@ -29,61 +28,36 @@ def outputs(
 ) -> None:  # fmt: skip
     """The scan's outputs; `states` are those that enter the chunks."""
     n, heads, d_state, width = states.shape[1:]
-    chunk, length, inner = row.shape[3], runs.shape[1], heads * width
-    narrow, square = np.empty((2, chunk, d_state), np.float32), np.empty((2, chunk, chunk), np.float32)
-    wide, read = np.empty((3, chunk, width), np.float32), np.empty(chunk, np.float32)
-    B, C, products, scores = narrow[0], narrow[1], square[0], square[1]
-    x, of_x, of_state = wide[0], wide[1], wide[2]
+    chunk, length, inner, memory = row.shape[3], runs.shape[1], heads * width, arguments()
+    products, scores = np.empty((chunk, chunk), np.float32), np.empty((chunk, chunk), np.float32)
+    read, read_C = np.empty(chunk, np.float32), np.empty((chunk, d_state), np.float32)
     low, high = np.empty(chunk, np.int64), np.empty(chunk, np.int64)
+    of_product, of_score = (products.reshape(-1), 0, chunk), (scores.reshape(-1), 0, chunk)
+    of_read_C, all_states, step = (read_C.reshape(-1), 0, d_state), states.reshape(-1), strides[1]
     for unit in range(first, last):
         b, c = unit // n, unit % n
-        begin, m = c * chunk, min(chunk, length - c * chunk)
-        of_runs = runs[b, begin : begin + m]
-        enters, _ = borders(runs[b], begin, begin + m, reverse)
+        begin, of_runs = c * chunk, runs[b, c * chunk : (c + 1) * chunk]
+        enters, _ = borders(runs[b], begin, begin + chunk, reverse)
         readable(of_runs, reverse, low, high)
-        start = b * strides[0] + begin * strides[1]
-        rows(flat, start + inner, strides[1], m, B)
-        rows(flat, start + inner + d_state, strides[1], m, C)
-        np.dot(C, B.T, products)
-        scores[m:] = _ZERO
+        start = b * strides[0] + begin * step
+        B, C = (flat, start + inner, step), (flat, start + inner + d_state, step)
+        multiply_by_turned(memory, chunk, chunk, d_state, C, B, of_product, False)
         for h in range(heads):
             levels = column[b, c, h]
-            for i in range(m):
+            for i in range(chunk):
                 score, product, level = scores[i], products[i], row[b, c, h, i]
-                score[:] = _ZERO
-                for j in range(low[i], high[i]):
-                    score[j] = product[j] * decay(level + levels[j])
+                lowest, end = np.int32(low[i]), np.int32(high[i])
+                # Whole rows, with zeros where nothing is read, become vectors; loops from low to high mostly do not.
+                for j in range(chunk):
+                    value = product[j] * decay(level + levels[j])
+                    score[j] = value if (np.int32(j) >= lowest) & (np.int32(j) < end) else _ZERO
                 score[i] += D[h]
-            rows(flat, start + h * width, strides[1], m, x)
-            np.dot(scores, x, of_x)
+            out = y, (b * length + begin) * inner + h * width, inner
+            multiply(memory, chunk, width, chunk, of_score, (flat, start + h * width, step), out, False)
             powers(row[b, c, h], total[b, c, h] if reverse else _ZERO, of_runs, enters, read)
-            np.dot(C, states[b, c, h], of_state)
-            plus_scaled(of_x, of_state, read, m, y, (b * length + begin) * inner + h * width, inner)
-
-
-@compiled(**VECTORS)
-def _through_states(
-    values: Any, exponent: Any, state: Any, factor: Any, m: int, buffer: Any, turned: Any, of_factor: Any,
-    d_factor: Any, by_exponent: Any,
-) -> None:  # fmt: skip
-    """Add the gradients of a product with states by its factor, B or C, and by its exponents.
-
-    Args:
-        values: x or the gradient by y, (chunk, width).
-        exponent: 2^exponent, (chunk,).
-        state: the gradient by the leaving state, or the entering state, (d_state, width).
-        factor: B or C, (chunk, d_state).
-        m: positions in the chunk.
-        buffer, turned, of_factor: written over; (chunk, width), (width, d_state) and (chunk, d_state).
-        d_factor: (chunk, d_state).
-        by_exponent: (chunk,), in units of the natural logarithm.
-    """
-    scaled_rows(values.reshape(-1), 0, values.shape[1], m, exponent, buffer)
-    transposed(state, turned)
-    np.dot(buffer, turned, of_factor)
-    add_rows(of_factor, m, d_factor)
-    for t in range(m):
-        by_exponent[t] += dot(of_factor[t], factor[t])
+            scaled(flat, C[1], step, read, read_C)
+            state = all_states, (unit * heads + h) * d_state * width, width
+            multiply(memory, chunk, width, d_state, of_read_C, state, out, True)
 
 
 @compiled(**VECTORS)
@@ -114,68 +88,84 @@ def gradients(
     reverse: bool, states: Any, of_states: Any, by_total: Any, d_flat: Any, d_dt: Any, d_A: Any, d_D: Any, first: int,
     last: int,
 ) -> None:  # fmt: skip
-    """The scan's gradients; `of_states` are those by the states that leave the chunks."""
+    """The scan's gradients; `of_states` are those by the states that leave the chunks.
+
+    The gradient by the exponent of a column of the scores is the sum of the column's products with their gradients: x
+    times its gradient, without the part of D.
+    """
     n, heads, d_state, width = states.shape[1:]
-    chunk, length, inner = row.shape[3], runs.shape[1], heads * width
-    narrow, square = np.empty((5, chunk, d_state), np.float32), np.empty((4, chunk, chunk), np.float32)
-    B, C, d_B, d_C, of_factor = narrow[0], narrow[1], narrow[2], narrow[3], narrow[4]
-    products, d_products, scores, of_scores = square[0], square[1], square[2], square[3]
-    wide, single = np.empty((5, chunk, width), np.float32), np.empty((4, chunk), np.float32)
-    x, g, buffer, of_x, of_state = wide[0], wide[1], wide[2], wide[3], wide[4]
+    chunk, length, inner, memory = row.shape[3], runs.shape[1], heads * width, arguments()
+    square, single = np.empty((4, chunk, chunk), np.float32), np.empty((4, chunk), np.float32)
+    products, d_products, scores, d_scores = square[0], square[1], square[2], square[3]
     read, write, by_row, by_column = single[0], single[1], single[2], single[3]
-    ones = np.ones(chunk, np.float32)
-    x_turned, turned = np.empty((width, chunk), np.float32), np.empty((width, d_state), np.float32)
+    wide, narrow = np.empty((chunk, width), np.float32), np.empty((chunk, d_state), np.float32)
     low, high = np.empty(chunk, np.int64), np.empty(chunk, np.int64)
+    all_products, all_d_products = (products.reshape(-1), 0, chunk), (d_products.reshape(-1), 0, chunk)
+    all_scores, all_d_scores = (scores.reshape(-1), 0, chunk), (d_scores.reshape(-1), 0, chunk)
+    all_wide, all_narrow = (wide.reshape(-1), 0, width), (narrow.reshape(-1), 0, d_state)
+    step, of_token, all_states, all_d_states = (
+        strides[1],
+        inner + 2 * d_state,
+        states.reshape(-1),
+        of_states.reshape(-1),
+    )
     for unit in range(first, last):
         b, c = unit // n, unit % n
-        begin, m = c * chunk, min(chunk, length - c * chunk)
-        of_runs = runs[b, begin : begin + m]
-        enters, leaves = borders(runs[b], begin, begin + m, reverse)
+        begin, of_runs = c * chunk, runs[b, c * chunk : (c + 1) * chunk]
+        enters, leaves = borders(runs[b], begin, begin + chunk, reverse)
         readable(of_runs, reverse, low, high)
-        start = b * strides[0] + begin * strides[1]
-        rows(flat, start + inner, strides[1], m, B)
-        rows(flat, start + inner + d_state, strides[1], m, C)
-        np.dot(C, B.T, products)
-        d_products[:], d_B[:], d_C[:], scores[:] = _ZERO, _ZERO, _ZERO, _ZERO
-        of_token = inner + 2 * d_state
-        d_start = (b * length + begin) * of_token
+        start, token = b * strides[0] + begin * step, b * length + begin
+        B, C = (flat, start + inner, step), (flat, start + inner + d_state, step)
+        d_B = d_flat, token * of_token + inner, of_token
+        d_C = d_flat, token * of_token + inner + d_state, of_token
+        multiply_by_turned(memory, chunk, chunk, d_state, C, B, all_products, False)
+        d_products[:] = _ZERO
+        zero_rows(d_flat, d_C[1], of_token, chunk, d_state)
         for h in range(heads):
-            rows(flat, start + h * width, strides[1], m, x)
-            rows(grad, (b * length + begin) * inner + h * width, inner, m, g)
-            transposed(x, x_turned)
-            np.dot(g, x_turned, of_scores)
-            levels = column[b, c, h]
-            by_column[:] = _ZERO
-            of_D = _ZERO
-            for i in range(m):
-                score, product, of_score, level = scores[i], products[i], of_scores[i], row[b, c, h, i]
-                of_product = d_products[i]
-                of_D += of_score[i]
-                score[:] = _ZERO
+            x, g = (flat, start + h * width, step), (grad, token * inner + h * width, inner)
+            d_x = d_flat, token * of_token + h * width, of_token
+            at = (unit * heads + h) * d_state * width
+            state, by_state = (all_states, at, width), (all_d_states, at, width)
+
+            multiply_by_turned(memory, chunk, chunk, width, g, x, all_d_scores, False)
+            levels, of_D = column[b, c, h], _ZERO
+            for i in range(chunk):
+                score, product, d_score, level = scores[i], products[i], d_scores[i], row[b, c, h, i]
+                d_product, lowest, end = d_products[i], np.int32(low[i]), np.int32(high[i])
+                of_D += d_score[i]
                 # Each loop names few arrays: LLVM makes vectors only where it can prove that arrays do not overlap.
-                for j in range(low[i], high[i]):
-                    score[j] = decay(level + levels[j])
-                for j in range(low[i], high[i]):
-                    of_product[j] += of_score[j] * score[j]
-                for j in range(low[i], high[i]):
+                for j in range(chunk):
+                    power = decay(level + levels[j])
+                    score[j] = power if (np.int32(j) >= lowest) & (np.int32(j) < end) else _ZERO
+                for j in range(chunk):
+                    d_product[j] += d_score[j] * score[j]
+                for j in range(chunk):
                     score[j] *= product[j]
-                for j in range(low[i], high[i]):
-                    by_column[j] += of_score[j] * score[j]
-                by_row[i] = dot(of_score, score)
-                score[i] += D[h]
+                by_row[i] = dot(d_score, score)
             d_D[unit, h] = of_D
-            np.dot(scores.T, g, of_x)
-            powers(row[b, c, h], total[b, c, h] if reverse else _ZERO, of_runs, enters, read)
-            _through_states(g, read, states[b, c, h], C, m, buffer, turned, of_factor, d_C, by_row)
+
+            multiply_turned(memory, chunk, width, chunk, all_scores, g, d_x, False)
             powers(column[b, c, h], _ZERO if reverse else total[b, c, h], of_runs, leaves, write)
-            _through_states(x, write, of_states[b, c, h], B, m, buffer, turned, of_factor, d_B, by_column)
-            np.dot(B, of_states[b, c, h], of_state)
-            plus_scaled(of_x, of_state, write, m, d_flat, d_start + h * width, of_token)
-            tokens = slice(begin, begin + m)
+            scaled(flat, B[1], step, write, narrow)
+            multiply(memory, chunk, width, d_state, all_narrow, by_state, d_x, True)
+            for t in range(chunk):
+                of_x = d_flat[d_x[1] + t * of_token : d_x[1] + t * of_token + width]
+                by_column[t] = dot(flat[x[1] + t * step : x[1] + t * step + width], of_x)
+                of_y = grad[g[1] + t * inner : g[1] + t * inner + width]
+                for p in range(width):
+                    of_x[p] += D[h] * of_y[p]
+            scaled(flat, x[1], step, write, wide)
+            multiply_by_turned(memory, chunk, d_state, width, all_wide, by_state, d_B, h > 0)
+
+            powers(row[b, c, h], total[b, c, h] if reverse else _ZERO, of_runs, enters, read)
+            scaled(grad, g[1], inner, read, wide)
+            multiply_by_turned(memory, chunk, d_state, width, all_wide, state, all_narrow, False)
+            add_rows(narrow, d_flat, d_C[1], of_token)
+            for t in range(chunk):
+                by_row[t] += dot(flat[C[1] + t * step : C[1] + t * step + d_state], narrow[t])
+            tokens = slice(begin, begin + chunk)
             d_A[unit, h] = _through_exponents(
                 by_row, by_column, by_total[b, c, h], dt[b, tokens, h], A[h], of_runs, reverse, d_dt[b, tokens, h]
             )
-        np.dot(d_products.T, C, of_factor)
-        plus_scaled(of_factor, d_B, ones, m, d_flat, d_start + inner, of_token)
-        np.dot(d_products, B, of_factor)
-        plus_scaled(of_factor, d_C, ones, m, d_flat, d_start + inner + d_state, of_token)
+        multiply_turned(memory, chunk, d_state, chunk, all_d_products, C, d_B, True)
+        multiply(memory, chunk, d_state, chunk, all_d_products, B, d_C, True)

@@ -7,7 +7,8 @@ import numpy as np
 
 from data_shards.compiled import compiled
 from gm_train.model.loops.powers import VECTORS, dot
-from gm_train.model.loops.scan_steps import borders, decay, powers, rows, scaled_rows
+from gm_train.model.loops.products import arguments, multiply_turned
+from gm_train.model.loops.scan_steps import borders, decay, powers, scaled
 from gm_train.model.scan_limits import DT_FLOOR
 
 _LN_2 = math.log(2)
@@ -19,13 +20,13 @@ def exponents(
     dt: Any, A: Any, runs: Any, reverse: bool, row: Any, column: Any, total: Any, first: int, last: int
 ) -> None:
     """Exponents of a chunk, for each head; see `ChunkScan` for their names."""
-    (_, n, heads, chunk), length = row.shape, runs.shape[1]
+    n, heads, chunk = row.shape[1:]
     for unit in range(first, last):
         b, c = unit // n, unit % n
-        begin, m = c * chunk, min(chunk, length - c * chunk)
+        begin = c * chunk
         for h in range(heads):
             running = 0.0
-            for t in range(m):
+            for t in range(chunk):
                 step = dt[b, begin + t, h]
                 here = step * A[h] / _LN_2
                 if t == 0 or runs[b, begin + t] != runs[b, begin + t - 1]:
@@ -35,7 +36,6 @@ def exponents(
                 row[b, c, h, t] = level
                 column[b, c, h, t] = np.float32(math.log2(max(step, DT_FLOOR))) - level
             total[b, c, h] = np.float32(running)
-            row[b, c, h, m:], column[b, c, h, m:] = _ZERO, _ZERO
 
 
 @compiled(**VECTORS)
@@ -48,27 +48,25 @@ def added(
     The values of positions count that reach the state that leaves the chunk, or else that read the one that enters.
     """
     n, heads, d_state, width = states.shape[1:]
-    chunk, length = exponent.shape[3], runs.shape[1]
-    factor, scaled = np.empty((chunk, d_state), np.float32), np.empty((chunk, width), np.float32)
-    power = np.empty(chunk, np.float32)
+    chunk, memory = exponent.shape[3], arguments()
+    power, buffer = np.empty(chunk, np.float32), np.empty((chunk, width), np.float32)
+    value, state = buffer.reshape(-1), states.reshape(-1)
     for unit in range(first, last):
         b, c = unit // n, unit % n
-        begin, m = c * chunk, min(chunk, length - c * chunk)
-        of_runs = runs[b, begin : begin + m]
-        enters, leaves = borders(runs[b], begin, begin + m, reverse)
-        start = b * factor_strides[0] + begin * factor_strides[1] + of_factor
-        rows(factors, start, factor_strides[1], m, factor)
+        begin, of_runs = c * chunk, runs[b, c * chunk : (c + 1) * chunk]
+        enters, leaves = borders(runs[b], begin, begin + chunk, reverse)
+        factor = factors, b * factor_strides[0] + begin * factor_strides[1] + of_factor, factor_strides[1]
         for h in range(heads):
             powers(exponent[b, c, h], more[b, c, h], of_runs, leaves if leaving else enters, power)
-            start = b * strides[0] + begin * strides[1] + h * width
-            scaled_rows(values, start, strides[1], m, power, scaled)
-            np.dot(factor.T, scaled, states[b, c, h])
+            scaled(values, b * strides[0] + begin * strides[1] + h * width, strides[1], power, buffer)
+            out = state, (unit * heads + h) * d_state * width, width
+            multiply_turned(memory, d_state, width, chunk, factor, (value, 0, width), out, False)
 
 
 @compiled(**VECTORS)
 def _keep(runs: Any, c: int, chunk: int, reverse: bool, total: Any) -> Any:
     """What the entering state is multiplied by to leave."""
-    enters, leaves = borders(runs, c * chunk, min((c + 1) * chunk, len(runs)), reverse)
+    enters, leaves = borders(runs, c * chunk, (c + 1) * chunk, reverse)
     return decay(total) if enters == leaves else _ZERO
 
 

@@ -27,51 +27,28 @@ def borders(runs: Any, begin: int, end: int, reverse: bool) -> Any:
 
 
 @compiled(**VECTORS)
-def rows(flat: Any, start: int, step: int, m: int, out: Any) -> None:
-    """Copy m rows and fill the rest with zeros."""
-    for t in range(m):
-        value, row = flat[start + t * step : start + t * step + out.shape[1]], out[t]
-        for p in range(len(row)):
-            row[p] = value[p]
-    out[m:] = _ZERO
-
-
-@compiled(**VECTORS)
-def scaled_rows(flat: Any, start: int, step: int, m: int, scale: Any, out: Any) -> None:
-    """Copy m rows times a factor each, and fill the rest with zeros."""
-    for t in range(m):
+def scaled(flat: Any, start: int, step: int, scale: Any, out: Any) -> None:
+    """Write rows times a factor each."""
+    for t in range(len(out)):
         value, row, factor = flat[start + t * step : start + t * step + out.shape[1]], out[t], scale[t]
         for p in range(len(row)):
             row[p] = value[p] * factor
-    out[m:] = _ZERO
 
 
 @compiled(**VECTORS)
-def plus_scaled(value: Any, other: Any, scale: Any, m: int, flat: Any, start: int, step: int) -> None:
-    """Write m rows: value + scale * other, with a factor for each row."""
-    for t in range(m):
-        row = flat[start + t * step : start + t * step + value.shape[1]]
-        one, two, factor = value[t], other[t], scale[t]
+def add_rows(rows: Any, out: Any, start: int, step: int) -> None:
+    """Add rows to a part of `out`."""
+    for t in range(len(rows)):
+        row, total = rows[t], out[start + t * step : start + t * step + rows.shape[1]]
         for p in range(len(row)):
-            row[p] = one[p] + factor * two[p]
+            total[p] += row[p]
 
 
 @compiled(**VECTORS)
-def add_rows(value: Any, m: int, total: Any) -> None:
-    """Add m rows to a total."""
+def zero_rows(out: Any, start: int, step: int, m: int, n: int) -> None:
+    """Write zeros into m rows of n."""
     for t in range(m):
-        one, row = value[t], total[t]
-        for p in range(len(row)):
-            row[p] += one[p]
-
-
-@compiled(**VECTORS)
-def transposed(value: Any, out: Any) -> None:
-    """Copy the transposed matrix: faster than a product of the BLAS library with a transposed second matrix."""
-    for i in range(len(out)):
-        row = out[i]
-        for j in range(len(row)):
-            row[j] = value[j, i]
+        out[start + t * step : start + t * step + n] = _ZERO
 
 
 @compiled(**VECTORS)
@@ -80,7 +57,6 @@ def powers(exponents: Any, more: Any, runs: Any, cell: int, out: Any) -> None:
     for t in range(len(runs)):
         value = decay(exponents[t] + more)
         out[t] = value if runs[t] == cell else _ZERO
-    out[len(runs) :] = _ZERO
 
 
 @compiled(**VECTORS)
