@@ -54,9 +54,7 @@ class Annotator:
     calibration: Calibration
 
 
-def score_annotator(
-    annotator: Annotator, cells: EvaluationCells, ranks: str, split: str, advance: Callable[[], object]
-) -> Row:
+def score_annotator(annotator: Annotator, cells: EvaluationCells, ranks: str, advance: Callable[[], object]) -> Row:
     """Score an annotator and its controls on held-out cells.
 
     All are scored on the same held-out cells of the learned classes. The annotator has learned from all training cells
@@ -66,7 +64,6 @@ def score_annotator(
         annotator: what is scored.
         cells: training and held-out cells with labels.
         ranks: "plain" or "dithered", the ranks that the model was trained on.
-        split: name of the split of the held-out cells.
         advance: called after each of `n_scores` scores.
 
     Returns:
@@ -81,7 +78,9 @@ def score_annotator(
     learned = np.array([label in number_of for label in cells.labels], np.bool_)
     at = np.flatnonzero(cells.held_out & learned)
     if not len(at):
-        raise DataError(f"no {split} cell has one of the {len(number_of)} classes: hold out cells of other donors")
+        raise DataError(
+            f"no {cells.split} cell has one of the {len(number_of)} classes: hold out cells of other donors"
+        )
     truth = np.array([number_of[label] for label in cells.labels[at]])
     other = np.flatnonzero(cells.held_out & ~learned & np.array([label is not None for label in cells.labels]))
     embedded = embed_cells(annotator.model, cells.ranked(ranks).take(np.concatenate([at, other])))
@@ -99,7 +98,7 @@ def score_annotator(
     return {
         "checkpoint": {"path": str(annotator.checkpoint.path.resolve()), "step": annotator.checkpoint.step},
         "label": classes.label,
-        "split": split,
+        "split": cells.split,
         "cells": {
             "train": sum(classes.n_train),
             "probes_train": round(SUBSAMPLE * int((learned & ~cells.held_out).sum())),

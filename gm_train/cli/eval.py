@@ -8,7 +8,7 @@ from pathlib import Path
 _EPILOG = """\
 examples:
   gm-train eval runs/demo pbmc.h5ad --label bulk_labels
-  gm-train eval runs/demo pbmc.h5ad --label bulk_labels --tasks probes
+  gm-train eval runs/demo pbmc.h5ad --label bulk_labels --tasks probes --split validation
   gm-train eval runs/demo pbmc.h5ad --tasks pairs,robustness --gene-sets reactome.gmt
   gm-train eval runs/demo pbmc.h5ad --label bulk_labels --embedding obsm:X_scVI --embedding theirs.npy
   gm-train eval runs/atlas donors/*.h5ad --label cell_type --batch assay
@@ -34,6 +34,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     )
     parser.add_argument("files", type=Path, nargs="+", metavar="FILE", help="count files that the store was made from")
     parser.add_argument("--store", help="token store, a folder or a URL (default: the run's data.store)")
+    parser.add_argument(
+        "--split",
+        choices=["validation", "test"],
+        help="which held-out cells are scored (default: test cells if the files have some, else validation cells); "
+        "choose settings on validation cells, and show scores of test cells",
+    )
     parser.add_argument(
         "--label",
         metavar="KEY",
@@ -153,11 +159,14 @@ def run(arguments: argparse.Namespace) -> int:
             )
     if arguments.gene_sets is not None:
         refuse_unknown_sets(arguments.gene_sets, config.objective, identity)
-    cells = read_cells(store, arguments.files, tokenizer, arguments.label, arguments.max_cells, batch=arguments.batch)
+    cells = read_cells(
+        store, arguments.files, tokenizer, arguments.label, arguments.max_cells, arguments.split, arguments.batch
+    )
     embeddings = read_embeddings(arguments.embedding, cells)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     trained_on = "dithered" if tokenizer.dither else "plain"
-    print(f"{len(cells.row):,} cells; scoring the model and its controls on plain and dithered ranks", flush=True)
+    print(f"{cells.held_out.sum():,} {cells.split} and {(~cells.held_out).sum():,} training cells", flush=True)
+    print("scoring the model and its controls on plain and dithered ranks", flush=True)
     scored = {"step": checkpoint.step, "path": str(checkpoint.path.resolve()), "hash": checkpoint.hash}
     evaluation = evaluate(
         model.to(device),

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from gm_train.comparison.compared_run import ComparedRun
-from gm_train.evaluation.figures import Row
+from gm_train.evaluation.figures import Row, split_of
 from gm_train.evaluation.task import EvaluationTask
 
 
@@ -36,7 +36,8 @@ def comparable(runs: Sequence[ComparedRun]) -> tuple[dict[str, Row], list[str]]:
             if why := _differences(results, kept[reference]):
                 warnings.append(
                     f"{run.name}: NOT COMPARED with {reference}: it was scored on {' and '.join(why)}. Run "
-                    "`gm-train eval` on both with the same files, --store, --max-cells, --mask-seeds and --label."
+                    "`gm-train eval` on both with the same files, --store, --split, --max-cells, --mask-seeds and "
+                    "--label."
                 )
                 continue
         kept[run.name] = results
@@ -84,7 +85,9 @@ def _differences(results: Row, reference: Row) -> list[str]:
     """What two evaluations were scored on that differs, in words."""
     differences = []
     here, there = results["cells"], reference["cells"]
-    if here["hash"] != there["hash"]:
+    if split_of(results) != split_of(reference):
+        differences.append(f"{split_of(results)} cells (there {split_of(reference)} cells)")
+    elif here["hash"] != there["hash"]:
         counts = [f"{cells['train']:,} training and {cells['held_out']:,} held-out" for cells in (here, there)]
         differences.append(
             f"other cells, genes or splits ({counts[0]}, hash {here['hash'][:8]}; there {counts[1]}, "

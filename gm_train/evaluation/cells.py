@@ -13,14 +13,14 @@ from data_shards.counts.count_file import CountFile, open_counts
 from data_shards.errors import DataError
 from data_shards.files.atomic import hash_path
 from data_shards.files.location import Location
-from data_shards.store.manifest import VALIDATION, Manifest
+from data_shards.store.manifest import Manifest
 from data_shards.store.obs_parquet import SOURCE_ROW
 from data_shards.tokens.drift import measure_drift
 from data_shards.tokens.tokenizer import Tokenizer
 from data_shards.workers.progress import Progress
 from gm_train.embedding.ragged import Ragged
 from gm_train.evaluation.cell_counts import CellCounts
-from gm_train.evaluation.chosen_cells import I64, choose_cells, obs_column, read_labels
+from gm_train.evaluation.chosen_cells import I64, choose_cells, obs_column, read_labels, usual_split
 from gm_train.evaluation.labels import Labels
 
 #: Cells of counts read at once.
@@ -35,6 +35,7 @@ class EvaluationCells:
         plain, dithered: their tokens on both kinds of ranks.
         expression: float32 (n_cells, n_genes), log1p of counts per 10,000, over the genes of the vocabulary.
         held_out: bool (n_cells,); the others are training cells.
+        split: name of the split of the held-out cells, "validation" or "test".
         data_set, row: int64 (n_cells,), number of each cell's data set in the store, and its row there.
         source_row: int64 (n_cells,), its row in the count file.
         files: number of each data set to its count file.
@@ -52,6 +53,7 @@ class EvaluationCells:
     dithered: Ragged
     expression: scipy.sparse.csr_matrix
     held_out: npt.NDArray[np.bool_]
+    split: str
     data_set: I64
     row: I64
     source_row: I64
@@ -91,7 +93,7 @@ def read_cells(
     tokenizer: Tokenizer,
     label: str | None = None,
     max_cells: int = 2_000,
-    held_out_split: int = VALIDATION,
+    split: str | None = None,
     batch: str | None = None,
 ) -> EvaluationCells:
     """Read cells of a store from the count files that it was made from.
@@ -106,7 +108,8 @@ def read_cells(
         tokenizer: the model's; it must have the store's vocabulary and medians.
         label: a column of obs.
         max_cells: largest number of cells to read.
-        held_out_split: split of the held-out cells; those of the other one are not read.
+        split: name of the split of the held-out cells, "validation" or "test"; those of the other one are not read.
+            None is "test" if the files have test cells, else "validation".
         batch: a column of obs.
 
     Raises:
@@ -120,7 +123,8 @@ def read_cells(
         )
     counted = _match(store, manifest, files)
     where = {which: entry for which, entry in enumerate(manifest.datasets) if entry.name in counted}
-    data_set, row, held_out = choose_cells(store, where, max_cells, held_out_split)
+    split = split or usual_split(where.values())
+    data_set, row, held_out = choose_cells(store, where, max_cells, split)
     parts, source_rows = [], [np.zeros(0, np.int64)]
     held_out_counts: dict[int, CellCounts] = {}
     with Progress(total=len(row), desc="reading cells", unit=" cells") as bar:
@@ -147,6 +151,7 @@ def read_cells(
         dithered.take(kept),
         expression[kept],
         held_out[kept],
+        split,
         data_set[kept],
         row[kept],
         np.concatenate(source_rows)[kept],

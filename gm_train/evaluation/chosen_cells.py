@@ -1,5 +1,7 @@
 """Which cells of a store are evaluated, and what its annotations say about them."""
 
+from collections.abc import Iterable
+
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
@@ -9,7 +11,7 @@ from data_shards.errors import DataError
 from data_shards.files.location import Location, open_file
 from data_shards.hashing import U64, fold, hash_string, mix64
 from data_shards.store.arrays import open_array
-from data_shards.store.manifest import TRAIN, VALIDATION, DatasetEntry
+from data_shards.store.manifest import TEST, TRAIN, VALIDATION, DatasetEntry
 from data_shards.store.obs_parquet import canonical_names, read_column
 from gm_train.evaluation.labels import Labels
 
@@ -19,9 +21,20 @@ _PURPOSE = hash_string("evaluation")
 
 I64 = npt.NDArray[np.int64]
 
+#: The splits whose cells are held out, by their names.
+HELD_OUT_SPLITS = {"validation": VALIDATION, "test": TEST}
+
+
+def usual_split(entries: Iterable[DatasetEntry]) -> str:
+    """Name the split to score: "test" if some of these data sets have test cells, else "validation".
+
+    Settings are chosen on validation cells. Scores of the same cells would be too good.
+    """
+    return "test" if any(entry.n_test for entry in entries) else "validation"
+
 
 def choose_cells(
-    store: Location, where: dict[int, DatasetEntry], max_cells: int, held_out_split: int
+    store: Location, where: dict[int, DatasetEntry], max_cells: int, split: str
 ) -> tuple[I64, I64, npt.NDArray[np.bool_]]:
     """Choose cells evenly by a hash, always the same ones: a quarter held out if there are as many.
 
@@ -29,7 +42,7 @@ def choose_cells(
         store: has their splits.
         where: number of each data set in the store to its entry; cells of others are not chosen.
         max_cells: most cells.
-        held_out_split: split of the held-out cells.
+        split: name of the split of the held-out cells.
 
     Returns:
         Their data sets and rows, int64 (n_cells,), and whether they are held out, bool (n_cells,), in the order of the
@@ -39,29 +52,30 @@ def choose_cells(
         DataError: there is no training cell or no held-out cell.
     """
     chosen: dict[int, tuple[U64, I64, I64]] = {}
-    for split in (TRAIN, held_out_split):
+    for code in (TRAIN, HELD_OUT_SPLITS[split]):
         draws, sets, rows = [np.zeros(0, np.uint64)], [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
         for which, entry in where.items():
             array = open_array(store, entry.name, "split")
             for start in range(0, entry.n_cells, _SPLITS):
-                here = start + np.flatnonzero(array.read(start, min(start + _SPLITS, entry.n_cells)) == split)
+                here = start + np.flatnonzero(array.read(start, min(start + _SPLITS, entry.n_cells)) == code)
                 draw = mix64(here.astype(np.uint64) ^ np.uint64(fold(_PURPOSE, hash_string(entry.name))))
                 least = np.argsort(draw, kind="stable")[:max_cells]
                 draws.append(draw[least])
                 sets.append(np.full(len(least), which, np.int64))
                 rows.append(here[least])
         order = np.argsort(np.concatenate(draws), kind="stable")[:max_cells]
-        chosen[split] = np.concatenate(draws)[order], np.concatenate(sets)[order], np.concatenate(rows)[order]
-    n_train, n_held_out = (len(chosen[split][0]) for split in (TRAIN, held_out_split))
+        chosen[code] = np.concatenate(draws)[order], np.concatenate(sets)[order], np.concatenate(rows)[order]
+    n_train, n_held_out = (len(chosen[code][0]) for code in (TRAIN, HELD_OUT_SPLITS[split]))
     if not n_train or not n_held_out:
-        name = "validation" if held_out_split == VALIDATION else "test"
+        ways = f"hold cells out with `gm-train data shards --{split}`"
+        if split == "test" and n_train and (n_validation := sum(entry.n_validation for entry in where.values())):
+            ways += f", or score the {n_validation:,} validation cells with `--split validation`"
         raise DataError(
-            f"{store}: {n_train:,} training and {n_held_out:,} {name} cells: an evaluation needs both; "
-            f"hold cells out with `gm-train data shards --{name}`"
+            f"{store}: {n_train:,} training and {n_held_out:,} {split} cells: an evaluation needs both; {ways}"
         )
     n_held_out = min(n_held_out, max(max_cells // 4, max_cells - n_train, 1))
     n_train = min(n_train, max(max_cells - n_held_out, 1))
-    takes = [(chosen[TRAIN], n_train), (chosen[held_out_split], n_held_out)]
+    takes = [(chosen[TRAIN], n_train), (chosen[HELD_OUT_SPLITS[split]], n_held_out)]
     data_set, row = (np.concatenate([part[i][:n] for part, n in takes]) for i in (1, 2))
     held_out = np.arange(n_train + n_held_out) >= n_train
     order = np.lexsort((row, data_set))

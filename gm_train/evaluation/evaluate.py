@@ -16,7 +16,7 @@ from gm_train.evaluation import score_table
 from gm_train.evaluation.cells import EvaluationCells
 from gm_train.evaluation.checks.checks import run_checks
 from gm_train.evaluation.embedding_maps import Colouring, draw_maps, has_umap
-from gm_train.evaluation.figures import RANKS, Row
+from gm_train.evaluation.figures import RANKS, Row, split_of
 from gm_train.evaluation.score_pictures import draw_scores
 from gm_train.evaluation.task import EvaluationTask, Subject
 from gm_train.evaluation.tasks import choose_tasks
@@ -142,6 +142,7 @@ def _facts(subject: Subject, checkpoint: Row, tasks: Sequence[EvaluationTask], o
         "cells": {
             "train": int((~cells.held_out).sum()),
             "held_out": int(cells.held_out.sum()),
+            "split": cells.split,
             "genes": subject.vocabulary_size - FIRST_GENE,
             "without_tokens": cells.n_empty,
             "data_sets_left_out": list(cells.missing),
@@ -153,8 +154,13 @@ def _facts(subject: Subject, checkpoint: Row, tasks: Sequence[EvaluationTask], o
 
 
 def _notes(results: Row) -> list[str]:
-    """What holds for all tasks: which were asked for, and cells that are left out."""
+    """What holds for all tasks: which were asked for, what the split is worth, and cells that are left out."""
     notes = []
+    if split_of(results) == "validation":
+        notes.append(
+            "The held-out cells are validation cells: settings and checkpoints may have been chosen on them, and then "
+            "their scores are too good. Test cells (`gm-train data shards --test`) are kept for scores."
+        )
     asked = results["tasks"]["asked"]
     if {task.key for task in choose_tasks(())} - set(asked):
         notes.append(f"Only these tasks were asked for (--tasks): {', '.join(asked)}.")

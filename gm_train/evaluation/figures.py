@@ -61,6 +61,11 @@ def row_of(rows: Sequence[Row], ranks: str, scored: str) -> Row:
     return next(row for row in rows if row["ranks"] == ranks and row["scored"] == scored)
 
 
+def split_of(results: Row) -> str:
+    """Name the split that was scored, "validation" or "test"; earlier versions scored validation cells, unnamed."""
+    return str(results["cells"].get("split", "validation"))
+
+
 def compare(rows: Sequence[Row], ranks: str, controls: Sequence[str], column: Column) -> str:
     """Say in one sentence which controls the model beats, and which beat it.
 

@@ -1,6 +1,6 @@
 """Format the results of an evaluation as text and Markdown: every score beside its controls, and verdicts in words."""
 
-from gm_train.evaluation.figures import MODEL, RANKS, Columns, Row
+from gm_train.evaluation.figures import MODEL, RANKS, Columns, Row, split_of
 from gm_train.evaluation.tasks import TASKS
 
 _LABEL: Columns = (
@@ -83,11 +83,14 @@ def blocks(results: Row) -> list[tuple[str, list[str], list[list[str]]]]:
 
 
 def scored_checkpoint(results: Row) -> str:
-    """Name the checkpoint that was scored: its step, its path and the start of its hash."""
+    """Name the checkpoint that was scored (its step, its path and the start of its hash), and the held-out cells."""
     checkpoint = results.get("checkpoint")
     if checkpoint is None:
         return "a checkpoint that this evaluation, of an earlier version of gm-train, does not name"
-    return f"step {checkpoint['step']:,} ({checkpoint['path']}, hash {checkpoint['hash'][:12]})"
+    return (
+        f"step {checkpoint['step']:,} ({checkpoint['path']}, hash {checkpoint['hash'][:12]}) on "
+        f"{results['cells']['held_out']:,} {split_of(results)} cells"
+    )
 
 
 def aligned(headings: list[str], lines: list[list[str]]) -> list[str]:

@@ -1,5 +1,6 @@
 """`make demo` with a few steps: the first run, resuming, other cells, starting over."""
 
+import json
 import os
 import re
 import shutil
@@ -48,8 +49,8 @@ def test_demo_end_to_end(folder: Path) -> None:
     first = demo(folder)
     assert first.returncode == 0, first.stderr
     for text in (
-        "700 cells", "765 genes", "medians of 765 genes", "validation", "sets in use", "order control", "PCA",
-        "random weights", "dithered ranks", "report.html",
+        "700 cells", "765 genes", "medians of 765 genes", "validation", "sets in use", "nearest neighbours", "PCA",
+        "variable genes", "random weights", "dithered ranks", "test cells from frozen embeddings", "report.html",
     ):  # fmt: skip
         assert text in first.stdout, text
     assert steps(folder) == BUDGET
@@ -57,6 +58,9 @@ def test_demo_end_to_end(folder: Path) -> None:
     for name in ("config.yaml", "environment.json", "report.html", "eval/eval.json", "eval/eval-scores.png"):
         assert (run / name).stat().st_size > 0
     assert (folder / "runs" / "mlflow.db").is_file()
+    results = json.loads((run / "eval" / "eval.json").read_text())
+    assert (results["model"]["language"], results["cells"]["split"]) == ("missing", "test")
+    assert results["tasks"]["scored"] == ["missing", "probes"]
 
     again = demo(folder)
     assert again.returncode == 0, again.stderr

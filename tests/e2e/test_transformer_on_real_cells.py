@@ -1,4 +1,4 @@
-"""The transformer baseline on the demo's cells, with the demo's settings."""
+"""The transformer baseline on the demo's cells, trained on masked genes."""
 
 import json
 from pathlib import Path
@@ -26,7 +26,8 @@ def test_it_beats_corpus_frequency_on_held_out_blood_cells(tmp_path: Path) -> No
     )  # fmt: skip
     run(
         "fit", "configs/demo.yaml", f"data.store={store}", f"run.dir={tmp_path / 'run'}", "model.arch=transformer",
-        "model.n_heads=2", "model.d_ff=280", "trainer.max_steps=400", "tracking.mlflow=none",
+        "model.n_layers=4", "model.n_heads=2", "model.d_ff=280", "objective.language=masked", "objective.mask_rate=0.4",
+        "optim.lr=4e-3", "trainer.max_steps=400", "tracking.mlflow=none",
     )  # fmt: skip
     run("eval", tmp_path / "run", cells, "--mask-seeds", "2")
     results = json.loads((tmp_path / "run" / "eval" / "eval.json").read_text())["masked"]

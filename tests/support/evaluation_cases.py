@@ -1,17 +1,28 @@
-"""Small ragged cells and predictors for the tests of the evaluation."""
+"""Small ragged cells, a store and predictors for the tests of the evaluation."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from data_shards.prepare.splits import SplitOptions
 from gm_train.embedding.ragged import Ragged
 from gm_train.evaluation.masked.masked_genes import MaskedCells, mask_cells
 from gm_train.objective.cell_keys import cell_keys
+from tests.conftest import Atlas, write_cells
+from tests.support.counts_to_stores import build
 
 VOCABULARY = 14
+
+
+def store_with_test_cells(folder: Path) -> Atlas:
+    """Write two data sets of 80 genes into a store with training, validation and test cells."""
+    files = (write_cells(folder / "first.h5ad", 150, 80, seed=1), write_cells(folder / "second.h5ad", 41, 80, seed=2))
+    build(folder, list(files), top_k=48, splits=SplitOptions(by="cell", validation=0.2, test=0.2))
+    return Atlas(folder / "s.zarr", files)
 
 
 def ragged(cells: list[list[int]]) -> Ragged:

@@ -58,7 +58,8 @@ def write_scores(run: Path, model: float, step: int = 4, tasks: tuple[str, ...] 
     """
     seeds = facts.pop("mask_seeds", 3)
     chosen = [task for task in choose_tasks(()) if not tasks or task.key in tasks]
-    cells = {"train": 60, "held_out": 20, "genes": 90, "hash": "a" * 64, "label": "cell_type", "other_store": False}
+    cells = {"train": 60, "held_out": 20, "split": "validation", "genes": 90, "hash": "a" * 64, "label": "cell_type"}
+    cells["other_store"] = False
     results: dict[str, Any] = {
         "tasks": {"asked": [task.key for task in chosen], "scored": [task.key for task in chosen]},
         "checkpoint": {"step": step, "path": str(run / "checkpoints" / f"step-{step:08d}"), "hash": "b" * 64},

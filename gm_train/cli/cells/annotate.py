@@ -201,7 +201,6 @@ def _write_settings(arguments: argparse.Namespace, checkpoint: Any) -> None:
 
 def _score(arguments: argparse.Namespace) -> None:
     from data_shards.files.atomic import replace_file
-    from data_shards.store.manifest import TEST, VALIDATION, Manifest
     from data_shards.workers.progress import Progress
     from gm_train.annotation.annotator_scores import Annotator, n_scores, score_annotator
     from gm_train.annotation.annotator_table import draw_confusion, render_markdown, render_scores, render_unknown
@@ -213,17 +212,15 @@ def _score(arguments: argparse.Namespace) -> None:
 
     store, out = arguments.out / STORE, arguments.out
     checkpoint, model, tokenizer, config, classes = open_annotator(out)
-    has_test = any(entry.n_test for entry in Manifest.load(store).datasets)
-    split, name = (TEST, "test") if has_test else (VALIDATION, "validation")
-    cells = read_cells(store, arguments.files, tokenizer, arguments.label, arguments.max_cells, split)
+    cells = read_cells(store, arguments.files, tokenizer, arguments.label, arguments.max_cells)
     ranks = "dithered" if tokenizer.dither else "plain"
     annotator = Annotator(checkpoint, model.to(default_device()), config, classes, calibration_of(checkpoint, classes))
     with Progress(total=n_scores(config), desc="scoring", unit=" scores") as bar:
-        results = score_annotator(annotator, cells, ranks, name, bar.update)
+        results = score_annotator(annotator, cells, ranks, bar.update)
     results["unknown"]["text"] = render_unknown(results)
     print(f"best checkpoint {checkpoint.path}, step {checkpoint.step:,}")
     print(render_scores(results))
-    if not has_test:
+    if cells.split == "validation":
         print("there are no test cells (--test 0): these cells also chose the checkpoint, so its score is too good")
     written = [out / f"{SCORES}{end}" for end in (".json", ".md", ".png")]
     draw_confusion(results, written[2])

@@ -19,6 +19,7 @@ from gm_train.evaluation.figures import (
     figures,
     gap,
     row_of,
+    split_of,
 )
 from gm_train.evaluation.integration.scgraph import (
     MIN_BATCH,
@@ -143,7 +144,7 @@ class IntegrationTask(EvaluationTask):
     def title(results: Row, ranks: str) -> str:
         """The title of the table of one kind of ranks."""
         of = results["integration_of"]
-        which = "held-out cells" if of["only_held_out"] else "cells, held-out and training"
+        which = f"{split_of(results)} cells" if of["only_held_out"] else f"cells, {split_of(results)} and training"
         return (
             f"Integration of {of['batches']} {of['batch']!r} over {of['types']} {of['label']!r}, {of['cells']:,} "
             f"{which}, {ranks} ranks (mean ± sd, draws of cells: {of['seeds']})"

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict
 
-from gm_train.evaluation.figures import FREQUENCY, MODEL, ORDER, RANKS, Row, compare, figures, gap, row_of
+from gm_train.evaluation.figures import FREQUENCY, MODEL, ORDER, RANKS, Row, compare, figures, gap, row_of, split_of
 from gm_train.evaluation.masked.masked_genes import Score, score_masked
 from gm_train.evaluation.masked.masked_trials import CONTROLS, MASK_RATE, MaskedTrials
 from gm_train.evaluation.task import EvaluationTask, Subject, note_if_tuned
@@ -48,7 +48,7 @@ class MaskedGenesTask(EvaluationTask):
     def title(results: Row, ranks: str) -> str:
         """The title of the table of one kind of ranks."""
         return (
-            f"Hidden genes of {results['cells']['held_out']:,} held-out cells, {ranks} ranks "
+            f"Hidden genes of {results['cells']['held_out']:,} {split_of(results)} cells, {ranks} ranks "
             f"(mean ± sd, mask seeds: {results['mask_seeds']})"
         )
 

@@ -5,7 +5,18 @@ from dataclasses import asdict
 
 import numpy as np
 
-from gm_train.evaluation.figures import FREQUENCY, MODEL, NEIGHBOURS, PCA, RANDOM, RANKS, Row, compare, figures
+from gm_train.evaluation.figures import (
+    FREQUENCY,
+    MODEL,
+    NEIGHBOURS,
+    PCA,
+    RANDOM,
+    RANKS,
+    Row,
+    compare,
+    figures,
+    split_of,
+)
 from gm_train.evaluation.missing.missing_controls import fitted_guesses
 from gm_train.evaluation.missing.missing_genes import SHOWN, MissingScore, divide, model_guess, score_missing
 from gm_train.evaluation.task import EvaluationTask, Subject, note_if_tuned
@@ -60,7 +71,7 @@ class MissingGenesTask(EvaluationTask):
     def title(results: Row, ranks: str) -> str:
         """The title of the table of one kind of ranks."""
         return (
-            f"Missing genes of {results['missing_cells'][ranks][0]:,} held-out cells, {ranks} ranks "
+            f"Missing genes of {results['missing_cells'][ranks][0]:,} {split_of(results)} cells, {ranks} ranks "
             f"(mean ± sd, mask seeds: {results['mask_seeds']})"
         )
 

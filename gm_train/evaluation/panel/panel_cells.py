@@ -11,7 +11,7 @@ import scipy.sparse
 from data_shards.errors import DataError
 from data_shards.files.location import Location
 from data_shards.store.arrays import ChunkDamaged, StoredArray, open_array
-from data_shards.store.manifest import VALIDATION, DatasetEntry, Manifest
+from data_shards.store.manifest import DatasetEntry, Manifest
 from data_shards.tokens.vocabulary import FIRST_GENE
 from gm_train.embedding.ragged import Ragged
 from gm_train.evaluation.chosen_cells import choose_cells, read_labels
@@ -84,7 +84,7 @@ def read_panel_cells(
         for which, entry in enumerate(manifest.datasets)
         if weights is None or weights.get(entry.name, 1) > 0
     }
-    data_set, row, held_out = choose_cells(store, where, max_cells, VALIDATION)
+    data_set, row, held_out = choose_cells(store, where, max_cells, "validation")
     tokens = Ragged.concatenate([_read(store, entry, row[data_set == which]) for which, entry in where.items()])
     labels = None if label is None else read_labels(store, where, label, "evaluation.label", data_set, row)
     kept = np.flatnonzero(tokens.lengths > 0)

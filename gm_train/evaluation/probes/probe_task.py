@@ -14,6 +14,7 @@ from gm_train.evaluation.figures import (
     Row,
     compare,
     figures,
+    split_of,
 )
 from gm_train.evaluation.probes.probes import ProbeSplit, probe
 from gm_train.evaluation.probes.type_scores import RARE, SUPPORT_BINS, bin_name, bin_of, rare_types
@@ -107,8 +108,8 @@ class ProbeTask(EvaluationTask):
         """The title of the table of one kind of ranks."""
         label = results["label"]
         return (
-            f"{label['key']!r} of {label['held_out']:,} held-out cells from frozen embeddings, {ranks} ranks "
-            f"(mean ± sd, probe seeds: {results['probe_seeds']})"
+            f"{label['key']!r} of {label['held_out']:,} {split_of(results)} cells from frozen embeddings, {ranks} "
+            f"ranks (mean ± sd, probe seeds: {results['probe_seeds']})"
         )
 
     @classmethod

@@ -6,7 +6,7 @@ from dataclasses import asdict
 import numpy as np
 
 from gm_train.embedding.ragged import Ragged
-from gm_train.evaluation.figures import MODEL, RANDOM, RANKS, Row, figures, row_of
+from gm_train.evaluation.figures import MODEL, RANDOM, RANKS, Row, figures, row_of, split_of
 from gm_train.evaluation.reconstruction.paper_reconstruction import (
     GROUP,
     I64,
@@ -63,8 +63,8 @@ class PaperReconstructionTask(EvaluationTask):
         """The title of the table of one kind of ranks."""
         n_groups = results["cells"]["held_out"] // GROUP
         return (
-            f"Whole cells repeated, as published and leaky: {n_groups:,} groups of {GROUP} held-out cells, {ranks} "
-            "ranks (mean ± sd over groups)"
+            f"Whole cells repeated, as published and leaky: {n_groups:,} groups of {GROUP} {split_of(results)} cells, "
+            f"{ranks} ranks (mean ± sd over groups)"
         )
 
     @staticmethod

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import asdict
 
-from gm_train.evaluation.figures import MODEL, RANKS, Row, compare, figures
+from gm_train.evaluation.figures import MODEL, RANKS, Row, compare, figures, split_of
 from gm_train.evaluation.masked.masked_trials import CONTROLS, MASK_RATE, MaskedTrials
 from gm_train.evaluation.reconstruction.order_score import OrderScore, score_orders
 from gm_train.evaluation.reconstruction.reconstructed_order import reconstruct
@@ -43,7 +43,7 @@ class ReconstructionTask(EvaluationTask):
     def title(results: Row, ranks: str) -> str:
         """The title of the table of one kind of ranks."""
         return (
-            f"Order of the hidden genes of {results['cells']['held_out']:,} held-out cells, {ranks} ranks "
+            f"Order of the hidden genes of {results['cells']['held_out']:,} {split_of(results)} cells, {ranks} ranks "
             f"(mean ± sd, mask seeds: {results['mask_seeds']})"
         )
 

@@ -8,7 +8,7 @@ import scipy.sparse
 
 from gm_train.embedding.embed_cells import F32, embed_cells
 from gm_train.embedding.ragged import Ragged
-from gm_train.evaluation.figures import MODEL, PCA, RANDOM, RANKS, Columns, Row, compare, figures
+from gm_train.evaluation.figures import MODEL, PCA, RANDOM, RANKS, Columns, Row, compare, figures, split_of
 from gm_train.evaluation.principal_components import project
 from gm_train.evaluation.probes.probes import ProbeSplit
 from gm_train.evaluation.robustness.disturbances import DISTURBANCES, disturb
@@ -128,7 +128,7 @@ class RobustnessTask(EvaluationTask):
     def title(results: Row, ranks: str) -> str:
         """The end of the titles of the tables of one kind of ranks."""
         facts = results["robustness_facts"]
-        return f"{facts['cells']:,} held-out cells, {ranks} ranks (mean ± sd, seeds: {facts['seeds']})"
+        return f"{facts['cells']:,} {split_of(results)} cells, {ranks} ranks (mean ± sd, seeds: {facts['seeds']})"
 
     @classmethod
     def tables(cls, results: Row, ranks: str) -> list[tuple[str, Columns]]:

@@ -23,6 +23,7 @@ from gm_train.model.genemamba import GeneMamba
 from gm_train.train.fit import fit
 from gm_train.train.run_report import write_report
 from tests.conftest import Atlas, tiny_words, write_gene_sets
+from tests.support.evaluation_cases import store_with_test_cells
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +66,53 @@ def test_the_command_writes_tables_pictures_and_report(
     assert all(name in report for task in choose_tasks(()) if task.key != "integration" for name in task.controls)
     assert "Batch integration was not scored: columns of obs with types and batches are needed: add --batch." in report
     assert "http" not in report  # nothing is fetched
+
+
+def test_every_page_names_the_split_and_warns_of_validation_cells(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Test cells if there are some, others on request. The model card and `compare` name them as well."""
+    atlas = store_with_test_cells(tmp_path)
+    runs = {split: tmp_path / split for split in ("test", "validation")}
+    fit(load_config(*tiny_words(atlas.store, runs["test"]), "trainer.max_steps=2"))
+    shutil.copytree(runs["test"], runs["validation"])
+    warning = "The held-out cells are validation cells: settings and checkpoints may have been chosen on them"
+    for split, words in (("test", []), ("validation", ["--split", "validation"])):
+        capsys.readouterr()
+        assert evaluate(runs[split], atlas, "--label", "cell_type", "--tasks", "masked,probes", *words) == 0
+        results = json.loads((runs[split] / "eval" / "eval.json").read_text())
+        assert results["cells"]["split"] == split
+        assert main(["export", str(runs[split]), str(tmp_path / f"card-{split}")]) == 0
+        pages = [
+            runs[split] / "report.html",
+            runs[split] / "eval" / "eval.md",
+            tmp_path / f"card-{split}" / "README.md",
+        ]
+        for text in (capsys.readouterr().out, *(html.unescape(page.read_text()) for page in pages)):
+            assert f" on {results['cells']['held_out']} {split} cells" in text
+            assert f"'cell_type' of {results['label']['held_out']} {split} cells from frozen embeddings" in text
+            assert (warning in text) == (split == "validation")
+    assert main(["compare", str(runs["test"]), str(runs["validation"])]) == 0
+    compared = capsys.readouterr().out
+    assert (
+        f"{runs['validation']}: NOT COMPARED with {runs['test']}: it was scored on validation cells (there test"
+        in compared
+    )
+    assert "Hidden genes of 20 test cells" in compared
+    assert "Hidden genes of 20 validation cells" not in compared
+
+
+def test_a_split_that_the_store_does_not_have_is_refused(
+    trained: Path, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert evaluate(trained, atlas, "--split", "test", "--out", str(tmp_path / "out")) == 1
+    error = capsys.readouterr().err
+    assert "0 test cells: an evaluation needs both; hold cells out with `gm-train data shards --test`" in error
+    assert "`--split validation`" in error
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(SystemExit):
+        evaluate(trained, atlas, "--split", "training")
+    assert "invalid choice: 'training'" in capsys.readouterr().err
 
 
 def test_vectors_that_were_made_elsewhere_are_probed_beside_the_model(

@@ -43,7 +43,7 @@ def test_settings_compute_scores_and_words_are_in_both_texts(pair: tuple[Path, P
         assert "Compute is not equal: tokens of a run are [1] 400, [2] 800." in text
         assert "Losses of different objectives answer different questions" in text
         assert "does not hold what another training seed would change" in text
-        assert "Hidden genes of 20 held-out cells, dithered ranks" in text
+        assert "Hidden genes of 20 validation cells, dithered ranks" in text
         assert "(mean ± sd" not in text  # over what, the notes say
         assert "dithered ranks (AUROC in %)" in text
         assert "Accuracy of a linear probe (%) on plain ranks: [2] is better than [1] (+10.0 ± 1.4)." in text
@@ -91,6 +91,10 @@ def change(run: Path, how: Callable[[dict[str, Any]], None]) -> None:
     ("how", "message"),
     [
         (lambda r: r["cells"].update(hash="c" * 64, held_out=19), "it was scored on other cells, genes or splits"),
+        (
+            lambda r: r["cells"].update(hash="c" * 64, split="test"),
+            "it was scored on test cells (there validation cells)",
+        ),
         (lambda r: r.update(mask_seeds=2), "it was scored on 2 mask seeds (there 3)"),
         (lambda r: r["cells"].update(label="batch"), "it was scored on the label 'batch' (there 'cell_type')"),
         (lambda r: r["cells"].pop("hash"), "NOT COMPARED: its evaluation, of an earlier version of gm-train"),
@@ -109,6 +113,11 @@ def test_scores_of_other_cells_seeds_or_labels_are_not_compared_but_named(
     assert render_text(results).startswith(f"WARNING: {warning}\n")
     assert f"> **Warning**: {warning}" in render_markdown(results)
     assert "better" not in render_text(results)
+
+
+def test_evaluations_of_earlier_versions_are_of_validation_cells(pair: tuple[Path, Path]) -> None:
+    change(pair[1], lambda r: r["cells"].pop("split"))
+    assert compare_runs(pair).results["warnings"] == []
 
 
 def test_a_run_without_an_evaluation_is_named_and_the_rest_is_compared(pair: tuple[Path, Path]) -> None:
@@ -141,7 +150,7 @@ def test_a_label_that_only_one_evaluation_has_leaves_the_other_tasks_comparable(
         rows = [row for table in results["tables"] if table["task"] == task for row in table["rows"]]
         assert rows
         assert any(row["kind"] == "difference" for row in rows) == compared
-    assert "'cell_type' of 20 held-out cells" in render_text(results)
+    assert "'cell_type' of 20 validation cells" in render_text(results)
 
 
 def test_pairs_of_other_gene_sets_and_columns_that_one_run_lacks(pair: tuple[Path, Path]) -> None:

@@ -12,9 +12,13 @@ from data_shards.errors import DataError
 from data_shards.medians.make_medians import make_medians
 from data_shards.prepare.make_store import make_store
 from data_shards.prepare.splits import SplitOptions
+from data_shards.store.manifest import TEST, TRAIN, VALIDATION, Manifest
 from data_shards.tokens.tokenizer import Tokenizer
 from gm_train.evaluation.cells import read_cells
+from gm_train.evaluation.chosen_cells import usual_split
 from tests.conftest import Atlas, write_cells
+from tests.support.counts_to_stores import read
+from tests.support.evaluation_cases import store_with_test_cells
 
 
 def test_max_cells_reads_a_fixed_part_a_quarter_of_it_held_out(atlas: Atlas) -> None:
@@ -96,3 +100,42 @@ def test_a_store_without_held_out_cells_cannot_be_evaluated(tmp_path: Path) -> N
     make_store([path], tmp_path / "medians.zarr", store, splits=SplitOptions(by="none"), say=lambda line: None)
     with pytest.raises(DataError, match="20 training and 0 validation cells"):
         read_cells(store, [path], Tokenizer.load(store))
+
+
+@pytest.mark.parametrize(("split", "scored"), [(None, "test"), ("test", "test"), ("validation", "validation")])
+def test_the_held_out_cells_are_those_of_the_split_and_test_cells_by_default(
+    split: str | None, scored: str, tmp_path: Path
+) -> None:
+    atlas = store_with_test_cells(tmp_path)
+    cells = read_cells(atlas.store, atlas.files, Tokenizer.load(atlas.store), split=split)
+    assert cells.split == scored
+    splits = [read(atlas.store, f"{entry.name}/split") for entry in Manifest.load(atlas.store).datasets]
+    of_cell = np.array([splits[which][row] for which, row in zip(cells.data_set, cells.row, strict=True)])
+    assert set(of_cell[~cells.held_out]) == {TRAIN}
+    assert set(of_cell[cells.held_out]) == {{"test": TEST, "validation": VALIDATION}[scored]}
+    assert cells.held_out.sum() == sum((one == of_cell[cells.held_out][0]).sum() for one in splits)
+
+
+def test_without_test_cells_validation_cells_are_scored_and_asking_for_test_cells_names_the_way_out(
+    atlas: Atlas, tmp_path: Path
+) -> None:
+    tokenizer = Tokenizer.load(atlas.store)
+    assert read_cells(atlas.store, atlas.files, tokenizer).split == "validation"
+    n_validation = sum(entry.n_validation for entry in Manifest.load(atlas.store).datasets)
+    with pytest.raises(DataError) as refused:
+        read_cells(atlas.store, atlas.files, tokenizer, split="test")
+    assert "0 test cells: an evaluation needs both" in str(refused.value)
+    assert "hold cells out with `gm-train data shards --test`" in str(refused.value)
+    assert f"or score the {n_validation} validation cells with `--split validation`" in str(refused.value)
+
+
+def test_the_usual_split_is_that_of_the_files_that_are_given(tmp_path: Path) -> None:
+    """A data set without test cells is scored on its validation cells, whatever the others of its store have."""
+    atlas = store_with_test_cells(tmp_path)
+    more = write_cells(tmp_path / "more.h5ad", 40, 80, seed=9)
+    splits = SplitOptions(by="cell", validation=0.3)
+    make_store([more], None, atlas.store, add=True, splits=splits, say=lambda line: None)
+    entries = Manifest.load(atlas.store).datasets
+    assert [usual_split([entry]) for entry in entries] == ["test", "test", "validation"]
+    assert usual_split(entries) == "test"
+    assert read_cells(atlas.store, [more], Tokenizer.load(atlas.store)).split == "validation"

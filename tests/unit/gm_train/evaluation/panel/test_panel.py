@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from data_shards.errors import DataError
 from data_shards.prepare.splits import SplitOptions
@@ -28,7 +30,7 @@ from gm_train.evaluation.task import Subject
 from gm_train.model.genemamba import GeneMamba
 from tests.conftest import Atlas, write_cells
 from tests.support.counts_to_stores import build
-from tests.support.evaluation_cases import ragged
+from tests.support.evaluation_cases import ragged, store_with_test_cells
 from tests.support.small_models import small_config
 
 
@@ -51,6 +53,26 @@ def test_the_cells_are_those_of_an_evaluation_with_the_tokens_of_the_store(atlas
     assert ours.tokens.indptr.tolist() == theirs.plain.indptr.tolist()
     assert ours.tokens.tokens.tolist() == theirs.plain.tokens.tolist()
     assert (len(ours.row), int(ours.held_out.sum())) == (60, 15)
+
+
+@pytest.fixture(scope="module")
+def tested(tmp_path_factory: pytest.TempPathFactory) -> Atlas:
+    return store_with_test_cells(tmp_path_factory.mktemp("tested"))
+
+
+@settings(max_examples=25, deadline=None)
+@given(of_panel=st.integers(4, 250), of_evaluation=st.integers(4, 250))
+def test_a_panel_has_none_of_the_test_cells_that_an_evaluation_scores(
+    tested: Atlas, of_panel: int, of_evaluation: int
+) -> None:
+    """What chooses a checkpoint, and what shows how good it is, are different cells, however many are read."""
+    panel = cells_of(tested, of_panel)
+    scored = read_cells(tested.store, tested.files, Tokenizer.load(tested.store), max_cells=of_evaluation)
+    assert scored.split == "test"
+    shown = set(zip(scored.data_set[scored.held_out], scored.row[scored.held_out], strict=True))
+    assert shown
+    assert panel.held_out.any()
+    assert not shown & set(zip(panel.data_set, panel.row, strict=True))
 
 
 def test_a_data_set_that_is_not_trained_on_is_left_out(atlas: Atlas) -> None:
