@@ -1,5 +1,6 @@
 """The definition of an ablation: a question, cells, a split, variants, seeds and what is scored; from a YAML file."""
 
+import re
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,13 @@ from omegaconf.errors import OmegaConfBaseException
 
 from data_shards.counts.count_options import CountOptions
 from data_shards.errors import DataError, OptionError
-from data_shards.prepare.splits import WAYS
 from data_shards.simulate.atlas_options import AtlasOptions
 
 #: Where definitions are, seen from the folder in which commands are given.
 FOLDER = Path("configs/ablations")
 PBMC, ATLAS, DATA = "pbmc", "atlas", "data"
 SOURCES = (PBMC, ATLAS, DATA)
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 @dataclass(frozen=True)
@@ -198,7 +199,7 @@ def _problem(definition: Definition) -> str | None:
         return f"cells.reading needs cells.source: {DATA}"
     if cells.parts and not (all(share > 0 for share in cells.parts) and abs(sum(cells.parts) - 1) < 1e-6):
         return f"cells.parts={cells.parts}: shares above 0 must add up to 1"
-    if split.by not in WAYS or split.by not in ("donor", "cell"):
+    if split.by not in ("donor", "cell"):
         return f"split.by={split.by!r}: expected donor or cell"
     if not (split.test > 0 and split.validation >= 0 and split.test + split.validation < 1):
         return (
@@ -206,8 +207,8 @@ def _problem(definition: Definition) -> str | None:
         )
     if not definition.variants:
         return "variants is empty: name at least one"
-    if bad := [str(name) for name in definition.variants if not str(name).replace("-", "").replace("_", "").isalnum()]:
-        return f"variants: {', '.join(bad)}: names are of letters, digits, - and _"
+    if bad := [str(name) for name in definition.variants if not _NAME.fullmatch(str(name))]:
+        return f"variants: {', '.join(bad)}: a name begins with a letter or digit and may also have . - and _"
     numbers = isinstance(seeds, list) and all(type(seed) is int and seed >= 0 for seed in seeds)
     if not numbers or not seeds or len(set(seeds)) < len(seeds):
         return f"seeds={seeds}: expected different whole numbers from 0 on"

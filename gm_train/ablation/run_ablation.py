@@ -132,7 +132,7 @@ def run_all(runs: Sequence[AblationRun], jobs: int, threads: int) -> None:
                 time.sleep(_POLL_S)
                 interrupts.check()
                 active = [one for one in active if not one.has_ended()]
-                bar.set_description("; ".join(str(one) for one in active), refresh=False)
+                bar.set_description_str("; ".join(str(one) for one in active), refresh=False)
                 bar.update(sum(run.step() for run in runs) - bar.n)
         finally:
             for one in active:

@@ -1,5 +1,6 @@
 """What the runs of an ablation have cost."""
 
+from data_shards.tokens.vocabulary import FIRST_GENE
 from gm_train.ablation.run_ablation import AblationRun
 from gm_train.comparison.compared_run import read_run
 from gm_train.evaluation.figures import Row
@@ -35,7 +36,7 @@ def run_facts(run: AblationRun, results: Row) -> Row:
         "seed": run.planned.seed,
         **{key: compute[key] for key in ("steps", "tokens", "cells", "parameters", "revision", "processor")},
         "seconds": compute["hours"] * 3600,
-        "flops": training_flops(read.config.model, n_genes + 2, work) * compute["tokens"],
+        "flops": training_flops(read.config.model, FIRST_GENE + n_genes, work) * compute["tokens"],
         "loss": sum(last) / len(last),
         "train": results["cells"]["train"],
         "test": results["cells"]["held_out"],
