@@ -87,7 +87,7 @@ def test_a_file_that_is_not_yaml_is_named(tmp_path: Path) -> None:
 
 
 def test_an_unknown_ablation_lists_the_known_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(OptionError, match="objective: no such ablation: there are .*objectives-blood"):
+    with pytest.raises(OptionError, match=r"objective: no such ablation: there are .*objectives-blood"):
         find_definition("objective")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(OptionError, match="there is no folder configs/ablations here"):
@@ -101,9 +101,9 @@ def test_runs_come_seed_by_seed_and_some_can_be_chosen(tmp_path: Path) -> None:
     assert [run.name for run in runs[:3]] == ["masked-seed0", "missing-seed0", "masked-seed1"]
     assert [run.split_seed for run in runs] == [0, 0, 1, 1, 2, 2]
     assert [run.name for run in plan_runs(path, definition, ["missing"], [2])] == ["missing-seed2"]
-    with pytest.raises(OptionError, match="--variants other: not in .*: there are masked, missing"):
+    with pytest.raises(OptionError, match=r"--variants other: not in .*: there are masked, missing"):
         plan_runs(path, definition, ["other"])
-    with pytest.raises(OptionError, match="--seeds 7: not in .*: there are 0, 1, 2"):
+    with pytest.raises(OptionError, match=r"--seeds 7: not in .*: there are 0, 1, 2"):
         plan_runs(path, definition, [], [7])
 
 

@@ -33,7 +33,7 @@ def test_a_changed_definition_is_refused_and_names_what_changed(tmp_path: Path) 
         prepared(tmp_path, {"variants": {"masked": ["optim.lr=0.5"]}})
     with pytest.raises(DataError, match=r"(?s)store.top_k was 64, is 32.*choose another --out, or remove .*runs"):
         prepared(tmp_path, {"store.top_k": 32})
-    with pytest.raises(DataError, match="objective.pathways was '.*', is ''"):
+    with pytest.raises(DataError, match=r"objective.pathways was '.*', is ''"):
         prepared(tmp_path, {"variants": {"masked": ["objective.pathways="]}})
     # Another variant, seed or question changes no run that is there.
     more = {"variants": {"masked": [], "other": ["optim.lr=0.5"]}, "seeds": [0, 5], "question": "Another?"}
