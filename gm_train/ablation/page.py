@@ -94,11 +94,11 @@ def _notes(definition: Definition, facts: Sequence[Row], base: str) -> list[str]
         f"the order of the data, what is hidden, and which {'donors' if split.by == 'donor' else 'cells'} are held out"
     )
     varies = drawn if split.every_seed else "the order of the data and what is hidden; all seeds have the same split"
-    cells = ", ".join(f"{n:,}" for n in sorted({one["test"] for one in facts}))
+    cells = " or ".join(f"{n:,}" for n in sorted({one["test"] for one in facts}))
     notes = [
         f"Seeds {', '.join(map(str, seeds))}: a seed varies the initial weights, {varies}. ± is one standard deviation "
         "over seeds.",
-        f"Scores are of test cells ({cells} of them), split by {split.by}: no step and no choice of a checkpoint has "
+        f"Scores are of {cells} test cells, split by {split.by}: no step and no choice of a checkpoint has "
         f"seen them. The last checkpoint is scored; each score is a mean over {scoring.mask_seeds} mask seeds, or over "
         "the seeds of its probes.",
         f"Differences to {base} and to controls are paired by seed, with a 95 % t-interval in brackets. *Better* and "
@@ -114,6 +114,11 @@ def _notes(definition: Definition, facts: Sequence[Row], base: str) -> list[str]
         notes.append(
             "Variants rank cells in other ways, so their test cells have other tokens: scores of genes (masked, "
             "missing) answer other questions and cannot be compared; scores of cell types can."
+        )
+    if len(languages := sorted({one["language"] for one in facts})) > 1:
+        notes.append(
+            f"Variants are trained on different objectives ({', '.join(languages)}). Scores of masked genes say little of "
+            "those that were not trained on masked genes, and so do scores of missing genes: compare what embeddings tell."
         )
     if len({(one["processor"], one["threads"]) for one in facts}) > 1:
         notes.append("Seconds are of different processors or numbers of threads.")

@@ -17,8 +17,8 @@ def run_facts(run: AblationRun, results: Row) -> Row:
     Returns:
         `variant`, `seed`, `steps`, `tokens`, `cells` (trained on, a cell as often as it came), `parameters`, `seconds`
         (of the steps, without validations and checkpoints), `flops` (of the whole training, by `plan/flops.py`),
-        `loss` (the mean of the last tenth of the steps), `train` and `test` (cells of the evaluation), `revision` (of
-        git), `processor`, `threads`.
+        `loss` (the mean of the last tenth of the steps), `train` and `test` (cells of the evaluation), their `hash`,
+        `language` (the objective), `revision` (of git), `processor`, `threads`.
 
     Raises:
         DataError: a record of the run is damaged.
@@ -41,5 +41,6 @@ def run_facts(run: AblationRun, results: Row) -> Row:
         "train": results["cells"]["train"],
         "test": results["cells"]["held_out"],
         "hash": results["cells"]["hash"],
+        "language": results["model"]["language"],
         "threads": start.get("threads"),
     }

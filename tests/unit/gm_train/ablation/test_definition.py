@@ -117,3 +117,12 @@ def test_a_variant_changes_settings_and_the_store(tmp_path: Path) -> None:
     assert (config.optim.lr, config.run.seed, config.run.dir) == (0.5, 0, str(tmp_path / "run"))
     assert config.objective.pathways == str(tmp_path / "cells" / "atlas.gmt")
     assert a.config(Path("r"), Path("s"), Path("c")).optim.lr == 1e-3
+
+
+def test_the_page_lists_every_ablation_and_its_example_can_be_run(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[4] / "docs" / "ablations.md").read_text()
+    listed = [line.split("`")[1] for line in page.splitlines() if line.startswith("| `") and line.count("|") == 4]
+    assert {path.stem for path in SHIPPED} <= set(listed)
+    (tmp_path / "example.yaml").write_text(page.split("```yaml")[1].split("```")[0])
+    definition = read_definition(tmp_path / "example.yaml")
+    assert len(plan_runs(tmp_path / "example.yaml", definition)) == 9

@@ -111,7 +111,14 @@ def test_a_killed_ablation_continues_and_ends_with_its_page(tmp_path: Path, caps
         scores = [of[f"{variant}-seed{seed}"]["masked"][0]["top1"]["mean"] for seed in (0, 1)]
         assert rows[variant]["mean"] == pytest.approx(sum(scores) / 2)
     page = (out / "ablation.md").read_text()
-    for text in ("Does the tiny ablation run?", "order control", "TFLOP", "torch ", "test cells (53 of them)"):
+    for text in (
+        "Does the tiny ablation run?",
+        "order control",
+        "TFLOP",
+        "torch ",
+        "Scores are of 53 test cells",
+        "different objectives (masked, missing)",
+    ):
         assert text in page
     assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
 
