@@ -117,8 +117,9 @@ def _notes(definition: Definition, facts: Sequence[Row], base: str) -> list[str]
         )
     if len(languages := sorted({one["language"] for one in facts})) > 1:
         notes.append(
-            f"Variants are trained on different objectives ({', '.join(languages)}). Scores of masked genes say little of "
-            "those that were not trained on masked genes, and so do scores of missing genes: compare what embeddings tell."
+            f"Variants are trained on different objectives ({', '.join(languages)}). Scores of masked genes say little "
+            "of those that were not trained on masked genes, and so do scores of missing genes: compare what "
+            "embeddings tell."
         )
     if len({(one["processor"], one["threads"]) for one in facts}) > 1:
         notes.append("Seconds are of different processors or numbers of threads.")
