@@ -142,3 +142,28 @@ def test_a_training_that_fails_ends_the_command_with_its_last_lines(
     assert "the training of short-seed0 failed (code 1)" in error
     assert "raise data.row_length" in error
     assert "the same command continues after what is finished" in error
+
+
+@pytest.mark.slow
+def test_ctrl_c_lets_the_training_save_and_leaves_nothing_running(tmp_path: Path) -> None:
+    path = write_definition(tmp_path, {"seeds": [0], "variants": {"long": ["trainer.max_steps=100000"]}})
+    run = tmp_path / "out" / "runs" / "long-seed0"
+    child = subprocess.Popen(
+        [sys.executable, "-m", "gm_train.cli", *ablate(path, tmp_path / "out")],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not (run / METRICS).is_file():
+        assert child.poll() is None
+        time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    _, error = child.communicate()
+    assert child.returncode == 1
+    assert error.endswith("gm-train: interrupted\n")
+    log = (run / "fit.log").read_text()
+    assert "stopped by SIGTERM at step" in log
+    assert list((run / "checkpoints").glob("step-*/COMMIT"))
+    # The training has given its lock back: it is gone, and the same command continues it.
+    steps = len(read_rows(run / METRICS))
+    time.sleep(1.0)
+    assert len(read_rows(run / METRICS)) == steps
+    assert not json.loads((run / "ablation-run.json").read_text())["trained"]
