@@ -1,7 +1,6 @@
 """Run `make demo`: from counts to an evaluated model, through the commands that a user would type."""
 
 import argparse
-import importlib.util
 import shlex
 import shutil
 import sys
@@ -19,6 +18,7 @@ from data_shards.store.manifest import Manifest
 from data_shards.tokens.tokenizer import Tokenizer
 from gm_train.checkpoint.find import list_checkpoints
 from gm_train.cli.main import main
+from gm_train.cli.pbmc_file import pbmc_file
 from gm_train.config.check import ConfigError
 from gm_train.config.load import load_config
 from gm_train.config.schema import Config
@@ -31,18 +31,6 @@ TASKS = "missing,probes"
 #: would show the cells that the settings of the first demo were chosen on.
 SPLITS = ("--validation", "0.15", "--test", "0.2", "--split-seed", "1")
 LABELS = ("cell_type", "celltype", "Celltype", "CellType", "bulk_labels", "louvain", "leiden")
-
-
-def pbmc_file() -> Path:
-    """Return the file of 700 labelled blood cells in scanpy's package (10x Genomics' PBMC 68k, reduced).
-
-    Raises:
-        DataError: scanpy is not installed.
-    """
-    spec = importlib.util.find_spec("scanpy")
-    if spec is None or not spec.submodule_search_locations:
-        raise DataError("the demo's cells come with scanpy: pip install 'gm-train[demo]'")
-    return Path(spec.submodule_search_locations[0]) / "datasets" / "10x_pbmc68k_reduced.h5ad"
 
 
 def _command(*words: str | Path) -> None:

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 
 from data_shards.errors import DataError, OptionError
 from data_shards.workers import interrupts
-from gm_train.cli import bench, ckpt, compare, doctor, eval, fit, launch, plan
+from gm_train.cli import ablate, bench, ckpt, compare, doctor, eval, fit, launch, plan
 from gm_train.cli.cells import annotate, embed, predict
 from gm_train.cli.command_parser import CommandParser
 from gm_train.cli.data import data
@@ -32,6 +32,7 @@ gm-train COMMAND --help shows the options of a command, with examples.
 
 #: Signals after which a command removes what is half-written. `data` keeps finished parts, whatever ends it.
 _NOTED = {
+    "ablate": (signal.SIGINT, signal.SIGTERM),
     "data": (signal.SIGINT,),
     "embed": (signal.SIGINT, signal.SIGTERM),
     "predict": (signal.SIGINT, signal.SIGTERM),
@@ -62,6 +63,7 @@ def build_parser() -> argparse.ArgumentParser:
     bench.add_parser(subparsers)
     eval.add_parser(subparsers)
     compare.add_parser(subparsers)
+    ablate.add_parser(subparsers)
     embed.add_parser(subparsers)
     annotate.add_parser(subparsers)
     predict.add_parser(subparsers)

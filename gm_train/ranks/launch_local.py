@@ -12,7 +12,8 @@ from types import FrameType
 
 from data_shards.errors import DataError
 
-_PARENT = "GM_TRAIN_PARENT"
+#: Variable with the number of the process that a rank follows, see `follow_parent`.
+PARENT = "GM_TRAIN_PARENT"
 _PR_SET_PDEATHSIG = 1  # from Linux's <sys/prctl.h>
 _PATIENCE_S = 10.0  # how long ranks may take to end by themselves after one of them failed
 #: Exit code of a run that was asked to leave and has saved its state.
@@ -65,7 +66,7 @@ def run_ranks(words: list[str], n_ranks: int) -> int:
         "WORLD_SIZE": str(n_ranks),
         "LOCAL_WORLD_SIZE": str(n_ranks),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),
-        _PARENT: str(os.getpid()),
+        PARENT: str(os.getpid()),
     }
     command = [sys.executable, "-m", "gm_train.cli", *words]
     processes: list[subprocess.Popen[bytes]] = []
@@ -121,7 +122,7 @@ def follow_parent() -> None:
     To be called once the rank handles signals. The rank is killed when its parent ends, even by kill -9. In other
     processes this does nothing.
     """
-    parent = os.environ.get(_PARENT)
+    parent = os.environ.get(PARENT)
     if parent is not None:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

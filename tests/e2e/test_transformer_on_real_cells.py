@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from gm_train.cli.demo import pbmc_file
 from gm_train.cli.main import main
+from gm_train.cli.pbmc_file import pbmc_file
 
 pytestmark = pytest.mark.slow
 

@@ -63,7 +63,7 @@ def write_scores(run: Path, model: float, step: int = 4, tasks: tuple[str, ...] 
     results: dict[str, Any] = {
         "tasks": {"asked": [task.key for task in chosen], "scored": [task.key for task in chosen]},
         "checkpoint": {"step": step, "path": str(run / "checkpoints" / f"step-{step:08d}"), "hash": "b" * 64},
-        "model": {"trained_on": "plain", "parameters": 12_345},
+        "model": {"trained_on": "plain", "parameters": 12_345, "language": "masked"},
         "cells": cells | facts,
         "label": {"key": "cell_type", "held_out": 20, "types": {}, "rare": []},
         "mask_seeds": seeds,

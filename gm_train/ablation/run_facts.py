@@ -1,0 +1,46 @@
+"""What the runs of an ablation have cost."""
+
+from data_shards.tokens.vocabulary import FIRST_GENE
+from gm_train.ablation.run_ablation import AblationRun
+from gm_train.comparison.compared_run import read_run
+from gm_train.evaluation.figures import Row
+from gm_train.plan.flops import Work, training_flops
+
+
+def run_facts(run: AblationRun, results: Row) -> Row:
+    """Read what a finished run has cost.
+
+    Args:
+        run: trained and scored.
+        results: of its evaluation.
+
+    Returns:
+        `variant`, `seed`, `steps`, `tokens`, `cells` (trained on, a cell as often as it came), `parameters`, `seconds`
+        (of the steps, without validations and checkpoints), `flops` (of the whole training, by `plan/flops.py`),
+        `loss` (the mean of the last tenth of the steps), `train` and `test` (cells of the evaluation), their `hash`,
+        `language` (the objective), `revision` (of git), `processor`, `threads`.
+
+    Raises:
+        DataError: a record of the run is damaged.
+    """
+    read = read_run(run.record.directory)
+    compute = read.compute()
+    losses = [row["loss"] for row in read.rows if row.get("loss") is not None]
+    last = losses[-max(1, len(losses) // 10) :]
+    n_genes = results["cells"]["genes"]
+    # Every token attends to the mean number of tokens of a cell; only attention depends on it.
+    work = Work(compute["tokens"] / max(1, compute["cells"]), read.config.objective.target_rate)
+    start = read.starts[-1] if read.starts else {}
+    return {
+        "variant": run.planned.variant,
+        "seed": run.planned.seed,
+        **{key: compute[key] for key in ("steps", "tokens", "cells", "parameters", "revision", "processor")},
+        "seconds": compute["hours"] * 3600,
+        "flops": training_flops(read.config.model, FIRST_GENE + n_genes, work) * compute["tokens"],
+        "loss": sum(last) / len(last),
+        "train": results["cells"]["train"],
+        "test": results["cells"]["held_out"],
+        "hash": results["cells"]["hash"],
+        "language": results["model"]["language"],
+        "threads": start.get("threads"),
+    }

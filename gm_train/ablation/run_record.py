@@ -1,0 +1,113 @@
+"""What a run of an ablation was made from, so that a finished one is used again and a changed definition is noticed."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from data_shards.errors import DataError
+from data_shards.files.atomic import hash_path, replace_file
+from gm_train.ablation.score_run import Request
+from gm_train.config.load import flat
+from gm_train.config.schema import Config
+
+RECORD, ASKED = "ablation-run.json", "asked.json"
+#: Settings that are paths, which say nothing of what a run is, and those of where metrics are sent.
+_PATHS = ("run.dir", "data.store", "objective.pathways", "model.init_from")
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """The record in a run directory.
+
+    Attributes:
+        directory: of the run.
+        inputs: what the training depends on: settings by their full names, and of the store what it is made from.
+        request: what is scored.
+    """
+
+    directory: Path
+    inputs: dict[str, Any]
+    request: Request
+
+    @classmethod
+    def of(cls, directory: Path, config: Config, store: dict[str, Any], request: Request) -> "RunRecord":
+        """Record a configuration and the recipe of its store.
+
+        Args:
+            directory: of the run.
+            config: resolved.
+            store: what the store is made from.
+            request: what is scored.
+
+        Raises:
+            DataError: the file of gene sets is missing.
+        """
+        settings = {key: value for key, value in flat(config).items() if key not in _PATHS}
+        sets = config.objective.pathways
+        if sets and not Path(sets).is_file():
+            raise DataError(f"objective.pathways={sets}: no such file: name a GMT file")
+        inputs = settings | {"objective.pathways": hash_path(Path(sets)) if sets else ""}
+        inputs |= {f"store.{key}": value for key, value in store.items()}
+        return cls(directory, json.loads(json.dumps(inputs)), request)
+
+    @property
+    def evaluation(self) -> Path:
+        """The folder of its evaluation."""
+        return self.directory / "eval"
+
+    def differences(self) -> list[str]:
+        """What a run in this directory was made with that differs, such as "optim.lr was 0.1, is 0.2".
+
+        Raises:
+            DataError: there is a run without a record, or the record is damaged.
+        """
+        if not self.directory.exists():
+            return []
+        earlier = self._read().get("inputs")
+        if not isinstance(earlier, dict):
+            return ["it is not a run of an ablation, or its record is damaged"]
+        return [
+            f"{key} was {earlier.get(key)!r}, is {self.inputs.get(key)!r}"
+            for key in sorted(earlier.keys() | self.inputs.keys())
+            if earlier.get(key) != self.inputs.get(key)
+        ]
+
+    def is_trained(self) -> bool:
+        """Whether the training has finished."""
+        return bool(self._read().get("trained"))
+
+    def is_scored(self) -> bool:
+        """Whether the finished training was scored as requested."""
+        try:
+            asked = json.loads((self.evaluation / ASKED).read_text())
+        except (OSError, ValueError):
+            return False
+        return self.is_trained() and asked == self.request.content() and (self.evaluation / "eval.json").is_file()
+
+    def begin(self) -> None:
+        """Write the record, before the training."""
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self._write(False)
+
+    def finish(self) -> None:
+        """Note that the training has finished."""
+        self._write(True)
+
+    def ask(self) -> Path:
+        """Write the request for the evaluation, and remove the scores of an earlier one; return its path."""
+        self.evaluation.mkdir(parents=True, exist_ok=True)
+        (self.evaluation / "eval.json").unlink(missing_ok=True)
+        replace_file(self.evaluation / ASKED, json.dumps(self.request.content(), indent=1) + "\n")
+        return self.evaluation / ASKED
+
+    def _read(self) -> dict[str, Any]:
+        try:
+            content = json.loads((self.directory / RECORD).read_text())
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def _write(self, trained: bool) -> None:
+        content = {"trained": trained, "inputs": self.inputs}
+        replace_file(self.directory / RECORD, json.dumps(content, indent=1) + "\n")

@@ -1,0 +1,102 @@
+"""The page of an ablation, of runs that were never trained: costs, notes, tables, and what a failed write leaves."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from data_shards.errors import DataError
+from gm_train.ablation.definition import Definition, read_definition
+from gm_train.ablation.page import ablation_results, render_text, write_page
+from gm_train.ablation.planned_runs import plan_runs
+from gm_train.ablation.run_ablation import AblationRun, prepare_runs
+from gm_train.plan.flops import Work, training_flops
+from tests.support.run_folders import TOKENS, write_run, write_scores
+from tests.support.tiny_ablations import write_definition
+
+
+@pytest.fixture
+def scored(tmp_path: Path) -> tuple[Definition, list[AblationRun]]:
+    """Two variants with two seeds; the second variant is better by 1 and by 2."""
+    path = write_definition(tmp_path, {"seeds": [0, 1], "split.every_seed": True})
+    definition = read_definition(path)
+    runs = prepare_runs(definition, plan_runs(path, definition), None, tmp_path / "out")
+    for number, run in enumerate(runs):
+        write_run(run.record.directory, f"run.seed={run.planned.seed}")
+        run.record.begin()
+        write_scores(run.record.directory, [20.0, 21.0, 20.0, 22.0][number], tasks=("masked",))
+    return definition, runs
+
+
+def made(scored: tuple[Definition, list[AblationRun]]) -> tuple[dict[str, Any], Any]:
+    return ablation_results("tiny", *scored, ["ablate", "tiny"])
+
+
+def test_the_costs_are_those_of_the_records(scored: tuple[Definition, list[AblationRun]]) -> None:
+    results, _ = made(scored)
+    first = results["runs"][0]
+    assert (first["variant"], first["seed"], first["steps"], first["tokens"]) == ("masked", 0, 4, 4 * TOKENS)
+    assert (first["seconds"], first["parameters"], first["cells"]) == (4 * 1800.0, 12_345, 28)
+    assert first["loss"] == 1.0  # that of the last step
+    from gm_train.config.schema import ModelConfig
+
+    per_token = training_flops(ModelConfig(), 92, Work(4 * TOKENS / 28, 0.15))
+    assert first["flops"] == pytest.approx(per_token * 4 * TOKENS)
+
+
+def test_notes_say_what_seeds_vary_and_widen_intervals(scored: tuple[Definition, list[AblationRun]]) -> None:
+    results, _ = made(scored)
+    assert results["held_out_ratio"] == pytest.approx(20 / 60)
+    notes = " ".join(results["notes"])
+    assert "and which donors are held out" in notes
+    assert "Nadeau and Bengio" in notes
+    assert "Scores are of 20 test cells, split by donor" in notes
+    definition, runs = scored
+    again = ablation_results("tiny", Definition(**{**vars(definition), "split": type(definition.split)()}), runs, [])[0]
+    assert again["held_out_ratio"] == 0.0
+    assert "all seeds have the same split" in " ".join(again["notes"])
+
+
+def test_other_tokens_objectives_and_revisions_are_noted(scored: tuple[Definition, list[AblationRun]]) -> None:
+    _, runs = scored
+    other = runs[1].record
+    content = json.loads((other.evaluation / "eval.json").read_text())
+    content["cells"]["hash"] = "c" * 64
+    content["model"]["language"] = "missing"
+    (other.evaluation / "eval.json").write_text(json.dumps(content))
+    environment = json.loads((other.directory / "environment.json").read_text())
+    environment["starts"][0] |= {"git": "def", "processor": "Xeon"}
+    (other.directory / "environment.json").write_text(json.dumps(environment))
+    notes = " ".join(made(scored)[0]["notes"])
+    for text in ("other tokens", "different objectives (masked, missing)", "revisions (abc, def)", "processors"):
+        assert text in notes
+
+
+def test_the_page_shows_scores_differences_and_controls(
+    scored: tuple[Definition, list[AblationRun]], tmp_path: Path
+) -> None:
+    results, by_seed = made(scored)
+    written = write_page(results, by_seed, tmp_path)
+    assert [path.name for path in written] == ["ablation.md", "ablation.png", "ablation.json"]
+    page = (tmp_path / "ablation.md").read_text()
+    assert "| masked | 20.00 |" in page
+    assert "| missing | 21.50 ± 0.71 |" in page
+    # 1 and 2: mean 1.5, sd 0.71, t 12.71 with one degree of freedom, sqrt(1 / 2 + 1 / 3).
+    assert "| missing - masked | +1.50 [-6.70, +9.70] not shown |" in page
+    assert "| order control | 10.00 |" in page
+    assert "Made by `gm-train ablate tiny` with gm-train" in page
+    assert "missing - masked" in render_text(results)
+    assert json.loads((tmp_path / "ablation.json").read_text()) == results
+
+
+def test_damage_and_a_folder_that_cannot_be_written_are_named(
+    scored: tuple[Definition, list[AblationRun]], tmp_path: Path
+) -> None:
+    results, by_seed = made(scored)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(DataError, match=r"file: cannot be written .*choose another --out"):
+        write_page(results, by_seed, tmp_path / "file")
+    (scored[1][0].record.evaluation / "eval.json").write_text("{")
+    with pytest.raises(DataError, match=r"eval\.json: is damaged .*: remove it, and the same command makes it anew"):
+        made(scored)
