@@ -40,5 +40,5 @@ def label_section(run_dir: Path) -> list[str]:
         *notes([at]),
         table(caption, *score_table.label_table(results["scores"])),
         *notes([f"{results['unknown']['text']}."]),
-        picture(path.with_suffix(".png").read_bytes(), "confusion matrix", f"confusion matrix, step {step:,}"),
+        picture(path.with_suffix(".png").read_bytes(), "confusion matrix", f"confusion matrix, step {step:,}", True),
     ]

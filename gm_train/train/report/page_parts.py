@@ -40,14 +40,21 @@ def table(caption: str, headings: Sequence[str], lines: Iterable[Sequence[str]])
     return "".join([*parts, "</tbody></table></div>"])
 
 
-def picture(png: bytes, alt: str, caption: str = "") -> str:
-    """Format a PNG; where it would be too small to read, it scrolls sideways in its own box."""
+def picture(png: bytes, alt: str, caption: str = "", as_drawn: bool = False) -> str:
+    """Format a PNG; where it would be too small to read, it scrolls sideways in its own box.
+
+    Args:
+        png: the picture.
+        alt: what it shows, for readers who do not see it.
+        caption: below it; may be empty.
+        as_drawn: whether a dark page keeps its colours, since many of them must be told apart.
+    """
     width = struct.unpack(">I", png[16:20])[0]  # of the PNG's first chunk
     data = base64.b64encode(png).decode()
     size = f'style="min-width:{round(width * _SMALLEST)}px"'
     below = f"<figcaption>{text(caption)}</figcaption>" if caption else ""
     image = f'<img alt="{text(alt)}" {size} src="data:image/png;base64,{data}">'
-    return f"<figure><div class=scroll>{image}</div>{below}</figure>"
+    return f"<figure{' class=as-drawn' if as_drawn else ''}><div class=scroll>{image}</div>{below}</figure>"
 
 
 def notes(lines: Iterable[str]) -> list[str]:

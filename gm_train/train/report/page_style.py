@@ -1,13 +1,13 @@
 """How a report looks: on a desktop and on a phone, light and dark."""
 
-#: Pictures are drawn on white; a dark page turns them dark and keeps their hues.
+#: Pictures are drawn on white. A dark page turns charts dark and keeps their hues; maps stay as they were drawn.
 STYLE = """\
 :root { color-scheme: light dark; --page: #fff; --text: #222; --quiet: #5f6368; --line: #e2e4e7; --soft: #f5f6f7;
   --model: #fdf1ee; --old: #fff3d0; --old-line: #e0a800; }
 @media (prefers-color-scheme: dark) {
   :root { --page: #16181b; --text: #e3e5e8; --quiet: #a2a8b0; --line: #353a40; --soft: #1f2226; --model: #3a2622;
     --old: #3a3014; --old-line: #c99700; }
-  img { filter: invert(.91) hue-rotate(180deg); }
+  figure:not(.as-drawn) img { filter: invert(.91) hue-rotate(180deg); }
 }
 * { box-sizing: border-box; }
 body { font: 15px/1.5 system-ui, sans-serif; color: var(--text); background: var(--page); max-width: 1180px;

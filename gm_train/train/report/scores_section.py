@@ -39,18 +39,18 @@ def scores_section(run_dir: Path, directory: Path, last_step: int) -> list[str]:
     parts.append(items(score_table.verdicts(results)))
     pictures = sorted(directory.glob("eval-*.png"), key=lambda path: path.stem)
     maps = [path for path in pictures if path.stem.startswith("eval-embedding")]
-    parts += [_picture(path, step) for path in pictures if path not in maps]
+    parts += [_picture(path, step, False) for path in pictures if path not in maps]
     parts += notes([f"Bold is best of the column. {score_table.LEGEND}"])
     parts += [table(f"{title}; {step}", headings, lines) for title, headings, lines in blocks]
     parts += notes(results["notes"])
     if checks := score_table.checks(results):
         parts += ["<h3>Checks</h3>", items(checks)]
-    return [*parts, "<div class=panels>", *(_picture(path, step) for path in maps), "</div>"]
+    return [*parts, "<div class=panels>", *(_picture(path, step, True) for path in maps), "</div>"]
 
 
-def _picture(path: Path, step: str) -> str:
+def _picture(path: Path, step: str, as_drawn: bool) -> str:
     name = path.stem.replace("-", " ")
-    return picture(path.read_bytes(), name, f"{name.removeprefix('eval ')}, {step}")
+    return picture(path.read_bytes(), name, f"{name.removeprefix('eval ')}, {step}", as_drawn)
 
 
 def _outdated(run_dir: Path, checkpoint: dict[str, Any] | None, last_step: int) -> str | None:
