@@ -24,9 +24,6 @@ def measure(page: Path, width: int, dark: bool, script: str, folder: Path) -> An
         script: the expression.
         folder: an empty one, for the copy and the browser's profile.
     """
-    browser = next((found for name in _NAMES if (found := shutil.which(name))), None)
-    if browser is None:
-        pytest.skip(f"no browser is installed ({', '.join(_NAMES)})")
     copy = folder / "page.html"
     inner = (
         page.read_text() + "<script>addEventListener('load', () => { parent.document.documentElement.dataset.measured ="
@@ -35,14 +32,29 @@ def measure(page: Path, width: int, dark: bool, script: str, folder: Path) -> An
     copy.write_text(
         f'<!doctype html><iframe style="border: 0" width={width} height=900 srcdoc="{html.escape(inner)}"></iframe>'
     )
-    shown = subprocess.run(
-        [
-            browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1400,1000",
-            f"--user-data-dir={folder / 'profile'}", f"--blink-settings=preferredColorScheme={0 if dark else 1}",
-            "--dump-dom", copy.as_uri(),
-        ],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    found = re.search('data-measured="([^"]*)"', shown.stdout)
-    assert found is not None, shown.stderr
+    preferred = f"--blink-settings=preferredColorScheme={0 if dark else 1}"
+    shown = _run(copy.as_uri(), folder, preferred)
+    found = re.search('data-measured="([^"]*)"', shown)
+    assert found is not None
     return json.loads(unquote(found[1]))
+
+
+def dump(url: str, folder: Path) -> str:
+    """Open an address and return the page as it is once all that it shows is loaded.
+
+    Args:
+        url: the address.
+        folder: an empty one, for the browser's profile.
+    """
+    return _run(url, folder)
+
+
+def _run(url: str, folder: Path, *options: str) -> str:
+    browser = next((found for name in _NAMES if (found := shutil.which(name))), None)
+    if browser is None:
+        pytest.skip(f"no browser is installed ({', '.join(_NAMES)})")
+    command = [
+        *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1400,1000"),
+        *(f"--user-data-dir={folder / 'profile'}", *options, "--dump-dom", url),
+    ]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout

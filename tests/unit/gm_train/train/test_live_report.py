@@ -6,6 +6,7 @@ import re
 import shutil
 import threading
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,9 @@ from gm_train.config.load import load_config
 from gm_train.run.records import METRICS
 from gm_train.train import live_report
 from gm_train.train.fit import fit
-from gm_train.train.live_report import LivePage, LiveServer
+from gm_train.train.live_report import LivePage, LiveServer, Served
 from tests.conftest import Atlas, tiny_words
+from tests.support.browser import dump
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +72,62 @@ def test_it_serves_new_steps_and_nothing_twice(growing: tuple[Path, LiveServer],
         assert get(server, **{"If-None-Match": str(tag)})[:2] == (304, "")
         seen.append(tag)
     assert not (run / "report.html").exists()
+
+
+class Watched(BaseHTTPRequestHandler):
+    """Answers once the browser has asked for the page three times, so that it goes on loading until then."""
+
+    done: threading.Event
+
+    def do_GET(self) -> None:
+        self.done.wait(60)
+        self.send_error(404)
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        """Requests are not logged."""
+
+
+@pytest.mark.slow
+def test_a_browser_shows_new_steps_and_stays_where_it_was(
+    growing: tuple[Path, LiveServer], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run grows when the browser asks for the second time."""
+    run, server = growing
+    text = (finished / METRICS).read_text()
+    (run / METRICS).write_text(text[: text.index('{"step": 6')])
+    done, asked, now = threading.Event(), 0, server.page.now
+    monkeypatch.setattr(Watched, "done", done, raising=False)
+    holds = ThreadingHTTPServer(("127.0.0.1", 0), Watched)
+
+    def watched() -> Served:
+        nonlocal asked
+        asked += 1
+        if asked == 2:
+            (run / METRICS).write_text(text)
+        if asked == 3:
+            done.set()
+        served = now()
+        more = (
+            "<p style='height: 3000px'></p><script>scrollTo(0, 250); const was = document.querySelector('main');"
+            "setInterval(() => { document.documentElement.dataset.seen = [scrollY, was.isConnected]; }, 50);</script>"
+            f"<img src='http://127.0.0.1:{holds.server_port}/'>"
+        )
+        return Served(served.page + more.encode(), served.tag)
+
+    monkeypatch.setattr(server.page, "now", watched)
+    assert "gm-train run, 5 steps" in now().page.decode()
+    with holds:
+        thread = threading.Thread(target=holds.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            shown = dump(f"{server.url}/", tmp_path)
+        finally:
+            done.set()
+            holds.shutdown()
+            thread.join()
+    assert asked >= 3
+    assert "gm-train run, 12 steps" in shown
+    assert re.findall('data-seen="([^"]*)"', shown) == ["250,false"]  # another page, at the same place
 
 
 def test_a_record_that_is_being_replaced_leaves_the_page_as_it_is(
