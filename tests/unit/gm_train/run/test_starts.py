@@ -1,10 +1,12 @@
 """What a run has cost: GPU-hours and core-hours over its starts, lost steps included."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gm_train.run.starts import Cost, cost_of, start_of
+from data_shards.errors import DataError
+from gm_train.run.starts import ENVIRONMENT, Cost, cost_of, refuse_no_run, start_of
 
 
 def start(hour: int, step: int, ranks: int, **facts: Any) -> dict[str, Any]:
@@ -47,3 +49,12 @@ def test_a_step_belongs_to_the_last_start_before_it() -> None:
     made = [start_of(starts, step) for step in (4, 5)]
     assert [found and found["ranks"] for found in made] == [1, 3]
     assert start_of([], 1) is None
+
+
+def test_a_run_that_has_just_begun_is_a_run(tmp_path: Path) -> None:
+    """Its settings and its first start are written before its first step."""
+    (tmp_path / "config.yaml").touch()
+    with pytest.raises(DataError, match="is a folder, not a run directory: give the run.dir"):
+        refuse_no_run(tmp_path)
+    (tmp_path / ENVIRONMENT).touch()
+    refuse_no_run(tmp_path)
