@@ -51,7 +51,7 @@ def _kind_of_folder(path: Path) -> str | None:
     names = {entry.name for entry in path.iterdir()}
     if "COMMIT" in names:
         return CHECKPOINT
-    if "checkpoints" in names or {"config.yaml", "metrics.jsonl"} <= names:
+    if "checkpoints" in names or ("config.yaml" in names and names & {"metrics.jsonl", "environment.json"}):
         return RUN
     for name in ("zarr.json", ".zattrs"):
         if name in names:

@@ -13,7 +13,7 @@ from contextlib import nullcontext
 
 from data_shards.errors import DataError, OptionError
 from data_shards.workers import interrupts
-from gm_train.cli import ablate, bench, ckpt, compare, doctor, eval, fit, launch, plan
+from gm_train.cli import ablate, bench, ckpt, compare, doctor, eval, fit, launch, plan, report
 from gm_train.cli.cells import annotate, embed, predict
 from gm_train.cli.command_parser import CommandParser
 from gm_train.cli.data import data
@@ -64,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     eval.add_parser(subparsers)
     compare.add_parser(subparsers)
     ablate.add_parser(subparsers)
+    report.add_parser(subparsers)
     embed.add_parser(subparsers)
     annotate.add_parser(subparsers)
     predict.add_parser(subparsers)

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from data_shards.errors import DataError
-from data_shards.files.kinds import CHECKPOINT, RUN, is_other
 from data_shards.tokens.tokenizer import Tokenizer
 from gm_train.checkpoint.find import list_checkpoints
 from gm_train.config.load import config_from_file, flat
@@ -14,6 +13,7 @@ from gm_train.config.schema import Config
 from gm_train.evaluation.figures import Row
 from gm_train.plan.model_size import n_parameters
 from gm_train.run.records import METRICS, read_rows
+from gm_train.run.starts import read_starts, refuse_no_run, start_of
 from gm_train.train.run_report import EVAL_DIR
 
 
@@ -78,8 +78,8 @@ class ComparedRun:
 
     def _ranks_at(self, step: int) -> int:
         """Ranks of the start that made a step; 1 if no start was recorded."""
-        made = [start["ranks"] for start in self.starts if start["step"] < step]
-        return int(made[-1]) if made else 1
+        made = start_of(self.starts, step)
+        return int(made["ranks"]) if made else 1
 
     def validation(self) -> list[tuple[int, float]]:
         """The tokens that were trained on before each validation, and its loss."""
@@ -97,17 +97,13 @@ def read_run(path: Path) -> ComparedRun:
     Raises:
         DataError: it is no run, no step was recorded, or a file in it is damaged.
     """
-    if not path.is_dir():
-        raise DataError(f"{path}: no such run directory: give the run.dir of a `gm-train fit`")
-    if (other := is_other(path, RUN)) is not None:
-        where = f"{path.parent.parent}" if other.startswith(f"is {CHECKPOINT},") else "the run.dir of a `gm-train fit`"
-        raise DataError(f"{path}: {other}: give {where}")
+    refuse_no_run(path)
     rows = read_rows(path / METRICS)
     if not any("loss" in row for row in rows):
         raise DataError(f"{path}: no step in {METRICS} to compare: train with `gm-train fit` first")
     config = config_from_file(path / "config.yaml")
     results = _json(path / EVAL_DIR / "eval.json", "`gm-train eval` writes it anew")
-    starts = _starts(path / "environment.json")
+    starts = read_starts(path)
     parameters = results["model"]["parameters"] if results else None
     checkpoints, store = list_checkpoints(path / "checkpoints"), None
     if checkpoints:
@@ -117,21 +113,6 @@ def read_run(path: Path) -> ComparedRun:
         vocabulary = Tokenizer.load(checkpoints[-1].path / "tokenizer").vocabulary
         parameters = n_parameters(config.model, vocabulary.size)
     return ComparedRun(str(path), config, rows, starts, results, parameters, store)
-
-
-def _starts(path: Path) -> list[Row]:
-    """The starts of a run, oldest first; none if no file records them."""
-    way_out = "remove it to compare without it"
-    environment = _json(path, way_out)
-    if environment is None:
-        return []
-    starts = environment.get("starts")
-    if not isinstance(starts, list) or not all(
-        isinstance(start, dict) and isinstance(start.get("step"), int) and isinstance(start.get("ranks"), int)
-        for start in starts
-    ):
-        raise DataError(f"{path}: is damaged (its starts lack their steps or ranks): {way_out}")
-    return starts
 
 
 def _json(path: Path, way_out: str) -> Row | None:

@@ -64,6 +64,17 @@ def known_device(gpu_type: str) -> str | None:
     return next((name for name in DEVICES if re.search(rf"(?<![a-z]){name}", gpu_type.lower())), None)
 
 
+def sheet_of_gpu(name: str) -> Device | None:
+    """Return the data sheet of a GPU by the name that its driver gives it; None if there is none of that very kind.
+
+    Args:
+        name: such as "NVIDIA H100 80GB HBM3". Slices of a GPU, and the slower H100 on PCIe cards, have no sheet here.
+    """
+    known = known_device(name)
+    other = re.search(r"\bMIG\b", name) or (known != "a100" and re.search(r"PCIe|NVL", name))
+    return None if known is None or other else DEVICES[known]
+
+
 def device_of_cluster(cluster: ClusterConfig) -> Device:
     """Return the GPU of a job, as far as its settings name it; its memory is None if they do not.
 

@@ -6,9 +6,12 @@ product takes two products of the same size, so a training step counts as three 
 checkpointing or a memory-saving kernel repeats is counted once. Pads are not counted.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+import torch
 
 from gm_train.config.schema import ModelConfig
+from gm_train.model.kernels.scan_kernels import CHUNK, choose_kernel, scan_sizes
 
 #: FLOPs of a training step divided by those of a forward pass.
 TRAINING = 3
@@ -77,3 +80,10 @@ def training_flops(config: ModelConfig, vocabulary_size: int, work: Work) -> flo
         work: the work per token.
     """
     return TRAINING * sum(forward_parts(config, vocabulary_size, work).values())
+
+
+def as_computed(model: ModelConfig, device: torch.device) -> ModelConfig:
+    """Return the model's settings with the scan's chunk size as it runs on a device: mamba_ssm uses its own."""
+    if model.arch == "transformer" or choose_kernel(model.kernel, device, scan_sizes(model))[0] == "torch":
+        return model
+    return replace(model, chunk=CHUNK)

@@ -1,22 +1,78 @@
-"""The curves of a run as a picture: losses, gradient norm, learning rate and throughput by step."""
+"""The curves of a run as pictures: losses, gradient norm, learning rate, speed and waiting, by step."""
 
-from pathlib import Path
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.image import imsave
 
 #: Most points of a curve. Longer runs are drawn as means over stretches of equally many rows.
 MAX_POINTS = 400
 DPI = 150
+#: Inches. A picture has one panel, so that its text can still be read where a page is as narrow as a phone.
+SIZE = (4.6, 3.1)
+#: Panels side by side in `joined`.
+_ACROSS = 4
 
 Row = dict[str, Any]
 F64 = npt.NDArray[np.float64]
+Pixels = npt.NDArray[np.uint8]
 
 
-def column(rows: list[Row], key: str) -> tuple[F64, F64]:
+@dataclass(frozen=True)
+class Curve:
+    """A panel: what is drawn of the rows, and how.
+
+    Attributes:
+        title: of the panel.
+        unit: of its vertical axis.
+        column: of the rows of steps; None for what only validations have.
+        validation: of the rows of validations; None for what they do not have.
+        from_zero: whether the axis begins at zero.
+        marks_skipped: whether skipped steps are marked.
+    """
+
+    title: str
+    unit: str
+    column: str | None
+    validation: str | None = None
+    from_zero: bool = False
+    marks_skipped: bool = False
+
+
+_LOSSES = (
+    Curve("Loss", r"$L_{lang} + \gamma\,L_{pathway}$, nats", "loss", "val_loss"),
+    Curve("Language loss", "$L_{lang}$, nats", "l_lang", "val_l_lang"),
+    Curve("Pathway loss", "$L_{pathway}$, nats", "l_pathway", "val_l_pathway"),
+)
+_OF_A_LABEL = (
+    Curve("Loss", "cross-entropy, weighted by class, nats", "loss", "val_loss"),
+    Curve("Accuracy", "share of validation cells", None, "val_accuracy"),
+    Curve("Macro-F1", "mean over classes", None, "val_macro_f1"),
+)
+_STEPS = (
+    Curve("Gradient norm", "norm before clipping", "grad_norm", marks_skipped=True),
+    Curve("Learning rate", "learning rate", "lr"),
+    Curve("Throughput", "real tokens / s", "tokens_per_s", from_zero=True),
+    Curve("MFU", "% of the devices' peak", "mfu_percent", from_zero=True),
+    Curve("Model FLOP/s", "GFLOP / s, all ranks", "gflops_per_s", from_zero=True),
+    Curve("Waiting for the loader", "% of a step", "loader_percent", from_zero=True),
+)
+
+
+def curves_of(rows: Sequence[Row]) -> list[Curve]:
+    """The panels that rows can fill: the losses of the run's task, then what all runs have."""
+    losses = _OF_A_LABEL if any("val_accuracy" in row for row in rows) else _LOSSES
+    found = {key for row in rows for key, value in row.items() if value is not None}
+    return [curve for curve in (*losses, *_STEPS) if found & {curve.column, curve.validation}]
+
+
+def column(rows: Sequence[Row], key: str) -> tuple[F64, F64]:
     """Return steps and values, float64 (n,) each, of the rows with a finite number under `key`."""
     pairs = [(row["step"], row[key]) for row in rows if isinstance(row.get(key), int | float)]
     steps, values = np.array(pairs, dtype=np.float64).reshape(-1, 2).T
@@ -33,54 +89,68 @@ def thin(steps: F64, values: F64) -> tuple[F64, F64]:
     return tuple(np.array([part[s].mean() for s in stretches if len(s)]) for part in (steps, values))  # type: ignore[return-value]
 
 
-def draw_curves(rows: list[Row], skipped: list[Row], path: Path) -> None:
-    """Draw the curves of a run (PNG).
+def draw_curve(curve: Curve, rows: Sequence[Row], restarts: Sequence[int], skipped: Sequence[int]) -> Pixels:
+    """Draw a panel.
 
     Args:
-        rows: the rows of `metrics.jsonl`, of steps and of validations.
-        skipped: the rows of `skipped.jsonl`; they are marked in the panel of the gradient norm.
-        path: the PNG file to write.
+        curve: what to draw.
+        rows: of steps and of validations.
+        restarts: the steps after which the run was started again.
+        skipped: the steps that changed no weight.
+
+    Returns:
+        uint8 (height, width, 4), red, green, blue and opacity; panels are equally large.
     """
-    figure = Figure(figsize=(11.5, 6.2), layout="constrained")
-    axes = figure.subplots(2, 3).ravel()
-    losses: tuple[tuple[Axes, str, str | None, str | None, str], ...] = (
-        (axes[0], "Loss", "loss", "val_loss", r"$L_{lang} + \gamma\,L_{pathway}$, nats"),
-        (axes[1], "Language loss", "l_lang", "val_l_lang", "$L_{lang}$, nats"),
-        (axes[2], "Pathway loss", "l_pathway", "val_l_pathway", "$L_{pathway}$, nats"),
-    )
-    if any("val_accuracy" in row for row in rows):
-        losses = (
-            (axes[0], "Loss", "loss", "val_loss", "cross-entropy, weighted by class, nats"),
-            (axes[1], "Accuracy", None, "val_accuracy", "share of validation cells"),
-            (axes[2], "Macro-F1", None, "val_macro_f1", "mean over classes"),
-        )
-    for axis, title, train, validation, unit in (
-        *losses,
-        (axes[3], "Gradient norm", "grad_norm", None, "norm before clipping"),
-        (axes[4], "Learning rate", "lr", None, "learning rate"),
-        (axes[5], "Throughput", "tokens_per_s", None, "real tokens / s"),
-    ):
-        _draw(axis, rows, train, validation)
-        axis.set_title(title, fontsize=11)
-        axis.set_ylabel(unit)
-        axis.set_xlabel("optimizer step")
-    bad = [row["step"] for row in skipped if row["event"] == "skipped"]
-    if bad:
-        axes[3].plot(bad, np.zeros(len(bad)), "x", color="#c44e52", markersize=6, label=f"skipped ({len(bad)})")
-        axes[3].legend(frameon=False, fontsize=8)
-    axes[4].ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
-    axes[5].set_ylim(bottom=0)
-    axes[5].yaxis.set_major_formatter("{x:,.0f}")
-    figure.savefig(path, dpi=DPI)
-
-
-def _draw(axis: Axes, rows: list[Row], train: str | None, validation: str | None) -> None:
-    if train is not None:
-        axis.plot(*thin(*column(rows, train)), color="#4c72b0", linewidth=1.1, label="training")
-    if validation is not None:
-        steps, values = column(rows, validation)
+    figure = Figure(figsize=SIZE, layout="constrained")
+    axis = figure.subplots()
+    if curve.column is not None:
+        axis.plot(*thin(*column(rows, curve.column)), color="#4c72b0", linewidth=1.2, label="training")
+    if curve.validation is not None:
+        steps, values = column(rows, curve.validation)
         if len(steps):
             axis.plot(steps, values, "o:", color="#dd8452", markersize=4, linewidth=1.2, label="validation")
-            axis.legend(frameon=False, fontsize=8)
+    if curve.from_zero:
+        axis.set_ylim(bottom=0)
+        axis.yaxis.set_major_formatter("{x:,.5g}")
+    if curve.column == "lr":
+        axis.ticklabel_format(axis="y", style="sci", scilimits=(0, 0))
+    _mark(axis, restarts, skipped if curve.marks_skipped else ())
+    if len(axis.get_legend_handles_labels()[0]) > 1:
+        axis.legend(frameon=False, fontsize=8)
+    axis.set_title(curve.title, fontsize=11)
+    axis.set_ylabel(curve.unit)
+    axis.set_xlabel("optimizer step")
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
+    file = io.BytesIO()
+    figure.savefig(file, format="rgba", dpi=DPI)
+    width, height = (round(inches * DPI) for inches in SIZE)
+    return np.frombuffer(file.getvalue(), dtype=np.uint8).reshape(height, width, 4)
+
+
+def _mark(axis: Axes, restarts: Sequence[int], skipped: Sequence[int]) -> None:
+    """Mark restarts by lines, and skipped steps by crosses at the foot of the panel."""
+    for number, step in enumerate(restarts):
+        label = f"restarts ({len(restarts)})" if number == 0 else None
+        axis.axvline(step, color="#777777", linestyle="--", linewidth=0.9, label=label)
+    if skipped:
+        foot = axis.get_xaxis_transform()
+        axis.plot(
+            skipped, [0.02] * len(skipped), "x", color="#c44e52", markersize=6, transform=foot,
+            label=f"skipped ({len(skipped)})",
+        )  # fmt: skip
+
+
+def png(pixels: Pixels) -> bytes:
+    """Encode a picture, uint8 (height, width, 4)."""
+    file = io.BytesIO()
+    imsave(file, pixels, format="png")
+    return file.getvalue()
+
+
+def joined(panels: Sequence[Pixels]) -> Pixels:
+    """Put panels of one size into one picture, some side by side; uint8 (height, width, 4)."""
+    white = np.full_like(panels[0], 255)
+    across = min(_ACROSS, len(panels))
+    full = [*panels, *[white] * (-len(panels) % across)]
+    return np.vstack([np.hstack(full[i : i + across]) for i in range(0, len(full), across)])

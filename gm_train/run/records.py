@@ -113,7 +113,7 @@ def write_config(directory: Path, config: Config) -> None:
     _replace(directory / "config.yaml", OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
-def write_environment(directory: Path, start_step: int, ranks: Ranks, strategy: str) -> None:
+def write_environment(directory: Path, start_step: int, ranks: Ranks, strategy: str, ended: float | None) -> None:
     """Append this start to `environment.json`: git revision, package versions, hardware, ranks and first step.
 
     Args:
@@ -121,6 +121,8 @@ def write_environment(directory: Path, start_step: int, ranks: Ranks, strategy: 
         start_step: the step that this start continues from.
         ranks: this process among the others.
         strategy: the name of the strategy in use.
+        ended: when the start before recorded its last row, in seconds since 1970; it is kept with that start, since
+            rows of steps that are made again are dropped. None if it recorded none.
 
     Raises:
         DataError: the disk is full or cannot be written.
@@ -132,6 +134,8 @@ def write_environment(directory: Path, start_step: int, ranks: Ranks, strategy: 
             starts = list(json.loads(path.read_text())["starts"])
         except (ValueError, KeyError, TypeError) as error:
             log.warning("%s: is damaged (%s) and is replaced by a new one", path, error)
+    if starts and ended is not None:
+        starts[-1].setdefault("last_row", ended)
     starts.append(
         {
             "time": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -145,6 +149,7 @@ def write_environment(directory: Path, start_step: int, ranks: Ranks, strategy: 
             "ranks": ranks.world_size,
             "nodes": ranks.n_nodes,
             "strategy": strategy,
+            "device": ranks.device().type,
             "job": os.environ.get("SLURM_JOB_ID"),
             "gpus": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())],
             "packages": packages(),
@@ -199,6 +204,11 @@ def parse_rows(text: str, path: Path) -> list[dict[str, Any]]:
             if number < len(lines):
                 raise DataError(f"{path}: its line {number} is damaged: fix or delete that line") from error
     return rows
+
+
+def last_time(path: Path) -> float | None:
+    """When the last row was recorded, in seconds since 1970; None if no row says so."""
+    return max((row["time"] for row in read_rows(path) if "time" in row), default=None)
 
 
 def forget_after(path: Path, step: int) -> int:

@@ -31,9 +31,11 @@ class FinishedStep(EndedStep):
 
     Attributes:
         result: losses, gradient norm and counts over all ranks.
+        flops: floating-point operations that the model needs for the step, over all ranks; None if they are not known.
     """
 
     result: StepResult
+    flops: float | None
 
 
 #: Name of each column, and the function that returns its value. JSON has no NaN: such numbers are written as null.
@@ -49,6 +51,7 @@ COLUMNS: dict[str, Callable[[FinishedStep], Any]] = {
     "step_s": lambda step: step.seconds,
     "loader_s": lambda step: step.loader_s,
     "tokens": lambda step: step.result.info.n_tokens,
+    "flops": lambda step: step.flops,
     "fill": lambda step: step.result.info.n_tokens / step.result.info.n_slots,
     "sample_hash": lambda step: f"{step.result.info.sample_hash:016x}",
     "time": lambda step: step.time,

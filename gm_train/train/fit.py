@@ -41,6 +41,7 @@ from gm_train.run.records import (
     SKIPPED,
     forget_after,
     identity_of,
+    last_time,
     refuse_other_identity,
     repair_rows,
     write_config,
@@ -57,6 +58,7 @@ from gm_train.train.out_of_memory import advising_on_memory
 from gm_train.train.patience import Patience
 from gm_train.train.recorder import Recorder
 from gm_train.train.run_report import write_report
+from gm_train.train.step_flops import StepFlops
 from gm_train.train.step_module import StepModule
 from gm_train.weights.import_weights import refuse_imported
 from gm_train.weights.init_from import INIT, initial_weights
@@ -184,8 +186,9 @@ def _fit(
     at_steps = StepCallbacks(callbacks, ranks, position.step)
     writer = None if lock is None else RecordWriter(directory, lock, loggers)
     recorder = Recorder(
-        directory, position, batches, about, checkpoint, leaving, ranks, lock, writer, at_steps, patience, live
-    )
+        directory, position, batches, about, checkpoint, leaving, ranks, lock, writer, at_steps, patience, live,
+        StepFlops.of_run(config, tokenizer.vocabulary.size, ranks.device()),
+    )  # fmt: skip
     status = "FAILED"
     try:
         if live is not None:
@@ -250,6 +253,7 @@ def _refuse_differing_ranks(config: Config, identity: dict[str, Any], ranks: Ran
 
 def _begin(config: Config, directory: Path, position: Position, ranks: Ranks, strategy: str) -> None:
     """Cut the records back to the step that training resumes from, and record this start."""
+    ended = last_time(directory / METRICS)
     for name in (METRICS, SKIPPED):
         if dropped := forget_after(directory / name, position.step):
             log.info("%s: dropped %d rows after step %d, where training resumes", name, dropped, position.step)
@@ -257,7 +261,7 @@ def _begin(config: Config, directory: Path, position: Position, ranks: Ranks, st
     repair_rows(directory / QUARANTINE)
     (directory / MARKER).unlink(missing_ok=True)
     write_config(directory, config)
-    write_environment(directory, position.step, ranks, strategy)
+    write_environment(directory, position.step, ranks, strategy, ended)
 
 
 def _choose_strategy(config: Config, module: StepModule, ranks: Ranks) -> tuple[str, str, type[Steps]]:

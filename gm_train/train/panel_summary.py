@@ -1,5 +1,6 @@
 """What a run's report says about its panel: the scores over its steps, beside the controls, and the best checkpoint."""
 
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,21 +26,21 @@ class PanelSummary:
         caption: what was scored on which cells.
         headings, lines: of a table with a line for each score.
         notes: sentences on the best checkpoint, on the time, and on what is missing.
-        pictures: one for each score.
+        pictures: a PNG for each score, by its key.
     """
 
     caption: str
     headings: list[str]
     lines: list[list[str]]
     notes: list[str]
-    pictures: list[Path]
+    pictures: dict[str, bytes]
 
 
 def summarize_panel(run_dir: Path, rows: list[Row]) -> PanelSummary | None:
     """Summarise the present panel of a run, and draw its curves; None if it was not scored yet.
 
     Args:
-        run_dir: the run directory; `panel-KEY.png` are written there.
+        run_dir: the run directory.
         rows: the rows of `metrics.jsonl`.
     """
     panel = read_panel(run_dir)
@@ -47,22 +48,23 @@ def summarize_panel(run_dir: Path, rows: list[Row]) -> PanelSummary | None:
     if not panel or not scored:
         return None
     controls = panel["controls"] or {}
-    lines, pictures = [], []
+    lines: list[list[str]] = []
+    pictures: dict[str, bytes] = {}
     for key in panel["scores"]:
         score, (steps, values) = PANEL_SCORES[key], column(scored, PREFIX + key)
         if not len(steps):
             continue
-        line = [f"{score.title}, {score.unit.rpartition(' ')[2]}", f"{values[-1]:.{score.decimals}f}"]
+        line = [f"{score.title}, {score.unit.rpartition(' ')[2]}", f"{steps[-1]:,.0f}"]
+        line.append(f"{values[-1]:.{score.decimals}f}")
         if key in controls:
             name, value = best_controls(controls)[key]
             beyond = score.beyond(values[-1], value)
             line += [f"{value:.{score.decimals}f} ({name})", f"{beyond:+.{score.decimals}f}"]
-        lines.append(line + [""] * (4 - len(line)))
-        pictures.append(run_dir / f"panel-{key}.png")
-        _draw(key, steps, values, controls.get(key, {}), pictures[-1])
+        lines.append(line + [""] * (5 - len(line)))
+        pictures[key] = _draw(key, steps, values, controls.get(key, {}))
     cells = panel["cells"]
     caption = f"{cells['held_out']:,} validation cells, {panel['ranks']} ranks"
-    headings = ["score", "last", "best control", "beyond it"]
+    headings = ["score", "step", "last", "best control", "beyond it"]
     return PanelSummary(caption, headings, lines, _notes(run_dir, panel, rows, scored), pictures)
 
 
@@ -97,8 +99,8 @@ def _notes(run_dir: Path, panel: Row, rows: list[Row], scored: list[Row]) -> lis
     return notes
 
 
-def _draw(key: str, steps: F64, values: F64, controls: dict[str, float], path: Path) -> None:
-    """Draw one score by step, and its controls as lines (PNG)."""
+def _draw(key: str, steps: F64, values: F64, controls: dict[str, float]) -> bytes:
+    """Draw one score by step, and its controls as lines; returns a PNG."""
     score = PANEL_SCORES[key]
     figure = Figure(figsize=(4.6, 3.7), layout="constrained")
     axis = figure.subplots()
@@ -111,4 +113,6 @@ def _draw(key: str, steps: F64, values: F64, controls: dict[str, float], path: P
     axis.grid(alpha=0.25)
     axis.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=8)
-    figure.savefig(path, dpi=DPI)
+    file = io.BytesIO()
+    figure.savefig(file, dpi=DPI, format="png")
+    return file.getvalue()

@@ -30,6 +30,7 @@ from gm_train.train.callbacks import StepCallbacks
 from gm_train.train.columns import COLUMNS, EndedStep, FinishedStep
 from gm_train.train.live_evaluation import LiveEvaluation, earlier_scores
 from gm_train.train.patience import Patience
+from gm_train.train.step_flops import StepFlops
 from gm_train.train.step_module import StepModule, StepResult
 from gm_train.train.validation import Validation, validate
 
@@ -63,6 +64,7 @@ class Recorder(L.Callback):
         callbacks: the user's; they are shown each row, and called after each validation.
         patience: knows the validations so far.
         live: scores the panel; None if the run has none.
+        step_flops: counts the operations of a step.
     """
 
     def __init__(
@@ -79,8 +81,9 @@ class Recorder(L.Callback):
         callbacks: StepCallbacks,
         patience: Patience,
         live: LiveEvaluation | None,
+        step_flops: StepFlops,
     ) -> None:
-        self._live = live
+        self._live, self._step_flops = live, step_flops
         self._panel_scores: Mapping[int, float] = {}
         if ranks.is_first:
             # Without a panel in this start, earlier scores still say which checkpoint is best.
@@ -242,7 +245,7 @@ class Recorder(L.Callback):
             self._show(result, row["tokens_per_s"])
 
     def _row(self, result: StepResult, ended: EndedStep) -> dict[str, Any]:
-        finished = FinishedStep(**vars(ended), result=result)
+        finished = FinishedStep(**vars(ended), result=result, flops=self._step_flops.of(result.info))
         row = {name: value(finished) for name, value in COLUMNS.items()}
         if self._about.classes is not None:
             del row["l_lang"], row["l_pathway"]  # the loss has one part

@@ -11,8 +11,8 @@ from gm_train.bench.model.published import Published
 from gm_train.config.schema import Config, ModelConfig
 from gm_train.model.compile import prepare_blocks
 from gm_train.model.genemamba import GeneMamba
-from gm_train.model.kernels.scan_kernels import CHUNK, choose_kernel, scan_sizes
-from gm_train.plan.flops import Work, training_flops
+from gm_train.model.kernels.scan_kernels import choose_kernel, scan_sizes
+from gm_train.plan.flops import Work, as_computed, training_flops
 from gm_train.plan.model_size import n_parameters
 
 GENEMAMBA, PUBLISHED, TRANSFORMER, MIXER = "genemamba", "published", "transformer", "mamba2_transformers"
@@ -91,13 +91,6 @@ class Contender:
         twice = self.published is not None and not self.published.shared_projection
         work = Work(context, min(1.0, targets), 2 if twice else 1)
         return training_flops(as_computed(self.config.model, device), vocabulary_size, work)
-
-
-def as_computed(model: ModelConfig, device: torch.device) -> ModelConfig:
-    """Return the model's settings with the scan's chunk size as it runs on a device: mamba_ssm uses its own."""
-    if model.arch == "transformer" or choose_kernel(model.kernel, device, scan_sizes(model))[0] == "torch":
-        return model
-    return replace(model, chunk=CHUNK)
 
 
 def matched_transformer(model: ModelConfig, vocabulary_size: int) -> ModelConfig:

@@ -14,7 +14,7 @@ from torch import Tensor
 from data_shards.errors import DataError
 from data_shards.tokens.vocabulary import Vocabulary
 from gm_train.bench.measure.clock import Clock
-from gm_train.bench.model.contenders import Contender, as_computed
+from gm_train.bench.model.contenders import Contender
 from gm_train.bench.model.kernel_parts import kernel_parts
 from gm_train.bench.model.workload import Workload, make_batches
 from gm_train.model.aggregation import Gate
@@ -23,7 +23,7 @@ from gm_train.model.segments import make_segments
 from gm_train.objective.loss import computing_in
 from gm_train.objective.pathway import pathway_loss_sum
 from gm_train.optim import build_optimizer
-from gm_train.plan.flops import TRAINING
+from gm_train.plan.flops import TRAINING, as_computed
 from gm_train.plan.kernel_costs import WIDE, Cost, costs
 
 #: Kernels that work on given gradients; the others compute them.

@@ -81,7 +81,8 @@ def test_scores_are_those_of_its_own_predictions(annotated: tuple[Path, Path], t
     report = (out / "report.html").read_text()
     assert f"of {test.sum()} test cells" in report
     assert re.search(rf"<td>annotator</td><td[^>]*>{own['accuracy']['mean']:.1f}</td>", report)
-    assert report.count("<img ") == 2
+    assert report.count('alt="curve: ') == 8
+    assert report.count('alt="confusion matrix"') == 1
 
 
 def test_scores_of_an_older_checkpoint_are_marked(annotated: tuple[Path, Path], tmp_path: Path) -> None:

@@ -62,7 +62,7 @@ def test_the_command_writes_tables_pictures_and_report(
         assert html.escape(found["text"]) in report
         assert found["text"] in (trained / "eval" / "eval.md").read_text()
     assert "two standard deviations" in report
-    assert report.count("data:image/png;base64,") == 4
+    assert report.count("data:image/png;base64,") == 8 + 3  # curves, scores and maps
     assert all(name in report for task in choose_tasks(()) if task.key != "integration" for name in task.controls)
     assert "Batch integration was not scored: columns of obs with types and batches are needed: add --batch." in report
     assert "http" not in report  # nothing is fetched
@@ -153,7 +153,7 @@ def test_batch_integration_is_scored_and_drawn_by_batch(
     for text in (printed, report):
         assert "Integration of 6 'donor_id' over 2 'cell_type'" in text.replace("&#x27;", "'")
         assert "random by batch" in text
-    assert report.count("data:image/png;base64,") == 6
+    assert report.count("data:image/png;base64,") == 8 + 5
     for name in ("1", "1-2", "2", "2-2"):
         assert (run / "eval" / f"eval-embedding-{name}.png").is_file()
 

@@ -14,7 +14,7 @@ from tests.support.training_runs import train
 def test_columns_are_functions_of_a_finished_step() -> None:
     info = StepInfo(n_targets=9, n_pairs=4, n_cells=3, n_tokens=60, n_slots=80, sample_hash=255, lanes={})
     result = StepResult(info, loss=1.5, l_lang=1.4, l_pathway=1.0, grad_norm=2.0, lr=1e-3, finite=True)
-    step = FinishedStep(Position(step=7, cells=21, lanes={0: (0, 3)}), 2.0, 0.5, time=3.0, result=result)
+    step = FinishedStep(Position(step=7, cells=21, lanes={0: (0, 3)}), 2.0, 0.5, time=3.0, result=result, flops=8e9)
     row = {name: value(step) for name, value in COLUMNS.items()}
     assert row == {
         "step": 7,
@@ -28,6 +28,7 @@ def test_columns_are_functions_of_a_finished_step() -> None:
         "step_s": 2.0,
         "loader_s": 0.5,
         "tokens": 60,
+        "flops": 8e9,
         "fill": 0.75,
         "sample_hash": "00000000000000ff",
         "time": 3.0,
