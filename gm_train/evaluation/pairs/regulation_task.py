@@ -136,8 +136,9 @@ class RegulationTask(EvaluationTask):
         }
         if len(self._pairs) < MIN_PAIRS or n_regulators < MIN_REGULATORS:
             self._facts["reason"] = (
-                f"only {len(self._pairs):,} pairs of {n_regulators} regulators can be asked for in {MIN_ASKED} cells "
-                f"or more and have unrelated pairs like them; {MIN_PAIRS} of {MIN_REGULATORS} are needed"
+                f"pairs that can be asked for in {MIN_ASKED} cells or more and have unrelated pairs like them are too "
+                f"few: {len(self._pairs):,}, regulators among them: {n_regulators}; {MIN_PAIRS} pairs and "
+                f"{MIN_REGULATORS} regulators are needed"
             )
 
     def rows(self, ranks: str, advance: Callable[[], object]) -> list[Row]:
