@@ -45,7 +45,8 @@ Scorer = Callable[[I64], F64]
 SEEDS = 3
 #: A pair must be asked for in so many cells, in each direction. Fewer pairs or regulators are not scored.
 MIN_ASKED, MIN_PAIRS, MIN_REGULATORS = 2, 20, 5
-#: Tokens that a model reads for one kind of ranks, about, and the cells that this gives, at least and at most.
+#: Tokens that a model reads for one kind of ranks, about (twice as many if genes are masked), and the cells that this
+#: gives, at least and at most.
 _TOKENS, _FEWEST, _MOST = 300_000, 12, 64
 #: Genes of the pairs in one half of a cell, about.
 _ASKED_GENES = 50
@@ -79,7 +80,7 @@ class RegulationTask(EvaluationTask):
             )
             return
         self._expression = subject.cells.expression[np.flatnonzero(~subject.cells.held_out)]
-        self._numbers = self._choose_cells(language)
+        self._numbers = self._choose_cells()
         self._draw(known)
         self._facts |= {
             "seeds": SEEDS,
@@ -94,13 +95,12 @@ class RegulationTask(EvaluationTask):
         if not self._facts["reason"]:
             self.n_scores = 1 + SEEDS
 
-    def _choose_cells(self, language: str) -> I64:
+    def _choose_cells(self) -> I64:
         """Numbers of the held-out cells that are asked: as many as can be asked in bounded time, int64 (n,)."""
         cells = self.subject.cells
         held_out = np.flatnonzero(cells.held_out)
-        # Of each half, half of a cell is read again and again without one gene; all of a cell if the rest is masked.
-        length = cells.plain.lengths[held_out].mean() * (1 if language == "missing" else 2)
-        n = int(np.clip(_TOKENS / (length * _ASKED_GENES), _FEWEST, _MOST))
+        # A half of a cell is read again without each of its genes that is asked for, and so is the other half.
+        n = int(np.clip(_TOKENS / (cells.plain.lengths[held_out].mean() * _ASKED_GENES), _FEWEST, _MOST))
         return np.sort(np.random.default_rng(0).permutation(held_out)[:n])
 
     def _halved(self, ranks: str) -> HalvedCells:
