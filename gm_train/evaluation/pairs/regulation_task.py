@@ -69,12 +69,11 @@ class RegulationTask(EvaluationTask):
         super().__init__(subject)
         self._intervals: dict[str, dict[str, dict[str, list[float]]]] = {}
         self._facts: Row = {"reason": None}
-        language = subject.config.objective.language
         if subject.regulation is None:
             self._facts["reason"] = "no table of regulators and targets was given (--regulation)"
             return
         known = read_regulation(subject.regulation, subject.cells.tokenizer)
-        if language not in ("masked", "missing"):
+        if (language := subject.config.objective.language) not in ("masked", "missing"):
             self._facts["reason"] = (
                 f"{language} predicts a gene from those before it: no gene can be taken out of what it sees of both"
             )
@@ -170,9 +169,8 @@ class RegulationTask(EvaluationTask):
         return [{"ranks": ranks, "scored": name, **_figures(made)} for name, made in runs.items()]
 
     def _by_influence(self, model: GeneMamba, ranks: str) -> Scorer:
-        subject = self.subject
-        language = subject.config.objective.language
-        return self._of_matrix(influences(model, self._halved(ranks), self._genes, language, subject.precision))
+        language, precision = self.subject.config.objective.language, self.subject.precision
+        return self._of_matrix(influences(model, self._halved(ranks), self._genes, language, precision))
 
     def _of_matrix(self, effects: F64) -> Scorer:
         """Sizes of effects, float64 (n_genes, n_genes) of the first gene on the second, whatever their signs."""
