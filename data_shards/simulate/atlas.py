@@ -2,8 +2,8 @@
 
 A count is a number of molecules. Each molecule comes from the base expression of the cell's type or from one of the
 type's programmes, whose activity differs from cell to cell. The number of molecules of a cell is log-normal. Each is
-caught with a probability that depends on its gene, the batch and the donor. Dropout then removes genes from a cell, low
-counts first. The programmes are written as GMT.
+caught with a probability that depends on its gene, the batch and the donor. Genes may regulate others
+(`regulation.py`). Dropout then removes genes from a cell, low counts first. The programmes are written as GMT.
 """
 
 from collections.abc import Sequence
@@ -16,6 +16,7 @@ import scipy.sparse as sp
 
 from data_shards.simulate.atlas_options import AtlasOptions
 from data_shards.simulate.draws import catch, count_genes, draw_genes, guide
+from data_shards.simulate.regulation import Regulation, draw_regulation, regulate
 
 #: Cells of a chunk; each chunk has a random generator of its own.
 CHUNK_CELLS = 4096
@@ -35,6 +36,7 @@ class Atlas:
         guides: int32 (cell_types + programmes, n), where the search for a gene begins (`draws.guide`).
         caught: float64 (donors, genes), probability that a molecule is caught.
         batch_of: int64 (donors,), the batch of each donor.
+        regulation: which genes regulate which; None if none do.
     """
 
     programmes: I64
@@ -43,6 +45,7 @@ class Atlas:
     guides: npt.NDArray[np.int32]
     caught: F64
     batch_of: I64
+    regulation: Regulation | None
 
 
 @lru_cache(maxsize=1)
@@ -66,7 +69,29 @@ def draw_atlas(options: AtlasOptions) -> Atlas:
     batch_effect = rng.uniform(0.6, 1.0, (options.batches, options.genes))
     donor_effect = rng.uniform(0.8, 1.0, (options.donors, options.genes))
     guides = np.stack([guide(profile) for profile in cumulative])
-    return Atlas(programmes, of_type, cumulative, guides, batch_effect[batch_of] * donor_effect, batch_of)
+    regulation = draw_regulation(options, base) if options.regulators else None
+    return Atlas(programmes, of_type, cumulative, guides, batch_effect[batch_of] * donor_effect, batch_of, regulation)
+
+
+def type_shares(options: AtlasOptions) -> F64:
+    """The share of the cells that each type has, the commonest first: float64 (cell_types,)."""
+    weights = np.arange(1, options.cell_types + 1) ** -float(options.type_skew)
+    return np.asarray(weights / weights.sum())
+
+
+def _draw_types(options: AtlasOptions, chunk: int, size: int, rng: np.random.Generator) -> I64:
+    """Draw the types of the cells of one chunk: int64 (size,)."""
+    if not options.type_skew:
+        types = rng.integers(options.cell_types, size=size)
+        if options.sorted:
+            cells = np.arange(chunk * CHUNK_CELLS, chunk * CHUNK_CELLS + size)
+            types = cells * options.cell_types // options.cells
+        return types
+    where = rng.random(size)
+    if options.sorted:
+        where = (chunk * CHUNK_CELLS + np.arange(size) + 0.5) / options.cells
+    types = np.searchsorted(type_shares(options).cumsum(), where, side="right")
+    return np.minimum(types, options.cell_types - 1)
 
 
 def draw_cells(atlas: Atlas, options: AtlasOptions, chunk: int, size: int) -> tuple[I64, I64, sp.csr_matrix]:
@@ -82,10 +107,7 @@ def draw_cells(atlas: Atlas, options: AtlasOptions, chunk: int, size: int) -> tu
         Types and donors, int64 (size,), and counts, csr_matrix (size, genes) of float32, a cell's genes ascending.
     """
     rng = np.random.default_rng([options.seed, 1, chunk])
-    types = rng.integers(options.cell_types, size=size)
-    if options.sorted:
-        cells = np.arange(chunk * CHUNK_CELLS, chunk * CHUNK_CELLS + size)
-        types = cells * options.cell_types // options.cells
+    types = _draw_types(options, chunk, size, rng)
     donors = rng.integers(options.donors, size=size)
     molecules = np.maximum(1, rng.lognormal(np.log(options.counts_per_cell), 0.4, size)).astype(np.int64)
     # Shares of the base profile and of each programme of the type: the activity differs between cells.
@@ -104,6 +126,8 @@ def draw_cells(atlas: Atlas, options: AtlasOptions, chunk: int, size: int) -> tu
     for n, of_profile in zip(drawn, genes, strict=True):
         catch(of_profile, n, rng.random(len(of_profile)), atlas.caught, donors, caught, fill)
     counts = sp.csr_matrix(count_genes(caught, starts, fill, options.genes), (size, options.genes))
+    if atlas.regulation is not None:
+        regulate(counts, atlas.regulation, np.random.default_rng([options.seed, 3, chunk]))
     lost = rng.random(counts.nnz) < options.dropout * np.exp(1.0 - counts.data.astype(np.float64))
     counts.data[lost] = 0
     counts.eliminate_zeros()

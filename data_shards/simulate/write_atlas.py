@@ -1,6 +1,7 @@
 """Write a simulated atlas as `.h5ad`, a few thousand cells at a time."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,11 @@ import scipy.sparse as sp
 from anndata.io import write_elem
 
 from data_shards.errors import OptionError
-from data_shards.files.atomic import whole_file
+from data_shards.files.atomic import refuse_existing, whole_file
 from data_shards.files.hdf5_output import Hdf5Output
 from data_shards.simulate.atlas import CHUNK_CELLS, I64, draw_atlas, draw_cells, format_gmt
 from data_shards.simulate.atlas_options import AtlasOptions
+from data_shards.simulate.regulation import format_regulation
 from data_shards.workers.progress import Progress
 from data_shards.workers.workers import Workers
 
@@ -24,8 +26,13 @@ from data_shards.workers.workers import Workers
 COMPRESSIONS = ("lzf", "gzip", "none")
 
 
+def regulation_path(out: Path) -> Path:
+    """The table of an atlas's regulators and targets, beside its `.h5ad`."""
+    return out.with_suffix(".regulation.tsv")
+
+
 def write_atlas(out: Path, options: AtlasOptions, compression: str = "lzf", workers: int = 1) -> Path:
-    """Write an atlas to `out` (`.h5ad`, counts as CSR) and its programmes beside it as `.gmt`.
+    """Write an atlas to `out` (`.h5ad`, counts as CSR), and beside it its programmes and who regulates whom, if any do.
 
     The same options give the same atlas. Memory does not grow with the number of cells.
 
@@ -48,7 +55,11 @@ def write_atlas(out: Path, options: AtlasOptions, compression: str = "lzf", work
     gmt = out.with_suffix(".gmt")
     atlas = draw_atlas(options)
     gene_names = [f"GENE{i:05d}" for i in range(options.genes)]
-    with whole_file(gmt) as gmt_file, whole_file(out) as h5ad_file:
+    table = regulation_path(out)
+    refuse_existing(table)  # also without regulators: a table of another atlas must not stand beside this one
+    with ExitStack() as files:
+        regulation_file = files.enter_context(whole_file(table)) if atlas.regulation is not None else None
+        gmt_file, h5ad_file = files.enter_context(whole_file(gmt)), files.enter_context(whole_file(out))
         with Hdf5Output(h5ad_file, "w+") as output:
             try:
                 with Workers(workers) as pool, h5py.File(output, "w") as file:
@@ -58,6 +69,8 @@ def write_atlas(out: Path, options: AtlasOptions, compression: str = "lzf", work
             finally:
                 output.check()
         gmt_file.write_text(format_gmt(atlas, gene_names))
+        if regulation_file is not None and atlas.regulation is not None:
+            regulation_file.write_text(format_regulation(atlas.regulation, gene_names))
     return gmt
 
 

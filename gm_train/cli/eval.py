@@ -10,6 +10,7 @@ examples:
   gm-train eval runs/demo pbmc.h5ad --label bulk_labels
   gm-train eval runs/demo pbmc.h5ad --label bulk_labels --tasks probes --split validation
   gm-train eval runs/demo pbmc.h5ad --tasks pairs,robustness --gene-sets reactome.gmt
+  gm-train eval runs/atlas atlas.h5ad --tasks regulation --regulation atlas.regulation.tsv
   gm-train eval runs/demo pbmc.h5ad --label bulk_labels --embedding obsm:X_scVI --embedding theirs.npy
   gm-train eval runs/atlas donors/*.h5ad --label cell_type --batch assay
   gm-train eval runs/atlas/checkpoints/step-00010000 donors/*.h5ad --label cell_type --max-cells 5000
@@ -24,7 +25,8 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         "eval",
         help="score a checkpoint on held-out cells, beside controls",
         description="Score a checkpoint on held-out cells: prediction of masked and of missing genes, the order of\n"
-        "masked genes, probes of cell types, batch integration, pairs of genes, and robustness to disturbed counts.\n"
+        "masked genes, probes of cell types, batch integration, pairs of genes, regulators and their targets, and\n"
+        "robustness to disturbed counts. "
         "Every score is shown beside its controls.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -76,6 +78,12 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
         help="gene sets that the model was not trained with, for the task pairs",
     )
     parser.add_argument(
+        "--regulation",
+        type=Path,
+        metavar="FILE.tsv",
+        help="table of regulators and their targets (columns regulator and target), for the task regulation",
+    )
+    parser.add_argument(
         "--max-cells", type=int, default=2_000, metavar="N", help="maximal number of cells to read (%(default)s)"
     )
     parser.add_argument(
@@ -119,6 +127,8 @@ def run(arguments: argparse.Namespace) -> int:
         raise OptionError(f"--embedding: none of the tasks scores vectors that were made elsewhere: add {takers}")
     if arguments.gene_sets is not None and "pairs" not in {task.key for task in tasks}:
         raise OptionError("--gene-sets: only the task pairs takes gene sets: add pairs to --tasks")
+    if arguments.regulation is not None and "regulation" not in {task.key for task in tasks}:
+        raise OptionError("--regulation: only the task regulation takes a table: add regulation to --tasks")
     if arguments.embedding and arguments.label is None:
         raise OptionError("--embedding: vectors are scored by probes, which need --label")
     if arguments.batch is not None and arguments.label is None:
@@ -180,6 +190,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.gene_sets,
         other_store,
         identity["pathways"],
+        arguments.regulation,
     )
     print(render_text(evaluation.results))
     print("drawing", flush=True)

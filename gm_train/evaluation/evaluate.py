@@ -75,6 +75,7 @@ def evaluate(
     gene_sets: Path | None = None,
     other_store: bool = False,
     pathways_hash: str = "",
+    regulation: Path | None = None,
 ) -> Evaluation:
     """Score a model and its controls.
 
@@ -90,13 +91,15 @@ def evaluate(
         gene_sets: a GMT file of sets that the model was not trained with.
         other_store: whether the cells are of a store that the model was not trained on.
         pathways_hash: SHA-256 (hex) of the file of gene sets that the model was trained with; empty without.
+        regulation: a table of regulators and their targets.
 
     Raises:
-        DataError: none of the tasks can be done for these cells, no gene is hidden, or gene sets cannot be used.
+        DataError: none of the tasks can be done for these cells, no gene is hidden, or gene sets or the table of
+            regulation cannot be used.
     """
     precision = default_precision(config, next(model.parameters()).device)
     subject = Subject(
-        model, config, cells, trained_on, mask_seeds, precision, embeddings or {}, gene_sets, pathways_hash
+        model, config, cells, trained_on, mask_seeds, precision, embeddings or {}, gene_sets, pathways_hash, regulation
     )
     tasks = [task(subject) for task in chosen or choose_tasks(())]
     rows: dict[str, list[Row]] = {task.key: [] for task in tasks}

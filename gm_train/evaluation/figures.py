@@ -9,6 +9,7 @@ MODEL, ORDER, BY_RANK, FREQUENCY = "model", "order control", "frequency by rank"
 RANDOM, PCA, NEIGHBOURS, VARIABLE = "random weights", "PCA", "nearest neighbours", "variable genes"
 BY_TYPE, BY_BATCH = "random by type", "random by batch"
 COEXPRESSION, LEVEL = "co-expression", "expression level"
+STATES, EMBEDDINGS, REGRESSION = "cosine of states", "cosine of embeddings", "ridge regression"
 
 #: A row of a table: `ranks`, `scored` (the model or a control), and a `Figure` for each column.
 Row = dict[str, Any]

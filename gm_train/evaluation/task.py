@@ -32,6 +32,7 @@ class Subject:
         embeddings: name to vectors that were made elsewhere, float32 (n_cells, n_features).
         gene_sets: a GMT file of sets that the model was not trained with; None without.
         pathways_hash: SHA-256 (hex) of the file of gene sets that the model was trained with; empty without.
+        regulation: a table of regulators and their targets; None without.
     """
 
     model: GeneMamba
@@ -43,6 +44,7 @@ class Subject:
     embeddings: dict[str, F32] = field(default_factory=dict)
     gene_sets: Path | None = None
     pathways_hash: str = ""
+    regulation: Path | None = None
     _kept: dict[str, F32] = field(default_factory=dict, repr=False)
 
     def embedded(self, ranks: str) -> F32:

@@ -7,6 +7,7 @@ from gm_train.evaluation.integration.integration_task import IntegrationTask
 from gm_train.evaluation.masked.masked_task import MaskedGenesTask
 from gm_train.evaluation.missing.missing_task import MissingGenesTask
 from gm_train.evaluation.pairs.pairs_task import PairsTask
+from gm_train.evaluation.pairs.regulation_task import RegulationTask
 from gm_train.evaluation.probes.probe_task import ProbeTask
 from gm_train.evaluation.reconstruction.paper_reconstruction_task import PaperReconstructionTask
 from gm_train.evaluation.reconstruction.reconstruction_task import ReconstructionTask
@@ -20,6 +21,7 @@ TASKS: tuple[type[EvaluationTask], ...] = (
     ProbeTask,
     IntegrationTask,
     PairsTask,
+    RegulationTask,
     RobustnessTask,
     ReconstructionTask,
     PaperReconstructionTask,

@@ -52,7 +52,10 @@ def _add_simulate(commands: Any) -> None:
     example = "gm-train data simulate --out atlas.h5ad --cells 20000 --genes 4000 --cell-types 12"
     parser = add_command(commands, "simulate", "simulate an atlas with known cell types and gene programmes", example)
     parser.add_argument(
-        "--out", type=Path, required=True, help="new .h5ad file; the programmes are written beside it as .gmt"
+        "--out",
+        type=Path,
+        required=True,
+        help="new .h5ad file; the programmes are written beside it as .gmt, regulators and targets as .regulation.tsv",
     )
     helps = {
         "cells": "number of cells",
@@ -67,6 +70,10 @@ def _add_simulate(commands: Any) -> None:
         "dropout": "probability of losing a gene that has one molecule",
         "seed": "seed of all random numbers",
         "sorted": "put the cells of a type next to each other: the worst case for mixing",
+        "type_skew": "how unequal types are: of K types the commonest is K^SKEW times as frequent as the rarest",
+        "regulators": "number of genes that drive others; half of them are driven by one of the other half",
+        "targets_per_regulator": "number of genes that a regulator drives, besides other regulators",
+        "regulation_strength": "effect of a regulator on a target, in units of the target's own variation",
     }
     for field in fields(AtlasOptions):
         default: Any = field.default
@@ -85,12 +92,14 @@ def _add_simulate(commands: Any) -> None:
 
 
 def _simulate(arguments: argparse.Namespace) -> int:
-    from data_shards.simulate.write_atlas import write_atlas
+    from data_shards.simulate.write_atlas import regulation_path, write_atlas
 
     options = AtlasOptions(**{field.name: getattr(arguments, field.name) for field in fields(AtlasOptions)})
     gmt = write_atlas(arguments.out, options, arguments.compression, arguments.workers)
     print(f"{arguments.out}: {options.cells:,} cells of {options.cell_types} types, {options.genes:,} genes")
     print(f"{gmt}: {options.programmes} gene programmes")
+    if options.regulators:
+        print(f"{regulation_path(arguments.out)}: targets of {options.regulators} regulators")
     return 0
 
 

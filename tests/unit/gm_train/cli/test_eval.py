@@ -466,6 +466,28 @@ def test_gene_sets_that_no_task_takes_or_that_are_none_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_table_of_regulation_is_scored_or_refused_with_a_reason(
+    trained: Path, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table, out = tmp_path / "table.tsv", tmp_path / "out"
+    lines = [f"gene{i:04d}\tgene{j:04d}" for i in range(0, 10) for j in range(10 + i, 80, 7)]
+    table.write_text("\n".join(["regulator\ttarget", *lines]) + "\n")
+    words = ["--tasks", "regulation", "--regulation", str(table), "--out", str(out)]
+    assert evaluate(trained, atlas, "--tasks", "masked", *words[2:]) == 2
+    assert "--regulation: only the task regulation takes a table: add regulation to --tasks" in capsys.readouterr().err
+    assert evaluate(trained, atlas, "--tasks", "regulation", "--out", str(out)) == 1
+    assert "no table of regulators and targets was given (--regulation)" in capsys.readouterr().err
+    assert not out.exists()
+    assert evaluate(trained, atlas, *words) == 0
+    results = json.loads((out / "eval.json").read_text())
+    assert results["tasks"]["scored"] == ["regulation"]
+    assert results["regulation_facts"]["pairs"] >= 20
+    assert score_table.render_text(results) in capsys.readouterr().out
+    table.write_text("tf\tgene\n")
+    assert evaluate(trained, atlas, *words) == 1
+    assert "table.tsv: its first line has 'tf', 'gene', but a table of regulation has" in capsys.readouterr().err
+
+
 def test_wrong_words_are_refused_with_one_message(
     trained: Path, atlas: Atlas, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,7 @@ from gm_train.evaluation.integration.integration_task import PARTS, IntegrationT
 from gm_train.evaluation.masked.masked_task import MaskedGenesTask
 from gm_train.evaluation.missing.missing_task import MissingGenesTask
 from gm_train.evaluation.pairs.pairs_task import PairsTask
+from gm_train.evaluation.pairs.regulation_task import RegulationTask
 from gm_train.evaluation.probes.probe_task import ProbeTask
 from gm_train.evaluation.reconstruction.paper_reconstruction_task import PaperReconstructionTask
 from gm_train.evaluation.reconstruction.reconstruction_task import ReconstructionTask
@@ -95,6 +96,19 @@ def make_results() -> dict[str, Any]:
             {"ranks": ranks, "scored": name, **{key: figure([value, value + 1]) for key, *_ in PairsTask.columns}}
             for ranks in RANKS
             for name, value in zip(("model", *PairsTask.controls), (60.0, 70.0, 52.0, 50.0), strict=True)
+        ],
+        "regulation_facts": {
+            "seeds": 3,
+            "pairs": 80,
+            "regulators": 8,
+            "intervals": {ranks: {"model": {"direction": [40.0, 60.0], "detection": [45.0, 65.0]}} for ranks in RANKS},
+        },
+        "regulation": [
+            {"ranks": ranks, "scored": name, **{key: figure([value, value + 1]) for key, *_ in RegulationTask.columns}}
+            for ranks in RANKS
+            for name, value in zip(
+                ("model", *RegulationTask.controls), (60.0, 50.0, 50.0, 50.0, 80.0, 52.0, 50.0), strict=True
+            )
         ],
         "robustness_facts": {"seeds": 3, "cells": 142},
         "robustness": [
