@@ -15,8 +15,7 @@ from gm_train.ablation.cells import CellFiles, cell_files
 from gm_train.ablation.child_process import ChildProcess
 from gm_train.ablation.definition import Definition
 from gm_train.ablation.planned_runs import PlannedRun
-from gm_train.ablation.run_record import RunRecord
-from gm_train.ablation.score_run import Request
+from gm_train.ablation.run_record import Request, RunRecord
 from gm_train.ablation.stores import Stores
 from gm_train.run.records import METRICS
 
@@ -155,7 +154,8 @@ class _ActiveRun:
 
     def _scoring(self) -> ChildProcess:
         record = self._run.record
-        words = ["gm_train.ablation.score_run", str(record.directory), str(record.ask())]
+        record.ask()
+        words = ["gm_train.cli", *record.request.words(record.directory)]
         log = record.evaluation / "eval.log"
         return ChildProcess(f"the evaluation of {self._run.planned.name}", words, log, self._threads)
 

@@ -1,19 +1,46 @@
 """What a run of an ablation was made from, so that a finished one is used again and a changed definition is noticed."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from data_shards.errors import DataError
 from data_shards.files.atomic import hash_path, replace_file
-from gm_train.ablation.score_run import Request
+from gm_train.ablation.definition import Scoring
 from gm_train.config.load import flat
 from gm_train.config.schema import Config
 
 RECORD, ASKED = "ablation-run.json", "asked.json"
 #: Settings that are paths, which say nothing of what a run is, and those of where metrics are sent.
 _PATHS = ("run.dir", "data.store", "objective.pathways", "model.init_from")
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is scored: the test cells of a run's store.
+
+    Attributes:
+        store: the store of the run, a path.
+        files: its count files.
+        scoring: tasks, label and so on.
+    """
+
+    store: str
+    files: list[str]
+    scoring: Scoring
+
+    def content(self) -> dict[str, Any]:
+        """The request as JSON."""
+        return asdict(self)
+
+    def words(self, run: Path) -> list[str]:
+        """The arguments of `gm-train` that score a run."""
+        scoring = self.scoring
+        words = ["eval", str(run), *self.files, "--store", self.store, "--split", "test", "--tasks", *scoring.tasks]
+        for option, column in (("--label", scoring.label), ("--batch", scoring.batch)):
+            words += [option, column] if column else []
+        return [*words, "--max-cells", str(scoring.max_cells), "--mask-seeds", str(scoring.mask_seeds)]
 
 
 @dataclass(frozen=True)
@@ -94,12 +121,11 @@ class RunRecord:
         """Note that the training has finished."""
         self._write(True)
 
-    def ask(self) -> Path:
-        """Write the request for the evaluation, and remove the scores of an earlier one; return its path."""
+    def ask(self) -> None:
+        """Write the request for the evaluation, and remove the scores of an earlier one."""
         self.evaluation.mkdir(parents=True, exist_ok=True)
         (self.evaluation / "eval.json").unlink(missing_ok=True)
         replace_file(self.evaluation / ASKED, json.dumps(self.request.content(), indent=1) + "\n")
-        return self.evaluation / ASKED
 
     def _read(self) -> dict[str, Any]:
         try:

@@ -115,9 +115,11 @@ def run(arguments: argparse.Namespace) -> int:
     from gm_train.evaluation.pairs.known_sets import refuse_unknown_sets
     from gm_train.evaluation.score_table import render_text
     from gm_train.evaluation.tasks import choose_tasks
+    from gm_train.ranks.launch_local import follow_parent
     from gm_train.run.mlflow_mirror import send_report
     from gm_train.train.run_report import EVAL_DIR, write_report
 
+    follow_parent()
     for name in ("max_cells", "mask_seeds"):
         if getattr(arguments, name) < 1:
             raise OptionError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")
