@@ -54,7 +54,7 @@ def test_a_step_belongs_to_the_last_start_before_it() -> None:
 def test_a_run_that_has_just_begun_is_a_run(tmp_path: Path) -> None:
     """Its settings and its first start are written before its first step."""
     (tmp_path / "config.yaml").touch()
-    with pytest.raises(DataError, match=r"is a folder, not a run directory: give the run.dir"):
+    with pytest.raises(DataError, match=r"is a folder, not a run directory: give the run\.dir"):
         refuse_no_run(tmp_path)
     (tmp_path / ENVIRONMENT).touch()
     refuse_no_run(tmp_path)
