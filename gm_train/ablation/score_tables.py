@@ -15,7 +15,7 @@ VARIANT, DIFFERENCE, CONTROL = "variant", "difference", "control"
 _ALSO = {"probes": ("knn_accuracy",)}
 #: What titles say of one evaluation that does not hold for several.
 _OF_ONE = re.compile(
-    r" \(mean ± sd[^()]*\)|, mean ± sd[^()]*(?=\))|(?<=of )[\d,]+ (?=held-out)|\b[\d,]+ (?=held-out cells,)"
+    r" \(mean ± sd[^()]*\)|, mean ± sd[^()]*(?=\))|\b[\d,]+ (?=(?:validation|test) cells)"
 )
 
 
@@ -110,7 +110,7 @@ def _shapes(scored: Scored, task: type[EvaluationTask], ranks: str) -> list[tupl
             continue
         for number, (title, columns) in enumerate(task.tables(results, ranks)):
             if number == len(merged):
-                merged.append((_OF_ONE.sub("", title).replace("held-out", "test"), {}))
+                merged.append((_OF_ONE.sub("", title), {}))
             _join(merged[number][1], columns)
     return [(title, list(columns.values())) for title, columns in merged]
 

@@ -62,8 +62,8 @@ def test_a_control_that_depends_on_the_variant_has_a_row_for_each(tmp_path: Path
 
 def test_titles_do_not_name_the_numbers_of_one_evaluation(tmp_path: Path) -> None:
     titles = [table["title"] for table in score_tables(evaluated(tmp_path, ("missing", "probes", "robustness")))]
-    assert "Missing genes of test cells, plain ranks" in titles
-    assert not [title for title in titles if "held-out" in title or "20" in title or "±" in title]
+    assert "Missing genes of validation cells, plain ranks" in titles
+    assert not [title for title in titles if "20" in title or "±" in title]
 
 
 def test_a_column_that_some_splits_lack_is_over_the_others(tmp_path: Path) -> None:
