@@ -22,13 +22,15 @@ class _Cache(FunctionCache):
 
 
 def _uses(function: Any) -> str:
-    """Describe the compiled functions and the numbers that a function takes from its module, and what those take."""
+    """Describe the functions and the numbers that a function takes from its module, and what those functions take."""
     lines = []
     for name in sorted(_names(function.__code__)):
         value = function.__globals__.get(name)
         if isinstance(value, Dispatcher) and value.py_func is not function:
             options = sorted(value.targetoptions.items())
             lines.append(f"{name}: {options} {_describe(value.py_func.__code__)} {_uses(value.py_func)}")
+        elif isinstance(value, numba.types.ExternalFunction):
+            lines.append(f"{name}: {value.symbol} {value.sig}")
         elif isinstance(value, int | float | str | tuple | np.generic):
             lines.append(f"{name} = {value!r}")
     return "\n".join(lines)

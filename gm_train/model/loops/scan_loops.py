@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gm_train.model.loops import cpu, scan_outputs, scan_states
+from gm_train.model.loops import cpu, products, scan_outputs, scan_states
 from gm_train.model.loops.tensor_memory import copy_of, memory_of
 from gm_train.model.loops.threads import in_threads
 
@@ -27,7 +27,13 @@ def takes(xBC: Tensor, dt: Tensor, chunk: int, d_state: int) -> bool:
     """Whether the loops can scan these arrays; see `scan_loops` for their shapes."""
     width = (xBC.shape[2] - 2 * d_state) // dt.shape[2]
     small = chunk * max(chunk * max(width, d_state), d_state * width) <= LARGEST_PRODUCT
-    return cpu.on_cpu(xBC) and xBC.dtype == dt.dtype == torch.float32 and small and xBC.numel() > 0
+    return (
+        products.CAN_MULTIPLY
+        and cpu.on_cpu(xBC)
+        and xBC.dtype == dt.dtype == torch.float32
+        and small
+        and xBC.numel() > 0
+    )
 
 
 def scan(

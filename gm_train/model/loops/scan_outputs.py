@@ -6,7 +6,7 @@ import numpy as np
 
 from data_shards.compiled import compiled
 from gm_train.model.loops.powers import VECTORS, dot
-from gm_train.model.loops.products import arguments, multiply, multiply_by_turned, multiply_turned
+from gm_train.model.loops.products import arguments, multiply, multiply_transposed_a, multiply_transposed_b
 from gm_train.model.loops.scan_steps import (
     add_rows,
     borders,
@@ -28,7 +28,7 @@ def outputs(
 ) -> None:  # fmt: skip
     """The scan's outputs; `states` are those that enter the chunks."""
     n, heads, d_state, width = states.shape[1:]
-    chunk, length, inner, memory = row.shape[3], runs.shape[1], heads * width, arguments()
+    chunk, length, inner, scratch = row.shape[3], runs.shape[1], heads * width, arguments()
     products, scores = np.empty((chunk, chunk), np.float32), np.empty((chunk, chunk), np.float32)
     read, read_C = np.empty(chunk, np.float32), np.empty((chunk, d_state), np.float32)
     low, high = np.empty(chunk, np.int64), np.empty(chunk, np.int64)
@@ -41,7 +41,7 @@ def outputs(
         readable(of_runs, reverse, low, high)
         start = b * strides[0] + begin * step
         B, C = (flat, start + inner, step), (flat, start + inner + d_state, step)
-        multiply_by_turned(memory, chunk, chunk, d_state, C, B, of_product, False)
+        multiply_transposed_b(scratch, chunk, chunk, d_state, C, B, of_product, False)
         for h in range(heads):
             levels = column[b, c, h]
             for i in range(chunk):
@@ -53,11 +53,11 @@ def outputs(
                     score[j] = value if (np.int32(j) >= lowest) & (np.int32(j) < end) else _ZERO
                 score[i] += D[h]
             out = y, (b * length + begin) * inner + h * width, inner
-            multiply(memory, chunk, width, chunk, of_score, (flat, start + h * width, step), out, False)
+            multiply(scratch, chunk, width, chunk, of_score, (flat, start + h * width, step), out, False)
             powers(row[b, c, h], total[b, c, h] if reverse else _ZERO, of_runs, enters, read)
             scaled(flat, C[1], step, read, read_C)
             state = all_states, (unit * heads + h) * d_state * width, width
-            multiply(memory, chunk, width, d_state, of_read_C, state, out, True)
+            multiply(scratch, chunk, width, d_state, of_read_C, state, out, True)
 
 
 @compiled(**VECTORS)
@@ -94,7 +94,7 @@ def gradients(
     times its gradient, without the part of D.
     """
     n, heads, d_state, width = states.shape[1:]
-    chunk, length, inner, memory = row.shape[3], runs.shape[1], heads * width, arguments()
+    chunk, length, inner, scratch = row.shape[3], runs.shape[1], heads * width, arguments()
     square, single = np.empty((4, chunk, chunk), np.float32), np.empty((4, chunk), np.float32)
     products, d_products, scores, d_scores = square[0], square[1], square[2], square[3]
     read, write, by_row, by_column = single[0], single[1], single[2], single[3]
@@ -103,12 +103,8 @@ def gradients(
     all_products, all_d_products = (products.reshape(-1), 0, chunk), (d_products.reshape(-1), 0, chunk)
     all_scores, all_d_scores = (scores.reshape(-1), 0, chunk), (d_scores.reshape(-1), 0, chunk)
     all_wide, all_narrow = (wide.reshape(-1), 0, width), (narrow.reshape(-1), 0, d_state)
-    step, of_token, all_states, all_d_states = (
-        strides[1],
-        inner + 2 * d_state,
-        states.reshape(-1),
-        of_states.reshape(-1),
-    )
+    step, of_token = strides[1], inner + 2 * d_state
+    all_states, all_d_states = states.reshape(-1), of_states.reshape(-1)
     for unit in range(first, last):
         b, c = unit // n, unit % n
         begin, of_runs = c * chunk, runs[b, c * chunk : (c + 1) * chunk]
@@ -118,7 +114,7 @@ def gradients(
         B, C = (flat, start + inner, step), (flat, start + inner + d_state, step)
         d_B = d_flat, token * of_token + inner, of_token
         d_C = d_flat, token * of_token + inner + d_state, of_token
-        multiply_by_turned(memory, chunk, chunk, d_state, C, B, all_products, False)
+        multiply_transposed_b(scratch, chunk, chunk, d_state, C, B, all_products, False)
         d_products[:] = _ZERO
         zero_rows(d_flat, d_C[1], of_token, chunk, d_state)
         for h in range(heads):
@@ -127,7 +123,7 @@ def gradients(
             at = (unit * heads + h) * d_state * width
             state, by_state = (all_states, at, width), (all_d_states, at, width)
 
-            multiply_by_turned(memory, chunk, chunk, width, g, x, all_d_scores, False)
+            multiply_transposed_b(scratch, chunk, chunk, width, g, x, all_d_scores, False)
             levels, of_D = column[b, c, h], _ZERO
             for i in range(chunk):
                 score, product, d_score, level = scores[i], products[i], d_scores[i], row[b, c, h, i]
@@ -144,10 +140,10 @@ def gradients(
                 by_row[i] = dot(d_score, score)
             d_D[unit, h] = of_D
 
-            multiply_turned(memory, chunk, width, chunk, all_scores, g, d_x, False)
+            multiply_transposed_a(scratch, chunk, width, chunk, all_scores, g, d_x, False)
             powers(column[b, c, h], _ZERO if reverse else total[b, c, h], of_runs, leaves, write)
             scaled(flat, B[1], step, write, narrow)
-            multiply(memory, chunk, width, d_state, all_narrow, by_state, d_x, True)
+            multiply(scratch, chunk, width, d_state, all_narrow, by_state, d_x, True)
             for t in range(chunk):
                 of_x = d_flat[d_x[1] + t * of_token : d_x[1] + t * of_token + width]
                 by_column[t] = dot(flat[x[1] + t * step : x[1] + t * step + width], of_x)
@@ -155,11 +151,11 @@ def gradients(
                 for p in range(width):
                     of_x[p] += D[h] * of_y[p]
             scaled(flat, x[1], step, write, wide)
-            multiply_by_turned(memory, chunk, d_state, width, all_wide, by_state, d_B, h > 0)
+            multiply_transposed_b(scratch, chunk, d_state, width, all_wide, by_state, d_B, h > 0)
 
             powers(row[b, c, h], total[b, c, h] if reverse else _ZERO, of_runs, enters, read)
             scaled(grad, g[1], inner, read, wide)
-            multiply_by_turned(memory, chunk, d_state, width, all_wide, state, all_narrow, False)
+            multiply_transposed_b(scratch, chunk, d_state, width, all_wide, state, all_narrow, False)
             add_rows(narrow, d_flat, d_C[1], of_token)
             for t in range(chunk):
                 by_row[t] += dot(flat[C[1] + t * step : C[1] + t * step + d_state], narrow[t])
@@ -167,5 +163,5 @@ def gradients(
             d_A[unit, h] = _through_exponents(
                 by_row, by_column, by_total[b, c, h], dt[b, tokens, h], A[h], of_runs, reverse, d_dt[b, tokens, h]
             )
-        multiply_turned(memory, chunk, d_state, chunk, all_d_products, C, d_B, True)
-        multiply(memory, chunk, d_state, chunk, all_d_products, B, d_C, True)
+        multiply_transposed_a(scratch, chunk, d_state, chunk, all_d_products, C, d_B, True)
+        multiply(scratch, chunk, d_state, chunk, all_d_products, B, d_C, True)

@@ -7,7 +7,7 @@ import numpy as np
 
 from data_shards.compiled import compiled
 from gm_train.model.loops.powers import VECTORS, dot
-from gm_train.model.loops.products import arguments, multiply_turned
+from gm_train.model.loops.products import arguments, multiply_transposed_a
 from gm_train.model.loops.scan_steps import borders, decay, powers, scaled
 from gm_train.model.scan_limits import DT_FLOOR
 
@@ -48,7 +48,7 @@ def added(
     The values of positions count that reach the state that leaves the chunk, or else that read the one that enters.
     """
     n, heads, d_state, width = states.shape[1:]
-    chunk, memory = exponent.shape[3], arguments()
+    chunk, scratch = exponent.shape[3], arguments()
     power, buffer = np.empty(chunk, np.float32), np.empty((chunk, width), np.float32)
     value, state = buffer.reshape(-1), states.reshape(-1)
     for unit in range(first, last):
@@ -60,7 +60,7 @@ def added(
             powers(exponent[b, c, h], more[b, c, h], of_runs, leaves if leaving else enters, power)
             scaled(values, b * strides[0] + begin * strides[1] + h * width, strides[1], power, buffer)
             out = state, (unit * heads + h) * d_state * width, width
-            multiply_turned(memory, d_state, width, chunk, factor, (value, 0, width), out, False)
+            multiply_transposed_a(scratch, d_state, width, chunk, factor, (value, 0, width), out, False)
 
 
 @compiled(**VECTORS)

@@ -1,5 +1,8 @@
 """The compiled loops of the scan: against the products of `ssd.py` in float64, on packed cells of any length."""
 
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -82,6 +85,35 @@ def test_the_decay_of_cells_of_one_token_does_not_matter(reverse: bool) -> None:
 @pytest.mark.parametrize(("width", "d_state", "chunk"), [(64, 64, 64), (48, 24, 64), (8, 16, 7), (1, 1, 1)])
 def test_any_size_that_fits(width: int, d_state: int, chunk: int, reverse: bool) -> None:
     assert max(errors(packed([[200], [30, 1, 64, 100]]), width, d_state, chunk, reverse)) < 5e-5
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize(("width", "d_state", "chunk"), [(64, 64, 64), (8, 16, 32)])
+def test_slices_of_wider_rows_of_whole_chunks(width: int, d_state: int, chunk: int, reverse: bool) -> None:
+    # Rows of other lengths are copied when they are filled up.
+    assert max(errors(packed([[128], [30, 98]]), width, d_state, chunk, reverse)) < 5e-5
+
+
+def test_one_token_for_all_positions() -> None:
+    segment = packed([[32]])
+    inputs = arrays(segment, WIDTH, D_STATE)
+    expanded = inputs[0][:, :1].expand(1, 32, -1)
+    runs = make_segments(segment, CHUNK, 4).cells[:1]
+    found, wanted = (scan(xBC, *inputs[1:4], runs, D_STATE, CHUNK, False) for xBC in (expanded, expanded.clone()))
+    assert torch.equal(found, wanted)
+
+
+def test_not_without_compiled_code() -> None:
+    code = (
+        "import torch\nfrom gm_train.model.loops.scan_loops import takes\n"
+        "print(takes(torch.zeros(1, 32, 48), torch.ones(1, 32, 3), 16, 12))"
+    )
+    for disabled, wanted in (("0", "True"), ("1", "False")):
+        environment = os.environ | {"NUMBA_DISABLE_JIT": disabled}
+        found = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+        )
+        assert found.stdout.strip() == wanted
 
 
 def test_neighbours_and_threads_do_not_change_a_bit() -> None:
