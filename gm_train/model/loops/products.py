@@ -15,7 +15,7 @@ from scipy.linalg import cython_blas
 from data_shards.compiled import compiled
 
 #: Whether products can be called: not from Python (NUMBA_DISABLE_JIT), nor in a build of SciPy with 64-bit sizes.
-CAN_MULTIPLY = not config.DISABLE_JIT and "int *" in str(cython_blas.__pyx_capi__["sgemm"])
+CAN_MULTIPLY = not config.DISABLE_JIT and "int *" in str(cython_blas.__pyx_capi__["sgemm"])  # type: ignore[attr-defined]
 # A symbol, unlike a pointer, may stand in code that is cached on disk.
 llvmlite.binding.add_symbol("gm_train_sgemm", get_cython_function_address("scipy.linalg.cython_blas", "sgemm"))
 _sgemm = types.ExternalFunction("gm_train_sgemm", types.void(*[types.intp] * 13))
