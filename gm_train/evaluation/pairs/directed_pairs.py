@@ -7,15 +7,16 @@ import numpy as np
 import numpy.typing as npt
 import scipy.sparse
 
+from gm_train.evaluation.figures import Figure
 from gm_train.evaluation.pairs.matched_pairs import FREQUENCY_CLASSES
 
-#: Pairs that are scored, at most, and targets of one regulator among them, so that there are many regulators.
+#: Pairs that are scored, at most, and targets of one regulator among them, so that none has most of the pairs.
 MAX_PAIRS, MAX_TARGETS = 200, 20
 #: Resamples of the bootstrap.
 RESAMPLES = 500
 #: Columns of expression that a regression sees besides the genes of the pairs, those that vary most.
 _OTHERS = 1_000
-#: Ridge, in units of the mean variance.
+#: Ridge, in units of the variance of a gene.
 _RIDGE = 0.1
 _TRIES = 50
 
@@ -25,20 +26,20 @@ I64 = npt.NDArray[np.int64]
 
 
 def choose_pairs(pairs: I64, generator: np.random.Generator) -> I64:
-    """Draw regulators, and of each a part of its targets, until there are enough pairs: int64 (n, 2), ascending.
+    """Draw a pair of each regulator in turn, until there are enough: int64 (n, 2), ascending.
 
     Args:
         pairs: int64 (n_all, 2), regulator and target.
         generator: draws.
     """
     shuffled = pairs[generator.permutation(len(pairs))]
-    chosen: list[I64] = []
-    for regulator in generator.permutation(np.unique(pairs[:, 0])):
-        chosen.append(shuffled[shuffled[:, 0] == regulator][:MAX_TARGETS])
-        if sum(map(len, chosen)) >= MAX_PAIRS:
-            break
-    found = np.concatenate([np.zeros((0, 2), np.int64), *chosen])[:MAX_PAIRS]
-    return found[np.lexsort((found[:, 1], found[:, 0]))]
+    by_regulator = np.argsort(shuffled[:, 0], kind="stable")
+    of_regulator = shuffled[by_regulator, 0]
+    turn = np.arange(len(pairs)) - np.searchsorted(of_regulator, of_regulator)
+    place = generator.permutation(len(pairs))  # which regulators come in the last turn
+    order = np.lexsort((place, turn))
+    found = shuffled[by_regulator][order[turn[order] < MAX_TARGETS][:MAX_PAIRS]]
+    return np.asarray(found[np.lexsort((found[:, 1], found[:, 0]))])
 
 
 def draw_unrelated(
@@ -52,7 +53,7 @@ def draw_unrelated(
 
     Args:
         pairs: int64 (n, 2), tokens of regulators and targets.
-        known: int64 (n_known, 2), all pairs that are known.
+        known: int64 (n_known, 2), all pairs that are known, also those without a direction.
         frequency: float64 (vocabulary_size,), share of cells that have each gene.
         can_ask: takes pairs of tokens, int64 (m, 2); returns bool (m,), which can be scored.
         generator: draws.
@@ -84,35 +85,73 @@ class DirectedScore:
     """What one scorer says of some pairs; in %.
 
     Attributes:
-        detection: AUROC of regulated pairs against unrelated ones; 50 is chance.
+        detection: how often a regulated pair has a higher score than the unrelated pair that it is matched with, of the
+            same regulator; a tie counts as half, and 50 is chance.
         direction: regulated pairs of which the regulator has the higher score on the target than the other way round; a
             tie counts as half.
-        resampled: float64 (RESAMPLES, 2), both with regulators drawn anew, with all their pairs.
+        resampled: float64 (n, 2), both in resamples of the pairs.
     """
 
     detection: float
     direction: float
     resampled: F64
 
+    def reversed(self, detection: bool, direction: bool) -> "DirectedScore":
+        """The score of the same scorer with the other sign, in one column or in both."""
+        resampled = np.where([detection, direction], 100 - self.resampled, self.resampled)
+        return DirectedScore(
+            100 - self.detection if detection else self.detection,
+            100 - self.direction if direction else self.direction,
+            resampled,
+        )
 
-def score_directed(forward: F64, backward: F64, unrelated: F64, regulators: I64) -> DirectedScore:
+
+def score_directed(forward: F64, backward: F64, unrelated: F64, pairs: I64) -> DirectedScore:
     """Score the scores of pairs, by one scorer.
+
+    Pairs that share a regulator or a target are not independent. So regulators are drawn anew, and so are targets, and
+    a pair counts as often as its regulator was drawn times as often as its target was (the pigeonhole bootstrap, Owen
+    2007, doi 10.1214/07-AOAS122). The few resamples without any pair are left out.
 
     Args:
         forward: float64 (n,), what it says of the regulator's effect on the target.
         backward: float64 (n,), what it says of the target's effect on the regulator.
         unrelated: float64 (n,), what it says of the pair that is matched with each of them.
-        regulators: int64 (n,), the regulator of each pair.
+        pairs: int64 (n, 2), tokens of the regulator and the target.
     """
-    higher = _above(forward[:, None], unrelated[None, :])
-    directed = _above(forward, backward)
-    _, of_pair = np.unique(regulators, return_inverse=True)
-    n = int(of_pair.max()) + 1
-    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), RESAMPLES)[:, of_pair].astype(np.float64)
-    total = weights.sum(1)
-    detected = ((weights @ higher) * weights).sum(1) / total**2
-    resampled = 100 * np.stack([detected, weights @ directed / total], axis=1)
-    return DirectedScore(100 * float(higher.mean()), 100 * float(directed.mean()), resampled)
+    generator = np.random.default_rng(0)
+    weights = np.ones((RESAMPLES, len(pairs)))
+    for genes in pairs.T:
+        _, of_pair = np.unique(genes, return_inverse=True)
+        n = int(of_pair.max()) + 1
+        weights *= generator.multinomial(n, np.full(n, 1 / n), RESAMPLES)[:, of_pair]
+    weights = weights[weights.any(1)]
+    scores = 100 * np.stack([_above(forward, unrelated), _above(forward, backward)], axis=1)
+    detection, direction = scores.mean(0)
+    return DirectedScore(float(detection), float(direction), weights @ scores / weights.sum(1, keepdims=True))
+
+
+def better_signs(runs: list[DirectedScore]) -> list[DirectedScore]:
+    """Reverse the columns of a scorer without a sign of its own whose mean over the runs is below chance.
+
+    Args:
+        runs: of one scorer, one a seed.
+    """
+    columns = ([run.detection for run in runs], [run.direction for run in runs])
+    detection, direction = (bool(np.mean(values) < 50) for values in columns)
+    return [run.reversed(detection, direction) for run in runs]
+
+
+def summarise(runs: list[DirectedScore]) -> tuple[dict[str, Figure], dict[str, list[float]]]:
+    """For each column the mean over runs with the spread of all resamples, and the 95 % interval of these."""
+    figures: dict[str, Figure] = {}
+    intervals: dict[str, list[float]] = {}
+    resampled = np.concatenate([run.resampled for run in runs])
+    for place, column in enumerate(("detection", "direction")):
+        mean = np.mean([getattr(run, column) for run in runs])
+        figures[column] = {"mean": float(mean), "sd": float(resampled[:, place].std(ddof=1))}
+        intervals[column] = [float(bound) for bound in np.percentile(resampled[:, place], [2.5, 97.5])]
+    return figures, intervals
 
 
 def _above(a: F64, b: F64) -> F64:
@@ -124,7 +163,8 @@ def regression_effects(expression: scipy.sparse.csr_matrix, genes: I64) -> F64:
     """Ridge regressions of each gene on all others: float64 (n_genes, n_genes), of the first gene on the second.
 
     With S the covariance over cells and K = (S + l I)^-1, the coefficient of i in the regression of j on all others is
-    -K_ij / K_jj. The others are these genes and those that vary most.
+    -K_ij / K_jj. The others are these genes and those that vary most. All are standardised, so the ridge l means the
+    same for each, and S is a correlation matrix.
 
     Args:
         expression: float32 (n_cells, n_all_genes).
@@ -134,7 +174,8 @@ def regression_effects(expression: scipy.sparse.csr_matrix, genes: I64) -> F64:
     variance = np.asarray(expression.multiply(expression).mean(0))[0] - mean**2
     others = np.setdiff1d(np.argsort(-variance, kind="stable")[:_OTHERS], genes)
     x = expression[:, np.concatenate([genes, others])].toarray().astype(np.float64)
-    covariance = np.cov(x, rowvar=False)
-    ridge = _RIDGE * covariance.diagonal().mean()
-    inverse = np.linalg.inv(covariance + ridge * np.eye(len(covariance)))[: len(genes), : len(genes)]
+    deviation = x.std(0, ddof=1)
+    x = (x - x.mean(0)) / np.where(deviation > 0, deviation, 1)  # a constant gene stays 0, and so do its effects
+    covariance = x.T @ x / (len(x) - 1)
+    inverse = np.linalg.inv(covariance + _RIDGE * np.eye(len(covariance)))[: len(genes), : len(genes)]
     return np.asarray(-inverse / inverse.diagonal())

@@ -20,20 +20,22 @@ class RegulatedPairs:
     """Pairs of a regulator and its target, each once.
 
     Attributes:
-        tokens: int64 (n, 2), regulator and target; both are in the vocabulary.
+        tokens: int64 (n, 2), regulator and target, of pairs with a direction.
+        known: int64 (n_known, 2), all pairs, also those without a direction: none of them is unrelated.
         n_listed: pairs in the file.
         n_unknown: pairs of which a gene is not in the vocabulary.
-        n_undirected: pairs of a gene with itself, and pairs that are listed in both directions.
+        n_undirected: known pairs of a gene with itself, and pairs that are listed in both directions.
     """
 
     tokens: npt.NDArray[np.int64]
+    known: npt.NDArray[np.int64]
     n_listed: int
     n_unknown: int
     n_undirected: int
 
 
 def read_regulation(path: Path, tokenizer: Tokenizer) -> RegulatedPairs:
-    """Read the pairs that have a direction and whose genes are in the vocabulary.
+    """Read the pairs whose genes are in the vocabulary, and which of them have a direction.
 
     Args:
         path: text with tabs. The first line names the columns: regulator and target, and perhaps sign and strength.
@@ -81,6 +83,5 @@ def read_regulation(path: Path, tokenizer: Tokenizer) -> RegulatedPairs:
         )
     directed = sorted((a, b) for a, b in known if a != b and (b, a) not in known)
     n_unknown = sum(a not in token_of or b not in token_of for a, b in listed)
-    return RegulatedPairs(
-        np.array(directed, np.int64).reshape(-1, 2), len(listed), n_unknown, len(known) - len(directed)
-    )
+    tokens, all_known = (np.array(pairs, np.int64).reshape(-1, 2) for pairs in (directed, sorted(known)))
+    return RegulatedPairs(tokens, all_known, len(listed), n_unknown, len(known) - len(directed))

@@ -17,17 +17,18 @@ from gm_train.evaluation.figures import (
     RANKS,
     REGRESSION,
     STATES,
-    Figure,
     Row,
     compare,
 )
 from gm_train.evaluation.pairs.directed_pairs import (
     RESAMPLES,
     DirectedScore,
+    better_signs,
     choose_pairs,
     draw_unrelated,
     regression_effects,
     score_directed,
+    summarise,
 )
 from gm_train.evaluation.pairs.gene_vectors import contextual_vectors, correlations, cosines, static_vectors
 from gm_train.evaluation.pairs.influence import HalvedCells, halve, influences
@@ -44,9 +45,9 @@ Scorer = Callable[[I64], F64]
 #: Draws of unrelated pairs and of random weights.
 SEEDS = 3
 #: A pair must be asked for in so many cells, in each direction. Fewer pairs or regulators are not scored.
-MIN_ASKED, MIN_PAIRS, MIN_REGULATORS = 2, 20, 5
+MIN_ASKED, MIN_PAIRS, MIN_REGULATORS = 2, 20, 10
 #: Tokens that a model reads for one kind of ranks, about (twice as many if genes are masked), and the cells that this
-#: gives, at least and at most.
+#: gives, at least and at most. Fewer cells would ask for too few pairs, so cells of more than 500 genes cost more.
 _TOKENS, _FEWEST, _MOST = 300_000, 12, 64
 #: Genes of the pairs in one half of a cell, about.
 _ASKED_GENES = 50
@@ -120,7 +121,7 @@ class RegulationTask(EvaluationTask):
         askable = known.tokens[can_ask(known.tokens)]
         pairs = choose_pairs(askable, np.random.default_rng(0))
         unrelated = [
-            draw_unrelated(pairs, known.tokens, frequency, can_ask, np.random.default_rng([seed, 1]))
+            draw_unrelated(pairs, known.known, frequency, can_ask, np.random.default_rng([seed, 1]))
             for seed in range(SEEDS)
         ]
         found = np.all([drawn[:, 1] >= 0 for drawn in unrelated], axis=0)
@@ -163,10 +164,12 @@ class RegulationTask(EvaluationTask):
             scorers[RANDOM] = self._by_influence(subject.random_model(seed), ranks)
             for name, made in runs.items():
                 forward, backward, other = map(scorers[name], (self._pairs, self._pairs[:, ::-1], unrelated))
-                made.append(score_directed(forward, backward, other, self._pairs[:, 0]))
+                made.append(score_directed(forward, backward, other, self._pairs))
             advance()
-        self._intervals[ranks] = {name: _intervals(made) for name, made in runs.items()}
-        return [{"ranks": ranks, "scored": name, **_figures(made)} for name, made in runs.items()]
+        runs[LEVEL] = better_signs(runs[LEVEL])
+        summaries = {name: summarise(made) for name, made in runs.items()}
+        self._intervals[ranks] = {name: intervals for name, (_, intervals) in summaries.items()}
+        return [{"ranks": ranks, "scored": name, **figures} for name, (figures, _) in summaries.items()]
 
     def _by_influence(self, model: GeneMamba, ranks: str) -> Scorer:
         language, precision = self.subject.config.objective.language, self.subject.precision
@@ -195,7 +198,7 @@ class RegulationTask(EvaluationTask):
         facts = results["regulation_facts"]
         return (
             f"{facts['pairs']:,} pairs of {facts['regulators']} regulators and their targets, {ranks} ranks "
-            f"(mean ± sd over regulators drawn anew, seeds: {facts['seeds']})"
+            f"(mean ± sd over regulators and targets drawn anew, seeds: {facts['seeds']})"
         )
 
     @classmethod
@@ -220,30 +223,8 @@ class RegulationTask(EvaluationTask):
             f"vocabulary lacks, {facts['undirected']:,} have no direction, {facts['askable']:,} can be asked for in "
             f"{facts['cells']} held-out cells, and {facts['pairs']:,} are scored. Direction: the regulator changes the "
             "target's log probability by more than the target changes the regulator's. Cosines and co-expression are "
-            "the same in both directions, so they are at 50. Expression level takes the gene that is expressed more "
-            f"for the regulator. Ridge regression of expression learns from {facts['train']:,} training cells.",
+            "the same in both directions, so they are at 50. Expression level takes the gene that is expressed more, "
+            "or the one that is expressed less, for the regulator, whichever is right more often. Ridge regression of "
+            f"expression learns from {facts['train']:,} training cells.",
             *note_if_tuned(results, "regulated"),
         ]
-
-
-def _values(runs: list[DirectedScore]) -> dict[str, tuple[list[float], F64]]:
-    """For each column, a value for each seed, and those of all resamples."""
-    resampled = np.concatenate([run.resampled for run in runs])
-    return {
-        "detection": ([run.detection for run in runs], resampled[:, 0]),
-        "direction": ([run.direction for run in runs], resampled[:, 1]),
-    }
-
-
-def _figures(runs: list[DirectedScore]) -> dict[str, Figure]:
-    return {
-        key: {"mean": float(np.mean(values)), "sd": float(resampled.std(ddof=1))}
-        for key, (values, resampled) in _values(runs).items()
-    }
-
-
-def _intervals(runs: list[DirectedScore]) -> dict[str, list[float]]:
-    return {
-        key: [float(bound) for bound in np.percentile(resampled, [2.5, 97.5])]
-        for key, (_, resampled) in _values(runs).items()
-    }

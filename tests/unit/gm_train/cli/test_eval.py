@@ -470,7 +470,7 @@ def test_a_table_of_regulation_is_scored_or_refused_with_a_reason(
     trained: Path, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     table, out = tmp_path / "table.tsv", tmp_path / "out"
-    lines = [f"gene{i:04d}\tgene{j:04d}" for i in range(0, 10) for j in range(10 + i, 80, 7)]
+    lines = [f"gene{i:04d}\tgene{j:04d}" for i in range(0, 16) for j in range(16 + i, 80, 7)]
     table.write_text("\n".join(["regulator\ttarget", *lines]) + "\n")
     words = ["--tasks", "regulation", "--regulation", str(table), "--out", str(out)]
     assert evaluate(trained, atlas, "--tasks", "masked", *words[2:]) == 2

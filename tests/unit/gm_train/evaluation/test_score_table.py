@@ -100,7 +100,7 @@ def make_results() -> dict[str, Any]:
         "regulation_facts": {
             "seeds": 3,
             "pairs": 80,
-            "regulators": 8,
+            "regulators": 12,
             "intervals": {ranks: {"model": {"direction": [40.0, 60.0], "detection": [45.0, 65.0]}} for ranks in RANKS},
         },
         "regulation": [

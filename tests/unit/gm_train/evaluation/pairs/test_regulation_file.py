@@ -32,6 +32,9 @@ def test_pairs_with_a_direction_are_read_once(tokenizer: Tokenizer, tmp_path: Pa
     expected = [[token_of["gene0001"], token_of["gene0002"]], [token_of["gene0001"], token_of["gene0006"]]]
     assert pairs.tokens.tolist() == sorted(expected)
     assert (pairs.n_listed, pairs.n_unknown, pairs.n_undirected) == (6, 1, 3)
+    undirected = [(3, 3), (4, 5), (5, 4)]  # known all the same: no other pair is unrelated that is one of these
+    expected += [[token_of[f"gene000{a}"], token_of[f"gene000{b}"]] for a, b in undirected]
+    assert pairs.known.tolist() == sorted(expected)
 
 
 @pytest.mark.parametrize(

@@ -24,8 +24,8 @@ from tests.conftest import tiny_words
 from tests.support.regulated_cells import known_influence
 
 OPTIONS = AtlasOptions(
-    cells=600, genes=200, cell_types=3, programmes=6, genes_per_programme=10, counts_per_cell=3000.0, dropout=0.0,
-    regulators=8, targets_per_regulator=8,
+    cells=600, genes=240, cell_types=3, programmes=6, genes_per_programme=10, counts_per_cell=3000.0, dropout=0.0,
+    regulators=12, targets_per_regulator=8,
 )  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_atlas(cells, OPTIONS)
     make_medians((cells,), folder / "medians.zarr", say=lambda line: None)
     splits = SplitOptions(by="cell", validation=0.2)
-    make_store((cells,), folder / "medians.zarr", store, top_k=200, splits=splits, say=lambda line: None)
+    make_store((cells,), folder / "medians.zarr", store, top_k=240, splits=splits, say=lambda line: None)
     return regulation_path(cells)
 
 
@@ -97,6 +97,39 @@ def test_a_shuffled_truth_is_at_chance(cells: EvaluationCells, table: Path, tmp_
     assert 38 < rows[MODEL]["direction"]["mean"] < 62
 
 
+def test_a_pair_that_is_listed_in_both_directions_is_not_unrelated(
+    cells: EvaluationCells, table: Path, tmp_path: Path
+) -> None:
+    before = RegulationTask(subject_of(cells, table))
+    regulator = int(before._pairs[0, 0])
+    drawn = {tuple(pair) for each in before._unrelated for pair in each.tolist() if pair[0] == regulator}
+    a, b = min(drawn)
+    names = cells.tokenizer.vocabulary.genes
+    mutual = tmp_path / "mutual.tsv"
+    lines = [f"{names[x - 2]}\t{names[y - 2]}\t1\t1\n" for x, y in ((a, b), (b, a))]
+    mutual.write_text(table.read_text() + "".join(lines))
+    task = RegulationTask(subject_of(cells, mutual))
+    np.testing.assert_array_equal(task._pairs, before._pairs)
+    assert not any((each == [a, b]).all(1).any() for each in task._unrelated)
+
+
+def test_expression_level_takes_the_better_sign(cells: EvaluationCells, table: Path, tmp_path: Path) -> None:
+    """In both tables the level tells the direction of most pairs, once by more expression and once by less."""
+    level = np.asarray(cells.expression[~cells.held_out].mean(0))[0]
+    names = cells.tokenizer.vocabulary.genes
+    order = np.argsort(-level)
+    found = []
+    for turn in (1, -1):
+        regulators, targets = order[:40:2][::turn], order[1:40:2][::turn]
+        ends = (regulators[:14], targets[-14:])
+        path = tmp_path / f"{turn}.tsv"
+        lines = [f"{names[r]}\t{names[t]}" for i, r in enumerate(ends[0]) for t in np.roll(ends[1], i)[:5]]
+        path.write_text("\n".join(["regulator\ttarget", *lines]) + "\n")
+        subject = subject_of(cells, path)
+        found.append(score(subject)[LEVEL]["direction"]["mean"])
+    assert min(found) > 70
+
+
 def test_controls_are_as_strong_as_they_must_be(cells: EvaluationCells, table: Path) -> None:
     rows = score(subject_of(cells, table))
     assert set(rows) == {MODEL, STATES, EMBEDDINGS, COEXPRESSION, REGRESSION, LEVEL, RANDOM}
@@ -118,8 +151,8 @@ def test_scores_repeat_and_words_name_pairs_and_intervals(cells: EvaluationCells
     results |= task.facts() | {"model": {"label": ""}}
     assert results[task.key] == [row for ranks in RANKS for row in RegulationTask(subject).rows(ranks, lambda: None)]
     facts = results["regulation_facts"]
-    assert facts["regulators"] == 8
-    assert facts["pairs"] <= facts["askable"] <= facts["listed"] == 8 * 8 + 4
+    assert facts["regulators"] == 12
+    assert facts["pairs"] <= facts["askable"] <= facts["listed"] == 12 * 8 + 6
     assert task.question(results) == facts["file"]
     verdicts = task.verdicts(results)
     assert len(verdicts) == 4
@@ -128,16 +161,21 @@ def test_scores_repeat_and_words_name_pairs_and_intervals(cells: EvaluationCells
     assert f"Its 95 % interval is {low:.1f} to {high:.1f}; chance is 50." in verdicts[1]
     (note,) = task.notes(results)
     assert f"can be asked for in {facts['cells']} held-out cells" in note
-    assert "8 regulators and their targets, plain ranks" in task.title(results, "plain")
+    assert "12 regulators and their targets, plain ranks" in task.title(results, "plain")
 
 
 def test_what_cannot_be_scored_is_said(cells: EvaluationCells, table: Path, tmp_path: Path) -> None:
     few = tmp_path / "few.tsv"
-    few.write_text("".join(table.read_text().splitlines(keepends=True)[:15]))  # of one or two regulators
+    lines = table.read_text().splitlines(keepends=True)
+    few.write_text("".join(lines[:15]))  # of two regulators
+    nine = tmp_path / "nine.tsv"
+    kept = sorted({line.split("\t")[0] for line in lines[1:]})[:9]
+    nine.write_text("".join(lines[:1] + [line for line in lines if line.split("\t")[0] in kept]))
     for subject, reason in (
         (subject_of(cells, None), r"no table of regulators and targets was given (--regulation)"),
         (subject_of(cells, table, "next_token"), "next_token predicts a gene from those before it"),
-        (subject_of(cells, few), "are too few: 1, regulators among them: 1; 20 pairs and 5 regulators are needed"),
+        (subject_of(cells, nine), "regulators among them: 9; 20 pairs and 10 regulators are needed"),
+        (subject_of(cells, few), "are too few: 9, regulators among them: 2; 20 pairs and 10 regulators are needed"),
     ):
         task = RegulationTask(subject)
         assert task.n_scores == 0
