@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from data_shards.errors import DataError
-from gm_train.ablation.definition import read_definition
+from gm_train.ablation.definition_file import read_definition
 from gm_train.ablation.planned_runs import plan_runs
 from gm_train.ablation.run_ablation import AblationRun, prepare_runs
 from gm_train.cli.main import main
