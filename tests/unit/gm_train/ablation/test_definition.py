@@ -29,7 +29,9 @@ def test_shipped_ablations_resolve_to_valid_settings(path: Path) -> None:
 
 
 def test_every_ablation_of_the_atlas_has_the_same_cells() -> None:
-    of_atlas = [one for one in map(read_definition, SHIPPED) if one.cells.source == ATLAS]
+    # The question of regulation needs an atlas of its own.
+    usual = [path for path in SHIPPED if path.stem != "direction-of-regulation"]
+    of_atlas = [one for one in map(read_definition, usual) if one.cells.source == ATLAS]
     assert len(of_atlas) > 1
     assert len({AtlasOptions(**one.cells.atlas) for one in of_atlas}) == 1
     assert {one.cells.source for one in map(read_definition, SHIPPED)} == {ATLAS, PBMC, DATA}
