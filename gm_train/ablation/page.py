@@ -107,8 +107,11 @@ def _notes(definition: Definition, facts: Sequence[Row]) -> list[str]:
         "*worse*: zero lies outside of it. *Not shown*: it does not, or there is one seed; that does not prove "
         "equality.",
     ]
-    genes = ", and so are the genes that vary most," if definition.store.variable_genes else ""
+    genes = " and the choice of the genes that vary most" if definition.store.variable_genes else ""
     notes.append(f"The medians of genes{genes} are of all cells, test cells too; they use no label.")
+    if unscored := {task: one["variant"] for one in reversed(facts) for task in one["unscored"]}:
+        said = ", ".join(f"{task} (such as of {variant})" for task, variant in sorted(unscored.items()))
+        notes.append(f"Not scored in every run, as the `eval.md` of a run explains: {said}.")
     if split.every_seed:
         notes.append(
             "Seeds draw splits of the same cells, which overlap: the intervals are wider for that (Nadeau and Bengio, "

@@ -18,7 +18,8 @@ def run_facts(run: AblationRun, results: Row) -> Row:
         steps have recorded them; None if they have not),
         `loss` (the mean of the last tenth of the steps), `train` and `test` (cells of the evaluation), their `hash`,
         `held_out_ratio` (of the store),
-        `language` (the objective), `revision` (of git), `processor`, `threads`.
+        `unscored` (tasks that could not be scored), `language` (the objective), `revision` (of git),
+        `processor`, `threads`.
 
     Raises:
         DataError: a record of the run is damaged.
@@ -41,6 +42,7 @@ def run_facts(run: AblationRun, results: Row) -> Row:
         "test": results["cells"]["held_out"],
         "held_out_ratio": run.held_out_ratio(),
         "hash": results["cells"]["hash"],
+        "unscored": [task for task in results["tasks"]["asked"] if task not in results["tasks"]["scored"]],
         "language": results["model"]["language"],
         "threads": start.get("threads"),
     }

@@ -83,11 +83,13 @@ def test_other_tokens_objectives_and_revisions_are_noted(scored: tuple[Definitio
     content = json.loads((other.evaluation / "eval.json").read_text())
     content["cells"]["hash"] = "c" * 64
     content["model"]["language"] = "missing"
+    content["tasks"]["asked"].append("regulation")
     (other.evaluation / "eval.json").write_text(json.dumps(content))
     environment = json.loads((other.directory / "environment.json").read_text())
     environment["starts"][0] |= {"git": "def", "processor": "Xeon"}
     (other.directory / "environment.json").write_text(json.dumps(environment))
     notes = " ".join(made(scored)[0]["notes"])
+    assert "Not scored in every run, as the `eval.md` of a run explains: regulation (such as of missing)." in notes
     for text in ("other tokens", "different objectives (masked, missing)", "revisions (abc, def)", "processors"):
         assert text in notes
 
