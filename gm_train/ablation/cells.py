@@ -13,11 +13,12 @@ from data_shards.counts.count_options import CountOptions
 from data_shards.errors import OptionError
 from data_shards.files.atomic import hash_path, whole_directory
 from data_shards.simulate.atlas_options import AtlasOptions
-from data_shards.simulate.write_atlas import write_atlas
+from data_shards.simulate.write_atlas import regulation_path, write_atlas
 from gm_train.ablation.definition import ATLAS, PBMC, Cells
 
 #: How the values of scanpy's blood cells are turned back into counts.
 PBMC_READING = CountOptions(raw=True, counts_from="log1p")
+_ATLAS_FILE = "atlas.h5ad"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,11 @@ class CellFiles:
     options: CountOptions
     folder: Path
     hash: str
+
+    @property
+    def regulation(self) -> Path:
+        """The table of a simulated atlas with regulators."""
+        return regulation_path(self.folder / _ATLAS_FILE)
 
 
 def cell_files(cells: Cells, given: Path | None, folder: Path) -> CellFiles:
@@ -67,11 +73,11 @@ def _simulated(cells: Cells, folder: Path) -> CellFiles:
     made = folder / f"atlas-{key[:8]}"
     if not made.exists():
         with whole_directory(made) as work:
-            gmt = write_atlas(work / "atlas.h5ad", options)
+            gmt = write_atlas(work / _ATLAS_FILE, options)
             (work / "random.gmt").write_text(random_sets(gmt.read_text(), options))
             if cells.parts:
                 _divide(work, cells.parts)
-    files = tuple(made / f"atlas-{i}.h5ad" for i in range(1, len(cells.parts) + 1)) or (made / "atlas.h5ad",)
+    files = tuple(made / f"atlas-{i}.h5ad" for i in range(1, len(cells.parts) + 1)) or (made / _ATLAS_FILE,)
     return CellFiles(files, CountOptions(), made, key)
 
 
@@ -96,7 +102,7 @@ def random_sets(programmes: str, options: AtlasOptions) -> str:
 
 def _divide(folder: Path, parts: list[float]) -> None:
     """Write the cells of an atlas as several files, each cell in one of them, drawn at random."""
-    atlas = ad.read_h5ad(folder / "atlas.h5ad")
+    atlas = ad.read_h5ad(folder / _ATLAS_FILE)
     order = np.random.default_rng(0).permutation(atlas.n_obs)
     cuts = np.rint(np.cumsum([0.0, *parts]) * atlas.n_obs).astype(int)
     for number, (first, last) in enumerate(itertools.pairwise(cuts), 1):

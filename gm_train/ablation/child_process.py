@@ -26,7 +26,7 @@ class ChildProcess:
     """
 
     def __init__(self, what: str, words: Sequence[str], log: Path, threads: int) -> None:
-        self._what, self._log = what, log
+        self._what, self._log, self._asked = what, log, False
         environment = os.environ | {"OMP_NUM_THREADS": str(threads), PARENT: str(os.getpid())}
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
@@ -53,10 +53,16 @@ class ChildProcess:
             )
         return code is not None
 
+    def ask_to_leave(self) -> None:
+        """Ask it to save and leave, unless it was asked or has ended."""
+        if self._process.poll() is None and not self._asked:
+            self._asked = True
+            self._process.send_signal(signal.SIGTERM)
+
     def leave(self) -> None:
         """Ask it to save and leave, and wait; kill it if it does not."""
+        self.ask_to_leave()
         if self._process.poll() is None:
-            self._process.send_signal(signal.SIGTERM)
             try:
                 self._process.wait(_PATIENCE_S)
             except subprocess.TimeoutExpired:

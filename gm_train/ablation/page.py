@@ -12,7 +12,9 @@ from gm_train.ablation.definition import Definition
 from gm_train.ablation.page_picture import draw_ablation
 from gm_train.ablation.run_ablation import AblationRun
 from gm_train.ablation.run_facts import run_facts
-from gm_train.ablation.score_tables import DIFFERENCE, Scored, interval, score_tables, summary_tables, verdicts
+from gm_train.ablation.score_tables import DIFFERENCE, Scored, score_tables, summary_tables
+from gm_train.ablation.seed_statistics import interval
+from gm_train.ablation.verdicts import verdicts
 from gm_train.evaluation.figures import Row, figure
 from gm_train.evaluation.score_table import aligned
 from gm_train.run.provenance import git_revision, packages
@@ -48,8 +50,8 @@ def ablation_results(
             raise DataError(f"{path}: is damaged ({error}): remove it, and the same command makes it anew") from error
         of.setdefault(run.planned.variant, {})[run.planned.seed] = results
         facts.append(run_facts(run, results))
-    ratio = figure([one["test"] / one["train"] for one in facts])["mean"] if definition.split.every_seed else 0.0
-    scored = Scored(of, ratio)
+    ratio = figure([one["held_out_ratio"] for one in facts])["mean"] if definition.split.every_seed else 0.0
+    scored = Scored(of, ratio, definition.compare)
     known = packages()
     versions = {"gm-train": git_revision() or known.get("gm-train"), **{key: known.get(key) for key in _PACKAGES}}
     return {
@@ -63,7 +65,7 @@ def ablation_results(
         "summary": summary_tables(scored),
         "verdicts": verdicts(scored),
         "tables": score_tables(scored),
-        "notes": _notes(definition, facts, next(iter(of))),
+        "notes": _notes(definition, facts),
         "versions": versions,
     }, scored
 
@@ -86,7 +88,7 @@ def write_page(results: dict[str, Any], scored: Scored, out: Path) -> list[Path]
     return [table, picture, content]
 
 
-def _notes(definition: Definition, facts: Sequence[Row], base: str) -> list[str]:
+def _notes(definition: Definition, facts: Sequence[Row]) -> list[str]:
     """What a reader must know about the numbers."""
     split, scoring = definition.split, definition.scoring
     seeds = sorted({one["seed"] for one in facts})
@@ -101,10 +103,15 @@ def _notes(definition: Definition, facts: Sequence[Row], base: str) -> list[str]
         f"Scores are of {cells} test cells, split by {split.by}: no step and no choice of a checkpoint has "
         f"seen them. The last checkpoint is scored; each score is a mean over {scoring.mask_seeds} mask seeds, or over "
         "the seeds of its probes.",
-        f"Differences to {base} and to controls are paired by seed, with a 95 % t-interval in brackets. *Better* and "
+        "Differences (one - the other) are paired by seed, with a 95 % t-interval in brackets. *Better* and "
         "*worse*: zero lies outside of it. *Not shown*: it does not, or there is one seed; that does not prove "
         "equality.",
     ]
+    genes = " and the choice of the genes that vary most" if definition.store.variable_genes else ""
+    notes.append(f"The medians of genes{genes} are of all cells, test cells too; they use no label.")
+    if unscored := {task: one["variant"] for one in reversed(facts) for task in one["unscored"]}:
+        said = ", ".join(f"{task} (such as of {variant})" for task, variant in sorted(unscored.items()))
+        notes.append(f"Not scored in every run, as the `eval.md` of a run explains: {said}.")
     if split.every_seed:
         notes.append(
             "Seeds draw splits of the same cells, which overlap: the intervals are wider for that (Nadeau and Bengio, "
@@ -187,9 +194,11 @@ def _compute(facts: Sequence[Row]) -> tuple[str, list[str], list[list[str]]]:
     lines = []
     for variant in dict.fromkeys(one["variant"] for one in facts):
         own = [one for one in facts if one["variant"] == variant]
-        mean = {key: sum(one[key] for one in own) / len(own) for key in ("tokens", "cells", "flops", "seconds", "loss")}
+        mean = {key: sum(one[key] for one in own) / len(own) for key in ("tokens", "cells", "seconds", "loss")}
+        flops = [one["flops"] for one in own if one["flops"] is not None]
+        counted = f"{sum(flops) / len(flops) / 1e12:.1f}" if flops else "-"
         counts = [f"{round(mean[key]):,}" for key in ("tokens", "cells")]
-        rest = [f"{own[0]['parameters']:,}", f"{mean['flops'] / 1e12:.1f}", f"{mean['seconds']:.0f}"]
+        rest = [f"{own[0]['parameters']:,}", counted, f"{mean['seconds']:.0f}"]
         lines.append([variant, str(len(own)), f"{own[0]['steps']:,}", *counts, *rest, f"{mean['loss']:.2f}"])
     return (
         "Compute of a run (mean over seeds; losses of different objectives answer different questions)",

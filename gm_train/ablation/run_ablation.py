@@ -5,15 +5,16 @@ import os
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from data_shards.errors import DataError
+from data_shards.store.manifest import Manifest
 from data_shards.workers import interrupts
 from data_shards.workers.progress import Progress
 from gm_train.ablation.cells import CellFiles, cell_files
 from gm_train.ablation.child_process import ChildProcess
-from gm_train.ablation.definition import Definition
+from gm_train.ablation.definition import REGULATION, Definition
 from gm_train.ablation.planned_runs import PlannedRun
 from gm_train.ablation.run_record import Request, RunRecord
 from gm_train.ablation.stores import Stores
@@ -40,6 +41,15 @@ class AblationRun:
     record: RunRecord
     words: list[str]
     steps: int
+
+    def held_out_ratio(self) -> float:
+        """Test cells / training cells of its store.
+
+        Raises:
+            DataError: the store is missing or damaged.
+        """
+        datasets = Manifest.load(self.record.request.store).datasets
+        return sum(one.n_test for one in datasets) / sum(one.n_train for one in datasets)
 
     def step(self) -> int:
         """The last step of the training that is recorded; 0 before the first one."""
@@ -90,7 +100,9 @@ def _ablation_run(
     store = stores.path(planned.store, planned.split_seed)
     words = planned.settings(directory, store, cells.folder)
     config = planned.config(directory, store, cells.folder)
-    request = Request(str(store), [str(file) for file in cells.files], definition.scoring)
+    regulation = definition.scoring.regulation.replace(REGULATION, str(cells.regulation))
+    scoring = replace(definition.scoring, regulation=regulation)
+    request = Request(str(store), [str(file) for file in cells.files], scoring)
     recipe = stores.recipe(planned.store, planned.split_seed)
     return AblationRun(planned, RunRecord.of(directory, config, recipe, request), words, config.trainer.max_steps)
 
@@ -134,6 +146,9 @@ def run_all(runs: Sequence[AblationRun], jobs: int, threads: int) -> None:
                 bar.set_description_str("; ".join(str(one) for one in active), refresh=False)
                 bar.update(sum(run.step() for run in runs) - bar.n)
         finally:
+            # All of them save at the same time.
+            for one in active:
+                one.ask_to_leave()
             for one in active:
                 one.leave()
 
@@ -168,6 +183,10 @@ class _ActiveRun:
             self._trains, self._process = False, self._scoring()
             return False
         return True
+
+    def ask_to_leave(self) -> None:
+        """Begin to save, to leave then."""
+        self._process.ask_to_leave()
 
     def leave(self) -> None:
         """Save and leave."""

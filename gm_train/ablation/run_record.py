@@ -8,11 +8,13 @@ from typing import Any
 from data_shards.errors import DataError
 from data_shards.files.atomic import hash_path, replace_file
 from gm_train.ablation.definition import Scoring
+from gm_train.checkpoint.find import open_checkpoint
 from gm_train.config.load import flat
 from gm_train.config.schema import Config
 
 RECORD, ASKED = "ablation-run.json", "asked.json"
-#: Settings that are paths, which say nothing of what a run is, and those of where metrics are sent.
+#: Settings that are paths, which say nothing of what a run is; what lies there is compared instead, by its hash or
+#: its recipe.
 _PATHS = ("run.dir", "data.store", "objective.pathways", "model.init_from")
 
 
@@ -23,7 +25,7 @@ class Request:
     Attributes:
         store: the store of the run, a path.
         files: its count files.
-        scoring: tasks, label and so on.
+        scoring: tasks, label and so on; `regulation` is a path.
     """
 
     store: str
@@ -31,8 +33,11 @@ class Request:
     scoring: Scoring
 
     def content(self) -> dict[str, Any]:
-        """The request as JSON."""
-        return asdict(self)
+        """The request as JSON, with the hash of its table of regulation."""
+        content = asdict(self)
+        if regulation := content["scoring"].pop("regulation"):
+            content["regulation"] = hash_path(Path(regulation))
+        return content
 
     def words(self, run: Path) -> list[str]:
         """The arguments of `gm-train` that score a run."""
@@ -40,6 +45,7 @@ class Request:
         words = ["eval", str(run), *self.files, "--store", self.store, "--split", "test", "--tasks", *scoring.tasks]
         for option, column in (("--label", scoring.label), ("--batch", scoring.batch)):
             words += [option, column] if column else []
+        words += ["--regulation", scoring.regulation] if scoring.regulation else []
         return [*words, "--max-cells", str(scoring.max_cells), "--mask-seeds", str(scoring.mask_seeds)]
 
 
@@ -68,13 +74,18 @@ class RunRecord:
             request: what is scored.
 
         Raises:
-            DataError: the file of gene sets is missing.
+            DataError: a file that is compared is missing: of gene sets, of regulation, or the checkpoint of
+                `model.init_from`.
         """
         settings = {key: value for key, value in flat(config).items() if key not in _PATHS}
         sets = config.objective.pathways
         if sets and not Path(sets).is_file():
             raise DataError(f"objective.pathways={sets}: no such file: name a GMT file")
         inputs = settings | {"objective.pathways": hash_path(Path(sets)) if sets else ""}
+        if config.model.init_from:
+            inputs["model.init_from"] = open_checkpoint(Path(config.model.init_from)).hash
+        if (table := request.scoring.regulation) and not Path(table).is_file():
+            raise DataError(f"scoring.regulation={table}: no such file: name a table of regulators and targets")
         inputs |= {f"store.{key}": value for key, value in store.items()}
         return cls(directory, json.loads(json.dumps(inputs)), request)
 

@@ -1,12 +1,12 @@
-"""Tables of an ablation: variants with their differences to the first one, and the controls, over seeds."""
+"""Tables of an ablation: variants, their differences and the controls, over seeds."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from gm_train.ablation.seed_statistics import Scores, over_seeds, paired_difference
-from gm_train.evaluation.figures import MODEL, PCA, RANKS, Column, Columns, Row
+from gm_train.evaluation.figures import MODEL, RANKS, Column, Columns, Row
 from gm_train.evaluation.task import EvaluationTask
 from gm_train.evaluation.tasks import TASKS
 
@@ -22,12 +22,21 @@ class Scored:
     """The evaluations of an ablation.
 
     Attributes:
-        of: variant to seed to the results of the evaluation (`eval.json`); the first variant is the base.
+        of: variant to seed to the results of the evaluation (`eval.json`).
         held_out_ratio: as in `paired_difference`.
+        compare: variant to the one that it is compared with; without an entry, that is the first one.
     """
 
     of: Mapping[str, Mapping[int, Row]]
     held_out_ratio: float
+    compare: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """Each variant with the one that it is compared with, if both were scored."""
+        first = next(iter(self.of))
+        pairs = [(variant, self.compare.get(variant, first)) for variant in self.of]
+        return [(variant, base) for variant, base in pairs if base in self.of and base != variant]
 
     def all(self) -> Iterable[Row]:
         """All evaluations."""
@@ -123,12 +132,11 @@ def _join(known: dict[str, Column], columns: Columns) -> None:
 
 
 def _rows(scored: Scored, task: str, ranks: str, columns: Columns, controls: Sequence[str]) -> list[Row]:
-    base, *others = scored.of
     rows = [
         _row(VARIANT, variant, {key: scored.scores(variant, task, ranks, MODEL, key) for key, *_ in columns})
         for variant in scored.of
     ]
-    for variant in others:
+    for variant, base in scored.pairs:
         differences: Row = {"kind": DIFFERENCE, "scored": f"{variant} - {base}"}
         for key, _, _, _, more in columns:
             of_variant, of_base = (scored.scores(name, task, ranks, MODEL, key) for name in (variant, base))
@@ -159,56 +167,3 @@ def _control_rows(scored: Scored, task: str, ranks: str, columns: Columns, contr
         _row(CONTROL, control if len(distinct) == 1 else f"{control} ({', '.join(variants)})", scores)
         for variants, scores in distinct
     ]
-
-
-def verdicts(scored: Scored) -> list[str]:
-    """Sentences on the main columns: each variant against the first one, and beside PCA or the best control."""
-    sentences = []
-    for task in TASKS:
-        for ranks in RANKS:
-            for key, _, what, decimals, more in main_columns(scored, task, ranks):
-                parts = _against_base(scored, task, ranks, key, more, decimals)
-                parts += _against_control(scored, task, ranks, key, more, decimals)
-                if parts:
-                    sentences.append(f"{what}, {ranks} ranks: {'; '.join(parts)}.")
-    return sentences
-
-
-def _against_base(
-    scored: Scored, task: type[EvaluationTask], ranks: str, key: str, more: bool, decimals: int
-) -> list[str]:
-    base, *others = scored.of
-    parts = []
-    for variant in others:
-        of_variant, of_base = (scored.scores(name, task.key, ranks, MODEL, key) for name in (variant, base))
-        if of_variant.keys() & of_base.keys():
-            parts.append(_words(f"{variant} - {base}", of_variant, of_base, more, scored.held_out_ratio, decimals))
-    return parts
-
-
-def _against_control(
-    scored: Scored, task: type[EvaluationTask], ranks: str, key: str, more: bool, decimals: int
-) -> list[str]:
-    parts = []
-    for variant in scored.of:
-        found = {name: scored.scores(variant, task.key, ranks, name, key) for name in task.controls}
-        known = {name: scores for name, scores in found.items() if scores}
-        model = scored.scores(variant, task.key, ranks, MODEL, key)
-        if not known or not model:
-            continue
-        best = max(known, key=lambda name: over_seeds(known[name])["mean"] * (1 if more else -1))
-        name = PCA if PCA in known else best
-        parts.append(_words(f"{variant} - {name}", model, known[name], more, scored.held_out_ratio, decimals))
-    return parts
-
-
-def _words(name: str, scores: Scores, base: Scores, more: bool, ratio: float, decimals: int) -> str:
-    found = paired_difference(scores, base, more, ratio)
-    return f"{name} {found['mean']:+.{decimals}f}{interval(found, decimals)} {found['outcome']}"
-
-
-def interval(found: Mapping[str, Any], decimals: int) -> str:
-    """The interval of a difference in brackets; empty with one seed."""
-    if found["low"] is None:
-        return ""
-    return f" [{found['low']:+.{decimals}f}, {found['high']:+.{decimals}f}]"

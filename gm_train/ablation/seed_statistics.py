@@ -64,3 +64,10 @@ def paired_difference(scores: Scores, base: Scores, more_is_better: bool, held_o
     sign = 1 if low > 0 else -1 if high < 0 else 0
     outcome = OPEN if not sign else BETTER if (sign > 0) == more_is_better else WORSE
     return {"mean": mean, "low": low, "high": high, "outcome": outcome}
+
+
+def interval(found: Difference, decimals: int) -> str:
+    """The interval of a difference in brackets; empty with one seed."""
+    if found["low"] is None or found["high"] is None:
+        return ""
+    return f" [{found['low']:+.{decimals}f}, {found['high']:+.{decimals}f}]"

@@ -64,7 +64,6 @@ class Stores:
         self._folder.mkdir(parents=True, exist_ok=True)
         cells, split = self._cells, self._split
         medians = self._folder / f"medians-{_short([cells.hash, asdict(cells.options)])}.zarr"
-        # Ids of genes are used as they are where they are symbols: `min_mapped` concerns Ensembl ids.
         if not medians.exists():
             make_medians(cells.files, medians, cells.options)
         make_store(

@@ -46,7 +46,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Run `gm-train ablate`; return the exit code."""
     # Imported late: importing torch takes seconds, and `--help` should be fast.
     from data_shards.errors import OptionError
-    from gm_train.ablation.definition import FOLDER, PBMC, find_definition, read_definition
+    from gm_train.ablation.definition import FOLDER, PBMC
+    from gm_train.ablation.definition_file import find_definition, read_definition
 
     if arguments.name is None:
         paths = sorted(FOLDER.glob("*.yaml"))

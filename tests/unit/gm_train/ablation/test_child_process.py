@@ -55,6 +55,34 @@ def test_leaving_waits_until_it_has_saved(tmp_path: Path, monkeypatch: pytest.Mo
     child.leave()  # it has ended: nothing to wait for
 
 
+def test_several_save_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first one leaves only after the second one was asked.
+    text = (
+        "import pathlib, signal, sys, time\n"
+        "own, other = map(pathlib.Path, sys.argv[1:])\n"
+        "def leave(*_):\n"
+        "    own.touch()\n"
+        "    while not other.exists():\n"
+        "        time.sleep(0.02)\n"
+        "    print('saved', flush=True)\n"
+        "    sys.exit(85)\n"
+        "signal.signal(signal.SIGTERM, leave)\nprint('ready', flush=True)\ntime.sleep(600)\n"
+    )
+    words = script(tmp_path, monkeypatch, text)
+    names = [str(tmp_path / name) for name in ("a", "b")]
+    logs = [tmp_path / "log-a", tmp_path / "log-b"]
+    children = [
+        ChildProcess("it", [*words, *order], log, 1) for order, log in zip((names, names[::-1]), logs, strict=True)
+    ]
+    while not all("ready" in log.read_text() for log in logs):
+        time.sleep(0.02)
+    for child in children:
+        child.ask_to_leave()
+    for child in children:
+        child.leave()
+    assert [log.read_text() for log in logs] == ["ready\nsaved\n"] * 2
+
+
 def test_ctrl_c_does_not_reach_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     words = script(tmp_path, monkeypatch, "import os\nprint(os.getpgid(0) == os.getpid())\n")
     wait(ChildProcess("it", words, tmp_path / "log", 1))

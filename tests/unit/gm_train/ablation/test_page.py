@@ -1,17 +1,20 @@
 """The page of an ablation, of runs that were never trained: costs, notes, tables, and what a failed write leaves."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from data_shards.errors import DataError
-from gm_train.ablation.definition import Definition, read_definition
-from gm_train.ablation.page import ablation_results, render_text, write_page
+from data_shards.store.manifest import Manifest
+from gm_train.ablation.definition import Definition
+from gm_train.ablation.definition_file import read_definition
+from gm_train.ablation.page import ablation_results, render_markdown, render_text, write_page
 from gm_train.ablation.planned_runs import plan_runs
 from gm_train.ablation.run_ablation import AblationRun, prepare_runs
-from gm_train.plan.flops import Work, training_flops
+from gm_train.run.records import append_rows, read_rows
 from tests.support.run_folders import TOKENS, write_run, write_scores
 from tests.support.tiny_ablations import write_definition
 
@@ -39,15 +42,31 @@ def test_the_costs_are_those_of_the_records(scored: tuple[Definition, list[Ablat
     assert (first["variant"], first["seed"], first["steps"], first["tokens"]) == ("masked", 0, 4, 4 * TOKENS)
     assert (first["seconds"], first["parameters"], first["cells"]) == (4 * 1800.0, 12_345, 28)
     assert first["loss"] == 1.0  # that of the last step
-    from gm_train.config.schema import ModelConfig
+    assert first["flops"] is None  # by a version that did not count them
 
-    per_token = training_flops(ModelConfig(), 92, Work(4 * TOKENS / 28, 0.15))
-    assert first["flops"] == pytest.approx(per_token * 4 * TOKENS)
+
+def test_flops_are_those_of_the_steps_each_once(scored: tuple[Definition, list[AblationRun]]) -> None:
+    metrics = scored[1][0].record.directory / "metrics.jsonl"
+    rows = [row for row in read_rows(metrics) if "loss" in row]
+    again = [rows[3] | {"flops": 7e12}]  # made again after a start
+    metrics.unlink()
+    append_rows(metrics, [row | {"flops": 2e12} for row in rows] + again + [{"step": 4, "val_loss": 1.0}])
+    results, _ = made(scored)
+    assert results["runs"][0]["flops"] == 13e12
+    # Of the two runs of this variant, one has counted.
+    assert "| masked | 2 | 4 | 450 | 28 | 12,345 | 13.0 |" in render_markdown(results)
 
 
 def test_notes_say_what_seeds_vary_and_widen_intervals(scored: tuple[Definition, list[AblationRun]]) -> None:
     results, _ = made(scored)
-    assert results["held_out_ratio"] == pytest.approx(20 / 60)
+    # Of the stores; the evaluations have 20 and 60 cells.
+    ratios = []
+    for run in scored[1]:
+        (entry,) = Manifest.load(run.record.request.store).datasets
+        ratios.append(entry.n_test / entry.n_train)
+    assert results["held_out_ratio"] == pytest.approx(sum(ratios) / 4)
+    assert results["held_out_ratio"] != pytest.approx(20 / 60)
+    assert "The medians of genes are of all cells" in " ".join(results["notes"])
     notes = " ".join(results["notes"])
     assert "and which donors are held out" in notes
     assert "Nadeau and Bengio" in notes
@@ -64,11 +83,13 @@ def test_other_tokens_objectives_and_revisions_are_noted(scored: tuple[Definitio
     content = json.loads((other.evaluation / "eval.json").read_text())
     content["cells"]["hash"] = "c" * 64
     content["model"]["language"] = "missing"
+    content["tasks"]["asked"].append("regulation")
     (other.evaluation / "eval.json").write_text(json.dumps(content))
     environment = json.loads((other.directory / "environment.json").read_text())
     environment["starts"][0] |= {"git": "def", "processor": "Xeon"}
     (other.directory / "environment.json").write_text(json.dumps(environment))
     notes = " ".join(made(scored)[0]["notes"])
+    assert "Not scored in every run, as the `eval.md` of a run explains: regulation (such as of missing)." in notes
     for text in ("other tokens", "different objectives (masked, missing)", "revisions (abc, def)", "processors"):
         assert text in notes
 
@@ -82,8 +103,9 @@ def test_the_page_shows_scores_differences_and_controls(
     page = (tmp_path / "ablation.md").read_text()
     assert "| masked | 20.00 |" in page
     assert "| missing | 21.50 ± 0.71 |" in page
-    # 1 and 2: mean 1.5, sd 0.71, t 12.71 with one degree of freedom, sqrt(1 / 2 + 1 / 3).
-    assert "| missing - masked | +1.50 [-6.70, +9.70] not shown |" in page
+    # 1 and 2: mean 1.5, sd 0.71, t 12.71 with one degree of freedom.
+    half = 12.7062 * math.sqrt(0.5) * math.sqrt(1 / 2 + results["held_out_ratio"])
+    assert f"| missing - masked | +1.50 [{1.5 - half:+.2f}, {1.5 + half:+.2f}] not shown |" in page
     assert "| order control | 10.00 |" in page
     assert "Made by `gm-train ablate tiny` with gm-train" in page
     assert "missing - masked" in render_text(results)

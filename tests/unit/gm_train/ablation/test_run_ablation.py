@@ -1,6 +1,7 @@
 """What is finished is kept, what has changed is refused: with records alone, and end to end on a tiny ablation."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +12,12 @@ from typing import Any
 import pytest
 
 from data_shards.errors import DataError
-from gm_train.ablation.definition import read_definition
+from gm_train.ablation.definition_file import read_definition
 from gm_train.ablation.planned_runs import plan_runs
 from gm_train.ablation.run_ablation import AblationRun, prepare_runs
 from gm_train.cli.main import main
 from gm_train.run.records import METRICS, append_rows, read_rows
+from tests.support.checkpoints import write_checkpoint
 from tests.support.tiny_ablations import write_definition
 
 
@@ -69,6 +71,47 @@ def test_a_run_is_scored_once_it_has_the_scores_that_are_asked_for(tmp_path: Pat
     assert (other.is_trained(), other.is_scored()) == (True, False)
     other.ask()
     assert not (record.evaluation / "eval.json").exists()
+
+
+REGULATED = {
+    "cells.atlas": {
+        "cells": 120, "genes": 120, "cell_types": 3, "programmes": 4, "genes_per_programme": 10, "donors": 6,
+        "type_skew": 1.0, "regulators": 2, "targets_per_regulator": 5,
+    },
+    "scoring.tasks": ["regulation"],
+    "scoring.regulation": "$regulation",
+}  # fmt: skip
+
+
+def test_the_table_of_regulation_goes_to_the_evaluation(tmp_path: Path) -> None:
+    request = prepared(tmp_path, REGULATED)[0].record.request
+    words = request.words(tmp_path)
+    table = Path(words[words.index("--regulation") + 1])
+    assert table.read_text().startswith("regulator\ttarget\t")
+    before = request.content()
+    own = tmp_path / "own.tsv"
+    own.write_text(table.read_text())
+    copied = prepared(tmp_path, REGULATED | {"scoring.regulation": str(own)})[0].record.request
+    assert copied.content() == before
+    own.write_text("regulator\ttarget\nGENE00000\tGENE00001\n")
+    assert copied.content() != before
+    with pytest.raises(DataError, match=r"scoring.regulation=nowhere.tsv: no such file"):
+        prepared(tmp_path, REGULATED | {"scoring.regulation": "nowhere.tsv"})
+
+
+def test_another_checkpoint_to_begin_with_is_another_run(tmp_path: Path) -> None:
+    first, second = (write_checkpoint(tmp_path / f"seed{seed}", seed).path for seed in (0, 1))
+
+    def begun(checkpoint: Path) -> list[AblationRun]:
+        return prepared(tmp_path, {"variants": {"own": [f"model.init_from={checkpoint}"]}})
+
+    begun(first)[0].record.begin()
+    shutil.copytree(first, tmp_path / "copy")
+    assert begun(tmp_path / "copy")[0].record.differences() == []
+    with pytest.raises(DataError, match=r"model.init_from was '[0-9a-f]{64}', is '[0-9a-f]{64}'"):
+        begun(second)
+    with pytest.raises(DataError, match="nowhere: no such checkpoint or run directory"):
+        begun(tmp_path / "nowhere")
 
 
 def ablate(path: Path, out: Path, *words: str) -> list[str]:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from gm_train.ablation.page_picture import draw_ablation
-from gm_train.ablation.score_tables import Scored, score_tables, summary_tables, verdicts
+from gm_train.ablation.score_tables import Scored, score_tables, summary_tables
+from gm_train.ablation.verdicts import verdicts
 from gm_train.evaluation.figures import Row
 from tests.support.run_folders import write_scores
 
@@ -93,12 +94,46 @@ def test_the_summary_has_the_main_columns_of_all_tasks(tmp_path: Path) -> None:
     assert [row["kind"] for row in plain["rows"]].index("control") == 3
 
 
-def test_verdicts_name_the_base_and_pca(tmp_path: Path) -> None:
+def test_verdicts_name_the_base_the_best_control_and_pca(tmp_path: Path) -> None:
     found = [line for line in verdicts(evaluated(tmp_path, ("probes",))) if "nearest neighbours" in line]
     assert found[0] == (
         "Accuracy of nearest neighbours (%), plain ranks: other - base +10.0 [+7.5, +12.5] better; "
-        "base - PCA +12.0 [+7.0, +17.0] better; other - PCA +22.0 [+17.7, +26.3] better."
+        "base - random weights +10.0 [+5.0, +15.0] better; base - PCA +12.0 [+7.0, +17.0] better; "
+        "other - random weights +20.0 [+15.7, +24.3] better; other - PCA +22.0 [+17.7, +26.3] better."
     )
+
+
+@pytest.mark.parametrize(
+    ("task", "stronger", "score", "said"),
+    [
+        # Less is better: the order control has 10, the others more.
+        ("masked", "frequency", 2.0, "base - frequency +20.00 [+15.03, +24.97] worse; other"),
+        ("missing", "nearest neighbours", 30.0,
+         "base - nearest neighbours -8.0 [-13.0, -3.0] worse; base - PCA +12.0"),
+        ("probes", "PCA", 30.0, "base - PCA -8.0 [-13.0, -3.0] worse; other - PCA"),
+    ],
+)  # fmt: skip
+def test_verdicts_are_against_the_best_control(
+    tmp_path: Path, task: str, stronger: str, score: float, said: str
+) -> None:
+    scored = evaluated(tmp_path, (task,))
+    for results in scored.all():
+        for row in results[task]:
+            if row["scored"] == stronger:
+                row.update({key: {"mean": score, "sd": 0.0} for key in row if key not in ("ranks", "scored")})
+    assert said in next(line for line in verdicts(scored) if "plain" in line)
+
+
+def test_variants_are_compared_with_the_bases_that_are_named(tmp_path: Path) -> None:
+    scored = evaluated(tmp_path, ("probes",))
+    three = {**scored.of, "third": scored.of["other"]}
+    named = Scored(three, 0.0, {"third": "other"})
+    rows = [row["scored"] for row in score_tables(named)[0]["rows"] if row["kind"] == "difference"]
+    assert rows == ["other - base", "third - other"]
+    assert "third - other +0.0 [+0.0, +0.0] not shown" in verdicts(named)[0]
+    assert "third - base" not in verdicts(named)[0]
+    # Its base was not chosen with --variants.
+    assert Scored({"base": three["base"], "third": three["third"]}, 0.0, {"third": "other"}).pairs == []
 
 
 def test_one_variant_has_no_difference_and_still_its_controls(tmp_path: Path) -> None:
