@@ -14,9 +14,7 @@ VARIANT, DIFFERENCE, CONTROL = "variant", "difference", "control"
 #: Columns of the summary besides the one that the picture of an evaluation shows.
 _ALSO = {"probes": ("knn_accuracy",)}
 #: What titles say of one evaluation that does not hold for several.
-_OF_ONE = re.compile(
-    r" \(mean ± sd[^()]*\)|, mean ± sd[^()]*(?=\))|\b[\d,]+ (?=(?:validation|test) cells)"
-)
+_OF_ONE = re.compile(r" \(mean ± sd[^()]*\)|, mean ± sd[^()]*(?=\))|\b[\d,]+ (?=(?:validation|test) cells)")
 
 
 @dataclass(frozen=True)
