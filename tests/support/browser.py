@@ -52,7 +52,7 @@ def dump(url: str, folder: Path) -> str:
 def _run(url: str, folder: Path, *options: str) -> str:
     browser = next((found for name in _NAMES if (found := shutil.which(name))), None)
     if browser is None:
-        pytest.skip(f"no browser is installed ({', '.join(_NAMES)})")
+        pytest.skip(f"{' or '.join(_NAMES)} is needed: install one, such as the package chromium")
     command = [
         *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1400,1000"),
         *(f"--user-data-dir={folder / 'profile'}", *options, "--dump-dom", url),
