@@ -110,11 +110,12 @@ def test_data_sets_without_cells_of_the_split_are_named(tmp_path: Path, capsys: 
     more = write_cells(tmp_path / "more.h5ad", 40, 80, seed=9)
     splits = SplitOptions(by="cell", validation=0.3)
     make_store([more], None, atlas.store, add=True, splits=splits, say=lambda line: None)
+    grown = Atlas(atlas.store, (*atlas.files, more))
     fit(load_config(*tiny_words(atlas.store, run), "trainer.max_steps=2"))
     note = "Data sets without test cells are not in these scores: more. `--split validation` scores their validation"
     for words, named in (([], True), (["--split", "validation"], False)):
         capsys.readouterr()
-        assert evaluate(run, atlas, str(more), "--tasks", "masked", *words) == 0
+        assert evaluate(run, grown, "--tasks", "masked", *words) == 0
         for text in (capsys.readouterr().out, html.unescape((run / "report.html").read_text())):
             assert (note in text) == named
 

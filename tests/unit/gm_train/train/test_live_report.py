@@ -24,7 +24,7 @@ from gm_train.train.fit import fit
 from gm_train.train.live_report import LivePage, LiveServer, Served
 from gm_train.train.run_report import Report, make_report
 from tests.conftest import Atlas, tiny_words
-from tests.support.browser import dump
+from tests.support.browser import dump, needs_browser
 
 
 @pytest.fixture(scope="module")
@@ -103,6 +103,7 @@ class Watched(BaseHTTPRequestHandler):
         """Requests are not logged."""
 
 
+@needs_browser
 @pytest.mark.slow
 def test_a_browser_shows_new_steps_and_stays_where_it_was(
     growing: tuple[Path, LiveServer], finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
