@@ -62,7 +62,8 @@ slurm-down: setup ## stop the SLURM that `make slurm` started
 	$(BIN)/python -m cluster.local_slurm down
 
 # Three pytest processes, since tests often wait; each runs one test file at a time, in the order of tests/conftest.py.
-PYTEST = $(BIN)/python -m pytest -n 3 --no-loadscope-reorder
+# -rs names the tests that are skipped and what they need, such as a browser (the package chromium) for tests of pages.
+PYTEST = $(BIN)/python -m pytest -n 3 --no-loadscope-reorder -rs
 
 test: setup ## run the fast tests
 	$(PYTEST) -m "not slow"

@@ -119,7 +119,7 @@ def run(arguments: argparse.Namespace) -> int:
     from gm_train.run.mlflow_mirror import send_report
     from gm_train.train.run_report import EVAL_DIR, write_report
 
-    follow_parent()
+    follow_parent()  # a child of `gm-train ablate` ends with it
     for name in ("max_cells", "mask_seeds"):
         if getattr(arguments, name) < 1:
             raise OptionError(f"--{name.replace('_', '-')} {getattr(arguments, name)}: must be at least 1")

@@ -20,7 +20,7 @@ from data_shards.tokens.tokenizer import Tokenizer
 from data_shards.workers.progress import Progress
 from gm_train.embedding.ragged import Ragged
 from gm_train.evaluation.cell_counts import CellCounts
-from gm_train.evaluation.chosen_cells import I64, choose_cells, obs_column, read_labels, usual_split
+from gm_train.evaluation.chosen_cells import I64, choose_cells, not_in_split, obs_column, read_labels, usual_split
 from gm_train.evaluation.labels import Labels
 
 #: Cells of counts read at once.
@@ -45,6 +45,7 @@ class EvaluationCells:
         batches: object (n_cells,), str or None where a cell has none; None without batches.
         n_empty: cells left out because they have no token.
         missing: data sets of the store whose files were not given.
+        not_scored: data sets of the given files that have no held-out cell of this split, but some of the other one.
         tokenizer: that of the model.
         counts: number of each data set to the counts of its held-out cells, in the order of the cells.
     """
@@ -64,6 +65,7 @@ class EvaluationCells:
     batches: Labels | None
     n_empty: int
     missing: tuple[str, ...]
+    not_scored: tuple[str, ...]
     tokenizer: Tokenizer
     counts: dict[int, CellCounts]
 
@@ -162,6 +164,7 @@ def read_cells(
         None if batches is None else batches[kept],
         plain.n_cells - len(kept),
         tuple(entry.name for entry in manifest.datasets if entry.name not in counted),
+        not_in_split(where.values(), split),
         tokenizer,
         held_out_counts,
     )

@@ -33,6 +33,16 @@ def usual_split(entries: Iterable[DatasetEntry]) -> str:
     return "test" if any(entry.n_test for entry in entries) else "validation"
 
 
+def not_in_split(entries: Iterable[DatasetEntry], split: str) -> tuple[str, ...]:
+    """Name the data sets that have no cell in the split named `split`, but held-out cells in the other one."""
+    other = []
+    for entry in entries:
+        held_out = {"validation": entry.n_validation, "test": entry.n_test}
+        if not held_out[split] and any(held_out.values()):
+            other.append(entry.name)
+    return tuple(other)
+
+
 def choose_cells(
     store: Location, where: dict[int, DatasetEntry], max_cells: int, split: str
 ) -> tuple[I64, I64, npt.NDArray[np.bool_]]:

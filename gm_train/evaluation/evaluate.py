@@ -149,6 +149,7 @@ def _facts(subject: Subject, checkpoint: Row, tasks: Sequence[EvaluationTask], o
             "genes": subject.vocabulary_size - FIRST_GENE,
             "without_tokens": cells.n_empty,
             "data_sets_left_out": list(cells.missing),
+            "data_sets_not_scored": list(cells.not_scored),
             "label": cells.label,
             "hash": cells.hash,
             "other_store": other_store,
@@ -171,6 +172,12 @@ def _notes(results: Row) -> list[str]:
         notes.append(f"{results['cells']['without_tokens']:,} cells have no gene of the vocabulary and are left out.")
     if left_out := results["cells"]["data_sets_left_out"]:
         notes.append(f"Data sets of the store whose count files were not given are left out: {', '.join(left_out)}.")
+    if not_scored := results["cells"]["data_sets_not_scored"]:
+        split, other = ("test", "validation") if split_of(results) == "test" else ("validation", "test")
+        notes.append(
+            f"Data sets without {split} cells are not in these scores: {', '.join(not_scored)}. "
+            f"`--split {other}` scores their {other} cells."
+        )
     if results["cells"]["other_store"]:
         notes.append(
             "The cells are of a store that this model was not trained on: it may have been trained on cells that are "

@@ -12,7 +12,7 @@ from types import FrameType
 
 from data_shards.errors import DataError
 
-#: Variable with the number of the process that a rank follows, see `follow_parent`.
+#: Variable with the number of the process that a child follows, see `follow_parent`.
 PARENT = "GM_TRAIN_PARENT"
 _PR_SET_PDEATHSIG = 1  # from Linux's <sys/prctl.h>
 _PATIENCE_S = 10.0  # how long ranks may take to end by themselves after one of them failed
@@ -117,10 +117,10 @@ def _watch(processes: list[subprocess.Popen[bytes]]) -> int:
 
 
 def follow_parent() -> None:
-    """In a rank that `run_ranks` started: receive the pending signals, and end together with the parent.
+    """In a child of `run_ranks` or of `gm-train ablate`: receive pending signals, and end together with the parent.
 
-    To be called once the rank handles signals. The rank is killed when its parent ends, even by kill -9. In other
-    processes this does nothing.
+    To be called once the child handles signals, if it does. It is killed when its parent ends, even by kill -9. In
+    processes whose parent does not set `PARENT`, this does nothing.
     """
     parent = os.environ.get(PARENT)
     if parent is not None:

@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +89,10 @@ def cost_of(starts: Sequence[Row], rows: Sequence[Row]) -> Cost | None:
         return None
     hours = {True: 0.0, False: 0.0}
     in_steps = 0.0
+    # A later start may begin at a lower step, when the newest checkpoint is damaged. All steps after that are its own.
+    later_from = [*accumulate((start["step"] for start in reversed(starts)), min)][::-1]
     for number, start in enumerate(starts):
-        end = starts[number + 1]["step"] if number + 1 < len(starts) else None
+        end = later_from[number + 1] if number + 1 < len(starts) else None
         own = [row for row in rows if row["step"] > start["step"] and (end is None or row["step"] <= end)]
         begun = datetime.fromisoformat(start["time"]).timestamp()
         # Rows of steps that the next start made again are dropped, but when the last one was recorded is kept.

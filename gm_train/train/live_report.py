@@ -1,11 +1,12 @@
 """The report of a run that still trains: made again when its records change, and served to this machine alone."""
 
+import contextlib
 import errno
 import hashlib
-import struct
+import logging
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -15,6 +16,8 @@ from gm_train.run.records import METRICS, SKIPPED, read_rows
 from gm_train.run.starts import ENVIRONMENT
 from gm_train.train.report.page_parts import text
 from gm_train.train.run_report import EVAL_DIR, REPORT, Report, make_report
+
+log = logging.getLogger(__name__)
 
 HOST = "127.0.0.1"
 #: Names under which a browser reaches this machine. Under another name, a page from elsewhere asks through a browser.
@@ -27,6 +30,8 @@ _RECORDS = (
 #: Making the page takes at most one part in so many of the time: training may need the same cores.
 _SHARE = 8
 _LEAST_S = 1.0
+#: Failures of so many seconds are no accident: a file that is being replaced, as when a run is resumed, is soon whole.
+_PATIENCE_S = 5.0
 
 #: Asks for the page every two seconds; an unchanged one is not sent again. Only what is shown is replaced, so that the
 #: page stays where it was scrolled to; opened details stay open.
@@ -34,6 +39,10 @@ _SCRIPT = """\
 <p class=live>live</p><script>
 let tag = document.currentScript.dataset.tag;
 const state = document.querySelector("p.live");
+function show() {
+  const failed = document.querySelector("main > p.failure");
+  state.textContent = failed ? "no longer live: the page cannot be made, see its top" : "live";
+}
 async function refresh() {
   try {
     const answer = await fetch("/", {headers: {"If-None-Match": tag}, cache: "no-store"});
@@ -47,10 +56,11 @@ async function refresh() {
       scrollTo(x, y);
       tag = answer.headers.get("ETag");
     }
-    state.textContent = "live";
+    show();
   } catch { state.textContent = "no longer live: `gm-train report --live` has ended"; }
   setTimeout(refresh, 2000);
 }
+show();
 setTimeout(refresh, 2000);
 </script>"""
 
@@ -83,28 +93,51 @@ class LivePage:
         self._lock = threading.Lock()
         self._stamp: object = None
         self._next = 0.0
-        self._served = self._make()
+        self._failing_since: float | None = None
+        self._report, self._served = self._make()
 
     def now(self) -> Served:
-        """The page as of now, or as of some seconds ago while the records change all the time."""
+        """The page as of now, or as of some seconds ago while the records change all the time.
+
+        While it cannot be made again, it stays for some seconds; then it says why.
+        """
         with self._lock:
-            if time.monotonic() >= self._next and self._stamp != self._stamp_now():
+            begun = time.monotonic()
+            if begun >= self._next and self._stamp != self._stamp_now():
                 try:
-                    self._served = self._make()
-                except (DataError, OSError, ValueError, KeyError, struct.error):
-                    # A file is being replaced at this moment, as when a run is resumed: the page stays for now.
-                    self._next = time.monotonic() + _LEAST_S
+                    self._report, self._served = self._make()
+                    self._failing_since = None
+                except Exception as error:  # whatever it is, the reader must learn of it
+                    self._wait(begun)
+                    if self._failing_since is None:
+                        self._failing_since = begun
+                    if begun - self._failing_since >= _PATIENCE_S:
+                        self._fail(error)
             return self._served
 
-    def _make(self) -> Served:
+    def _make(self) -> tuple[Report, Served]:
         begun, stamp = time.monotonic(), self._stamp_now()
         report = make_report(self._run_dir) if self._has_steps() else _empty(self._run_dir)
-        tag = f'"{hashlib.sha256(report.body.encode()).hexdigest()[:16]}"'
-        page = report.page(_SCRIPT.replace("<script>", f"<script data-tag='{tag}'>"))
+        served = _serve(report)
         self._stamp = stamp
+        self._wait(begun)
+        return report, served
+
+    def _wait(self, begun: float) -> None:
+        """Leave most of the time to others."""
         ended = time.monotonic()
         self._next = ended + max(_LEAST_S, _SHARE * (ended - begun))
-        return Served(page.encode(), tag)
+
+    def _fail(self, error: Exception) -> None:
+        """Serve the last page that could be made, with the reason on it."""
+        is_ours = isinstance(error, DataError)
+        reason = str(error) if is_ours else f"{type(error).__name__}: {error}"
+        message = f"This page is no longer up to date, because it cannot be made again. {reason}"
+        served = _serve(replace(self._report, body=f"<p class='older failure'>{text(message)}</p>{self._report.body}"))
+        if served.tag != self._served.tag:
+            log.warning("%s: the page cannot be made again: %s", self._run_dir, reason, exc_info=not is_ours)
+        self._stamp = None  # a record may come back as it was
+        self._served = served
 
     def _has_steps(self) -> bool:
         return any("loss" in row for row in read_rows(self._run_dir / METRICS))
@@ -125,6 +158,12 @@ class LivePage:
 def _empty(run_dir: Path) -> Report:
     name = run_dir.resolve().name
     return Report(name, f"<h1>{text(name)}</h1><p>No step is recorded yet.</p>", {})
+
+
+def _serve(report: Report) -> Served:
+    tag = f'"{hashlib.sha256(report.body.encode()).hexdigest()[:16]}"'
+    page = report.page(_SCRIPT.replace("<script>", f"<script data-tag='{tag}'>"))
+    return Served(page.encode(), tag)
 
 
 class LiveServer(ThreadingHTTPServer):
@@ -157,6 +196,11 @@ class LiveServer(ThreadingHTTPServer):
 
 
 class _Handler(BaseHTTPRequestHandler):
+    def handle(self) -> None:
+        """Answer; a browser that has closed the page in the meantime is no fault."""
+        with contextlib.suppress(ConnectionError):
+            super().handle()
+
     def do_GET(self) -> None:
         """Send the page, or that the browser has it already."""
         assert isinstance(self.server, LiveServer)

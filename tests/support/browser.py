@@ -1,4 +1,4 @@
-"""A real browser without a window, for tests of pages; skipped where none is installed."""
+"""A real browser without a window, for tests of pages; those marked `needs_browser` are skipped where there is none."""
 
 import html
 import json
@@ -12,6 +12,11 @@ from urllib.parse import unquote
 import pytest
 
 _NAMES = ("chromium", "chromium-browser", "google-chrome")
+_BROWSER = next((found for name in _NAMES if (found := shutil.which(name))), None)
+
+needs_browser = pytest.mark.skipif(
+    _BROWSER is None, reason=f"needs a browser ({', '.join(_NAMES)}): install the package chromium"
+)
 
 
 def measure(page: Path, width: int, dark: bool, script: str, folder: Path) -> Any:
@@ -50,11 +55,9 @@ def dump(url: str, folder: Path) -> str:
 
 
 def _run(url: str, folder: Path, *options: str) -> str:
-    browser = next((found for name in _NAMES if (found := shutil.which(name))), None)
-    if browser is None:
-        pytest.skip(f"no browser is installed ({', '.join(_NAMES)})")
+    assert _BROWSER is not None, "mark the test with `needs_browser`"
     command = [
-        *(browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1400,1000"),
+        *(_BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1400,1000"),
         *(f"--user-data-dir={folder / 'profile'}", *options, "--dump-dom", url),
     ]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout

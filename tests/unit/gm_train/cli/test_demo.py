@@ -1,5 +1,6 @@
-"""How `make demo` divides cells; the whole of it runs in `tests/e2e/test_demo.py`."""
+"""How `make demo` divides cells, and what it does not go on with; the whole runs in `tests/e2e/test_demo.py`."""
 
+import shutil
 from pathlib import Path
 
 import anndata as ad
@@ -7,10 +8,15 @@ import pytest
 
 from data_shards.counts.count_file import open_counts
 from data_shards.counts.count_options import CountOptions
+from data_shards.errors import DataError
+from data_shards.prepare.make_store import make_store
+from data_shards.prepare.splits import SplitOptions
 from data_shards.store.manifest import Manifest
-from gm_train.cli.demo import _make_store, _split_by
+from gm_train.cli.demo import _make_store, _split_by, demo
+from gm_train.config.load import load_config
 from gm_train.evaluation.chosen_cells import usual_split
-from tests.conftest import write_cells
+from gm_train.train.fit import fit
+from tests.conftest import tiny_words, write_cells
 
 
 def cells_of_donors(path: Path, n_donors: int) -> Path:
@@ -35,3 +41,35 @@ def test_every_split_of_the_demo_has_cells_however_few_donors_there_are(
     (entry,) = Manifest.load(store).datasets
     assert min(entry.n_train, entry.n_validation, entry.n_test) > 0
     assert usual_split([entry]) == "test"
+
+
+@pytest.fixture
+def demo_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The present folder, with the demo's settings."""
+    shutil.copytree("configs", tmp_path / "configs")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_a_store_of_an_earlier_version_has_no_test_cells_and_is_refused(demo_folder: Path) -> None:
+    path, store = cells_of_donors(demo_folder / "mine.h5ad", 0), Path("runs/demo-data/store.zarr")
+    _make_store(path, [], store, 32, "cell")
+    medians = store.with_name("medians.zarr")
+    shutil.rmtree(store)
+    make_store([path], medians, store, splits=SplitOptions(by="cell", validation=0.2), say=lambda line: None)
+    with pytest.raises(DataError) as refused:
+        demo(path, fresh=False)
+    assert f"{store} has no test cells" in str(refused.value)
+    assert f"`make demo FRESH=1 DATA={path}` starts over" in str(refused.value)
+
+
+def test_a_run_of_another_objective_is_refused(demo_folder: Path) -> None:
+    path, store = cells_of_donors(demo_folder / "mine.h5ad", 0), Path("runs/demo-data/store.zarr")
+    _make_store(path, [], store, 32, "cell")
+    words = tiny_words(store, Path("runs/demo"))
+    fit(load_config(*words, "objective.language=masked", "trainer.max_steps=2"))
+    with pytest.raises(DataError) as refused:
+        demo(path, fresh=False)
+    assert "runs/demo was trained with other settings than configs/demo.yaml (" in str(refused.value)
+    assert "objective.language=masked" in str(refused.value)
+    assert f"`make demo FRESH=1 DATA={path}` starts over" in str(refused.value)

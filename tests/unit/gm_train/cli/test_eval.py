@@ -12,6 +12,8 @@ import torch
 from mlflow.tracking import MlflowClient
 
 from data_shards.errors import DataError
+from data_shards.prepare.make_store import make_store
+from data_shards.prepare.splits import SplitOptions
 from data_shards.tokens.tokenizer import Tokenizer
 from gm_train.checkpoint.find import latest_whole, open_checkpoint
 from gm_train.cli.main import main
@@ -22,7 +24,7 @@ from gm_train.evaluation.tasks import TASKS, choose_tasks
 from gm_train.model.genemamba import GeneMamba
 from gm_train.train.fit import fit
 from gm_train.train.run_report import write_report
-from tests.conftest import Atlas, tiny_words, write_gene_sets
+from tests.conftest import Atlas, tiny_words, write_cells, write_gene_sets
 from tests.support.evaluation_cases import store_with_test_cells
 
 
@@ -100,6 +102,22 @@ def test_every_page_names_the_split_and_warns_of_validation_cells(
     )
     assert "Hidden genes of 20 test cells" in compared
     assert "Hidden genes of 20 validation cells" not in compared
+
+
+def test_data_sets_without_cells_of_the_split_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A data set was added without test cells; the others have some."""
+    atlas, run = store_with_test_cells(tmp_path), tmp_path / "run"
+    more = write_cells(tmp_path / "more.h5ad", 40, 80, seed=9)
+    splits = SplitOptions(by="cell", validation=0.3)
+    make_store([more], None, atlas.store, add=True, splits=splits, say=lambda line: None)
+    grown = Atlas(atlas.store, (*atlas.files, more))
+    fit(load_config(*tiny_words(atlas.store, run), "trainer.max_steps=2"))
+    note = "Data sets without test cells are not in these scores: more. `--split validation` scores their validation"
+    for words, named in (([], True), (["--split", "validation"], False)):
+        capsys.readouterr()
+        assert evaluate(run, grown, "--tasks", "masked", *words) == 0
+        for text in (capsys.readouterr().out, html.unescape((run / "report.html").read_text())):
+            assert (note in text) == named
 
 
 def test_a_split_that_the_store_does_not_have_is_refused(

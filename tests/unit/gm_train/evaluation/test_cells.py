@@ -139,3 +139,8 @@ def test_the_usual_split_is_that_of_the_files_that_are_given(tmp_path: Path) -> 
     assert [usual_split([entry]) for entry in entries] == ["test", "test", "validation"]
     assert usual_split(entries) == "test"
     assert read_cells(atlas.store, [more], Tokenizer.load(atlas.store)).split == "validation"
+    everything = [*atlas.files, more]
+    tokenizer = Tokenizer.load(atlas.store)
+    assert read_cells(atlas.store, everything, tokenizer).not_scored == ("more",)
+    assert read_cells(atlas.store, everything, tokenizer, split="validation").not_scored == ()
+    assert read_cells(atlas.store, atlas.files, tokenizer).not_scored == ()

@@ -33,6 +33,25 @@ def test_steps_that_were_lost_and_made_again_cost_twice() -> None:
     assert cost.steps_share == pytest.approx(1.5 / 5)
 
 
+def test_a_start_from_an_earlier_checkpoint_makes_all_later_steps() -> None:
+    """Step 100 could not be read again after the second start, so the third one went on from step 50, hours later."""
+    starts = [
+        {"time": f"1970-01-01T{at}+00:00", "step": step, "ranks": 1, "device": "cuda", **last}
+        for at, step, last in (
+            ("00:00:00", 0, {"last_row": 110.0}),
+            ("00:01:50", 100, {"last_row": 120.0}),
+            ("02:46:40", 50, {}),
+        )
+    ]
+    rows = [row(step, step / 3600, 1.0) for step in range(1, 51)]
+    rows += [row(step, (10_000 + step - 50) / 3600, 1.0) for step in range(51, 101)]
+    assert all(start_of(starts, one["step"]) is starts[0 if one["step"] <= 50 else 2] for one in rows)
+    cost = cost_of(starts, rows)
+    assert cost is not None
+    assert cost.gpu_hours * 3600 == pytest.approx(110 + 10 + 50)
+    assert cost.steps_share == pytest.approx(100 / 170)
+
+
 def test_starts_of_earlier_versions_are_told_apart_by_their_gpus() -> None:
     assert cost_of([start(0, 0, 1, gpus=["A100"])], [row(1, 1.0)]) == Cost(1.0, 0.0, 0.5)
     assert cost_of([start(0, 0, 1, gpus=[])], [row(1, 1.0)]) == Cost(0.0, 4.0, 0.5)

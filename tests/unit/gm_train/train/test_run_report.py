@@ -14,7 +14,7 @@ from gm_train.run.starts import read_starts
 from gm_train.train.fit import fit
 from gm_train.train.run_report import make_report, write_report
 from tests.conftest import Atlas, write_gene_sets
-from tests.support.browser import measure
+from tests.support.browser import measure, needs_browser
 from tests.support.panels import panel_words
 
 
@@ -99,6 +99,7 @@ _FITS = """{
   .length }"""
 
 
+@needs_browser
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_phone_shows_all_of_it(run: Path, dark: bool, tmp_path: Path) -> None:
     found = measure(run / "report.html", 390, dark, _FITS, tmp_path)
@@ -110,6 +111,7 @@ def test_a_phone_shows_all_of_it(run: Path, dark: bool, tmp_path: Path) -> None:
     assert (found["background"] == "rgb(255, 255, 255)") == (not dark)
 
 
+@needs_browser
 def test_a_desktop_shows_tables_and_panels_side_by_side(run: Path, tmp_path: Path) -> None:
     script = """[document.documentElement.scrollWidth,
       getComputedStyle(document.querySelector("td[data-label]")).display,
