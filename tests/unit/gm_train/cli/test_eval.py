@@ -267,7 +267,7 @@ def test_scores_name_their_checkpoint_and_older_ones_are_marked(
     assert marked not in page()
     assert named not in page()
     assert not (run / "eval" / "eval-embedding-1.png").exists()
-    assert page().count("data:image/png;base64,") == 2
+    assert page().count("data:image/png;base64,") == 8 + 1  # curves and scores, no map
 
 
 def test_scores_of_another_checkpoint_of_the_same_step_or_of_an_unknown_one_are_marked(
