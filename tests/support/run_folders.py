@@ -79,6 +79,7 @@ def write_scores(run: Path, model: float, step: int = 4, tasks: tuple[str, ...] 
             "seeds": 3,
         },
         "pairs_facts": {"seeds": 3, "sets": {}},
+        "regulation_facts": {"seeds": 3, "pairs": 40, "regulators": 12, "file": "f" * 64},
         "robustness_facts": {"seeds": 3, "cells": 20},
         "notes": [],
     }
