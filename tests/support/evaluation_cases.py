@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from data_shards.prepare.splits import SplitOptions
+from gm_train.cli.main import main
 from gm_train.embedding.ragged import Ragged
 from gm_train.evaluation.masked.masked_genes import MaskedCells, mask_cells
 from gm_train.objective.cell_keys import cell_keys
@@ -16,6 +17,11 @@ from tests.conftest import Atlas, write_cells
 from tests.support.counts_to_stores import build
 
 VOCABULARY = 14
+
+
+def evaluate(run: Path, atlas: Atlas, *words: str) -> int:
+    """Run `gm-train eval` on few cells; return its exit code."""
+    return main(["eval", str(run), *map(str, atlas.files), "--max-cells", "80", "--mask-seeds", "2", *words])
 
 
 def store_with_test_cells(folder: Path) -> Atlas:
