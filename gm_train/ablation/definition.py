@@ -37,12 +37,14 @@ class Split:
         by: "donor" or "cell", as `gm-train data shards --split-by`.
         validation, test: shares of the cells.
         every_seed: whether each seed draws a split of its own, as suits few cells.
+        seed: of the split, unless every seed draws its own.
     """
 
     by: str = "donor"
     validation: float = 0.15
     test: float = 0.2
     every_seed: bool = False
+    seed: int = 0
 
 
 @dataclass(frozen=True)

@@ -106,7 +106,7 @@ def _planned(path: Path, definition: Definition, variant: str, words: Sequence[s
     if definition.cells.source != ATLAS and any(PROGRAMMES in word or RANDOM_SETS in word for word in every):
         raise DataError(f"{path}: {PROGRAMMES} and {RANDOM_SETS} are files of a simulated atlas: name a GMT file")
     changes = [word.removeprefix(_STORE) for word in words if word.startswith(_STORE)]
-    split_seed = seed if definition.split.every_seed else 0
+    split_seed = seed if definition.split.every_seed else definition.split.seed
     return PlannedRun(variant, seed, split_seed, every, _changed(path, variant, definition.store, changes))
 
 

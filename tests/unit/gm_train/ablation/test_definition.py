@@ -41,7 +41,7 @@ def test_every_ablation_of_the_atlas_has_the_same_cells() -> None:
     ("changes", "without", "message"),
     [
         ({"colour": "red"}, (), "unknown key colour: there are question, cells, base, variants"),
-        ({"split.share": 0.1}, (), "unknown key share of split: there are by, validation, test, every_seed"),
+        ({"split.share": 0.1}, (), "unknown key share of split: there are by, validation, test, every_seed, seed"),
         ({"cells.atlas": {"cell": 3}}, (), "unknown key cell of cells.atlas: there are cells, genes"),
         ({}, ("variants",), "lacks variants"),
         ({"variants": {}}, (), "variants is empty"),
@@ -124,6 +124,8 @@ def test_runs_come_seed_by_seed_and_some_can_be_chosen(tmp_path: Path) -> None:
     runs = plan_runs(path, definition)
     assert [run.name for run in runs[:3]] == ["masked-seed0", "missing-seed0", "masked-seed1"]
     assert [run.split_seed for run in runs] == [0, 0, 1, 1, 2, 2]
+    fixed = write_definition(tmp_path, {"split.seed": 7})
+    assert {run.split_seed for run in plan_runs(fixed, read_definition(fixed))} == {7}
     assert [run.name for run in plan_runs(path, definition, ["missing"], [2])] == ["missing-seed2"]
     with pytest.raises(OptionError, match=r"--variants other: not in .*: there are masked, missing"):
         plan_runs(path, definition, ["other"])
