@@ -71,8 +71,8 @@ class GeneMamba(nn.Module):
         Args:
             states: (n, d_model).
             shown: bool (n, vocabulary_size), tokens that get no probability.
-            missing: bool (n, vocabulary_size), the tokens to predict, at least one in each row; their terms are
-                averaged.
+            missing: bool (n, vocabulary_size), the tokens to predict, whose terms are averaged; a row without any
+                counts for nothing.
         """
         return cast(Tensor, self.output(states, self.embedding.weight, missing, shown))
 

@@ -51,7 +51,7 @@ class OutputLayer(nn.Module):
             embedding: (vocabulary_size, d_model), used if tied.
             targets: int64, of the leading shape of `states`, negative where nothing is predicted; with `shown` bool
                 (..., vocabulary_size), the set of tokens that each state predicts, over which its cross-entropy is
-                averaged; None: return the logits.
+                averaged, empty where nothing is predicted; None: return the logits.
             shown: bool (..., vocabulary_size), tokens without a probability; so are the special ones.
 
         Returns:
@@ -106,7 +106,10 @@ class _Tokens:
 
 @dataclass(frozen=True)
 class _Sets:
-    """A set of targets for each of some states, and the tokens that it shows: bool (n, vocabulary_size)."""
+    """A set of targets for each of some states, none where nothing is predicted, and the tokens that it shows.
+
+    Both are bool (n, vocabulary_size).
+    """
 
     targets: Tensor
     shown: Tensor
@@ -118,7 +121,7 @@ class _Sets:
     @property
     def counts(self) -> Tensor:
         """Which states predict: bool (n, 1)."""
-        return torch.ones_like(self.targets[:, :1])
+        return self.targets.any(-1, keepdim=True)
 
     def exclude(self, logits: Tensor) -> None:
         """Take the probability from shown and special tokens."""
@@ -131,11 +134,12 @@ class _Sets:
 
     def gradient(self, powers: Tensor, sums: Tensor) -> Tensor:
         """The gradient of the logits, in place of their powers (n, vocabulary_size), whose sums are (n, 1)."""
-        return powers.div_(sums).sub_(self.targets.to(powers.dtype) / self._n_targets)
+        powers.div_(sums.masked_fill(~self.counts, math.inf))
+        return powers.sub_(self.targets.to(powers.dtype) / self._n_targets)
 
     @property
     def _n_targets(self) -> Tensor:
-        return self.targets.sum(-1, keepdim=True)
+        return self.targets.sum(-1, keepdim=True).clamp(min=1)
 
 
 class _CrossEntropy(torch.autograd.Function):

@@ -103,10 +103,10 @@ class StepInfo:
 class MicroBatch:
     """One forward pass: tensors as in `Examples`, its step, and whether it is the step's first and last.
 
-    For a GPU, `targets` may end with pads of -1, which count for nothing, if they are tokens.
+    For a GPU, `targets` may end with pads, which count for nothing (`padded_targets.py`).
 
     Attributes:
-        most_cells: number of cells, or parts of cells, of the row that has most of them.
+        most_cells: number of cells, or parts of cells, of the row that has most of them, or more.
         ahead: with the last of a step, the counts of the next step on this rank; None if there is no next step.
     """
 

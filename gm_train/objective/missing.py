@@ -82,7 +82,8 @@ def divide_cells(rows: Rows, recipe: Recipe) -> Rows:
 def predict_missing_genes(tokens: I64, lengths: I64, keys: U64, recipe: Recipe) -> Prediction:
     """Let each part of a cell predict the other part; a part that is a whole cell predicts nothing.
 
-    A target is the distance from the part's first position to the other part's first position.
+    A target is the distance from the part's first position to the other part's first position. In a row, the other part
+    is the next one if that is positive, else the one before.
 
     Args:
         tokens: int64 (n_tokens,), parts one after another.
@@ -111,27 +112,26 @@ def missing_loss(model: GeneMamba, states: Tensor, batch: MicroBatch) -> Tensor:
     Returns:
         A scalar.
     """
+    pooled = pool_cells(states, batch.segment, batch.most_cells)
+    n_rows, n = pooled.shape[:2]
     length = batch.segment.shape[1]
-    row, number = batch.target_at // length, batch.segment.flatten()[batch.target_at]
-    pooled = pool_cells(states, batch.segment, batch.most_cells)[row, number - 1]
-    shown = _shown_genes(batch, model.embedding.num_embeddings)
-    other = torch.searchsorted(batch.target_at, batch.target_at + batch.targets)
-    return model.missing_loss(pooled, shown, shown[other])
+    # Each number of a row has a slot, whether a part has it or not: so shapes depend on `most_cells` alone.
+    slot = batch.target_at // length * n + batch.segment.flatten()[batch.target_at] - 1
+    other = torch.arange(n_rows * n, device=slot.device).index_put((slot,), slot + batch.targets.sign())
+    predicts = torch.zeros(n_rows * n, dtype=torch.bool, device=slot.device).index_fill(0, slot, True)
+    shown = _shown_genes(batch, n, model.embedding.num_embeddings)
+    return model.missing_loss(pooled.flatten(0, 1), shown, shown[other] & predicts[:, None])
 
 
-def _shown_genes(batch: MicroBatch, vocabulary_size: int) -> Tensor:
-    """Which tokens each part shows: bool (n_targets, vocabulary_size)."""
-    segment, length = batch.segment.flatten(), batch.segment.shape[1]
-    position = torch.arange(len(segment), device=segment.device)
-    n_parts = len(batch.target_at)
-    shown = torch.zeros(n_parts + 1, vocabulary_size, dtype=torch.bool, device=segment.device)
-    if n_parts:
-        part = torch.searchsorted(batch.target_at, position, right=True) - 1  # the last that begins here or before
-        start = batch.target_at[part.clamp(min=0)]
-        inside = (part >= 0) & (segment == segment[start]) & (position // length == start // length) & (segment > 0)
-        # Positions of no part go to a row of their own, so that shapes do not depend on the data.
-        shown[torch.where(inside, part, n_parts), batch.input_ids.flatten()] = True
-    return shown[:n_parts]
+def _shown_genes(batch: MicroBatch, n: int, vocabulary_size: int) -> Tensor:
+    """Which tokens the cell, or part, of each slot shows: bool (rows * n, vocabulary_size)."""
+    n_rows = len(batch.segment)
+    row = torch.arange(n_rows, device=batch.segment.device)[:, None]
+    # The unused tail goes to a slot of its own.
+    slot = torch.where(batch.segment > 0, row * n + batch.segment - 1, n_rows * n)
+    shown = torch.zeros(n_rows * n + 1, vocabulary_size, dtype=torch.bool, device=slot.device)
+    shown[slot.flatten(), batch.input_ids.flatten()] = True
+    return shown[:-1]
 
 
 MISSING = Objective(predict_missing_genes, missing_loss, divide_cells)

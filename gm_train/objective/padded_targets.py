@@ -17,6 +17,8 @@ from gm_train.objective.token_loss import token_loss
 #: The cap of masked genes lies so many standard deviations above their mean number: one batch in 10^9 has more.
 _DEVIATIONS = 6
 _MULTIPLE = 64
+#: `most_cells` of batches of parts is raised to a multiple of this.
+_PARTS = 16
 
 
 def most_targets(recipe: Recipe, n_slots: int) -> int:
@@ -34,15 +36,20 @@ def most_targets(recipe: Recipe, n_slots: int) -> int:
 
 
 def padded_targets(batch: MicroBatch, recipe: Recipe) -> MicroBatch:
-    """Add targets of -1, which count for nothing, where targets are tokens. Other batches are returned unchanged.
+    """Pad the targets: tokens with -1, which counts for nothing; parts of cells with the last one, which counts once.
+
+    The number of parts follows from `most_cells`, which is raised to a multiple of 16: few sizes, if not one. Classes
+    are returned unchanged, and so is a batch without a part.
 
     Args:
         batch: in the machine's memory.
         recipe: what made it.
     """
     language: Objective = load_part("objective.language", recipe.objective.language)
-    if recipe.cell_classes is not None or language.loss is not token_loss:
+    if recipe.cell_classes is not None:
         return batch
+    if language.loss is not token_loss:
+        return _padded_parts(batch)
     n_slots, n = batch.input_ids.numel(), len(batch.targets)
     cap = most_targets(recipe, n_slots)
     n_pads = -n % cap if n else cap
@@ -53,3 +60,12 @@ def padded_targets(batch: MicroBatch, recipe: Recipe) -> MicroBatch:
         target_at=torch.cat([batch.target_at, at]),
         targets=torch.cat([batch.targets, torch.full((n_pads,), -1)]),
     )
+
+
+def _padded_parts(batch: MicroBatch) -> MicroBatch:
+    most_cells = _PARTS * math.ceil(batch.most_cells / _PARTS)
+    n_pads = len(batch.input_ids) * most_cells - len(batch.targets)
+    if not len(batch.targets):
+        return batch
+    at, targets = (torch.cat([one, one[-1:].expand(n_pads)]) for one in (batch.target_at, batch.targets))
+    return replace(batch, target_at=at, targets=targets, most_cells=most_cells)

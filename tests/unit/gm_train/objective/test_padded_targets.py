@@ -71,12 +71,15 @@ def test_the_cap_is_not_reached_in_practice() -> None:
     assert most_targets(recipe("masked", 0.0), n_slots) > 0
 
 
-def test_loss_and_gradients_are_the_same() -> None:
-    (batch,) = batches(recipe("masked"), 1)
+@pytest.mark.parametrize("language", ["masked", "missing"])
+def test_loss_and_gradients_are_the_same(language: str) -> None:
+    (batch,) = batches(recipe(language), 1)
+    padded = padded_targets(batch, recipe(language))
+    assert len(padded.targets) > len(batch.targets)
     results = []
-    for one in (batch, padded_targets(batch, recipe("masked"))):
+    for one in (batch, padded):
         model = random_model(small_config(), seed=0)
-        lang, _ = loss_sums(model, one, recipe("masked").objective)
+        lang, _ = loss_sums(model, one, recipe(language).objective)
         lang.backward()  # type: ignore[no-untyped-call]
         results.append([lang.detach(), *(p.grad for p in model.parameters() if p.grad is not None)])
     assert len(results[0]) > 5
@@ -84,10 +87,15 @@ def test_loss_and_gradients_are_the_same() -> None:
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
-def test_parts_of_cells_are_not_padded() -> None:
-    """Their targets are distances."""
-    (batch,) = batches(recipe("missing"), 1)
-    assert padded_targets(batch, recipe("missing")) is batch
+def test_batches_of_parts_have_few_shapes() -> None:
+    made = batches(recipe("missing"), 40)
+    padded = [padded_targets(batch, recipe("missing")) for batch in made]
+    assert {batch.most_cells for batch in made} == {4}
+    assert {(batch.most_cells, len(batch.targets), len(batch.target_at)) for batch in padded} == {(16, 48, 48)}
+    assert [batch.info for batch in padded] == [batch.info for batch in made]  # pads are not counted
+    none = torch.zeros(0, dtype=torch.int64)
+    empty = replace(made[0], targets=none, target_at=none)
+    assert padded_targets(empty, recipe("missing")) is empty
 
 
 def test_labels_are_not_padded() -> None:
