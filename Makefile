@@ -9,7 +9,7 @@ WHEELS ?= wheels
 MINUTES ?= 8
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-gpu demo bench gpu gpu-wheels test test-all lint slurm slurm-down
+.PHONY: help setup setup-gpu demo story bench gpu gpu-wheels test test-all lint slurm slurm-down
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -39,7 +39,10 @@ setup-gpu: setup ## the same, and check that it can train on this machine's GPU;
 	$(BIN)/python -m gm_train.cli doctor
 
 demo: setup ## train and evaluate a model on real cells [DATA=file.h5ad] [FRESH=1]; run again to continue
-	$(BIN)/python -m gm_train.cli.demo $(if $(DATA),--data "$(DATA)") $(if $(FRESH),--fresh)
+	$(BIN)/python -m gm_train.cli.stories.demo $(if $(DATA),--data "$(DATA)") $(if $(FRESH),--fresh)
+
+story: setup ## simulate an atlas of 50,000 cells, train on it, evaluate and annotate: about half an hour [FRESH=1]
+	$(BIN)/python -m gm_train.cli.stories.story $(if $(FRESH),--fresh)
 
 bench: setup ## run quick benchmarks of model, loader and preparation; results in runs/
 	$(BIN)/python -m gm_train.cli bench model --quick

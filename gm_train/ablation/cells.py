@@ -19,6 +19,8 @@ from gm_train.ablation.definition import ATLAS, PBMC, Cells
 #: How the values of scanpy's blood cells are turned back into counts.
 PBMC_READING = CountOptions(raw=True, counts_from="log1p")
 _ATLAS_FILE = "atlas.h5ad"
+#: Genes among which random sets choose.
+_ALIKE = 20
 
 
 @dataclass(frozen=True)
@@ -74,25 +76,31 @@ def _simulated(cells: Cells, folder: Path) -> CellFiles:
     if not made.exists():
         with whole_directory(made) as work:
             gmt = write_atlas(work / _ATLAS_FILE, options)
-            (work / "random.gmt").write_text(random_sets(gmt.read_text(), options))
+            counts = ad.read_h5ad(work / _ATLAS_FILE)
+            (work / "random.gmt").write_text(random_sets(gmt.read_text(), counts, options.seed))
             if cells.parts:
                 _divide(work, cells.parts)
     files = tuple(made / f"atlas-{i}.h5ad" for i in range(1, len(cells.parts) + 1)) or (made / _ATLAS_FILE,)
     return CellFiles(files, CountOptions(), made, key)
 
 
-def random_sets(programmes: str, options: AtlasOptions) -> str:
+def random_sets(programmes: str, atlas: ad.AnnData, seed: int) -> str:
     """Replace the genes of gene sets by others, so that sizes and overlaps stay and what belongs together does not.
 
-    Each gene of the atlas takes the place of another one, by a permutation that is drawn with the atlas's seed.
+    Each gene of the atlas takes the place of another one that about as many cells have, by a permutation among the 20
+    genes next to it in that order.
 
     Args:
         programmes: of the atlas, as GMT.
-        options: of the atlas.
+        atlas: its counts, sparse.
+        seed: of the permutations.
     """
-    genes = [f"GENE{i:05d}" for i in range(options.genes)]
-    permuted = np.random.default_rng([options.seed, 2]).permutation(genes)
-    other = dict(zip(genes, permuted.tolist(), strict=True))
+    by_cells = atlas.var_names[np.argsort(np.asarray((atlas.X > 0).sum(0)).ravel(), kind="stable")]
+    draw = np.random.default_rng([seed, 2])
+    other: dict[str, str] = {}
+    for first in range(0, len(by_cells), _ALIKE):
+        alike = by_cells[first : first + _ALIKE].tolist()
+        other |= zip(alike, draw.permutation(alike).tolist(), strict=True)
     lines = []
     for line in programmes.splitlines():
         name, _, *members = line.split("\t")

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+from threadpoolctl import threadpool_limits
 
 from gm_train.evaluation.labels import Labels
 from gm_train.evaluation.picture_text import literal
@@ -149,7 +150,9 @@ def _tsne(features: F32) -> F32:
 
     perplexity = min(30.0, (len(features) - 1) / 3)
     init = "pca" if features.shape[1] > 1 else "random"
-    return np.asarray(TSNE(perplexity=perplexity, init=init, random_state=0).fit_transform(features), dtype=np.float32)
+    with threadpool_limits(1):  # several threads take five times as long where others use the cores
+        points = TSNE(perplexity=perplexity, init=init, random_state=0).fit_transform(features)
+    return np.asarray(points, dtype=np.float32)
 
 
 def _short(name: str) -> str:

@@ -38,7 +38,7 @@ def python(folder: Path, module: str, *words: str) -> subprocess.CompletedProces
 
 
 def demo(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    return python(folder, "gm_train.cli.demo", *words)
+    return python(folder, "gm_train.cli.stories.demo", *words)
 
 
 def steps(folder: Path) -> int:

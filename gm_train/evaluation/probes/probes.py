@@ -13,6 +13,7 @@ from sklearn.model_selection import GridSearchCV, KFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
+from threadpoolctl import threadpool_limits
 
 from gm_train.evaluation.labels import Labels
 from gm_train.evaluation.probes.type_scores import (
@@ -99,7 +100,8 @@ def _fit_linear(features: npt.NDArray[np.float32], labels: npt.NDArray[np.str_],
     halves = KFold(_FOLDS, shuffle=True, random_state=seed).split(features)
     # A fold may hold all cells of all labels but one: then its other cells have nothing to tell apart.
     folds = [(fit, score) for fit, score in halves if len(set(labels[fit])) > 1]
-    with warnings.catch_warnings():
+    # With several threads, each of many short loops waits for the slowest: 30 times as long where others use the cores.
+    with threadpool_limits(1), warnings.catch_warnings():
         # At the precision of float32 its line search may find no further step: that is where it has converged.
         warnings.filterwarnings("ignore", r"lbfgs failed to converge after \d+ iteration\(s\) \(status=2\)")
         if not folds:

@@ -44,7 +44,7 @@ def test_parts_divide_the_atlas(simulated: CellFiles, folder: Path) -> None:
     )
 
 
-def test_random_sets_keep_sizes_and_overlaps(simulated: CellFiles) -> None:
+def test_random_sets_keep_sizes_overlaps_and_how_many_cells_have_a_gene(simulated: CellFiles) -> None:
     def sets(text: str) -> list[set[str]]:
         return [set(line.split("\t")[2:]) for line in text.splitlines()]
 
@@ -53,7 +53,12 @@ def test_random_sets_keep_sizes_and_overlaps(simulated: CellFiles) -> None:
     assert [len(genes) for genes in random] == [len(genes) for genes in real] == [10] * 4
     assert [[len(a & b) for a in random] for b in random] == [[len(a & b) for a in real] for b in real]
     assert random != real
-    assert random_sets(text, AtlasOptions(**ATLAS)) == (simulated.folder / "random.gmt").read_text()
+    atlas = ad.read_h5ad(simulated.folder / "atlas.h5ad")
+    assert random_sets(text, atlas, AtlasOptions(**ATLAS).seed) == (simulated.folder / "random.gmt").read_text()
+    n_cells = np.asarray((atlas.X > 0).sum(0)).ravel()
+    third = dict(zip(atlas.var_names[np.argsort(n_cells, kind="stable")], np.arange(60) // 20, strict=True))
+    for a, b in zip(real, random, strict=True):
+        assert Counter(third[gene] for gene in a) == Counter(third[gene] for gene in b)
 
 
 def test_the_same_cells_and_split_are_the_same_store(simulated: CellFiles, folder: Path) -> None:

@@ -12,7 +12,7 @@ from data_shards.errors import DataError
 from data_shards.prepare.make_store import make_store
 from data_shards.prepare.splits import SplitOptions
 from data_shards.store.manifest import Manifest
-from gm_train.cli.demo import _make_store, _split_by, demo
+from gm_train.cli.stories.demo import _make_store, _split_by, demo
 from gm_train.config.load import load_config
 from gm_train.evaluation.chosen_cells import usual_split
 from gm_train.train.fit import fit

@@ -18,8 +18,8 @@ from data_shards.prepare.splits import usual_donor_column
 from data_shards.store.manifest import Manifest
 from data_shards.tokens.tokenizer import Tokenizer
 from gm_train.checkpoint.find import list_checkpoints
-from gm_train.cli.main import main
-from gm_train.cli.pbmc_file import pbmc_file
+from gm_train.cli.stories.commands import run_command
+from gm_train.cli.stories.pbmc_file import pbmc_file
 from gm_train.config.check import ConfigError
 from gm_train.config.load import load_config
 from gm_train.config.schema import Config
@@ -34,14 +34,6 @@ TASKS = "missing,probes"
 #: among those; with seed 0, more would be.
 SPLITS = ("--validation", "0.15", "--test", "0.2", "--split-seed", "1")
 LABELS = ("cell_type", "celltype", "Celltype", "CellType", "bulk_labels", "louvain", "leiden")
-
-
-def _command(*words: str | Path) -> None:
-    texts = [str(word) for word in words]
-    print(f"\n$ gm-train {shlex.join(texts)}", flush=True)
-    code = main(texts)
-    if code:
-        sys.exit(code)
 
 
 def _budget(directory: Path, steps: int) -> int:
@@ -84,8 +76,8 @@ def _make_store(cells: Path, reading: list[str], store: Path, top_k: int, split_
     medians = store.parent / "medians.zarr"
     # A demo that was interrupted between the two commands may have left it, perhaps made from other cells.
     shutil.rmtree(medians, ignore_errors=True)
-    _command("data", "medians", cells, *reading, "--out", medians)
-    _command(
+    run_command("data", "medians", cells, *reading, "--out", medians)
+    run_command(
         "data", "shards", cells, *reading, "--medians", medians, "--out", store,
         "--top-k", str(top_k), "--split-by", split_by, *SPLITS,
     )  # fmt: skip
@@ -136,10 +128,10 @@ def demo(data: Path | None, fresh: bool) -> None:
     if data and not _sets_fit(config, store):
         print(f"\n{config.objective.pathways} has symbols, but none of the store's genes: training without L_pathway")
         words.append("objective.pathways=")
-    _command("fit", *words)
+    run_command("fit", *words)
     label = _label_column(store)
     labelled = ["--label", label] if label else []
-    _command("eval", run, cells, *labelled, "--tasks", TASKS)
+    run_command("eval", run, cells, *labelled, "--tasks", TASKS)
     print(f"\nThis took {time.monotonic() - started:.0f} s. Its files:")
     for path, what in (
         (store, "the cells as ranked tokens; see them with gm-train data inspect"),
