@@ -41,7 +41,7 @@ setup-gpu: setup ## the same, and check that it can train on this machine's GPU;
 demo: setup ## train and evaluate a model on real cells [DATA=file.h5ad] [FRESH=1]; run again to continue
 	$(BIN)/python -m gm_train.cli.stories.demo $(if $(DATA),--data "$(DATA)") $(if $(FRESH),--fresh)
 
-story: setup ## simulate an atlas of 50,000 cells, train on it, evaluate and annotate: about half an hour [FRESH=1]
+story: setup ## simulate an atlas of 50,000 cells, train on it, evaluate and annotate [FRESH=1]
 	$(BIN)/python -m gm_train.cli.stories.story $(if $(FRESH),--fresh)
 
 bench: setup ## run quick benchmarks of model, loader and preparation; results in runs/

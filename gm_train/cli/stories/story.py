@@ -63,7 +63,6 @@ def story(cells: int, fresh: bool) -> None:
     print(f"\nThis took {(time.monotonic() - started) / 60:.0f} minutes. Look at these in a browser:")
     print(f"  {run / 'report.html'!s:32} what was learned, beside controls, step by step; the embedding")
     print(f"  {types / 'report.html'!s:32} the annotation of donors that no step has seen")
-    print("docs/story.md says what they show.")
 
 
 if __name__ == "__main__":
