@@ -69,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
     from gm_train.ablation.page import ablation_results, render_text, write_page
     from gm_train.ablation.planned_runs import plan_runs
     from gm_train.ablation.run_ablation import prepare_runs, run_all
-    from gm_train.cli.stories.pbmc_file import pbmc_file
+    from gm_train.cli.pbmc_file import pbmc_file
 
     planned = plan_runs(path, definition, arguments.variants, arguments.seeds)
     out = arguments.out or Path("runs/ablations") / path.stem

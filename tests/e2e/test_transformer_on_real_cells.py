@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from gm_train.cli.main import main
-from gm_train.cli.stories.pbmc_file import pbmc_file
+from gm_train.cli.pbmc_file import pbmc_file
 
 pytestmark = pytest.mark.slow
 

@@ -18,8 +18,8 @@ from data_shards.prepare.splits import usual_donor_column
 from data_shards.store.manifest import Manifest
 from data_shards.tokens.tokenizer import Tokenizer
 from gm_train.checkpoint.find import list_checkpoints
+from gm_train.cli.pbmc_file import pbmc_file
 from gm_train.cli.stories.commands import run_command
-from gm_train.cli.stories.pbmc_file import pbmc_file
 from gm_train.config.check import ConfigError
 from gm_train.config.load import load_config
 from gm_train.config.schema import Config
