@@ -11,6 +11,7 @@ import torch
 
 from gm_train.config.parts import load_part
 from gm_train.objective.batches import MicroBatch
+from gm_train.objective.missing import missing_loss
 from gm_train.objective.recipe import Objective, Recipe
 from gm_train.objective.token_loss import token_loss
 
@@ -36,10 +37,11 @@ def most_targets(recipe: Recipe, n_slots: int) -> int:
 
 
 def padded_targets(batch: MicroBatch, recipe: Recipe) -> MicroBatch:
-    """Pad the targets: tokens with -1, which counts for nothing; parts of cells with the last one, which counts once.
+    """Pad the targets: tokens with -1, which counts for nothing; parts of cells by repeating the last one.
 
-    The number of parts follows from `most_cells`, which is raised to a multiple of 16: few sizes, if not one. Classes
-    are returned unchanged, and so is a batch without a part.
+    `missing_loss` counts a part once, however often it is there. The number of parts follows from `most_cells`, which
+    is raised to a multiple of 16: few sizes, if not one. Classes and the targets of other losses are returned
+    unchanged, and so is a batch without a part.
 
     Args:
         batch: in the machine's memory.
@@ -48,8 +50,10 @@ def padded_targets(batch: MicroBatch, recipe: Recipe) -> MicroBatch:
     language: Objective = load_part("objective.language", recipe.objective.language)
     if recipe.cell_classes is not None:
         return batch
-    if language.loss is not token_loss:
+    if language.loss is missing_loss:
         return _padded_parts(batch)
+    if language.loss is not token_loss:
+        return batch
     n_slots, n = batch.input_ids.numel(), len(batch.targets)
     cap = most_targets(recipe, n_slots)
     n_pads = -n % cap if n else cap
@@ -63,9 +67,9 @@ def padded_targets(batch: MicroBatch, recipe: Recipe) -> MicroBatch:
 
 
 def _padded_parts(batch: MicroBatch) -> MicroBatch:
-    most_cells = _PARTS * math.ceil(batch.most_cells / _PARTS)
-    n_pads = len(batch.input_ids) * most_cells - len(batch.targets)
     if not len(batch.targets):
         return batch
+    most_cells = _PARTS * math.ceil(batch.most_cells / _PARTS)
+    n_pads = len(batch.input_ids) * most_cells - len(batch.targets)
     at, targets = (torch.cat([one, one[-1:].expand(n_pads)]) for one in (batch.target_at, batch.targets))
     return replace(batch, target_at=at, targets=targets, most_cells=most_cells)

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 
 from data_shards.errors import DataError
+from data_shards.store.arrays import open_array
+from data_shards.store.manifest import TEST, TRAIN, VALIDATION
 from gm_train.cli.stories import story
 from gm_train.run.records import METRICS, read_rows
 
@@ -33,6 +35,13 @@ def test_story_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     assert any("panel_knn" in row for row in rows)
     for page in (run / "report.html", types / "report.html", types / "annotation.md", run / "eval" / "eval.json"):
         assert page.stat().st_size > 0
+    # The annotation is scored on donors that the pretraining has not seen either.
+    splits = [
+        open_array(store, "atlas", "split").read(0, CELLS).tolist()
+        for store in (Path("runs/story-data/store.zarr"), types / "store.zarr")
+    ]
+    assert splits[0] == splits[1]
+    assert set(splits[0]) == {TRAIN, VALIDATION, TEST}
     shown = capsys.readouterr().out
     assert "gm-train data simulate" in shown
     assert "gm-train annotate" in shown

@@ -11,6 +11,7 @@ from gm_train.config.schema import ObjectiveConfig
 from gm_train.objective.batches import MicroBatch, make_examples, split
 from gm_train.objective.cell_classes import CellClasses
 from gm_train.objective.loss import loss_sums
+from gm_train.objective.missing import MISSING
 from gm_train.objective.padded_targets import most_targets, padded_targets
 from gm_train.objective.recipe import Recipe
 from tests.support.small_models import VOCABULARY, random_model, small_config
@@ -96,6 +97,18 @@ def test_batches_of_parts_have_few_shapes() -> None:
     none = torch.zeros(0, dtype=torch.int64)
     empty = replace(made[0], targets=none, target_at=none)
     assert padded_targets(empty, recipe("missing")) is empty
+
+
+def test_targets_of_another_loss_are_not_padded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What they mean is known to that loss alone."""
+
+    def other_loss(*of_batch: object) -> torch.Tensor:
+        raise NotImplementedError
+
+    other = replace(MISSING, loss=other_loss)
+    monkeypatch.setattr("gm_train.objective.missing.MISSING", other)
+    (batch,) = batches(recipe("missing"), 1)
+    assert padded_targets(batch, recipe("missing")) is batch
 
 
 def test_labels_are_not_padded() -> None:
