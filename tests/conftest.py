@@ -10,6 +10,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 # memory (`gm_train/ranks/allocator.py`).
 os.environ.setdefault("MALLOC_MMAP_MAX_", "65536")
 
+import gc
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -59,6 +60,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     here = Path(__file__).parent
     order = {name: number for number, name in enumerate(ORDER)}
     items.sort(key=lambda item: order.get(item.path.relative_to(here).parts[0], len(order)))
+
+
+def pytest_configure() -> None:
+    """Switch the garbage collector off until all tests are collected: it would go through all imports many times."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """Switch the garbage collector on again; it never goes through what is imported by now."""
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture

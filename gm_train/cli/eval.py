@@ -5,6 +5,8 @@ import json
 import logging
 from pathlib import Path
 
+from gm_train.cli.quick_imports import quick_imports
+
 _EPILOG = """\
 examples:
   gm-train eval runs/demo pbmc.h5ad --label bulk_labels
@@ -102,22 +104,23 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
 def run(arguments: argparse.Namespace) -> int:
     """Run `gm-train eval`; return the exit code."""
     # Imported late: importing torch takes seconds, and `--help` should be fast.
-    import torch
+    with quick_imports():
+        import torch
 
-    from data_shards.errors import DataError, OptionError
-    from data_shards.files.atomic import hash_path
-    from data_shards.files.location import location_of
-    from data_shards.store.manifest import Manifest
-    from gm_train.checkpoint.find import load_model, open_checkpoint
-    from gm_train.evaluation.cells import read_cells
-    from gm_train.evaluation.evaluate import evaluate
-    from gm_train.evaluation.other_embeddings import read_embeddings
-    from gm_train.evaluation.pairs.known_sets import refuse_unknown_sets
-    from gm_train.evaluation.score_table import render_text
-    from gm_train.evaluation.tasks import choose_tasks
-    from gm_train.ranks.launch_local import follow_parent
-    from gm_train.run.mlflow_mirror import send_report
-    from gm_train.train.run_report import EVAL_DIR, write_report
+        from data_shards.errors import DataError, OptionError
+        from data_shards.files.atomic import hash_path
+        from data_shards.files.location import location_of
+        from data_shards.store.manifest import Manifest
+        from gm_train.checkpoint.find import load_model, open_checkpoint
+        from gm_train.evaluation.cells import read_cells
+        from gm_train.evaluation.evaluate import evaluate
+        from gm_train.evaluation.other_embeddings import read_embeddings
+        from gm_train.evaluation.pairs.known_sets import refuse_unknown_sets
+        from gm_train.evaluation.score_table import render_text
+        from gm_train.evaluation.tasks import choose_tasks
+        from gm_train.ranks.launch_local import follow_parent
+        from gm_train.run.mlflow_mirror import send_report
+        from gm_train.train.run_report import EVAL_DIR, write_report
 
     follow_parent()  # a child of `gm-train ablate` ends with it
     for name in ("max_cells", "mask_seeds"):

@@ -7,6 +7,8 @@ import signal
 from functools import partial
 from pathlib import Path
 
+from gm_train.cli.quick_imports import quick_imports
+
 FAILED = 1
 
 _EPILOG = """\
@@ -75,7 +77,8 @@ def train(words: list[str]) -> int:
     follow_parent()
     try:
         # Imported after the check of the configuration, because importing torch takes seconds.
-        from gm_train.train.fit import fit
+        with quick_imports():
+            from gm_train.train.fit import fit
 
         stopped_by = fit(config, leaving).stopped_by
     except BaseException:

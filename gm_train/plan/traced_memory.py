@@ -7,7 +7,7 @@ what each further layer adds.
 import contextlib
 import functools
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, astuple, dataclass, replace
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ from gm_train.objective.loss import computing_in
 _FEW_LAYERS = (1, 2)
 #: Chunks of the traced rows: memory depends on the tokens alone, and short rows take fewer operations.
 _CHUNKS = 4
+#: Most rows that are traced on a CPU, where `ssd.py` scans them in blocks, each of many operations: thousands of rows
+#: took a quarter of an hour. What further rows need follows from two smaller traces.
+_MOST_ROWS = 16
 _TOTAL = "Total"
 
 
@@ -64,15 +67,20 @@ def pass_memory(config: Config, vocabulary_size: int, micro_rows: int, on_gpu: b
     trainer = TrainerConfig(
         precision=config.trainer.precision, activation_checkpointing=config.trainer.activation_checkpointing
     )
-    shape = _short_rows(micro_rows * config.data.row_length, model.chunk)
-    rate = config.objective.target_rate
-    n_targets = max(1, round(rate * shape[0] * shape[1]))
-
+    n_rows, length = shape = _short_rows(micro_rows * config.data.row_length, model.chunk)
     by_kernels = on_gpu and scan_kernels.package_problem() is None
 
+    def of_rows(n_layers: int, n_rows: int) -> PassMemory:
+        n_targets = max(1, round(config.objective.target_rate * n_rows * length))
+        sizes, settings = _frozen(replace(model, n_layers=n_layers)), _frozen(trainer)
+        return _traced(sizes, settings, vocabulary_size, (n_rows, length), n_targets, on_gpu, by_kernels)
+
     def traced(n_layers: int) -> PassMemory:
-        sizes = _frozen(replace(model, n_layers=n_layers))
-        return _traced(sizes, _frozen(trainer), vocabulary_size, shape, n_targets, on_gpu, by_kernels)
+        if on_gpu or n_rows <= _MOST_ROWS:
+            return of_rows(n_layers, n_rows)
+        half = _MOST_ROWS // 2
+        a, b = of_rows(n_layers, half), of_rows(n_layers, _MOST_ROWS)
+        return PassMemory(*(x + (n_rows - half) * (y - x) // half for x, y in zip(astuple(a), astuple(b), strict=True)))
 
     few, more = _FEW_LAYERS
     if model.n_layers <= more:

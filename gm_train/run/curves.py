@@ -16,6 +16,8 @@ MAX_POINTS = 400
 DPI = 150
 #: Inches. A picture has one panel, so that its text can still be read where a page is as narrow as a phone.
 SIZE = (4.6, 3.1)
+#: Left, bottom, width and height of a panel's axes, as shares of the picture.
+_AXES = (0.21, 0.16, 0.76, 0.75)
 #: Panels side by side in `joined`.
 _ACROSS = 4
 
@@ -101,8 +103,8 @@ def draw_curve(curve: Curve, rows: Sequence[Row], restarts: Sequence[int], skipp
     Returns:
         uint8 (height, width, 4), red, green, blue and opacity; panels are equally large.
     """
-    figure = Figure(figsize=SIZE, layout="constrained")
-    axis = figure.subplots()
+    figure = Figure(figsize=SIZE)  # without a layout engine, which takes half of the time
+    axis = figure.add_axes(_AXES)
     if curve.column is not None:
         axis.plot(*thin(*column(rows, curve.column)), color="#4c72b0", linewidth=1.2, label="training")
     if curve.validation is not None:

@@ -60,7 +60,7 @@ from gm_train.train.recorder import Recorder
 from gm_train.train.run_report import write_report
 from gm_train.train.step_flops import StepFlops
 from gm_train.train.step_module import StepModule
-from gm_train.weights.import_weights import refuse_imported
+from gm_train.weights.imported_checkpoint import refuse_imported
 from gm_train.weights.init_from import INIT, initial_weights
 
 log = logging.getLogger(__name__)

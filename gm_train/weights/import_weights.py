@@ -19,13 +19,12 @@ from gm_train.model.build_model import build_model
 from gm_train.model.genemamba import GeneMamba
 from gm_train.run.records import identity_of
 from gm_train.weights.exported_folder import CONFIG, FILES, Exported, check_hashes, read_exported
+from gm_train.weights.imported_checkpoint import IMPORTED
 from gm_train.weights.published_layout import from_published, is_published, sizes_of
 from gm_train.weights.published_vocabulary import MEDIANS, TOKENS, PublishedVocabulary, read_published_vocabulary
 from gm_train.weights.weight_files import State, find_weights, read_weights
 
 Say = Callable[[str], None]
-#: The key of an identity that says where imported weights came from. No run has it, so no run resumes from them.
-IMPORTED = "imported"
 #: The published code pads with token 1.
 _PAD_ROW = 1
 
@@ -105,19 +104,6 @@ def fill(model: GeneMamba, state: State, source: Path) -> None:
                 f"need {own.get(name, 'no such tensor')}: the weights do not belong to them"
             )
     model.load_state_dict(state)
-
-
-def refuse_imported(checkpoint: Checkpoint, identity: dict[str, Any]) -> None:
-    """Refuse to resume a run from imported weights, which have no optimizer state.
-
-    Raises:
-        DataError: the checkpoint was imported.
-    """
-    if IMPORTED in identity:
-        raise DataError(
-            f"{checkpoint.path}: was written by `gm-train import` and has no optimizer state, so no run can resume "
-            "from it: start a new run with model.init_from=CHECKPOINT in another run.dir"
-        )
 
 
 def _has_our_config(path: Path) -> bool:

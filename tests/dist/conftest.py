@@ -8,14 +8,14 @@ from gm_train.config.parts import STRATEGIES
 from tests.conftest import Atlas, tiny_words, write_gene_sets
 from tests.support.training_runs import train, train_ranks
 
-STEPS = 30
+STEPS = 20
 #: The strategies that spread a step over several ranks.
 SPREADING = [name for name in STRATEGIES if name != "single"]
 
 
 @pytest.fixture(scope="session")
 def words(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Settings: 30 steps with both losses, validations and checkpoints; four lanes, one row in a micro-batch."""
+    """Settings: 20 steps with both losses, validations and checkpoints; four lanes, one row in a micro-batch."""
     sets = write_gene_sets(tmp_path_factory.mktemp("sets") / "sets.gmt")
     return [
         f"trainer.max_steps={STEPS}", f"optim.schedule_steps={STEPS}", "checkpoint.every_steps=4",

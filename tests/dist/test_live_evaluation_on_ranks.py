@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from gm_train.config.parts import STRATEGIES
 from tests.conftest import Atlas, tiny_words
 from tests.support.panels import (
     die_in_the_second_panel_of_rank_0,
@@ -16,7 +15,8 @@ from tests.support.panels import (
 )
 from tests.support.training_runs import start_ranks, train, train_ranks
 
-SLOW = ("zero2", "zero3")
+#: zero2 keeps weights as ddp does.
+STRATEGIES = ("ddp", "fsdp2", pytest.param("zero3", marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope="module")
@@ -27,10 +27,7 @@ def alone(atlas: Atlas, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize(
-    "strategy",
-    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else []) for name in STRATEGIES if name != "single"],
-)
+@pytest.mark.parametrize("strategy", STRATEGIES)
 def test_two_ranks(atlas: Atlas, alone: Path, tmp_path: Path, strategy: str) -> None:
     run, plain, log = tmp_path / "run", tmp_path / "plain", tmp_path / "log"
     more = ["data.micro_rows=1", f"trainer.strategy={strategy}"]

@@ -14,7 +14,7 @@ from tests.support.training_runs import assert_close, history, train, train_rank
 
 
 def test_promise_10_two_ranks_train_as_one(two_ranks: tuple[str, Path], one_process: Path) -> None:
-    """The same losses, gradient norms and validations in 30 steps, on the same samples."""
+    """The same losses, gradient norms and validations, on the same samples."""
     _, run = two_ranks
     assert_close(run, one_process)
     rows = [row for row in history(run) if "loss" in row]

@@ -62,17 +62,6 @@ def test_demo_end_to_end(folder: Path) -> None:
     assert (results["model"]["language"], results["cells"]["split"]) == ("missing", "test")
     assert results["tasks"]["scored"] == ["missing", "probes"]
 
-    again = demo(folder)
-    assert again.returncode == 0, again.stderr
-    assert "resuming" in again.stdout
-    assert f"from step {BUDGET}" in again.stdout
-    assert steps(folder) == 2 * BUDGET
-    # One coherent page: curves and scores of the same step.
-    page = (run / "report.html").read_text()
-    assert f"gm-train run, {2 * BUDGET} steps" in page
-    assert f"<h2>Evaluation at step {2 * BUDGET}</h2>" in page
-    assert "Not of the present model" not in page
-
     # The README's commands work with what the demo made.
     fit = [
         sys.executable,
@@ -87,7 +76,7 @@ def test_demo_end_to_end(folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_demo_on_other_cells_asks_before_it_deletes(folder: Path, tmp_path: Path) -> None:
+def test_demo_on_other_cells(folder: Path, tmp_path: Path) -> None:
     mine = write_cells(tmp_path / "mine.h5ad", 200, 60, seed=5)
     if not (folder / "runs").exists():
         assert demo(folder).returncode == 0
@@ -103,3 +92,14 @@ def test_demo_on_other_cells_asks_before_it_deletes(folder: Path, tmp_path: Path
     assert steps(folder) == BUDGET
     assert "cell_type" in fresh.stdout
     assert "without L_pathway" in fresh.stdout
+
+    again = demo(folder, "--data", str(mine))
+    assert again.returncode == 0, again.stderr
+    assert "resuming" in again.stdout
+    assert f"from step {BUDGET}" in again.stdout
+    assert steps(folder) == 2 * BUDGET
+    # One coherent page: curves and scores of the same step.
+    page = (folder / "runs" / "demo" / "report.html").read_text()
+    assert f"gm-train run, {2 * BUDGET} steps" in page
+    assert f"<h2>Evaluation at step {2 * BUDGET}</h2>" in page
+    assert "Not of the present model" not in page

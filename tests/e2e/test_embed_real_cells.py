@@ -17,7 +17,7 @@ pytestmark = pytest.mark.slow
 
 GUT, BLOOD = "scp1884_gut_1020.h5ad", "cellxgene_220.h5ad"
 SIZE = [
-    "data.lanes=4", "data.micro_rows=2", "data.row_length=1024", "model.d_model=32", "model.n_layers=2",
+    "data.lanes=4", "data.micro_rows=2", "data.row_length=512", "model.d_model=32", "model.n_layers=2",
     "model.d_state=16", "model.head_dim=32", "model.norm=pre", "optim.warmup_steps=2", "trainer.max_steps=4",
     "trainer.validate_every_steps=4", "trainer.validation_cells=32", "checkpoint.every_steps=4", "tracking.mlflow=none",
 ]  # fmt: skip
@@ -32,7 +32,7 @@ def run_dir(real_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("real")
     gut, table = real_data / GUT, real_data / "genes_homo_sapiens.csv.gz"
     run("data", "medians", gut, "--gene-table", table, "--out", folder / "medians.zarr")
-    run("data", "shards", gut, "--medians", folder / "medians.zarr", "--out", folder / "s.zarr", "--top-k", "1024")
+    run("data", "shards", gut, "--medians", folder / "medians.zarr", "--out", folder / "s.zarr", "--top-k", "256")
     run("fit", *SIZE, f"data.store={folder / 's.zarr'}", f"run.dir={folder / 'run'}")
     return folder / "run"
 

@@ -74,7 +74,8 @@ def test_two_data_sets_to_an_evaluated_checkpoint(
     assert all(row["l_pathway"] > 0 for row in rows)
 
     label = "Celltype"
-    run("eval", tmp_path / "run", files[0], "--label", label, "--max-cells", "300", "--mask-seeds", "1")
+    scored = ["--label", label, "--max-cells", "100", "--mask-seeds", "1", "--tasks", "masked,probes"]
+    run("eval", tmp_path / "run", files[0], *scored)
     results = json.loads((tmp_path / "run" / "eval" / "eval.json").read_text())
     assert {row["scored"] for row in results["masked"]} >= {"order control", "frequency", "random weights"}
     assert results["label"]["key"] == label

@@ -29,7 +29,7 @@ def test_it_beats_corpus_frequency_on_held_out_blood_cells(tmp_path: Path) -> No
         "model.n_layers=4", "model.n_heads=2", "model.d_ff=280", "objective.language=masked", "objective.mask_rate=0.4",
         "optim.lr=4e-3", "trainer.max_steps=400", "tracking.mlflow=none",
     )  # fmt: skip
-    run("eval", tmp_path / "run", cells, "--mask-seeds", "2")
+    run("eval", tmp_path / "run", cells, "--mask-seeds", "2", "--tasks", "masked")
     results = json.loads((tmp_path / "run" / "eval" / "eval.json").read_text())["masked"]
     plain = {row["scored"]: row["cross_entropy"]["mean"] for row in results if row["ranks"] == "plain"}
     assert plain["model"] < plain["frequency"] - 0.5

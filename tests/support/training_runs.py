@@ -18,8 +18,12 @@ from gm_train.run.records import METRICS, read_rows
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
     [
+        "tests.support.no_collector",
         "gm_train.cli.main",
         "gm_train.train.fit",
+        "gm_train.model.loops.conv_loops",
+        "gm_train.model.loops.norm_loops",
+        "gm_train.model.loops.scan_loops",
         "gm_train.strategies.zero",
         "data_shards.prepare.make_store",
         "cluster.doctor.examine",

@@ -85,7 +85,7 @@ def test_the_first_run_leaves_nothing_that_git_would_offer(
             "0.1",
         ],
         ["fit", *tiny, "objective.pathways=atlas.gmt", "trainer.max_steps=4"],
-        ["eval", "runs/atlas", "atlas.h5ad", "--label", "cell_type", "--max-cells", "80", "--mask-seeds", "1"],
+        ["eval", "runs/atlas", "atlas.h5ad", "--label", "cell_type", "--max-cells", "80", "--tasks", "probes"],
         ["data", "inspect", "cells.zarr", "--plot", "cells.png"],
     ):
         assert main(words) == 0, capsys.readouterr().err

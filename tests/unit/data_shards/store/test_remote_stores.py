@@ -89,8 +89,8 @@ def test_commands_take_addresses(
     assert main(["data", "verify", address]) == 0
     assert f"{address}: all is as it was written" in capsys.readouterr().out
     files = [str(file) for file in atlas.files]
-    words = ["eval", str(tmp_path / "remote"), *files, "--label", "cell_type", "--max-cells", "30", "--mask-seeds", "1"]
-    assert main(words) == 0
+    words = ["--max-cells", "30", "--mask-seeds", "1", "--tasks", "masked"]
+    assert main(["eval", str(tmp_path / "remote"), *files, *words]) == 0
     assert (tmp_path / "remote" / "eval" / "eval.json").is_file()
 
 

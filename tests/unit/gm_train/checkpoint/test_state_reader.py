@@ -49,7 +49,7 @@ def words_of(command: str, run: Path, atlas: Atlas) -> list[str]:
     new = [*tiny_words(atlas.store, run.parent / "new"), "trainer.max_steps=8"]
     return {
         "embed": ["embed", str(run), str(atlas.files[1]), out + ".zarr"],
-        "eval": ["eval", str(run), str(atlas.files[1]), "--out", out],
+        "eval": ["eval", str(run), str(atlas.files[1]), "--out", out, "--tasks", "masked"],
         "export": ["export", str(run), out],
         "fit": ["fit", *tiny_words(atlas.store, run), "optim.warmup_steps=2", "trainer.max_steps=8"],
         "init_from": ["fit", *new, f"model.init_from={run}"],

@@ -27,6 +27,9 @@ from gm_train.train.run_report import write_report
 from tests.conftest import Atlas, tiny_words, write_cells, write_gene_sets
 from tests.support.evaluation_cases import evaluate, store_with_test_cells
 
+#: For tests in which the scores do not matter: one task is quick.
+FEW = ("--tasks", "masked")
+
 
 def test_the_command_writes_tables_pictures_and_report(
     trained: Path, atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -132,7 +135,7 @@ def test_vectors_that_were_made_elsewhere_are_probed_beside_the_model(
     np.save(tmp_path / "narrow.npy", types[:, None] + 1)
     given = ["--embedding", str(tmp_path / "theirs.npy"), "--embedding", str(tmp_path / "narrow.npy")]
     command = ["eval", str(trained), str(atlas.files[1]), "--mask-seeds", "1", "--out", str(tmp_path / "out")]
-    assert main([*command, "--label", "cell_type", *given]) == 0
+    assert main([*command, "--label", "cell_type", "--tasks", "probes", *given]) == 0
     rows = json.loads((tmp_path / "out" / "eval.json").read_text())["probes"]
     found = {row["scored"]: row["knn_accuracy"]["mean"] for row in rows if row["ranks"] == "plain"}
     assert list(found) == ["model", "theirs", "narrow", "PCA", "variable genes", "random weights"]
@@ -234,7 +237,7 @@ def test_scores_name_their_checkpoint_and_older_ones_are_marked(
     def page() -> str:
         return (run / "report.html").read_text()
 
-    assert evaluate(run, atlas, "--label", "cell_type") == 0
+    assert evaluate(run, atlas, "--label", "cell_type", "--tasks", "masked,probes") == 0
     first = open_checkpoint(run)
     results = json.loads((run / "eval" / "eval.json").read_text())
     assert results["checkpoint"] == {"step": 12, "path": str(first.path), "hash": first.hash}
@@ -251,7 +254,7 @@ def test_scores_name_their_checkpoint_and_older_ones_are_marked(
     assert f"{marked}.</b> These scores are of step 12; this run stands at step 16." in page()
 
     # Without a label there is no embedding: that of the earlier evaluation must not stay.
-    assert evaluate(run, atlas) == 0
+    assert evaluate(run, atlas, *FEW) == 0
     assert "<h2>Evaluation at step 16</h2>" in page()
     assert marked not in page()
     assert named not in page()
@@ -263,7 +266,7 @@ def test_scores_of_another_checkpoint_of_the_same_step_or_of_an_unknown_one_are_
     trained: Path, atlas: Atlas, tmp_path: Path
 ) -> None:
     run = Path(shutil.copytree(trained, tmp_path / "run"))
-    assert evaluate(run, atlas) == 0
+    assert evaluate(run, atlas, *FEW) == 0
     path = run / "eval" / "eval.json"
     results = json.loads(path.read_text())
     results["checkpoint"]["hash"] = "0" * 64
@@ -293,7 +296,7 @@ def test_scores_of_a_version_with_other_controls_do_not_break_the_report(
 def test_the_page_with_the_scores_goes_to_mlflow(atlas: Atlas, tmp_path: Path) -> None:
     run = tmp_path / "run"
     fit(load_config(*tiny_words(atlas.store, run), "tracking.mlflow=auto", "trainer.max_steps=4"))
-    assert evaluate(run, atlas) == 0
+    assert evaluate(run, atlas, *FEW) == 0
     client = MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     run_id = json.loads((run / "tracking.json").read_text())["run_id"]
     sent = Path(client.download_artifacts(run_id, "report.html", str(tmp_path))).read_text()
@@ -307,11 +310,11 @@ def test_an_unreachable_mlflow_does_not_fail_the_evaluation(
     run = Path(shutil.copytree(trained, tmp_path / "run"))
     # Nothing listens on the discard port.
     (run / "tracking.json").write_text(json.dumps({"uri": "http://127.0.0.1:9", "run_id": "a"}))
-    assert evaluate(run, atlas) == 0
+    assert evaluate(run, atlas, *FEW) == 0
     assert "MLflow did not take the new" in caplog.text
     # A database that is gone is not made anew.
     (run / "tracking.json").write_text(json.dumps({"uri": f"sqlite:///{tmp_path / 'gone.db'}", "run_id": "a"}))
-    assert evaluate(run, atlas) == 0
+    assert evaluate(run, atlas, *FEW) == 0
     assert not (tmp_path / "gone.db").exists()
 
 
@@ -326,14 +329,14 @@ def test_a_run_is_evaluated_from_any_folder_and_with_a_store_that_moved(
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
-    assert evaluate(run, atlas) == 0
+    assert evaluate(run, atlas, *FEW) == 0
     moved = shutil.move(here / "data", tmp_path / "moved")
     capsys.readouterr()
-    assert evaluate(run, atlas, "--out", out) == 1
+    assert evaluate(run, atlas, *FEW, "--out", out) == 1
     error = capsys.readouterr().err
     assert f"{here / 'data/cells.zarr'}: no such store" in error
     assert "If the store of this model has moved, name it with --store" in error
-    assert evaluate(run, atlas, "--out", out, "--store", f"{moved}/cells.zarr") == 0
+    assert evaluate(run, atlas, *FEW, "--out", out, "--store", f"{moved}/cells.zarr") == 0
 
 
 @pytest.mark.parametrize("tasks", [["masked"], ["missing"], ["probes"], ["probes,masked"], ["missing", "masked"]])

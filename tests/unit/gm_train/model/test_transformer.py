@@ -176,7 +176,7 @@ def test_it_trains_far_below_corpus_frequency_and_is_evaluated(atlas: Atlas, tmp
     ]  # fmt: skip
     assert main(["fit", *words]) == 0
     files = [str(file) for file in atlas.files]
-    assert main(["eval", str(tmp_path / "run"), *files, "--max-cells", "200", "--mask-seeds", "2"]) == 0
+    assert main(["eval", str(tmp_path / "run"), *files, "--max-cells", "200", "--tasks", "masked"]) == 0
     results = json.loads((tmp_path / "run" / "eval" / "eval.json").read_text())["masked"]
     on_held_out = {row["scored"]: row["cross_entropy"]["mean"] for row in results if row["ranks"] == "plain"}
     losses = [row["l_lang"] for row in read_rows(tmp_path / "run" / METRICS) if "loss" in row]

@@ -1,7 +1,7 @@
 """`gm-train plan`: its parts, its advice and what it refuses."""
 
 import re
-from dataclasses import replace
+from dataclasses import astuple, replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ from gm_train.model.genemamba import GeneMamba
 from gm_train.model.kernels import scan_kernels
 from gm_train.model.kernels.fake_gpu import as_on_a_gpu, use_kernels
 from gm_train.objective.loss import computing_in
+from gm_train.plan import traced_memory
 from gm_train.plan.advice import refuse_too_large, tight
 from gm_train.plan.devices import DEVICES, device_of_cluster, known_device
 from gm_train.plan.make_plan import Plan, make_plan
@@ -101,6 +102,19 @@ def test_layers_and_rows_add_memory_in_proportion_and_checkpointing_saves_it() -
     assert whole.activations == pytest.approx(2 * half_layers.activations, rel=0.05)
     checkpointed = pass_memory(preset("trainer.activation_checkpointing=true"), 25_426, 24, on_gpu=True)
     assert checkpointed.activations + checkpointed.working < 0.2 * whole.activations
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_many_rows_on_a_cpu_need_what_a_trace_of_all_of_them_finds(
+    checkpointing: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = load_config(
+        "data.store=unused", "run.dir=unused", "data.row_length=256", "model.d_model=64", "model.n_layers=3",
+        "model.d_state=16", "trainer.precision=bf16", f"trainer.activation_checkpointing={checkpointing}",
+    )  # fmt: skip
+    from_few = pass_memory(config, 765, 30, on_gpu=False)
+    monkeypatch.setattr(traced_memory, "_MOST_ROWS", 30)
+    assert astuple(from_few) == pytest.approx(astuple(pass_memory(config, 765, 30, on_gpu=False)), rel=1e-4)
 
 
 @pytest.mark.parametrize(
