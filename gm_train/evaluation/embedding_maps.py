@@ -1,5 +1,6 @@
 """Maps of cell embeddings in two dimensions, coloured by cell type and by batch."""
 
+import contextlib
 import importlib.util
 import warnings
 from collections.abc import Mapping, Sequence
@@ -139,10 +140,16 @@ def _draw_map(points: F32, own: Labels, colouring: Colouring, title: str, path: 
 def _umap(features: F32) -> F32:
     """Compute a UMAP: float32 (n_cells, 2), the same each time."""
     import umap
+    from umap.umap_ import compute_membership_strengths, smooth_knn_dist
 
+    # umap compiles these anew in each process, which takes much longer than the rest. Without a folder to write to, so
+    # does numba.
+    with contextlib.suppress(RuntimeError):
+        smooth_knn_dist.enable_caching()
+        compute_membership_strengths.enable_caching()
     n_neighbours = min(_NEIGHBOURS, len(features) - 1)
     init = "pca" if features.shape[1] > 1 and np.ptp(features, axis=0).any() else "random"
-    # umap would compile its own search, anew in each process: ten seconds for what takes a tenth of one here.
+    # Its own search for neighbours would be compiled as well.
     distances, numbers = NearestNeighbors(n_neighbors=n_neighbours).fit(features).kneighbors(features)
     found = (numbers, distances.astype(np.float32))
     with warnings.catch_warnings():

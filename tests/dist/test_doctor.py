@@ -39,7 +39,7 @@ def test_two_local_ranks_make_one_report(atlas: Atlas, tmp_path: Path) -> None:
     command = [sys.executable, "-m", "gm_train.cli", "doctor", *tiny_words(atlas.store, run)]
     done = subprocess.run(
         [*command, "trainer.devices=2", f"objective.pathways={sets}"],
-        env=environment(), capture_output=True, text=True, timeout=180,
+        env=environment(), capture_output=True, text=True, timeout=600,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     *lines, last = done.stdout.splitlines()

@@ -33,7 +33,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def python(folder: Path, module: str, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", module, *words],
-        cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()}, timeout=600,
+        cwd=folder, capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.getcwd()}, timeout=1800,
     )  # fmt: skip
 
 

@@ -194,7 +194,7 @@ def test_a_late_task_of_another_start_changes_nothing(
 
 def _when_there(work: Path, n_parts: int, act: Callable[[], None]) -> None:
     """Call `act` when some parts of the first data set are finished, but its digests are not."""
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 300
     while len(list(work.glob("*/a/[0-9]-*"))) < n_parts:
         assert time.monotonic() < deadline
         time.sleep(0.001)

@@ -65,7 +65,7 @@ class Slurm:
         """Return the job's state: PENDING, RUNNING, COMPLETING, or one of FINAL."""
         return self.field(job, "JobState")
 
-    def wait(self, job: int, states: str | Collection[str] = FINAL, timeout: float = 30) -> str:
+    def wait(self, job: int, states: str | Collection[str] = FINAL, timeout: float = 120) -> str:
         """Wait until the job is in one of the states, and return that state.
 
         A short state may be missed: then wait for an effect of the job, or for a final state.
@@ -93,7 +93,7 @@ class Slurm:
         """Run `scontrol` and return its output; raise DataError if it fails."""
         return self.cluster.run("scontrol", *words)
 
-    def start_now(self, job: int, restarts: int = 1, timeout: float = 30) -> None:
+    def start_now(self, job: int, restarts: int = 1, timeout: float = 120) -> None:
         """Wait until the job was requeued, and shorten its delay (10 s here, 120 s by default) to 2 s.
 
         It cannot be shorter: a job that starts in the second of its requeue fails with "Job credential revoked".
@@ -132,7 +132,7 @@ class Slurm:
         if tasks:
             self.cluster.kill_jobs(name)
 
-    def revive_node(self, name: str, timeout: float = 60) -> None:
+    def revive_node(self, name: str, timeout: float = 120) -> None:
         """Start a node's slurmd again if it is not running, and wait until the node accepts jobs."""
         if self.cluster.pid(name) is None:
             # The controller repeats messages to a node that did not answer after a minute. One of them ends the job

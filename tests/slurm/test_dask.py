@@ -22,7 +22,7 @@ if find_spec("dask_jobqueue") is None:  # importing it would replace the Ctrl-C 
     pytest.skip("needs dask_jobqueue", allow_module_level=True)
 
 #: Time limit in seconds for what takes seconds on an idle machine.
-PATIENCE = 240.0
+PATIENCE = 600.0
 WORKERS = ("cluster.nodes=2", "cluster.cpus_per_task=1", "cluster.time=00:10:00", "cluster.partition=debug")
 
 

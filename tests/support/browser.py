@@ -60,4 +60,4 @@ def _run(url: str, folder: Path, *options: str) -> str:
         *(_BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1400,1000"),
         *(f"--user-data-dir={folder / 'profile'}", *options, "--dump-dom", url),
     ]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stdout

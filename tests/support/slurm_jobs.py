@@ -16,7 +16,7 @@ from tests.slurm.conftest import FINAL, Slurm, poll
 
 LOCAL_CPU = str(Path(__file__).parents[2] / "configs/cluster/local-cpu.yaml")
 #: Seconds to wait for what takes a few seconds on an idle machine.
-PATIENCE = 240.0
+PATIENCE = 600.0
 
 
 def launch(slurm: Slurm, run: Path, *words: str) -> "Job":

@@ -138,16 +138,16 @@ class RankProcesses:
         for process in self.processes if rank is None else [self.processes[rank]]:
             os.kill(process.pid, number)
 
-    def join(self, timeout: float = 120.0) -> list[int | None]:
+    def join(self, timeout: float = 900.0) -> list[int | None]:
         """Wait for all ranks and return their exit codes.
 
-        As a launcher does, kill the remaining ranks ten seconds after one has failed, or after `timeout` seconds.
+        As a launcher does, kill the remaining ranks half a minute after one has failed, or after `timeout` seconds.
         """
         deadline = time.monotonic() + timeout
         while any(process.exitcode is None for process in self.processes):
             time.sleep(0.02)
             if any(process.exitcode not in (None, 0, 85) for process in self.processes):
-                deadline = min(deadline, time.monotonic() + 10)
+                deadline = min(deadline, time.monotonic() + 30)
             if time.monotonic() > deadline:
                 for process in self.processes:
                     process.kill()

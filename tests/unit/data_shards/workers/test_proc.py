@@ -31,7 +31,7 @@ def test_words_and_descendants() -> None:
     env = os.environ | {"MARK": "here it is"}
     parent = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, env=env)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 120
         while len(proc.descendants(parent.pid)) < 1 and time.monotonic() < deadline:
             time.sleep(0.01)
         (child,) = proc.descendants(parent.pid)

@@ -208,7 +208,8 @@ def test_all_models_are_scored_in_the_precision_of_the_run(
     for precision, out in (("fp32", "plain"), ("bf16", "narrow")):
         seen.clear()
         monkeypatch.setattr("gm_train.evaluation.evaluate.default_precision", lambda *_, p=precision: p)
-        assert evaluate(trained, atlas, "--label", "cell_type", "--out", str(tmp_path / out)) == 0
+        words = ["--label", "cell_type", "--max-cells", "30", "--mask-seeds", "1", "--out", str(tmp_path / out)]
+        assert evaluate(trained, atlas, *words) == 0
         assert seen == {precision == "bf16"}
         assert json.loads((tmp_path / out / "eval.json").read_text())["model"]["precision"] == precision
 
@@ -219,7 +220,7 @@ def test_the_same_checkpoint_scores_the_same_and_out_moves_the_files(
     checkpoint = latest_whole(trained / "checkpoints")
     assert checkpoint is not None
     for out in ("first", "second"):
-        assert evaluate(checkpoint.path, atlas, "--out", str(tmp_path / out)) == 0
+        assert evaluate(checkpoint.path, atlas, "--max-cells", "30", "--out", str(tmp_path / out)) == 0
     first, second = ((tmp_path / out / "eval.json").read_text() for out in ("first", "second"))
     assert first == second
     assert json.loads(first)["probes"] == []

@@ -37,10 +37,10 @@ def test_live_serves_until_ctrl_c(run: Path) -> None:
         assert process.stdout is not None
         url = re.search(r"http://127\.0\.0\.1:\d+", process.stdout.readline())
         assert url is not None
-        with urllib.request.urlopen(url[0], timeout=60) as answer:
+        with urllib.request.urlopen(url[0], timeout=300) as answer:
             assert "gm-train run, 12 steps" in answer.read().decode()
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=300)
     finally:
         process.kill()
     assert (process.returncode, out.strip(), err) == (0, "ended", "")

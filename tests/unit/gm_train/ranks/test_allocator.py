@@ -34,7 +34,7 @@ def kept_of(words: str, **settings: str) -> tuple[bool, bool]:
     """Whether the function says that memory is kept, and whether it is."""
     environment = {name: value for name, value in os.environ.items() if name not in SETTINGS} | settings
     command = [sys.executable, "-c", _SCRIPT, words]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=600, env=environment)
     kept, full, after = map(int, done.stdout.split())
     assert full > 3 * 2**26
     return bool(kept), after > full // 2

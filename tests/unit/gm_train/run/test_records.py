@@ -28,10 +28,10 @@ def test_a_second_process_is_refused(tmp_path: Path) -> None:
         if holder:
             with locked(tmp_path):
                 process.start()
-                assert expected in answer.get(timeout=60)
+                assert expected in answer.get(timeout=300)
         else:
             process.start()
-            assert answer.get(timeout=60) == expected
+            assert answer.get(timeout=300) == expected
         process.join()
 
 

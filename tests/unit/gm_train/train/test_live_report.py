@@ -62,7 +62,7 @@ class Clock:
 
 def get(server: LiveServer, path: str = "/", **headers: str) -> tuple[int, str, str | None]:
     """Ask for a path; returns the status, the text and the tag."""
-    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=60)
+    connection = http.client.HTTPConnection("127.0.0.1", server.server_port, timeout=300)
     connection.request("GET", path, headers=headers)
     answer = connection.getresponse()
     text = answer.read().decode()
