@@ -17,7 +17,12 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("PYTHONPATH", str(NOTEBOOK.parents[1]))
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     (fit,) = (cell for cell in notebook.cells if "max_steps=800" in cell.source)
-    for steps, fewer in (("max_steps=800", "max_steps=8"), ("every_steps=100", "every_steps=4")):
+    changes = (
+        ("max_steps=800", "max_steps=8"),
+        ("every_steps=100", "every_steps=4"),
+        ("warmup_steps=50", "warmup_steps=4"),
+    )
+    for steps, fewer in changes:
         fit.source = fit.source.replace(steps, fewer)
     NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
