@@ -7,13 +7,9 @@ from contextlib import contextmanager
 
 @contextmanager
 def quick_imports() -> Iterator[None]:
-    """Import without the garbage collector, which goes through everything that is imported again and again.
-
-    It also never goes through it later.
-    """
+    """Import without the garbage collector, which goes through everything that is imported again and again."""
     gc.disable()
     try:
         yield
     finally:
-        gc.freeze()
         gc.enable()

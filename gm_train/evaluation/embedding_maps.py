@@ -142,8 +142,8 @@ def _umap(features: F32) -> F32:
     import umap
     from umap.umap_ import compute_membership_strengths, smooth_knn_dist
 
-    # umap compiles these anew in each process, which takes much longer than the rest. Without a folder to write to, so
-    # does numba.
+    # Otherwise each process compiles these again, which takes longer than the rest. It must where numba finds no folder
+    # that it can write to: then numba raises RuntimeError.
     with contextlib.suppress(RuntimeError):
         smooth_knn_dist.enable_caching()
         compute_membership_strengths.enable_caching()

@@ -28,7 +28,7 @@ _FEW_LAYERS = (1, 2)
 #: Chunks of the traced rows: memory depends on the tokens alone, and short rows take fewer operations.
 _CHUNKS = 4
 #: Most rows that are traced on a CPU, where `ssd.py` scans them in blocks, each of many operations: thousands of rows
-#: took a quarter of an hour. What further rows need follows from two smaller traces.
+#: take minutes. What further rows need follows from two smaller traces.
 _MOST_ROWS = 16
 _TOTAL = "Total"
 

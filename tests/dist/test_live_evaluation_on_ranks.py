@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from gm_train.config.parts import STRATEGIES
 from tests.conftest import Atlas, tiny_words
 from tests.support.panels import (
     die_in_the_second_panel_of_rank_0,
@@ -15,8 +16,12 @@ from tests.support.panels import (
 )
 from tests.support.training_runs import start_ranks, train, train_ranks
 
-#: zero2 keeps weights as ddp does.
-STRATEGIES = ("ddp", "fsdp2", pytest.param("zero3", marks=pytest.mark.slow))
+#: Without zero2, which keeps weights as ddp does.
+SPREADING = [
+    pytest.param(name, marks=pytest.mark.slow if name == "zero3" else [])
+    for name in STRATEGIES
+    if name not in ("single", "zero2")
+]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +32,7 @@ def alone(atlas: Atlas, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "run"
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", SPREADING)
 def test_two_ranks(atlas: Atlas, alone: Path, tmp_path: Path, strategy: str) -> None:
     run, plain, log = tmp_path / "run", tmp_path / "plain", tmp_path / "log"
     more = ["data.micro_rows=1", f"trainer.strategy={strategy}"]
