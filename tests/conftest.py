@@ -62,9 +62,24 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path.relative_to(here).parts[0], len(order)))
 
 
-def pytest_configure() -> None:
+class _FailuresAtOnce:
+    """Prints a failure when it comes: a run that is ended before pytest's summary would not name it."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """Print the name and the traceback of a test that failed."""
+        if report.failed:
+            terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+            terminal.write_line(f"\n{report.nodeid} failed ({report.when}):\n{report.longreprtext}")
+
+
+def pytest_configure(config: pytest.Config) -> None:
     """Switch the garbage collector off until all tests are collected: it would go through all imports many times."""
     gc.disable()
+    if "PYTEST_XDIST_WORKER" not in os.environ:  # workers send their reports to the first process
+        config.pluginmanager.register(_FailuresAtOnce(config))
 
 
 def pytest_collection_finish() -> None:
