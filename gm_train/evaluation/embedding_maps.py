@@ -17,6 +17,7 @@ from sklearn.neighbors import NearestNeighbors
 from threadpoolctl import threadpool_limits
 
 from gm_train.evaluation.labels import Labels
+from gm_train.evaluation.own_threads import torch_threads_kept
 from gm_train.evaluation.picture_text import literal
 
 #: Largest number of cells drawn: more take minutes and show nothing more.
@@ -137,6 +138,7 @@ def _draw_map(points: F32, own: Labels, colouring: Colouring, title: str, path: 
     figure.savefig(path, dpi=DPI)
 
 
+@torch_threads_kept()
 def _umap(features: F32) -> F32:
     """Compute a UMAP: float32 (n_cells, 2), the same each time."""
     import umap

@@ -10,6 +10,7 @@ from scipy.stats import trim_mean
 
 from gm_train.embedding.embed_cells import F32
 from gm_train.evaluation.labels import Labels
+from gm_train.evaluation.own_threads import torch_threads_kept
 
 #: The settings of the paper: batches and types with fewer cells are left out; highly variable genes and components of
 #: a batch; share of cells that is cut off at either end of a component when a centroid is taken.
@@ -94,6 +95,7 @@ def scgraph(features: F32, types: Labels, names: npt.NDArray[np.str_], consensus
     return float(np.mean(scores))
 
 
+@torch_threads_kept()
 def _components(expression: scipy.sparse.csr_matrix) -> F32:
     """The first principal components of one batch on its own variable genes: float32 (n_cells, at most 10)."""
     import anndata as ad

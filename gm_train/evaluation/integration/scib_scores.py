@@ -12,6 +12,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from gm_train.embedding.embed_cells import F32
 from gm_train.evaluation.labels import Labels
+from gm_train.evaluation.own_threads import torch_threads_kept
 
 #: Neighbours of a cell in the graph of scIB, the cell itself among them.
 NEIGHBOURS = 15
@@ -22,6 +23,7 @@ def has_scib_metrics() -> bool:
     return importlib.util.find_spec("scib_metrics") is not None
 
 
+@torch_threads_kept()
 def scib_scores(features: F32, types: Labels, batches: Labels) -> dict[str, float]:
     """Score how well an embedding keeps cell types apart and mixes batches within them.
 
