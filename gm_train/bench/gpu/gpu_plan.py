@@ -88,7 +88,7 @@ GPU_SIZES = GpuSizes(
 REHEARSAL_SIZES = GpuSizes(
     model=("model.d_model=32", "model.n_layers=2", "model.n_heads=2", "model.head_dim=16", "model.d_state=16"),
     deep_cells=8, natural_cells=24, atlas_cells=120, few_cells=6, lengths=(512, 1024),
-    race_tokens=2048, ladder_tokens=2048, step_tokens=2048, steps=10, warmup=1, fit_rows=2, fit_length=256,
+    race_tokens=2048, ladder_tokens=512, step_tokens=2048, steps=10, warmup=1, fit_rows=2, fit_length=256,
     compiled=False,
 )  # fmt: skip
 

@@ -42,8 +42,8 @@ def test_the_same_cell_has_the_same_vector_in_any_batch(arch: str, pool: str, ta
 def test_the_vectors_of_a_deep_wide_model_are_as_exact(pool: str) -> None:
     model = model_of(d_model=256, n_layers=12, d_state=32, head_dim=64, chunk=64)
     whole = embed_cells(model, CELLS, pool)
-    alone = np.concatenate([embed_cells(model, CELLS.take(np.array([cell])), pool) for cell in range(8)])
-    np.testing.assert_allclose(alone, whole[:8], rtol=0, atol=1e-6)
+    alone = np.concatenate([embed_cells(model, CELLS.take(np.array([cell])), pool) for cell in range(3)])
+    np.testing.assert_allclose(alone, whole[:3], rtol=0, atol=1e-6)
     assert np.nanmax(np.abs(whole)) > 0.1
 
 

