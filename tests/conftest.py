@@ -32,8 +32,8 @@ from data_shards.prepare.splits import SplitOptions
 #: Folders whose files share something that one test at a time can use: the nodes of one SLURM.
 SHARED = {"slurm"}
 #: Folders in the order in which they are given to workers. Tests that mostly wait for other processes come first, so
-#: that one worker waits while another computes.
-ORDER = ("slurm", "dist", "faults", "e2e")
+#: that one worker waits while another computes. Files that take minutes come next, so that no worker ends with one.
+ORDER = ("slurm", "dist", "faults", "e2e", "unit/promises", "unit/gm_train/bench", "unit/gm_train/model")
 
 # Compiling a kernel on the first example takes seconds; on CI the examples are the same each time.
 settings.register_profile("gm-train", deadline=None, derandomize="CI" in os.environ)
@@ -58,8 +58,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeSch
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Put the tests in the order of `ORDER`, and otherwise leave them in their order."""
     here = Path(__file__).parent
-    order = {name: number for number, name in enumerate(ORDER)}
-    items.sort(key=lambda item: order.get(item.path.relative_to(here).parts[0], len(order)))
+
+    def number(item: pytest.Item) -> int:
+        path = item.path.relative_to(here)
+        return next((i for i, folder in enumerate(ORDER) if path.is_relative_to(folder)), len(ORDER))
+
+    items.sort(key=number)
 
 
 class _FailuresAtOnce:
@@ -152,9 +156,10 @@ def tiny_words(store: Path, run: Path) -> list[str]:
     return [
         f"data.store={store}", f"run.dir={run}", "data.lanes=4", "data.micro_rows=2", "data.row_length=96",
         "data.pool_blocks=2", "data.group_cells=16", "model.d_model=32", "model.n_layers=2", "model.d_state=8",
-        "model.head_dim=16", "model.chunk=32", "model.norm=pre", "optim.lr=3e-3", "optim.warmup_steps=5",
-        "trainer.max_steps=12", "optim.schedule_steps=12", "trainer.validate_every_steps=5",
-        "trainer.validation_cells=20", "checkpoint.every_steps=4", "tracking.mlflow=none",
+        "model.head_dim=16", "model.chunk=32", "model.norm=pre", "objective.language=masked",
+        "optim.lr=3e-3", "optim.warmup_steps=5", "optim.schedule_steps=12",
+        "trainer.max_steps=12", "trainer.validate_every_steps=5", "trainer.validation_cells=20",
+        "checkpoint.every_steps=4", "tracking.mlflow=none",
     ]  # fmt: skip
 
 
