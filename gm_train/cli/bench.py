@@ -238,7 +238,9 @@ def run_bench_model(arguments: argparse.Namespace) -> int:
         sizes = model_plan.QUICK_SIZES if arguments.quick else model_plan.CPU_SIZES
     # The options --store and --pathways choose cells and gene sets: those in a configuration file are for `fit`.
     cells = [f"data.store={arguments.store or 'simulated'}", f"objective.pathways={arguments.pathways or ''}"]
-    words = [*sizes, *arguments.config, *cells]
+    # Like the published model, its contenders predict single genes: the objective of a file is for `fit`, too.
+    asks = any(word.startswith("objective.language=") for word in arguments.config)
+    words = [*sizes, *arguments.config, *cells, *(() if asks else ("objective.language=masked",))]
     if arguments.traffic:
         tokens = traffic_report.TOKENS if arguments.tokens_per_step is None else arguments.tokens_per_step
         written = traffic_report.run_traffic(load_config(*words), tokens, arguments.out, sys.argv[1:])

@@ -145,7 +145,7 @@ def _combinations(config: Config) -> list[str]:
     if objective.language == "next_token" and model.arch != "mamba" and not objective.paper_compat:
         problems.append(
             f"objective.language=next_token with model.arch={model.arch}: every position has already seen the token "
-            "that it must predict; use model.arch=mamba or objective.language=masked (objective.paper_compat=true "
+            "that it must predict; use model.arch=mamba or objective.language=missing (objective.paper_compat=true "
             "trains it anyway, as published)"
         )
     if objective.language == "masked" and not 0 < objective.mask_rate < 1:

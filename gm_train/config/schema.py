@@ -67,9 +67,9 @@ class ModelConfig:
 class ObjectiveConfig:
     """What is trained for: the language loss and the pathway loss."""
 
-    language: str = "masked"  # masked | missing (a part of a cell names its other genes) | next_token (unidirectional)
-    mask_rate: float = 0.15  # share of tokens to predict
-    random_rate: float = 0.1  # share of those that show a random gene instead of `<mask>`
+    language: str = "missing"  # missing (a part of a cell names its other genes) | masked | next_token (unidirectional)
+    mask_rate: float = 0.15  # masked: share of tokens to predict
+    random_rate: float = 0.1  # masked: share of those that show a random gene instead of `<mask>`
     shown: list[float] = field(default_factory=lambda: [0.2, 0.8])  # missing: range of the shares of a cell's parts
     gamma: float = 0.1  # weight of L_pathway
     pathways: str = ""  # GMT file of gene sets; empty: no L_pathway

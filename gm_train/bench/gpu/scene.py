@@ -45,7 +45,8 @@ class Scene:
 
     def config(self, *words: str) -> Config:
         """Return the configuration of the model in bf16, with further settings."""
-        return load_config(*self.sizes.model, "trainer.precision=bf16", "data.store=simulated", *words)
+        settings = ("trainer.precision=bf16", "data.store=simulated", "objective.language=masked")
+        return load_config(*self.sizes.model, *settings, *words)
 
     def plan(self, tokens_per_step: int) -> ModelPlan:
         """Return a plan of `gm-train bench model` with these sizes, without torch.compile."""

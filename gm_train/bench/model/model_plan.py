@@ -81,6 +81,10 @@ class ModelPlan:
             problems.append(
                 f"model.mixer={self.config.model.mixer}: FLOPs and kernels are known only for model.mixer=mamba2"
             )
+        if self.config.objective.language == "missing":
+            problems.append(
+                "objective.language=missing: contenders predict single genes, as the published model does; use masked"
+            )
         if problems:
             raise ConfigError(problems)
 

@@ -129,7 +129,7 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def recipe_of(case: Case) -> Recipe:
-    return Recipe(ObjectiveConfig(mask_rate=0.4, random_rate=0.3), case.seed, 202, ROW, None)
+    return Recipe(ObjectiveConfig(language="masked", mask_rate=0.4, random_rate=0.3), case.seed, 202, ROW, None)
 
 
 def from_the_start(case: Case, n_steps: int) -> list[tuple[Examples, dict[int, tuple[int, int]]]]:

@@ -113,7 +113,7 @@ def test_held_out_cells_too(stores: tuple[Path, Path]) -> None:
 
 
 def test_a_lost_cell_has_no_target_no_pair_and_changes_no_other(stores: tuple[Path, Path]) -> None:
-    recipe = Recipe(ObjectiveConfig(mask_rate=0.4), 3, 202, 60, None)
+    recipe = Recipe(ObjectiveConfig(language="masked", mask_rate=0.4), 3, 202, 60, None)
     at = dict.fromkeys(range(3), (0, 0))
     a = Lanes(StoreReader(stores[0]), PLAN, at).take(20)
     b = Lanes(StoreReader(stores[1], max_damaged=3), PLAN, at).take(20)

@@ -29,6 +29,8 @@ from tests.conftest import Atlas, write_gene_sets
 
 CPU = torch.device("cpu")
 MODEL = ModelConfig(d_model=16, n_layers=2, d_state=8, head_dim=8, chunk=16, n_heads=2, d_ff=40)
+MASKED = ObjectiveConfig(language="masked")
+CONFIG = Config(model=MODEL, objective=MASKED)
 
 
 @pytest.fixture
@@ -44,8 +46,7 @@ def test_batches_are_the_cells_of_the_store_cut_to_a_length(load: Workload) -> N
 
 
 def test_padded_and_packed_are_the_same_cells(load: Workload) -> None:
-    objective = ObjectiveConfig()
-    (packed, packed_shape), (padded, shape) = (make_batches(load, objective, p, True) for p in (False, True))
+    (packed, packed_shape), (padded, shape) = (make_batches(load, MASKED, p, True) for p in (False, True))
     assert (shape.cells, shape.tokens) == (packed_shape.cells, packed_shape.tokens)
     assert shape.slots == shape.cells * 64
     for narrow, wide in zip(packed, padded, strict=True):
@@ -62,20 +63,18 @@ def test_on_full_rows_there_is_nothing_to_pad(load: Workload, atlas: Atlas) -> N
     lengths = [np.diff(zarr.open_array(path, mode="r")[:]) for path in atlas.store.glob("*/indptr")]
     shortest = int(np.concatenate(lengths).min())
     full = replace(load, length=shortest, row_length=shortest, tokens_per_step=16 * shortest)
-    objective = ObjectiveConfig()
-    (packed, packed_shape), (padded, padded_shape) = (make_batches(full, objective, p, True) for p in (False, True))
+    (packed, packed_shape), (padded, padded_shape) = (make_batches(full, MASKED, p, True) for p in (False, True))
     assert packed_shape.slots == padded_shape.slots == packed_shape.tokens
     assert torch.equal(packed[0].input_ids, padded[0].input_ids)
 
 
 def test_too_few_cells_are_refused(load: Workload) -> None:
     with pytest.raises(DataError, match="--tokens-per-step"):
-        make_batches(replace(load, tokens_per_step=10**6), ObjectiveConfig(), False, False)
+        make_batches(replace(load, tokens_per_step=10**6), MASKED, False, False)
 
 
 def test_every_rung_and_option_trains(load: Workload, tmp_path: Path) -> None:
-    config = Config(model=MODEL)
-    racers = [*ladder(config, False, CPU), *option_pairs(config, False, write_gene_sets(tmp_path / "sets.gmt"))[1]]
+    racers = [*ladder(CONFIG, False, CPU), *option_pairs(CONFIG, False, write_gene_sets(tmp_path / "sets.gmt"))[1]]
     for racer in racers:
         runner = ModelRunner(racer, [load], "cpu")
         shape, flops = runner.use(0, warmup=1)
@@ -87,7 +86,7 @@ def test_every_rung_and_option_trains(load: Workload, tmp_path: Path) -> None:
 
 def test_rungs_with_one_loss_have_one_loss(load: Workload) -> None:
     losses = []
-    for rung in ladder(Config(model=MODEL), False, CPU)[2:]:
+    for rung in ladder(CONFIG, False, CPU)[2:]:
         runner = ModelRunner(rung, [load], "cpu")
         runner.use(0, warmup=4)
         losses.append(runner.losses)
@@ -96,7 +95,7 @@ def test_rungs_with_one_loss_have_one_loss(load: Workload) -> None:
 
 
 def test_a_loss_that_is_not_finite_ends_the_benchmark(load: Workload) -> None:
-    runner = ModelRunner(Contender(GENEMAMBA, Config(model=MODEL)), [load], "cpu")
+    runner = ModelRunner(Contender(GENEMAMBA, CONFIG), [load], "cpu")
     with torch.no_grad():
         runner.model.embedding.weight.fill_(torch.nan)
     with pytest.raises(DataError, match="loss is nan"):
@@ -105,8 +104,8 @@ def test_a_loss_that_is_not_finite_ends_the_benchmark(load: Workload) -> None:
 
 @pytest.mark.parametrize("aggregation", ["gate", "mean", "head_gate"])
 def test_each_kernel_is_timed(load: Workload, tmp_path: Path, aggregation: str) -> None:
-    config = Config(model=replace(MODEL, aggregation=aggregation))
-    objective = ObjectiveConfig(pathways=str(write_gene_sets(tmp_path / "sets.gmt")))
+    config = Config(model=replace(MODEL, aggregation=aggregation), objective=MASKED)
+    objective = ObjectiveConfig(language="masked", pathways=str(write_gene_sets(tmp_path / "sets.gmt")))
     runner = KernelRunner(Contender(GENEMAMBA, replace(config, objective=objective)), load, "cpu", repeats=2)
     rows = runner.run()
     assert all(len(row["seconds"]) == 2 and min(row["seconds"]) > 0 for row in rows)
@@ -119,7 +118,7 @@ def test_each_kernel_is_timed(load: Workload, tmp_path: Path, aggregation: str) 
 
 
 def test_a_profile_names_the_parts_of_both_passes(load: Workload) -> None:
-    runner = ProfileRunner(Contender(GENEMAMBA, Config(model=MODEL)), load, "cpu", warmup=1)
+    runner = ProfileRunner(Contender(GENEMAMBA, CONFIG), load, "cpu", warmup=1)
     seconds = runner.run()
     parts = {"matmul", "scan", "convolution", "norm and gate", "aggregation", "loss", "optimizer"}
     assert parts <= set(seconds)
@@ -145,7 +144,7 @@ def test_the_products_of_a_gate_belong_to_it() -> None:
 
 def test_a_profile_divides_by_the_steps_that_it_has_recorded(load: Workload) -> None:
     """On a GPU, too, where the first of some timed steps has an untimed one before it."""
-    runner = ModelRunner(Contender(GENEMAMBA, Config(model=MODEL)), [load], "cpu")
+    runner = ModelRunner(Contender(GENEMAMBA, CONFIG), [load], "cpu")
     runner.use(0, warmup=1)
     runner.device = torch.device("cuda")
     profile_step(runner, steps=2)
@@ -175,7 +174,7 @@ def test_the_memory_of_the_loss_is_measured() -> None:
 
 def test_a_whole_run_writes_figures_table_and_picture(atlas: Atlas, tmp_path: Path) -> None:
     plan = ModelPlan(
-        Config(model=MODEL),
+        CONFIG,
         parts=("race",),
         names=("genemamba", "published", "transformer"),
         lengths=(8, 16),
@@ -216,7 +215,7 @@ def test_a_whole_run_writes_figures_table_and_picture(atlas: Atlas, tmp_path: Pa
 def test_a_part_that_fails_does_not_stop_the_others(atlas: Atlas, tmp_path: Path) -> None:
     """Rows of natural lengths need more cells than there are; the memory of the loss needs none."""
     plan = ModelPlan(
-        Config(model=MODEL), parts=("race", "loss-memory"), names=("genemamba",), lengths=(None,), steps=10, warmup=1,
+        CONFIG, parts=("race", "loss-memory"), names=("genemamba",), lengths=(None,), steps=10, warmup=1,
         tokens_per_step=10**6, threads=1, store=atlas.store, out=tmp_path / "out",
     )  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
@@ -243,5 +242,6 @@ def test_a_preset_gives_sizes_and_neither_cells_nor_gene_sets(
         assert main(["bench", "model", str(path), "--store", str(atlas.store), "--out", str(out)]) == 0
         config = plans[-1].config
         assert (config.objective.pathways, plans[-1].store) == ("", atlas.store)
+        assert config.objective.language == "masked"
         assert config.model == load_config(str(path)).model
     assert len(plans) >= 3

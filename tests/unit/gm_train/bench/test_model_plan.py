@@ -37,7 +37,7 @@ def test_all_problems_of_a_plan_are_listed_at_once() -> None:
     plan = ModelPlan(Config(), parts=("race", "rase"), names=("mamba",), lengths=(9000, 0), steps=3, warmup=0)
     with pytest.raises(ConfigError) as raised:
         plan.check()
-    for word in ("rase", "mamba", "9000", "--lengths 0", "--steps 3", "--warmup 0"):
+    for word in ("rase", "mamba", "9000", "--lengths 0", "--steps 3", "--warmup 0", "language=missing"):
         assert word in str(raised.value)
 
 

@@ -61,7 +61,7 @@ def test_text_stays_text(tmp_path: Path) -> None:
         (["trainer.devices=0"], "greater than 0"),
         (["trainer.strategy=deepspeed"], "zero2 | zero3"),
         (["optim.lr=0"], "greater than 0"),
-        (["objective.mask_rate=1"], "between 0 and 1"),
+        (["objective.language=masked", "objective.mask_rate=1"], "between 0 and 1"),
         (["objective.pathway_size=[5]"], "smallest, largest"),
         (["data.workers=-1"], "not be negative"),
         (["data.store="], "data.store is empty"),

@@ -35,8 +35,8 @@ def some_rows(draw: st.DrawFn) -> Rows:
 
 
 def recipe(**objective: object) -> Recipe:
-    settings = ObjectiveConfig(mask_rate=0.4, random_rate=0.3, pathway_genes=6, **objective)  # type: ignore[arg-type]
-    return Recipe(settings, 3, SIZE, LENGTH, PATHWAYS)
+    chosen = {"language": "masked", "mask_rate": 0.4, "random_rate": 0.3, "pathway_genes": 6} | objective
+    return Recipe(ObjectiveConfig(**chosen), 3, SIZE, LENGTH, PATHWAYS)  # type: ignore[arg-type]
 
 
 def same(a: Examples, b: Examples) -> bool:

@@ -120,7 +120,7 @@ def test_loss_and_gradients_equal_a_reference(chunk: int, rows: Rows, micro_rows
 @pytest.mark.parametrize("shown", [[0.0, 0.5], [0.6, 0.4], [0.5], [0.5, 1.0]])
 def test_shares_that_cannot_be_used(shown: list[float]) -> None:
     config = Config()
-    config.objective.shown = shown
+    config.objective.shown, config.objective.language = shown, "masked"
     assert config_problems(config) == config_problems(Config())
     config.objective.language = "missing"
     assert any("objective.shown" in problem for problem in config_problems(config))

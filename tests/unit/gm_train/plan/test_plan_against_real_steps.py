@@ -95,7 +95,7 @@ def counted(config: Config, rows: int) -> int:
     return counter.get_total_flops() // 5
 
 
-@pytest.mark.parametrize("words", [[], ["model.aggregation=head_gate"], ["objective.mask_rate=0.4"]])
+@pytest.mark.parametrize("words", [[], ["model.aggregation=head_gate"], ["objective.language=masked"]])
 def test_modelled_time_has_the_operations_of_a_real_step(words: list[str]) -> None:
     # On a device with endless bandwidth, only operations take time. Only GPUs scan with longer chunks.
     config = small("model.chunk=256", *words)

@@ -162,9 +162,9 @@ def test_too_few_validation_cells(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 def test_the_score_that_decides() -> None:
     config = load_config("data.store=s")
-    assert deciding_score(config) == "masked"
-    config.objective.language = "missing"
     assert deciding_score(config) == "missing"
+    config.objective.language = "masked"
+    assert deciding_score(config) == "masked"
     config.evaluation.best_by = "knn"
     assert deciding_score(config) == "knn"
     best = BestScores("knn", [{"step": 3, "panel_knn": 60.0}, {"step": 4, "loss": 1.0}])

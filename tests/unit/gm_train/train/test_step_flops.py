@@ -12,7 +12,9 @@ from gm_train.train.step_flops import StepFlops
 
 CPU = torch.device("cpu")
 INFO = StepInfo(n_targets=40, n_pairs=4, n_cells=10, n_tokens=400, n_slots=500, sample_hash=1, lanes={})
-WORDS = ["data.store=nowhere", "run.dir=nowhere", "model.d_model=64", "model.n_layers=2"]
+WORDS = [
+    "data.store=nowhere", "run.dir=nowhere", "model.d_model=64", "model.n_layers=2", "objective.language=masked"
+]  # fmt: skip
 
 
 def of(*words: str, info: StepInfo = INFO) -> float | None:
