@@ -9,7 +9,7 @@ from data_shards.rows.store_reader import StoreReader
 from data_shards.tokens.vocabulary import FIRST_GENE
 from gm_train.checkpoint.find import Checkpoint
 from gm_train.config.micro_rows import few_tokens
-from gm_train.config.schema import Config
+from gm_train.config.schema import Config, ObjectiveConfig
 from gm_train.loading.rank_batches import RankBatches
 from gm_train.model.classes import Classes
 from gm_train.model.compile import compiles
@@ -78,6 +78,8 @@ def announce(
         log.warning(warning)
     nodes = f"{ranks.n_nodes} node{'s' if ranks.n_nodes > 1 else ''}"
     print(f"ranks: {ranks.world_size} on {nodes}, {ranks.device().type}; strategy {strategy}")
+    if batches.recipe.cell_classes is None:
+        _announce_objective(config.objective)
     if batches.recipe.pathways is not None:
         _announce_coverage(config, reader, batches.recipe, batches.plan)
     if batches.recipe.cell_classes is not None:
@@ -102,6 +104,22 @@ def warn_of_other_kernels(kernels: list[tuple[str, str]]) -> None:
             "%d of %d ranks do not compute with %s as rank 0 does: rank %d computes with %s (%s)",
             *(len(others), len(kernels), kernels[0][0], others[0], kernel, why),
         )
+
+
+def _announce_objective(objective: ObjectiveConfig) -> None:
+    """Print the objective of the language loss, and which given settings have no effect on it."""
+    meaning = {
+        "missing": ": each of two parts of a cell names the genes of the other",
+        "masked": f": {objective.mask_rate:.0%} of a cell's genes are hidden",
+        "next_token": ": each gene is named from those before it",
+    }
+    print(f"objective {objective.language}{meaning.get(objective.language, '')}")
+    usual = ObjectiveConfig()
+    if objective.language == "masked":
+        return
+    for key in ("mask_rate", "random_rate"):
+        if getattr(objective, key) != getattr(usual, key):
+            print(f"objective.{key} has no effect: it is for objective.language=masked")
 
 
 def _announce_classes(config: Config, classes: Classes) -> None:

@@ -35,6 +35,18 @@ def test_a_run_that_goes_beyond_its_schedule_says_so(
     assert line in printed(9)
 
 
+def test_the_objective_is_named_with_settings_that_do_nothing(
+    atlas: Atlas, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for language, note in (("masked", False), ("missing", True)):
+        chosen = [f"objective.language={language}", "objective.mask_rate=0.4", "trainer.max_steps=1"]
+        fit(load_config(*tiny_words(atlas.store, tmp_path / language), *chosen))
+        out = capsys.readouterr().out
+        assert f"\nobjective {language}: " in out
+        assert ("objective.mask_rate has no effect: it is for objective.language=masked" in out) is note
+        assert "random_rate" not in out
+
+
 def test_ranks_with_another_kernel_are_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     good, bad = ("mamba_ssm", "auto: on a GPU"), ("torch", "auto: mamba_ssm cannot run here (no gcc)")
     warn_of_other_kernels([good, good])
