@@ -30,7 +30,8 @@ def write_run(
         validated: whether every second step is validated.
     """
     directory.mkdir(parents=True)
-    write_config(directory, load_config("data.store=cells.zarr", f"run.dir={directory}", *words))
+    usual = ("data.store=cells.zarr", f"run.dir={directory}", "objective.language=masked")
+    write_config(directory, load_config(*usual, *words))
     rows: list[dict[str, Any]] = []
     for step in range(1, steps + 1):
         rows.append({"step": step, "position": 7 * step, "loss": 5.0 - step, "tokens": TOKENS, "step_s": 1800.0})

@@ -8,7 +8,10 @@ from gm_train.config.load import load_config
 from gm_train.plan.devices import ERROR, USABLE, Device
 from gm_train.plan.make_plan import Plan, make_plan
 
-WORDS = ["data.store=none.zarr", "data.lanes=8", "data.row_length=256", "model.d_model=64", "model.n_layers=2"]
+WORDS = [
+    "data.store=none.zarr", "data.lanes=8", "data.row_length=256", "model.d_model=64", "model.n_layers=2",
+    "objective.language=masked",
+]  # fmt: skip
 
 
 def plan_for(memory: float) -> Plan:
