@@ -20,8 +20,8 @@ TINY: dict[str, Any] = {
     "base": [
         "objective.language=masked", "objective.pathways=$programmes", "model.d_model=32", "model.n_layers=1",
         "model.d_state=8", "model.head_dim=16", "model.chunk=16", "data.lanes=2", "data.row_length=128",
-        "data.pool_blocks=4", "optim.lr=1e-3", "optim.warmup_steps=2", "trainer.max_steps=12", "trainer.validate_every_steps=0",
-        "checkpoint.every_steps=4",
+        "data.pool_blocks=4", "optim.lr=1e-3", "optim.warmup_steps=2", "trainer.max_steps=12",
+        "trainer.validate_every_steps=0", "checkpoint.every_steps=4",
     ],
     "variants": {"masked": [], "missing": ["objective.language=missing"]},
     "scoring": {"tasks": ["masked"], "label": "cell_type", "mask_seeds": 1},
