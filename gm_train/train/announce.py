@@ -114,12 +114,11 @@ def _announce_objective(objective: ObjectiveConfig) -> None:
         "next_token": ": each gene is named from those before it",
     }
     print(f"objective {objective.language}{meaning.get(objective.language, '')}")
-    usual = ObjectiveConfig()
-    if objective.language == "masked":
-        return
-    for key in ("mask_rate", "random_rate"):
-        if getattr(objective, key) != getattr(usual, key):
-            print(f"objective.{key} has no effect: it is for objective.language=masked")
+    if objective.language != "masked":
+        usual = ObjectiveConfig()
+        for key in ("mask_rate", "random_rate"):
+            if getattr(objective, key) != getattr(usual, key):
+                print(f"objective.{key} has no effect: it is for objective.language=masked")
 
 
 def _announce_classes(config: Config, classes: Classes) -> None:
